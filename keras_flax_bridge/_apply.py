@@ -1,0 +1,106 @@
+"""`state.apply_fn`: a Keras model called the way Flax code calls a Linen one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from keras_flax_bridge import _paths
+from keras_flax_bridge import _variables as V
+from keras_flax_bridge.errors import StructureMismatchError
+
+COLLECTIONS = ("params", "non_trainable")
+
+
+class KerasApply:
+    """``apply_fn(variables, x, ...)`` of a Keras model; pure, and equal for one and the same model."""
+
+    def __init__(self, model: Any):
+        self.model = model
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, KerasApply) and self.model is other.model
+
+    def __hash__(self) -> int:
+        return hash((KerasApply, id(self.model)))
+
+    def __repr__(self) -> str:
+        return f"apply_fn of {self.model.name!r}"
+
+    def __call__(
+        self,
+        variables: Mapping[str, Any],
+        *args: Any,
+        mutable: bool | str | Sequence[str] = False,
+        rngs: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Calls the model on `variables`.
+
+        Args:
+            variables: ``{"params": ..., "non_trainable": ...}``. ``non_trainable`` may be left out
+                where the model has no such state, or only seeds that this call doesn't draw from.
+            *args: what the model is called on.
+            mutable: collections to return as updated, of ``non_trainable`` and ``losses`` (what
+                ``add_loss`` and regularizers raised, a list of scalars); True for both.
+            rngs: a JAX key, or ``{"dropout": key}``, from which all seeds of this call derive.
+            **kwargs: passed to the model; ``training`` only where it takes it.
+
+        Returns:
+            The outputs, or ``(outputs, updates)`` where `mutable` asks for any.
+
+        Raises:
+            StructureMismatchError: if `variables` isn't what the model needs.
+        """
+        params, non_trainable = V.collect_layer(self.model)
+        flat = _paths.flatten(variables.get("non_trainable", {}))
+        given = {**flat, **_derived(rngs, non_trainable)}
+        absent = {e.path: jnp.zeros((2,), jnp.uint32) for e in non_trainable if _lacks_seed(e, given)}
+        before = non_trainable.leaves(_paths.nest({**given, **absent}), "variables['non_trainable']")
+        weights = params.leaves(variables.get("params", {}), "variables['params']")
+        outputs, after, losses = V.call(self.model, weights, before, args, kwargs)
+        drawn = [e for e, old, new in zip(non_trainable, before, after, strict=True) if new is not old]
+        _refuse_placeholders(drawn, absent)
+        updates = {"non_trainable": non_trainable.tree(after), "losses": losses}
+        wanted = _wanted(mutable)
+        return (outputs, {name: updates[name] for name in wanted}) if wanted else outputs
+
+
+def _derived(rngs: Any, collection: V.Collection) -> dict:
+    if rngs is None:
+        return {}
+    key = rngs.get("dropout", next(iter(rngs.values()))) if isinstance(rngs, Mapping) else rngs
+    return V.seeds_from(key, collection)
+
+
+def _lacks_seed(entry: V.Entry, given: Mapping) -> bool:
+    return entry.kind == V.SEED and entry.path not in given
+
+
+def _refuse_placeholders(drawn: Sequence[V.Entry], absent: Mapping) -> None:
+    """A seed that was left out must not have been drawn from."""
+    missing = [_paths.join(("non_trainable", *e.path)) for e in drawn if e.path in absent]
+    if missing:
+        raise StructureMismatchError(
+            "variables",
+            report="\n".join(f"  missing     {path}" for path in missing),
+            missing=missing,
+            fix="The call draws random numbers: pass state.non_trainable under 'non_trainable', "
+            "or rngs={'dropout': key}.",
+        )
+
+
+def _wanted(mutable: bool | str | Sequence[str]) -> Sequence[str]:
+    if isinstance(mutable, bool):
+        return ("non_trainable", "losses") if mutable else ()
+    names = [mutable] if isinstance(mutable, str) else list(mutable)
+    unknown = [name for name in names if name not in ("non_trainable", "losses")]
+    if unknown:
+        raise StructureMismatchError(
+            "mutable",
+            unexpected=unknown,
+            fix=f"A Keras model updates 'non_trainable' and 'losses'; there is no {unknown[0]!r}.",
+        )
+    return names

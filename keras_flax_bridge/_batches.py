@@ -1,0 +1,118 @@
+"""What a batch must be: arrays of one size along the batch axis, of the structure the model takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import keras
+import numpy as np
+
+from keras_flax_bridge import _paths
+from keras_flax_bridge import _variables as V
+from keras_flax_bridge.errors import StructureMismatchError
+
+_FORMS = "A batch is (x,), (x, y), (x, y, sample_weight) or bare x; x and y are pytrees of arrays."
+
+
+def check(model: Any, batch: Any, skip_axes: int = 0) -> None:
+    """Checks a batch against what Keras's own step will do with it.
+
+    Args:
+        model: a compiled model.
+        batch: arrays, tracers or shapes.
+        skip_axes: leading axes that don't belong to a batch.
+
+    Raises:
+        StructureMismatchError: if a part is missing, or of another structure or shape.
+    """
+    parts = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+    if not 1 <= len(parts) <= 3:
+        raise _mismatch("batch", f"{len(parts)} parts", "1 to 3 parts")
+    x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
+    if y is None and V.has_loss(model):
+        raise _mismatch("batch/1", "no targets y", "targets for the compiled loss")
+    check_inputs(model, x, skip_axes)
+    _check_sizes(dict(zip(("x", "y", "sample_weight"), parts, strict=False)), skip_axes)
+
+
+def check_inputs(model: Any, x: Any, skip_axes: int = 0) -> None:
+    """Checks x against the inputs of a Functional or Sequential model.
+
+    Raises:
+        StructureMismatchError: naming the input that is missing, unexpected or of another shape.
+    """
+    wanted = _input_shapes(model)
+    got = [(path, np.shape(leaf)[skip_axes:]) for path, leaf in _paths.flatten(x).items()]
+    if wanted is None:
+        return
+    if len(got) != len(wanted):
+        raise _mismatch("batch/x", f"{len(got)} arrays", f"{len(wanted)} inputs: {_named(wanted)}")
+    if isinstance(x, dict) and all(name in x for name, _ in wanted):
+        got = [((name,), np.shape(x[name])[skip_axes:]) for name, _ in wanted]
+    for (name, shape), (path, found) in zip(wanted, got, strict=True):
+        if not _fits(found, shape):
+            where = _paths.join(("batch", "x", *path))
+            raise _mismatch(where, f"shape {found}", f"shape {shape} of input {name!r}")
+
+
+def _input_shapes(model: Any) -> list[tuple[str, tuple]] | None:
+    """Name and shape of every input; None for a model that doesn't say."""
+    inputs = getattr(model, "inputs", None)
+    return [(tensor.name, tuple(tensor.shape)) for tensor in inputs] if inputs else None
+
+
+def _named(inputs: list[tuple[str, tuple]]) -> str:
+    return ", ".join(f"{name} {shape}" for name, shape in inputs)
+
+
+def _fits(found: tuple, wanted: tuple) -> bool:
+    """Whether a shape is one that Keras accepts: it adds or drops a last axis of size 1."""
+    candidates = [found, (*found, 1)] + ([found[:-1]] if found[-1:] == (1,) else [])
+    return any(
+        len(shape) == len(wanted) and all(w is None or f == w for f, w in zip(shape, wanted, strict=True))
+        for shape in candidates
+    )
+
+
+def _check_sizes(parts: dict[str, Any], skip_axes: int) -> None:
+    sizes = {
+        path: np.shape(leaf)[skip_axes]
+        for path, leaf in _paths.flatten(parts).items()
+        if len(np.shape(leaf)) > skip_axes
+    }
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{_paths.join(path)}: {size}" for path, size in sizes.items())
+        raise _mismatch("batch", f"arrays of different batch sizes ({listed})", "one batch size")
+
+
+def check_leading_axis(batches: Any, length: int) -> None:
+    """Checks that every leaf carries the axis that `steps_per_call` asks for.
+
+    Raises:
+        StructureMismatchError: naming the leaf.
+    """
+    for path, leaf in _paths.flatten(batches).items():
+        if np.shape(leaf)[:1] != (length,):
+            raise _mismatch(
+                _paths.join(("batch", *path)),
+                f"shape {np.shape(leaf)}",
+                f"a leading axis of size {length}, for steps_per_call={length}",
+            )
+
+
+def one_of(batches: Any, steps: int) -> Any:
+    """The shapes of one batch out of those of a call."""
+    shapes = V.specs(batches)
+    if steps == 1:
+        return shapes
+    check_leading_axis(shapes, steps)
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape[1:], s.dtype), shapes)
+
+
+def _mismatch(where: str, got: str, expected: str) -> StructureMismatchError:
+    error = StructureMismatchError(f"{where}: got {got}, expected {expected}. {_FORMS}")
+    error.where, error.got, error.expected, error.fix = where, got, expected, _FORMS
+    return error
+
+

@@ -1,0 +1,72 @@
+"""What a leaf must be before it is used: an array, its buffer there, its value known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import keras
+
+from keras_flax_bridge import _paths
+from keras_flax_bridge.errors import NotBuiltError, OwnershipError
+
+
+def strong(tree: Any) -> Any:
+    """Without jax's weak types, which would make a second step compile again."""
+    return jax.tree.map(_strong, tree)
+
+
+def _strong(leaf: Any) -> Any:
+    return jax.lax.convert_element_type(leaf, leaf.dtype) if getattr(leaf, "weak_type", False) else leaf
+
+
+def require_values(flat: _paths.Flat) -> None:
+    """Checks that every leaf holds a value that can be written somewhere.
+
+    Raises:
+        NotBuiltError: naming the leaf that is abstract.
+        OwnershipError: naming the leaf that was donated, is traced, or is a Keras variable.
+    """
+    for path, leaf in flat.items():
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            raise NotBuiltError(
+                _paths.join(path),
+                got="an abstract leaf",
+                expected="an array",
+                fix="Restore a checkpoint into the abstract state first.",
+            )
+        if isinstance(leaf, jax.core.Tracer):
+            raise OwnershipError(
+                _paths.join(path),
+                got="a value that jax is tracing",
+                expected="an array",
+                fix="Return the state from the jitted function and use the result outside.",
+            )
+        _require_usable(path, leaf, None)
+
+
+def require_usable(tree: Any, cause: BaseException) -> None:
+    """Names the leaf that made a computation fail, if one did.
+
+    Raises:
+        OwnershipError: naming the leaf that was donated or is a Keras variable.
+    """
+    for path, leaf in _paths.flatten(tree).items():
+        _require_usable(path, leaf, cause)
+
+
+def _require_usable(path: _paths.Path, leaf: Any, cause: BaseException | None) -> None:
+    if isinstance(leaf, keras.Variable):
+        raise OwnershipError(
+            _paths.join(path),
+            got=f"a keras.Variable ({leaf.path})",
+            expected="an array",
+            fix="Take the whole state with TrainState.from_keras(model), or the variable's .value.",
+        ) from cause
+    if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) and leaf.is_deleted():
+        raise OwnershipError(
+            _paths.join(path),
+            got="a buffer that was donated to a step",
+            expected="an array",
+            fix="Use the state that the step returned, or make the step with donate=False.",
+        ) from cause

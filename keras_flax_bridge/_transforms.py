@@ -1,0 +1,141 @@
+"""Keras optimizers behind optax's interface, and optax behind the one of Keras's train step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import keras
+import optax
+
+from keras_flax_bridge import _paths
+from keras_flax_bridge import _variables as V
+
+
+def trainee(model: Any, *, loss: Any = None, optimizer: Any = None, metrics: Any = None) -> Any:
+    """A compiled model whose own ``train_step`` trains it with the given parts.
+
+    Args:
+        model: a `keras.Model`, compiled or not.
+        loss: as in ``compile``; None for the model's own.
+        optimizer: a Keras optimizer, its name, or an optax transformation; None for the model's own.
+        metrics: as in ``compile``; None for the model's own.
+    """
+    if not is_optax(optimizer):
+        return V.trainer(model, loss=loss, optimizer=optimizer, metrics=metrics)
+    twin = V.trainer(model, loss=loss, optimizer="sgd", metrics=metrics)
+    twin.optimizer = OptaxInKeras(optimizer, twin)
+    return twin
+
+
+def is_optax(optimizer: Any) -> bool:
+    """Whether an object is an optax transformation, by optax's own interface."""
+    return hasattr(optimizer, "init") and hasattr(optimizer, "update")
+
+
+class OptaxInKeras:
+    """What Keras's train step asks of an optimizer, answered by an optax transformation."""
+
+    built = True
+    variables = ()
+
+    def __init__(self, tx: optax.GradientTransformation, model: Any):
+        self.name = "optax"
+        self.tx = tx
+        self._model = model
+
+    def scale_loss(self, loss: Any) -> Any:
+        return loss
+
+    def stateless_apply(self, optimizer_variables: list, grads: list, trainable_variables: list):
+        """One update; `optimizer_variables` are the leaves of optax's state."""
+        params, _ = V.collect_layer(self._model)
+        slots = OptaxSlots(self.tx, params)
+        values = params.tree(trainable_variables)
+        state = slots.tree(optimizer_variables)
+        updates, state = self.tx.update(params.tree(grads), state, values)
+        values = optax.apply_updates(values, updates)
+        return params.leaves(values, "params"), jax.tree.leaves(state)
+
+
+class OptaxSlots:
+    """Optax's state where a `Collection` of slots stands for a Keras optimizer."""
+
+    def __init__(self, tx: optax.GradientTransformation, params: V.Collection):
+        self._like = jax.eval_shape(tx.init, _paths.nest(params.specs()))
+
+    def leaves(self, tree: Any, where: str) -> list[Any]:
+        """The leaves of optax's state, after checking that they are this transformation's.
+
+        Raises:
+            StructureMismatchError: naming all leaves that differ.
+        """
+        difference = _paths.diff(_paths.flatten(tree), _paths.flatten(self._like))
+        if difference:
+            raise difference.error(where, "It is the state of another optimizer than the step has.")
+        return jax.tree.leaves(tree)
+
+    def tree(self, values: list[Any]) -> Any:
+        return jax.tree.unflatten(jax.tree.structure(self._like), values)
+
+
+def training_variables(trained: Any) -> tuple[Any, Any, Any, Any]:
+    """Params, non-trainable state, slots and metrics of a `trainee`, each a collection."""
+    variables = V.collect(trained)
+    if isinstance(trained.optimizer, OptaxInKeras):
+        return (*variables[:2], OptaxSlots(trained.optimizer.tx, variables.params), variables.metrics)
+    return variables
+
+
+class KerasTransformation(optax.GradientTransformationExtraArgs):
+    """A Keras optimizer as an optax transformation whose `apply` is exact.
+
+    `update` returns differences, as optax has it, and adding one to a parameter rounds; `apply`
+    returns the new parameters themselves.
+    """
+
+    optimizer: Any
+    _variables: V.ModelVariables
+
+    def __new__(cls, optimizer: Any, variables: V.ModelVariables) -> KerasTransformation:
+        def init(params: Any) -> Any:
+            del params  # their structure is the model's
+            fresh = V.fresh_optimizer(optimizer, [entry.variable for entry in variables.params])
+            return variables.opt_state.tree([variable.value for variable in fresh.variables])
+
+        def update(grads: Any, state: Any, params: Any = None, **_: Any) -> tuple[Any, Any]:
+            new, state = self.apply(grads, state, params)
+            return jax.tree.map(jnp.subtract, new, params), state
+
+        self = super().__new__(cls, init, update)
+        self.optimizer = optimizer
+        self._variables = variables
+        return self
+
+    def apply(self, grads: Any, opt_state: Any, params: Any) -> tuple[Any, Any]:
+        """New parameters and slots, by Keras's own rule.
+
+        The gradients are those of the loss itself: where the optimizer scales the loss, they are
+        scaled as if the loss had been, because Keras's rule divides by that scale.
+        """
+        owned, slots = self._variables.params, self._variables.opt_state
+        slot_values = slots.leaves(opt_state, "opt_state")
+        gradients = [self._scaled(g, slot_values) for g in owned.leaves(grads, "grads")]
+        new, new_slots = self.optimizer.stateless_apply(
+            slot_values, gradients, owned.leaves(params, "params")
+        )
+        return owned.tree(new), slots.tree(new_slots)
+
+    def _scaled(self, gradient: Any, slot_values: list) -> Any:
+        mapping = [(e.variable, v) for e, v in zip(self._variables.opt_state, slot_values, strict=True)]
+        with keras.StatelessScope(mapping):
+            scaled = self.optimizer.scale_loss(gradient)
+        return scaled if scaled is gradient else scaled.astype(gradient.dtype)
+
+
+def transformation(trained: Any, variables: V.ModelVariables) -> Any:
+    """The optax view of the optimizer of a `trainee`."""
+    if isinstance(trained.optimizer, OptaxInKeras):
+        return trained.optimizer.tx
+    return KerasTransformation(trained.optimizer, variables)

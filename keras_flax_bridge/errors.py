@@ -1,0 +1,92 @@
+"""The errors of the bridge: each says where, what it got, what it expected and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class BridgeError(Exception):
+    """Base of every error that the bridge raises.
+
+    Args:
+        where: the path or the name of the thing that is wrong, such as ``params/dense/kernel``.
+        got: what was found there; a kind, a shape and a dtype, never array contents.
+        expected: what would have been right.
+        fix: one sentence that says what to do.
+    """
+
+    def __init__(
+        self,
+        where: str,
+        *,
+        got: str | None = None,
+        expected: str | None = None,
+        fix: str | None = None,
+    ):
+        # one bare argument is a whole message: so pickle and Keras's traceback filter rebuild errors
+        said = where if fix is None else f"{where}: got {got}, expected {expected}. {fix}"
+        super().__init__(said)
+        self.where = where
+        self.got = got
+        self.expected = expected
+        self.fix = fix
+
+
+class BackendError(BridgeError, ValueError):
+    """Keras runs, or is set to run, on another backend than JAX."""
+
+
+class NotBuiltError(BridgeError, ValueError):
+    """A model, an optimizer or a metric has no variables yet, or a model was never compiled."""
+
+
+class OwnershipError(BridgeError, ValueError):
+    """A buffer is used by one who no longer holds it: it moved into a state, or was donated."""
+
+
+class UnsupportedLayerError(BridgeError, ValueError):
+    """A layer that can't cross the bridge; the message names it and says why."""
+
+
+class UnsupportedOptimizerError(BridgeError, ValueError):
+    """An optimizer, or an option of one, that can't cross the bridge."""
+
+
+class StructureMismatchError(BridgeError, ValueError):
+    """Two trees don't have the same leaves; lists all of them and nothing was assigned.
+
+    Args:
+        where: what was compared, such as ``checkpoint /runs/7``.
+        report: the table of all differences, one line a leaf.
+        missing: paths that were expected and not found.
+        unexpected: paths that were found and not expected.
+        mismatched: paths found on both sides with another shape or dtype.
+        fix: one sentence that says what to do.
+    """
+
+    def __init__(
+        self,
+        where: str,
+        *,
+        report: str = "",
+        missing: Sequence[str] = (),
+        unexpected: Sequence[str] = (),
+        mismatched: Sequence[str] = (),
+        fix: str | None = None,
+    ):
+        counts = (
+            f"{len(missing)} missing, {len(unexpected)} unexpected, {len(mismatched)} mismatched leaves"
+        )
+        super().__init__(where, got=counts, expected="the same leaves on both sides", fix=fix)
+        self.args = (f"{self.args[0]}\n{report}" if report else self.args[0],)
+        self.missing = tuple(missing)
+        self.unexpected = tuple(unexpected)
+        self.mismatched = tuple(mismatched)
+
+
+class CheckpointError(BridgeError):
+    """A checkpoint can't be written, found or read."""
+
+
+class CorruptCheckpointError(CheckpointError):
+    """A checkpoint is damaged; the message names the leaf."""

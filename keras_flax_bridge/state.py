@@ -1,0 +1,377 @@
+"""`TrainState`: the variables of a Keras model as the pytree that Flax code trains."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import keras
+from flax import struct
+from flax.training import train_state
+
+from keras_flax_bridge import _paths
+from keras_flax_bridge import _variables as V
+from keras_flax_bridge._apply import KerasApply
+from keras_flax_bridge._leaves import require_values, strong
+from keras_flax_bridge._transforms import KerasTransformation, trainee, transformation
+from keras_flax_bridge.errors import NotBuiltError
+
+TREES = ("params", "non_trainable", "opt_state", "metrics")
+
+
+class TrainState(train_state.TrainState):
+    """A Keras model's whole training state, a subclass of Flax's `TrainState`.
+
+    Leaves are keyed by their place in the model (``params["dense_1"]["kernel"]``), never by
+    Keras's auto-generated names, so two builds of one architecture give the same tree.
+
+    Attributes:
+        step: batches seen, an int32 scalar.
+        params: trainable weights, a nested dict.
+        opt_state: for a Keras optimizer its scalars and one subtree per slot, shaped like `params`;
+            for optax, optax's own state.
+        apply_fn: ``apply_fn({"params": ..., "non_trainable": ...}, x, training=..., mutable=[...])``.
+        tx: the optimizer behind optax's interface.
+        non_trainable: moving statistics, seeds, frozen weights and other state, a nested dict.
+        metrics: ``{metric key: {variable: value}}`` of training.
+        eval_metrics: the same of evaluation, which never touches those of training.
+
+    Example:
+        >>> import keras, numpy as np
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> model.compile("sgd", "mse")
+        >>> state = TrainState.from_keras(model)
+        >>> jax.tree.map(np.shape, state.params)
+        {'dense': {'bias': (2,), 'kernel': (4, 2)}}
+        >>> state.apply_fn({"params": state.params}, np.ones((3, 4))).shape
+        (3, 2)
+    """
+
+    non_trainable: Any = struct.field(default_factory=dict)
+    metrics: Any = struct.field(default_factory=dict)
+    eval_metrics: Any = struct.field(default_factory=dict)
+
+    @classmethod
+    def from_keras(
+        cls,
+        model: keras.Model,
+        *,
+        batch: Any = None,
+        optimizer: Any = None,
+        loss: Any = None,
+        metrics: Any = None,
+        copy: bool = True,
+    ) -> TrainState:
+        """Takes the state of a Keras model.
+
+        Args:
+            model: a compiled model, or an uncompiled one together with `optimizer`.
+            batch: ``(x,)``, ``(x, y)``, ``(x, y, sample_weight)`` or bare x, arrays or
+                `jax.ShapeDtypeStruct`; builds what isn't built, as ``fit`` would.
+            optimizer: a Keras optimizer or an optax transformation; None for the model's own.
+            loss: as in ``compile``; only the metrics of several outputs depend on it.
+            metrics: as in ``compile``; None for the model's own.
+            copy: True gives the state buffers of its own. False moves the model's: nothing is
+                copied, and the model raises `OwnershipError` if used before `assign_to`.
+
+        Returns:
+            The state; `step` is the number of batches that a Keras optimizer has seen.
+
+        Raises:
+            NotBuiltError: if the model is unbuilt and there is no batch, if metrics need one, or if
+                the model is uncompiled and there is no optimizer.
+            OwnershipError: if the values of a variable moved into another state.
+            StructureMismatchError: if the optimizer was built for other variables.
+
+        Example:
+            >>> import keras, optax
+            >>> model = keras.Sequential([keras.layers.Dense(2)])
+            >>> batch = (jax.ShapeDtypeStruct((8, 4), "float32"), jax.ShapeDtypeStruct((8, 2), "float32"))
+            >>> state = TrainState.from_keras(model, batch=batch, optimizer=optax.sgd(0.1))
+            >>> int(state.step), state.params["dense"]["kernel"].shape
+            (0, (4, 2))
+        """
+        trained = _built(trainee(model, loss=loss, optimizer=optimizer, metrics=metrics), batch)
+        variables = V.collect(trained)
+        values = [_take(collection, copy) for collection in variables]
+        params, non_trainable, slots, metric_values = map(V.Collection.tree, variables, values)
+        tx = transformation(trained, variables)
+        is_keras = isinstance(tx, KerasTransformation)
+        step = V.iterations(trained.optimizer) if is_keras else 0
+        if not copy:
+            V.move([entry for collection in variables for entry in collection])
+        return cls(
+            step=_owned(jnp.asarray(step, jnp.int32)),
+            apply_fn=KerasApply(trained),
+            params=params,
+            tx=tx,
+            opt_state=slots if is_keras else tx.init(params),
+            non_trainable=non_trainable,
+            metrics=metric_values,
+            eval_metrics=_zeroed(trained, variables.metrics, metric_values),
+        )
+
+    @classmethod
+    def abstract(
+        cls,
+        model_fn: Callable[[], keras.Model],
+        *,
+        batch: Any = None,
+        optimizer: Any = None,
+        loss: Any = None,
+        metrics: Any = None,
+    ) -> TrainState:
+        """The state that ``from_keras(model_fn())`` would give, as shapes and dtypes.
+
+        Nothing is allocated and no initializer runs: the model is built under `jax.eval_shape`.
+
+        Args:
+            model_fn: builds the model; it runs once, traced.
+            batch: as in `from_keras`.
+            optimizer: as in `from_keras`; a Keras one is rebuilt from its config.
+            loss: as in `from_keras`.
+            metrics: as in `from_keras`.
+
+        Returns:
+            A state of `jax.ShapeDtypeStruct`; `apply_fn` and `tx` work as usual.
+
+        Raises:
+            NotBuiltError: as `from_keras`.
+
+        Example:
+            >>> import keras
+            >>> def model_fn():
+            ...     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+            ...     model.compile("sgd", "mse")
+            ...     return model
+            >>> TrainState.abstract(model_fn).params["dense"]["kernel"]
+            ShapeDtypeStruct(shape=(4, 2), dtype=float32)
+        """
+        if isinstance(optimizer, keras.optimizers.Optimizer):
+            optimizer = type(optimizer).from_config(optimizer.get_config())
+
+        def build() -> TrainState:
+            state = cls.from_keras(
+                model_fn(), batch=batch, optimizer=optimizer, loss=loss, metrics=metrics
+            )
+            V.forget_traced(V.collect(state.apply_fn.model))
+            return state
+
+        return jax.eval_shape(build)
+
+    def assign_to(
+        self, model: keras.Model, *, optimizer: Any = None, metrics: Any = None, copy: bool = True
+    ) -> None:
+        """Writes the state into a Keras model: weights, seeds, slots and metrics, all or nothing.
+
+        Slots go to the compiled or the given Keras optimizer; an uncompiled model has no place for
+        slots and metrics, and optax's state has none in a Keras optimizer.
+
+        Args:
+            model: a built model of the architecture that the state was taken from.
+            optimizer: a Keras optimizer that receives the slots; None for the model's own.
+            metrics: metrics that receive the values; None for the model's own.
+            copy: True gives the model buffers of its own. False hands it the state's: donating the
+                state afterwards would delete them.
+
+        Raises:
+            NotBuiltError: if the model is unbuilt, or the state is abstract.
+            OwnershipError: if a leaf was donated.
+            StructureMismatchError: if the leaves are not those of the model; lists all of them.
+
+        Example:
+            >>> import keras
+            >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+            >>> model.compile("sgd", "mse")
+            >>> state = TrainState.from_keras(model, copy=False)
+            >>> state.assign_to(model)
+            >>> model.count_params()
+            10
+        """
+        variables = _receivers(model, optimizer, metrics)
+        expected = _named(variables)
+        trees = {name: getattr(self, name) for name in TREES[: 4 if len(variables) == 4 else 2]}
+        if not isinstance(self.tx, KerasTransformation) and "opt_state" in trees:
+            trees.pop("opt_state")
+            expected = {path: entry for path, entry in expected.items() if path[0] != "opt_state"}
+            _warn_foreign_slots(model)
+        flat = _paths.flatten(trees)
+        difference = _paths.diff(flat, {p: V.variable_spec(e.variable) for p, e in expected.items()})
+        if difference:
+            raise difference.error(
+                f"model {model.name!r}",
+                "Nothing was assigned. Take the model that the state was made from, "
+                "or another build of the same architecture.",
+            )
+        require_values(flat)
+        new = {path: _owned(leaf) if copy else leaf for path, leaf in flat.items()}
+        for path, entry in expected.items():
+            entry.variable.assign(new[path])
+
+    def apply_gradients(self, *, grads: Any, **kwargs: Any) -> TrainState:
+        """The state after one optimizer step, as in Flax; exact for Keras optimizers.
+
+        Args:
+            grads: gradients of the loss, of the structure of `params`. They are never scaled: where
+                a Keras optimizer scales the loss, this is accounted for.
+            **kwargs: fields to replace, such as ``non_trainable=updates["non_trainable"]``.
+
+        Returns:
+            A new state whose `step` is one more.
+
+        Raises:
+            StructureMismatchError: if the gradients are not of the structure of `params`.
+
+        Example:
+            >>> import keras
+            >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+            >>> model.compile("adam", "mse")
+            >>> state = TrainState.from_keras(model)
+            >>> state = state.apply_gradients(grads=jax.tree.map(jnp.ones_like, state.params))
+            >>> int(state.step), int(state.opt_state["iteration"])
+            (1, 1)
+        """
+        if not isinstance(self.tx, KerasTransformation):
+            return super().apply_gradients(grads=grads, **kwargs)
+        params, opt_state = self.tx.apply(grads, self.opt_state, self.params)
+        return self.replace(step=self.step + 1, params=params, opt_state=opt_state, **kwargs)
+
+    def reset_metrics(self) -> TrainState:
+        """The state with all metrics at their start; everything else is untouched.
+
+        Returns:
+            A new state.
+
+        Raises:
+            StructureMismatchError: if `metrics` are not those of the model that `apply_fn` calls.
+
+        Example:
+            >>> import keras
+            >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+            >>> model.compile("adam", "mse")
+            >>> state = TrainState.from_keras(model).reset_metrics()
+            >>> float(state.metrics["loss"]["count"])
+            0.0
+        """
+        if not isinstance(self.apply_fn, KerasApply):
+            zeros = jax.tree.map(jnp.zeros_like, (self.metrics, self.eval_metrics))
+            return self.replace(metrics=zeros[0], eval_metrics=zeros[1])
+        model = self.apply_fn.model
+        metrics = V.collect(model).metrics
+        return self.replace(
+            metrics=_zeroed(model, metrics, self.metrics),
+            eval_metrics=_zeroed(model, metrics, self.eval_metrics),
+        )
+
+    def repartition(self, model: keras.Model) -> TrainState:
+        """Moves leaves between `params` and `non_trainable` after layers were frozen or unfrozen.
+
+        Slots of weights that stay trainable are kept, those of newly trainable ones start as the
+        optimizer starts them, those of frozen ones are dropped. Metrics and step are kept.
+
+        Args:
+            model: the model as it is now; compiled again if it was, as Keras asks for.
+
+        Returns:
+            A new state for `model`.
+
+        Raises:
+            StructureMismatchError: if the model has other variables than the state.
+
+        Example:
+            >>> import keras
+            >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(2)])
+            >>> model.compile("adam", "mse")
+            >>> state = TrainState.from_keras(model)
+            >>> model.layers[0].trainable = False
+            >>> model.compile("adam", "mse")
+            >>> state = state.repartition(model)
+            >>> sorted(state.params), sorted(state.non_trainable), sorted(state.opt_state["momentums"])
+            (['dense_1'], ['dense'], ['dense_1'])
+        """
+        is_keras = isinstance(self.tx, KerasTransformation)
+        trained = _built(trainee(model, optimizer=None if is_keras else self.tx), None)
+        variables = V.collect(trained)
+        flat = {**_paths.flatten(self.params), **_paths.flatten(self.non_trainable)}
+        weights = variables.params + variables.non_trainable
+        difference = _paths.diff(flat, {e.path: V.variable_spec(e.variable) for e in weights})
+        if difference:
+            raise difference.error(f"model {model.name!r}", "It must be the model of this state.")
+        params = variables.params.tree([flat[entry.path] for entry in variables.params])
+        tx = transformation(trained, variables)
+        return self.replace(
+            apply_fn=KerasApply(trained),
+            tx=tx,
+            params=params,
+            non_trainable=variables.non_trainable.tree([flat[e.path] for e in variables.non_trainable]),
+            opt_state=_paths.fill(tx.init(params), _paths.flatten(self.opt_state)),
+        )
+
+
+def _built(trained: Any, batch: Any) -> Any:
+    """The model, its metrics as far as `batch` tells, and its optimizer, built."""
+    if batch is not None and not V.is_built(trained):
+        V.build(trained, batch)
+    if not trained.built:
+        raise NotBuiltError(
+            f"model {trained.name!r}",
+            got="a model without variables",
+            expected="a built model",
+            fix="Pass batch=, call the model on data, or start it with keras.Input.",
+        )
+    if isinstance(trained.optimizer, keras.optimizers.Optimizer):
+        V.build_optimizer(trained)
+    return trained
+
+
+def _take(collection: V.Collection, copy: bool) -> list[Any]:
+    """The values of variables: copies, or the buffers themselves, each once."""
+    if copy:
+        return [_owned(entry.variable.value) for entry in collection]
+    seen: set[int] = set()
+    return [_first_or_copy(strong(entry.variable.value), seen) for entry in collection]
+
+
+def _first_or_copy(value: Any, seen: set[int]) -> Any:
+    """A buffer that two variables share is copied for the second: none can be donated twice."""
+    if id(value) in seen:
+        return jnp.copy(value)
+    seen.add(id(value))
+    return value
+
+
+def _owned(value: Any) -> Any:
+    return strong(jnp.copy(value))
+
+
+def _zeroed(model: Any, metrics: V.Collection, tree: Any) -> Any:
+    """Metric values after a reset."""
+    if not metrics:
+        return {}
+    return metrics.tree([_owned(v) for v in V.reset_metrics(model, metrics.leaves(tree, "metrics"))])
+
+
+def _receivers(model: Any, optimizer: Any, metrics: Any) -> tuple[V.Collection, ...]:
+    """What a model can receive: all four collections, or only weights if it doesn't train."""
+    if not model.built:
+        _built(model, None)
+    if not model.compiled and optimizer is None:
+        return V.collect_layer(model)
+    return V.collect(_built(trainee(model, optimizer=optimizer, metrics=metrics), None))
+
+
+def _named(variables: tuple[V.Collection, ...]) -> dict[_paths.Path, V.Entry]:
+    names = zip(TREES, variables, strict=False)  # two collections, or all four
+    return {(name, *entry.path): entry for name, entries in names for entry in entries}
+
+
+def _warn_foreign_slots(model: Any) -> None:
+    if isinstance(getattr(model, "optimizer", None), keras.optimizers.Optimizer):
+        warnings.warn(
+            f"model {model.name!r}: the state was trained by optax, so the slots of the compiled "
+            f"{type(model.optimizer).__name__} stay as they are",
+            stacklevel=3,
+        )

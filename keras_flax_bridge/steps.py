@@ -1,0 +1,249 @@
+"""Train, eval and predict steps: Keras's own step as a pure function of a `TrainState`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import keras
+
+from keras_flax_bridge import _batches
+from keras_flax_bridge import _leaves as leaves
+from keras_flax_bridge import _variables as V
+from keras_flax_bridge._leaves import strong
+from keras_flax_bridge._transforms import trainee, training_variables
+from keras_flax_bridge.errors import BridgeError
+from keras_flax_bridge.state import TrainState
+
+Logs = dict[str, Any]
+Step = Callable[[TrainState, Any], tuple[TrainState, Logs]]
+Fields = dict[str, Any]  # some fields of a TrainState, by name
+
+# the trees that each of Keras's steps takes, in its order
+_TRAINED = ("params", "non_trainable", "opt_state", "metrics")
+_EVALUATED = ("params", "non_trainable", "eval_metrics")
+_PREDICTED = ("params", "non_trainable")
+
+
+def make_train_step(
+    model: keras.Model,
+    *,
+    loss: Any = None,
+    optimizer: Any = None,
+    metrics: Any = None,
+    jit: bool = True,
+    donate: bool = True,
+    steps_per_call: int = 1,
+) -> Step:
+    """Makes ``train_step(state, batch) -> (state, logs)``.
+
+    The step is the model's own ``train_step``, Keras's or an overridden one, run on the state: the
+    forward pass with ``training=True`` where the model takes it, losses of ``add_loss`` and of
+    regularizers, loss scaling, the optimizer, metrics. It neither reads nor writes the model.
+
+    Args:
+        model: a compiled model, or an uncompiled one together with `optimizer` and `loss`.
+        loss: as in ``compile``; None for the model's own.
+        optimizer: a Keras optimizer or an optax transformation; None for the model's own.
+        metrics: as in ``compile``; None for the model's own.
+        jit: False gives the pure function, to be used under `vmap`, `scan` or `shard_map`.
+        donate: whether the compiled step takes over the buffers of the state it is given.
+        steps_per_call: for k > 1, batch leaves carry a leading axis of size k and the k steps run
+            as one compiled `lax.scan`; the logs are those after the last.
+
+    Returns:
+        The step. Its logs are scalars: the loss and every metric's running result, as in ``fit``.
+
+    Raises:
+        NotBuiltError: if the model is uncompiled and there is no optimizer.
+        StructureMismatchError: at the first call, if the state is not one of this model, or the
+            batch is not what the model takes.
+        OwnershipError: at a call, if the state was donated before.
+
+    Example:
+        >>> import keras, numpy as np
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, kernel_initializer="ones")])
+        >>> model.compile(keras.optimizers.SGD(0.1), "mse", metrics=["mae"])
+        >>> state = TrainState.from_keras(model)
+        >>> train_step = make_train_step(model)
+        >>> batch = np.ones((2, 4), "float32"), np.zeros((2, 1), "float32")
+        >>> state, logs = train_step(state, batch)
+        >>> {name: float(value) for name, value in sorted(logs.items())}
+        {'loss': 16.0, 'mae': 4.0}
+    """
+    trained = trainee(model, loss=loss, optimizer=optimizer, metrics=metrics)
+    run = _train_function(trained)
+    run = run if steps_per_call == 1 else _scanned(run, steps_per_call)
+    run = jax.jit(run, donate_argnums=0 if donate else ()) if jit else run
+    build = _Builder(trained, steps_per_call)
+
+    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Logs]:
+        build(batch)
+        new, logs = _explained(run, _fields(state, ("step", *_TRAINED)), batch)
+        return state.replace(**new), logs
+
+    return train_step
+
+
+def make_eval_step(model: keras.Model, *, loss: Any = None, metrics: Any = None, jit: bool = True) -> Step:
+    """Makes ``eval_step(state, batch) -> (state, logs)``.
+
+    The step is the model's own ``test_step``. Its metrics accumulate in `state.eval_metrics`, so
+    those of training are never touched; `state.reset_metrics` starts both again.
+
+    Args:
+        model: a compiled model, or an uncompiled one together with `loss`.
+        loss: as in ``compile``; None for the model's own.
+        metrics: as in ``compile``; None for the model's own.
+        jit: False gives the pure function.
+
+    Returns:
+        The step. Nothing is donated: parameters and slots pass through.
+
+    Raises:
+        StructureMismatchError: at the first call, if the state is not one of this model, or the
+            batch is not what the model takes.
+
+    Example:
+        >>> import keras, numpy as np
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, kernel_initializer="ones")])
+        >>> model.compile("sgd", "mse")
+        >>> state = TrainState.from_keras(model)
+        >>> batch = np.ones((2, 4), "float32"), np.zeros((2, 1), "float32")
+        >>> state, logs = make_eval_step(model)(state, batch)
+        >>> float(logs["loss"]), float(state.metrics["loss"]["count"])
+        (16.0, 0.0)
+    """
+    # an optimizer plays no part in evaluation, but an uncompiled model can't be compiled without one
+    placeholder = None if model.compiled else "sgd"
+    trained = trainee(model, loss=loss, optimizer=placeholder, metrics=metrics)
+    run = _eval_function(trained)
+    run = jax.jit(run) if jit else run
+    build = _Builder(trained)
+
+    def eval_step(state: TrainState, batch: Any) -> tuple[TrainState, Logs]:
+        build(batch)
+        new, logs = _explained(run, _fields(state, _EVALUATED), batch)
+        return state.replace(**new), logs
+
+    return eval_step
+
+
+def make_predict_step(model: keras.Model, *, jit: bool = True) -> Callable[[TrainState, Any], Any]:
+    """Makes ``predict_step(state, x) -> outputs``.
+
+    Args:
+        model: a built model; it need not be compiled.
+        jit: False gives the pure function.
+
+    Returns:
+        The step: the model's outputs in inference mode. `x` is what the model is called on.
+
+    Raises:
+        StructureMismatchError: at the first call, if the state is not one of this model.
+
+    Example:
+        >>> import keras, numpy as np
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, kernel_initializer="ones")])
+        >>> model.compile("sgd", "mse")
+        >>> make_predict_step(model)(TrainState.from_keras(model), np.ones((1, 4))).tolist()
+        [[4.0]]
+    """
+
+    def run(fields: Fields, x: Any) -> Any:
+        _batches.check_inputs(model, x)
+        collections = dict(zip(_PREDICTED, V.collect_layer(model), strict=True))
+        return V.call(model, *_values(collections, fields), (x,), {"training": False})[0]
+
+    run = jax.jit(run) if jit else run
+
+    def predict_step(state: TrainState, x: Any) -> Any:
+        return _explained(run, _fields(state, _PREDICTED), x)
+
+    return predict_step
+
+
+def _fields(state: TrainState, names: tuple[str, ...]) -> Fields:
+    return {name: getattr(state, name) for name in names}
+
+
+def _values(collections: Mapping[str, Any], fields: Fields) -> tuple[list[Any], ...]:
+    """The leaves of every tree in the order that Keras wants, each tree checked."""
+    return tuple(c.leaves(fields[name], f"state.{name}") for name, c in collections.items())
+
+
+def _train_function(trained: Any) -> Callable:
+    """One step on the fields of a state; all but the arithmetic happens while tracing."""
+
+    def run(fields: Fields, batch: Any) -> tuple[Fields, Logs]:
+        if not V.is_overridden(trained, "train_step"):
+            _batches.check(trained, batch)
+        collections = dict(zip(_TRAINED, training_variables(trained), strict=True))
+        logs, values = trained.train_step(_values(collections, fields), batch)
+        new = {name: c.tree(v) for (name, c), v in zip(collections.items(), values, strict=True)}
+        return strong({"step": fields["step"] + 1, **new}), _scalars(logs)
+
+    return run
+
+
+def _eval_function(trained: Any) -> Callable:
+    """One evaluation on the fields of a state."""
+
+    def run(fields: Fields, batch: Any) -> tuple[Fields, Logs]:
+        if not V.is_overridden(trained, "test_step"):
+            _batches.check(trained, batch)
+        params, non_trainable, _, metrics = V.collect(trained)
+        collections = dict(zip(_EVALUATED, (params, non_trainable, metrics), strict=True))
+        logs, (_, after, totals) = trained.test_step(_values(collections, fields), batch)
+        new = {"non_trainable": non_trainable.tree(after), "eval_metrics": metrics.tree(totals)}
+        return strong(new), _scalars(logs)
+
+    return run
+
+
+def _scalars(logs: Logs) -> Logs:
+    return jax.tree.map(jnp.asarray, dict(logs))
+
+
+def _scanned(run: Callable, length: int) -> Callable:
+    """`length` steps over the leading axis of the batches; the logs are those of the last."""
+
+    def scanned(fields: Fields, batches: Any) -> tuple[Fields, Logs]:
+        _batches.check_leading_axis(batches, length)
+        fields, logs = jax.lax.scan(run, fields, batches)
+        return fields, jax.tree.map(lambda values: values[-1], logs)
+
+    return scanned
+
+
+class _Builder:
+    """Builds what a model still lacks from its first batch, as `fit` does; later calls cost nothing."""
+
+    def __init__(self, trained: Any, steps_per_call: int = 1):
+        self._trained = trained
+        self._steps = steps_per_call
+        self._done = False
+
+    def __call__(self, batch: Any) -> None:
+        if not self._done:
+            if not V.is_built(self._trained):
+                self._build(batch)
+            self._done = True
+
+    def _build(self, batch: Any) -> None:
+        if not V.is_overridden(self._trained, "train_step"):
+            _batches.check(self._trained, batch, skip_axes=int(self._steps > 1))
+        with jax.ensure_compile_time_eval():  # new variables must not hold values of an outer trace
+            V.build(self._trained, _batches.one_of(batch, self._steps))
+
+
+def _explained(run: Callable, fields: Fields, batch: Any) -> Any:
+    """Runs a step; where it fails for a leaf that can't be used, says which leaf and why."""
+    try:
+        return run(fields, batch)
+    except (TypeError, ValueError, RuntimeError) as error:
+        if not isinstance(error, BridgeError):
+            leaves.require_usable({"state": fields, "batch": batch}, cause=error)
+        raise
