@@ -11,9 +11,6 @@ from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge.errors import StructureMismatchError
 
-COLLECTIONS = ("params", "non_trainable")
-
-
 class KerasApply:
     """``apply_fn(variables, x, ...)`` of a Keras model; pure, and equal for one and the same model."""
 
@@ -60,7 +57,10 @@ class KerasApply:
         absent = {e.path: jnp.zeros((2,), jnp.uint32) for e in non_trainable if _lacks_seed(e, given)}
         before = non_trainable.leaves(_paths.nest({**given, **absent}), "variables['non_trainable']")
         weights = params.leaves(variables.get("params", {}), "variables['params']")
-        outputs, after, losses = V.call(self.model, weights, before, args, kwargs)
+        outputs, values, losses = V.call(
+            self.model, params + non_trainable, weights + before, args, kwargs
+        )
+        after = values[len(params) :]
         drawn = [e for e, old, new in zip(non_trainable, before, after, strict=True) if new is not old]
         _refuse_placeholders(drawn, absent)
         updates = {"non_trainable": non_trainable.tree(after), "losses": losses}

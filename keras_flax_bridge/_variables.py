@@ -6,6 +6,8 @@ public one serves, and `tests/test_variables.py` fails if Keras renames one.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
+from keras.src.backend.common import global_state
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 from keras.src.utils.naming import to_snake_case
@@ -536,26 +539,30 @@ def is_moved(variable: Any) -> bool:
 
 
 def call(
-    layer: Any, params: Sequence[Any], non_trainable: Sequence[Any], args: tuple, kwargs: Mapping[str, Any]
+    layer: Any, entries: Sequence[Entry], values: Sequence[Any], args: tuple, kwargs: Mapping[str, Any]
 ) -> tuple[Any, list[Any], list[Any]]:
-    """Calls a layer on given values: its outputs, the new non-trainable values, the losses.
+    """Calls a layer on given values: its outputs, the values afterwards, the losses it raised.
 
     ``training`` is dropped where the layer's ``call`` doesn't take it, as Keras's own step does.
     """
     kwargs = dict(kwargs)
     if not takes_training(layer):
         kwargs.pop("training", None)
-    return layer.stateless_call(params, non_trainable, *args, return_losses=True, **kwargs)
+    mapping = [(entry.variable, value) for entry, value in zip(entries, values, strict=True)]
+    with keras.StatelessScope(mapping, collect_losses=True) as scope:
+        outputs = layer(*args, **kwargs)
+        losses = layer.losses
+    return outputs, [scope.get_current_value(entry.variable) for entry in entries], losses
 
 
 def seeds_from(key: jax.Array, collection: Collection) -> dict[Path, jax.Array]:
     """A value for every seed, derived from a JAX key and the seed's path."""
-    return {e.path: seed_from(key, e.path) for e in collection if e.kind == SEED}
+    return {e.path: _seed(fold(key, e.path)) for e in collection if e.kind == SEED}
 
 
-def seed_from(key: jax.Array, path: Path) -> jax.Array:
+def _seed(key: jax.Array) -> jax.Array:
     """A fresh Keras seed: 32 random bits and a counter at zero, ``uint32[2]``."""
-    bits = jax.random.bits(fold(key, path), (), jnp.uint32)
+    bits = jax.random.bits(key, (), jnp.uint32)
     return jnp.stack([bits, jnp.zeros_like(bits)])
 
 
@@ -568,3 +575,98 @@ def forget_traced(variables: ModelVariables) -> None:
     """Empties the variables of a model that was built under a trace: their values leaked from it."""
     entries = [entry for collection in variables for entry in collection]
     move([entry for entry in entries if isinstance(entry.variable._value, jax.core.Tracer)])
+
+
+# --- pure initialisation -----------------------------------------------------------------------
+
+
+def initial_values(layer: Any, key: jax.Array) -> dict[Path, Any]:
+    """Initial values of all variables of a built layer as a pure function of a JAX key.
+
+    Every initializer draws from a key of its own, made of `key` and the variable's path; also one
+    that was given a fixed seed.
+
+    Raises:
+        UnsupportedLayerError: if the layer can't be built again from its config.
+    """
+    return {path: draw(fold(key, path)) for path, draw in _initializers(layer).items()}
+
+
+def _initializers(layer: Any) -> dict[Path, Callable[[jax.Array], Any]]:
+    """For every variable, by path, a function that draws its initial value from a key."""
+    with keras.StatelessScope(initialize_variables=False), _own_uninitialized():
+        twin = _rebuilt(layer)
+        entries = [entry for collection in collect_layer(twin) for entry in collection]
+        return {entry.path: _drawer(entry) for entry in entries}
+
+
+def _rebuilt(layer: Any) -> Any:
+    """The layer built once more from its config; in a stateless scope, without values."""
+    try:
+        twin = type(layer).from_config(layer.get_config())
+        if not twin.built:
+            twin.build_from_config(layer.get_build_config())
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise UnsupportedLayerError(
+            f"layer {layer.name!r}",
+            got=f"a {type(layer).__name__} that can't be built again ({error})",
+            expected="get_config() and get_build_config() that rebuild it",
+            fix="Define them as Keras's guide on saving says, or take the layer's present values.",
+        ) from error
+    return twin
+
+
+@contextlib.contextmanager
+def _own_uninitialized() -> Iterator[None]:
+    """Keeps variables that never get a value off Keras's global list of those that wait for one."""
+    name = "uninitialized_variables"  # Keras would fill all that are on it at the next occasion
+    before = list(global_state.get_global_attribute(name, []))
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute(name, before)
+
+
+def _drawer(entry: Entry) -> Callable[[jax.Array], Any]:
+    variable, spec = entry.variable, variable_spec(entry.variable)
+    if entry.kind == SEED:
+        return _seed
+    # `_initializer`: kept only until the variable has its value
+    initializer = copy.copy(variable._initializer)
+
+    def draw(key: jax.Array) -> Any:
+        if hasattr(initializer, "seed"):
+            initializer.seed = key
+        return jnp.asarray(initializer(spec.shape, dtype=spec.dtype), spec.dtype)
+
+    return draw
+
+
+# --- configs -----------------------------------------------------------------------------------
+
+
+def model_config(model: Any, slots: Sequence[Any] | None) -> dict[str, Any]:
+    """What `model_from_config` needs to build the model again, as plain JSON types.
+
+    Args:
+        model: any model.
+        slots: values of the optimizer's variables, whose own may have moved; None leaves out how
+            the model was compiled.
+
+    Raises:
+        NotImplementedError: and others, whatever the model's own ``get_config`` raises.
+    """
+    optimizer = model.optimizer if slots else None
+    mapping = zip(optimizer.variables, slots, strict=True) if optimizer and slots else ()
+    with keras.StatelessScope(list(mapping)):  # get_config reads the learning rate
+        config = keras.saving.serialize_keras_object(model)
+    return config if slots else {**config, "compile_config": None}
+
+
+def model_from_config(config: dict[str, Any]) -> Any:
+    """Builds a model from its config; nothing in it is run as code.
+
+    Raises:
+        ValueError: if the config asks for code, such as a Lambda layer.
+    """
+    return keras.saving.deserialize_keras_object(config, safe_mode=True)

@@ -191,14 +191,11 @@ class TrainState(train_state.TrainState):
             >>> model.count_params()
             10
         """
-        variables = _receivers(model, optimizer, metrics)
-        expected = _named(variables)
-        trees = {name: getattr(self, name) for name in TREES[: 4 if len(variables) == 4 else 2]}
-        if not isinstance(self.tx, KerasTransformation) and "opt_state" in trees:
-            trees.pop("opt_state")
-            expected = {path: entry for path, entry in expected.items() if path[0] != "opt_state"}
+        places = receivers(model, optimizer=optimizer, metrics=metrics)
+        if not isinstance(self.tx, KerasTransformation) and places.pop("opt_state", ()):
             _warn_foreign_slots(model)
-        flat = _paths.flatten(trees)
+        expected = {(name, *entry.path): entry for name, found in places.items() for entry in found}
+        flat = _paths.flatten({name: getattr(self, name) for name in places})
         difference = _paths.diff(flat, {p: V.variable_spec(e.variable) for p, e in expected.items()})
         if difference:
             raise difference.error(
@@ -315,16 +312,20 @@ def _built(trained: Any, batch: Any) -> Any:
     """The model, its metrics as far as `batch` tells, and its optimizer, built."""
     if batch is not None and not V.is_built(trained):
         V.build(trained, batch)
-    if not trained.built:
+    _require_built(trained)
+    if isinstance(trained.optimizer, keras.optimizers.Optimizer):
+        V.build_optimizer(trained)
+    return trained
+
+
+def _require_built(model: Any) -> None:
+    if not model.built:
         raise NotBuiltError(
-            f"model {trained.name!r}",
+            f"model {model.name!r}",
             got="a model without variables",
             expected="a built model",
             fix="Pass batch=, call the model on data, or start it with keras.Input.",
         )
-    if isinstance(trained.optimizer, keras.optimizers.Optimizer):
-        V.build_optimizer(trained)
-    return trained
 
 
 def _take(collection: V.Collection, copy: bool) -> list[Any]:
@@ -354,18 +355,15 @@ def _zeroed(model: Any, metrics: V.Collection, tree: Any) -> Any:
     return metrics.tree([_owned(v) for v in V.reset_metrics(model, metrics.leaves(tree, "metrics"))])
 
 
-def _receivers(model: Any, optimizer: Any, metrics: Any) -> tuple[V.Collection, ...]:
-    """What a model can receive: all four collections, or only weights if it doesn't train."""
-    if not model.built:
-        _built(model, None)
+def receivers(model: Any, *, optimizer: Any = None, metrics: Any = None) -> dict[str, V.Collection]:
+    """The variables of a model that a state can be written to, by the name of the state's tree.
+
+    An uncompiled model without a given optimizer has weights only.
+    """
     if not model.compiled and optimizer is None:
-        return V.collect_layer(model)
-    return V.collect(_built(trainee(model, optimizer=optimizer, metrics=metrics), None))
-
-
-def _named(variables: tuple[V.Collection, ...]) -> dict[_paths.Path, V.Entry]:
-    names = zip(TREES, variables, strict=False)  # two collections, or all four
-    return {(name, *entry.path): entry for name, entries in names for entry in entries}
+        _require_built(model)
+        return dict(zip(TREES, V.collect_layer(model), strict=False))  # the first two
+    return V.collect(_built(trainee(model, optimizer=optimizer, metrics=metrics), None))._asdict()
 
 
 def _warn_foreign_slots(model: Any) -> None:

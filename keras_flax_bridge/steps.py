@@ -154,8 +154,10 @@ def make_predict_step(model: keras.Model, *, jit: bool = True) -> Callable[[Trai
 
     def run(fields: Fields, x: Any) -> Any:
         _batches.check_inputs(model, x)
-        collections = dict(zip(_PREDICTED, V.collect_layer(model), strict=True))
-        return V.call(model, *_values(collections, fields), (x,), {"training": False})[0]
+        params, non_trainable = V.collect_layer(model)
+        collections = {"params": params, "non_trainable": non_trainable}
+        values = [value for part in _values(collections, fields) for value in part]
+        return V.call(model, params + non_trainable, values, (x,), {"training": False})[0]
 
     run = jax.jit(run) if jit else run
 

@@ -1,0 +1,209 @@
+"""Everything the bridge asks of Orbax: the only file that imports it, and not before it is used.
+
+A tree goes to disk as nested dicts of plain names, so that plain Orbax code reads it without this
+package. Orbax mistakes a dot inside a name for a level of its own: dots are written ``%2E``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from pathlib import Path as FilePath
+from typing import Any
+
+import jax
+import numpy as np
+
+from keras_flax_bridge import _paths
+from keras_flax_bridge.errors import CheckpointError
+
+STATE, DATA = "state", "data"  # names of the checkpointables; Orbax's default name has changed before
+_OURS = "keras_flax_bridge"  # the key of our own metadata
+
+
+@cache
+def _ocp() -> Any:
+    from orbax.checkpoint import v1
+
+    return v1
+
+
+@contextlib.contextmanager
+def _speaking(where: FilePath | str, doing: str) -> Iterator[None]:
+    """Turns what Orbax raises into an error that says which checkpoint it was."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:  # Orbax and tensorstore raise many kinds, most of them undocumented
+        raise CheckpointError(
+            str(where),
+            got=f"{type(error).__name__} while {doing}: {str(error)[:500]}",
+            expected=f"{doing} to succeed",
+            fix="Older steps are intact. Check the folder, its permissions and the free space.",
+        ) from error
+
+
+# --- names ---------------------------------------------------------------------------------------
+
+
+def _encode(path: _paths.Path) -> _paths.Path:
+    return tuple(name.replace("%", "%25").replace(".", "%2E") for name in path)
+
+
+def _decode(path: _paths.Path) -> _paths.Path:
+    return tuple(name.replace("%2E", ".").replace("%25", "%") for name in path)
+
+
+def _to_disk(flat: Mapping[_paths.Path, Any]) -> dict[str, Any]:
+    return _paths.nest({_encode(path): _storable(leaf) for path, leaf in flat.items()})
+
+
+def _storable(leaf: Any) -> Any:
+    # a numpy scalar makes Orbax's asynchronous save hang at exit
+    return np.asarray(leaf) if isinstance(leaf, np.generic) else leaf
+
+
+# --- single checkpoints --------------------------------------------------------------------------
+
+
+def absolute(path: Any) -> FilePath:
+    return FilePath(path).expanduser().absolute()
+
+
+def is_checkpoint(path: FilePath) -> bool:
+    return (path / "_CHECKPOINT_METADATA").is_file()
+
+
+def steps_in(root: FilePath) -> list[int]:
+    """Finished steps of a root folder, ascending."""
+    folders = root.iterdir() if root.is_dir() else ()
+    return sorted(int(f.name) for f in folders if f.name.isdigit() and is_checkpoint(f))
+
+
+def save(path: FilePath, flat: Mapping[_paths.Path, Any], data: Any, metadata: dict[str, Any]) -> None:
+    """Writes one checkpoint at `path` and returns when it is on disk."""
+    with _speaking(path, "saving"):
+        _ocp().save_checkpointables(path, _items(flat, data), custom_metadata={_OURS: _text(metadata)})
+
+
+def _items(flat: Mapping[_paths.Path, Any], data: Any) -> dict[str, Any]:
+    items: dict[str, Any] = {STATE: _to_disk(flat)}
+    return items if data is None else {**items, DATA: data}
+
+
+def _text(metadata: dict[str, Any]) -> str:
+    return json.dumps(metadata)  # as text: Orbax would not keep every JSON type as it is
+
+
+class Stored:
+    """What lies in one checkpoint: the specs of its leaves and our metadata, read without the values."""
+
+    def __init__(self, path: FilePath):
+        self.path = path
+        with _speaking(path, "reading the metadata"):
+            found = _ocp().checkpointables_metadata(path)
+        self.names = set(found.metadata)
+        self.metadata: dict[str, Any] = json.loads((found.custom_metadata or {}).get(_OURS, "{}"))
+        if STATE not in self.names:
+            raise CheckpointError(
+                str(path),
+                got=f"a checkpoint that holds {sorted(self.names)}",
+                expected=f"an item named {STATE!r}",
+                fix="Give the folder of a checkpoint that keras_flax_bridge wrote.",
+            )
+        self.specs = {_decode(p): leaf for p, leaf in _paths.flatten(found.metadata[STATE]).items()}
+
+    def load(self, targets: Mapping[_paths.Path, jax.ShapeDtypeStruct]) -> _paths.Flat:
+        """The values of some leaves, placed as their targets say."""
+        ocp = _ocp()
+        partial = ocp.options.PyTreeOptions(loading=ocp.options.PyTreeOptions.Loading(partial_load=True))
+        with _speaking(self.path, "restoring"), ocp.Context(pytree_options=partial):
+            loaded = ocp.load_checkpointables(self.path, {STATE: _to_disk(targets)})[STATE]
+        return {_decode(path): leaf for path, leaf in _paths.flatten(loaded).items()}
+
+    def load_data(self, iterator: Any) -> None:
+        """Sets a data iterator to the position that was stored."""
+        if DATA not in self.names:
+            raise CheckpointError(
+                str(self.path),
+                got="a checkpoint without a data iterator",
+                expected="one that was saved with data=",
+                fix="Restore without data=, and position the iterator yourself.",
+            )
+        with _speaking(self.path, "restoring the data iterator"):
+            _ocp().load_checkpointables(self.path, {DATA: iterator})
+
+
+# --- a root folder of steps ----------------------------------------------------------------------
+
+
+class Root:
+    """A folder of numbered steps, written asynchronously, old ones removed."""
+
+    def __init__(self, path: FilePath, max_to_keep: int | None, best: tuple[str, str] | None):
+        self.path = path
+        self._pending: Any = None
+        with _speaking(path, "opening"):
+            self._checkpointer = _ocp().training.Checkpointer(
+                path, preservation_policy=_preservation(max_to_keep, best)
+            )
+
+    def save(
+        self, step: int, flat: Mapping[_paths.Path, Any], data: Any, logs: Any, metadata: dict[str, Any]
+    ) -> None:
+        """Starts to write a step, after the one before is on disk."""
+        self.wait()
+        with _speaking(self.path / str(step), "saving"):
+            self._pending = self._checkpointer.save_checkpointables_async(
+                step,
+                _items(flat, data),
+                force=True,  # whether a save is due was decided; Orbax skips without a word
+                metrics=logs or None,
+                custom_metadata={_OURS: _text(metadata)},
+            )
+
+    def wait(self) -> None:
+        """Returns when the last save is on disk, and raises what went wrong with it."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            with _speaking(self.path, "saving in the background"):
+                pending.result()
+
+    def close(self) -> None:
+        try:
+            self.wait()
+        finally:
+            with _speaking(self.path, "closing"):
+                self._checkpointer.close()
+
+    def steps(self) -> list[int]:
+        return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
+
+    def logged(self, name: str) -> dict[int, float]:
+        """A logged value by step, for the steps that have one."""
+        found = ((c.step, (c.metrics or {}).get(name)) for c in self._checkpointer.checkpoints)
+        return {step: value for step, value in found if value is not None and not math.isnan(value)}
+
+
+def _preservation(max_to_keep: int | None, best: tuple[str, str] | None) -> Any:
+    policies = _ocp().training.preservation_policies
+    kept = [policies.PreserveAll() if max_to_keep is None else policies.LatestN(max_to_keep)]
+    if best is not None:
+        kept.append(policies.BestN(get_metric_fn=_ranking(*best), n=1, keep_checkpoints_without_metrics=False))
+    return policies.AnyPreservationPolicy(kept)
+
+
+def _ranking(name: str, mode: str) -> Callable[[Any], float]:
+    """A number that is larger for a better checkpoint; one without the value is the worst."""
+
+    def rank(metrics: Any) -> float:
+        value = (metrics or {}).get(name)
+        if value is None or math.isnan(value):
+            return -math.inf
+        return value if mode == "max" else -value
+
+    return rank
