@@ -104,30 +104,31 @@ class Stored:
 
     def __init__(self, path: FilePath):
         self.path = path
-        with _speaking(path, "reading the metadata"):
-            found = _ocp().checkpointables_metadata(path)
-        self.names = set(found.metadata)
-        self.metadata: dict[str, Any] = json.loads((found.custom_metadata or {}).get(_OURS, "{}"))
-        if STATE not in self.names:
+        self.has_data = (path / DATA).is_dir()
+        if not (path / STATE).is_dir():
             raise CheckpointError(
                 str(path),
-                got=f"a checkpoint that holds {sorted(self.names)}",
+                got=f"a checkpoint that holds {sorted(f.name for f in path.iterdir() if f.is_dir())}",
                 expected=f"an item named {STATE!r}",
                 fix="Give the folder of a checkpoint that keras_flax_bridge wrote.",
             )
-        self.specs = {_decode(p): leaf for p, leaf in _paths.flatten(found.metadata[STATE]).items()}
+        with _speaking(path, "reading the metadata"):
+            found = _ocp().metadata(path, checkpointable_name=STATE)
+        self.metadata: dict[str, Any] = json.loads((found.custom_metadata or {}).get(_OURS, "{}"))
+        self.specs = {_decode(p): leaf for p, leaf in _paths.flatten(found.metadata).items()}
 
     def load(self, targets: Mapping[_paths.Path, jax.ShapeDtypeStruct]) -> _paths.Flat:
         """The values of some leaves, placed as their targets say."""
         ocp = _ocp()
-        partial = ocp.options.PyTreeOptions(loading=ocp.options.PyTreeOptions.Loading(partial_load=True))
-        with _speaking(self.path, "restoring"), ocp.Context(pytree_options=partial):
+        context = ocp.Context()
+        context.pytree.loading.partial_load = True
+        with _speaking(self.path, "restoring"), context:
             loaded = ocp.load_checkpointables(self.path, {STATE: _to_disk(targets)})[STATE]
         return {_decode(path): leaf for path, leaf in _paths.flatten(loaded).items()}
 
     def load_data(self, iterator: Any) -> None:
         """Sets a data iterator to the position that was stored."""
-        if DATA not in self.names:
+        if not self.has_data:
             raise CheckpointError(
                 str(self.path),
                 got="a checkpoint without a data iterator",

@@ -53,13 +53,13 @@ def target_of(like: Any, *, ours: bool) -> Target:
 
 def _keras_target(model: Any) -> Target:
     collections = receivers(model)
-    if model.compiled and not V.metrics_built(model):
-        log.warning("model %r: its metrics saw no data yet and start at zero", model.name)
     entries = {(name, *e.path): e for name, found in collections.items() for e in found}
 
     def put(values: Flat) -> Any:
         for path, value in values.items():
             entries[path].variable.assign(value)
+        if any(path[0] == "metrics" for path in values) and not V.metrics_built(model):
+            log.warning("model %r: its compiled metrics saw no data yet and start at zero", model.name)
         return model
 
     wanted = {path: V.variable_spec(entry.variable) for path, entry in entries.items()}

@@ -1,0 +1,44 @@
+# Two commands, each doing its own set-up: `make demo` and `make test`.
+# PYTHON names any interpreter >= 3.11 with venv; VENV names where its packages go.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export MPLBACKEND = agg
+export TF_CPP_MIN_LOG_LEVEL = 2
+
+.PHONY: demo test test-slow test-lowest lint clean
+
+demo: $(VENV)/ready
+	$(BIN)/python examples/digits.py $(ARGS)
+
+test: $(VENV)/ready
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/ready
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The oldest versions that pyproject.toml allows.
+test-lowest:
+	rm -rf .venv-lowest
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install -q uv
+	.venv-lowest/bin/uv pip install -q --python .venv-lowest/bin/python --resolution lowest-direct -e ".[test]"
+	touch .venv-lowest/ready
+	$(MAKE) test VENV=.venv-lowest
+
+# --- set-up: done again only when pyproject.toml changed
+$(VENV)/ready: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q -e ".[test]"
+	touch $@
+
+clean:
+	rm -rf .venv .venv-* .cache .mypy_cache .ruff_cache .pytest_cache dist

@@ -1,0 +1,44 @@
+"""Shared set-up: warnings are errors, two CPU devices, one compilation cache for all runs."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+import keras_flax_bridge as kfb  # noqa: E402 (the environment is read at import)
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+from tests import contracts  # noqa: E402
+
+
+@pytest.fixture(params=contracts.ROWS, ids=lambda row: row.name)
+def row(request):
+    """Every row of the contract table, in turn."""
+    return request.param
+
+
+@pytest.fixture
+def model():
+    """A fresh small model with weights, moving statistics, a seed, slots and metrics."""
+    return contracts.sequential()
+
+
+@pytest.fixture
+def trained(model):
+    """The small model, and a state of it after three steps."""
+    state, train_step = kfb.TrainState.from_keras(model), kfb.make_train_step(model)
+    for batch in contracts.SEQUENTIAL.batches(3):
+        state, _ = train_step(state, batch)
+    return model, state
+
+
+@pytest.fixture
+def leaks():
+    """Fails a test that lets a tracer escape."""
+    with jax.checking_leaks():
+        yield
