@@ -43,7 +43,11 @@ def build(features):
     keras.utils.set_random_seed(7)
     layers = [keras.Input((features,))]
     for _ in range(2):
-        layers += [keras.layers.Dense(128, "relu"), keras.layers.BatchNormalization(), keras.layers.Dropout(0.2)]
+        layers += [
+            keras.layers.Dense(128, "relu"),
+            keras.layers.BatchNormalization(),
+            keras.layers.Dropout(0.2),
+        ]
     model = keras.Sequential([*layers, keras.layers.Dense(10, "softmax")])
     model.compile("adam", "sparse_categorical_crossentropy", metrics=["sparse_categorical_accuracy"])
     return model
@@ -75,7 +79,9 @@ def train(dataset, folder):
                     _, test_logs = eval_step(state.reset_metrics(), (x_test, y_test))
                     logs |= {f"test_{name}": value for name, value in test_logs.items()}
                     manager.save(state, data=batches, logs=logs)
-                    print(json.dumps({"step": step + 1, **{k: float(v) for k, v in logs.items()}}), flush=True)
+                    print(
+                        json.dumps({"step": step + 1, **{k: float(v) for k, v in logs.items()}}), flush=True
+                    )
 
 
 def run(arguments, kill_after=None):
@@ -104,12 +110,15 @@ def report(folder, x, y):
         "NNX module": kfb.restore(folder, kfb.ToNNX(model))(x),
         "Linen module": linen.apply(variables, x),
     }
-    table = Table("read as", "accuracy", "largest difference", title=f"step {int(state.step)}, {len(x)} held-out images")
+    table = Table(
+        "read as", "accuracy", "largest difference", title=f"step {int(state.step)}, {len(x)} held-out images"
+    )
     for name, probabilities in outputs.items():
         accuracy = float(np.mean(np.argmax(probabilities, -1) == y))
         difference = float(np.max(np.abs(probabilities - outputs["TrainState"])))
         table.add_row(name, f"{accuracy:.4f}", f"{difference:.1e}")
-        assert accuracy >= 0.95 and difference < 1e-6, (name, accuracy, difference)
+        assert accuracy >= 0.95, f"{name}: accuracy {accuracy}"
+        assert difference < 1e-6, f"{name}: differs by {difference}"
     Console().print(table)
 
 
@@ -118,7 +127,9 @@ def plot(logs, path):
     _, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
     for axis, name in zip(axes, ("loss", "sparse_categorical_accuracy"), strict=True):
         for prefix in ("", "test_"):
-            axis.plot(sorted(logs), [logs[step][prefix + name] for step in sorted(logs)], label=f"{prefix}{name}")
+            axis.plot(
+                sorted(logs), [logs[step][prefix + name] for step in sorted(logs)], label=f"{prefix}{name}"
+            )
         axis.set_xlabel("step")
         axis.legend()
     plt.savefig(path)
@@ -126,9 +137,12 @@ def plot(logs, path):
 
 
 def main():
+    """Trains, kills, resumes and reports."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dataset", choices=EPOCHS, default="digits")
-    parser.add_argument("--folder", type=Path, default=None, help="an empty folder for checkpoints and curves")
+    parser.add_argument(
+        "--folder", type=Path, default=None, help="an empty folder for checkpoints and curves"
+    )
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     folder = options.folder or Path(mkdtemp(prefix="digits-"))

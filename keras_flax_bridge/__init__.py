@@ -2,17 +2,28 @@
 
 from keras_flax_bridge import _backend
 
-_backend.ensure_jax()
+_backend.ensure_jax()  # before anything below imports Keras
 
-from keras_flax_bridge.state import TrainState as TrainState  # noqa: E402 (Keras imports after the choice)
-from keras_flax_bridge.steps import make_eval_step as make_eval_step  # noqa: E402
-from keras_flax_bridge.steps import make_predict_step as make_predict_step  # noqa: E402
-from keras_flax_bridge.steps import make_train_step as make_train_step  # noqa: E402
-from keras_flax_bridge.checkpoint import CheckpointManager as CheckpointManager  # noqa: E402
-from keras_flax_bridge.checkpoint import load_model as load_model  # noqa: E402
-from keras_flax_bridge.checkpoint import restore as restore  # noqa: E402
-from keras_flax_bridge.checkpoint import save as save  # noqa: E402
-from keras_flax_bridge.linen import ToLinen as ToLinen  # noqa: E402
-from keras_flax_bridge.nnx import Frozen as Frozen  # noqa: E402
-from keras_flax_bridge.nnx import KerasSeed as KerasSeed  # noqa: E402
-from keras_flax_bridge.nnx import ToNNX as ToNNX  # noqa: E402
+from keras_flax_bridge.checkpoint import CheckpointManager as CheckpointManager
+from keras_flax_bridge.checkpoint import load_model as load_model
+from keras_flax_bridge.checkpoint import restore as restore
+from keras_flax_bridge.checkpoint import save as save
+from keras_flax_bridge.errors import BackendError as BackendError
+from keras_flax_bridge.errors import BridgeError as BridgeError
+from keras_flax_bridge.errors import CheckpointError as CheckpointError
+from keras_flax_bridge.errors import CorruptCheckpointError as CorruptCheckpointError
+from keras_flax_bridge.errors import NotBuiltError as NotBuiltError
+from keras_flax_bridge.errors import OwnershipError as OwnershipError
+from keras_flax_bridge.errors import StructureMismatchError as StructureMismatchError
+from keras_flax_bridge.errors import UnsupportedLayerError as UnsupportedLayerError
+from keras_flax_bridge.errors import UnsupportedOptimizerError as UnsupportedOptimizerError
+from keras_flax_bridge.linen import ToLinen as ToLinen
+from keras_flax_bridge.nnx import Frozen as Frozen
+from keras_flax_bridge.nnx import KerasSeed as KerasSeed
+from keras_flax_bridge.nnx import ToNNX as ToNNX
+from keras_flax_bridge.state import TrainState as TrainState
+from keras_flax_bridge.steps import make_eval_step as make_eval_step
+from keras_flax_bridge.steps import make_predict_step as make_predict_step
+from keras_flax_bridge.steps import make_train_step as make_train_step
+
+__version__ = "0.1.0"

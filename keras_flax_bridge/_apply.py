@@ -6,10 +6,29 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import keras
 
-from keras_flax_bridge import _paths
+from keras_flax_bridge import _paths, _random
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge.errors import StructureMismatchError
+
+
+def call(
+    layer: Any, entries: Sequence[V.Entry], values: Sequence[Any], args: tuple, kwargs: Mapping[str, Any]
+) -> tuple[Any, list[Any], list[Any]]:
+    """Calls a layer on given values: its outputs, the values afterwards, the losses it raised.
+
+    ``training`` is dropped where the layer's ``call`` doesn't take it, as Keras's own step does.
+    """
+    kwargs = dict(kwargs)
+    if not V.takes_training(layer):
+        kwargs.pop("training", None)
+    mapping = [(entry.variable, value) for entry, value in zip(entries, values, strict=True)]
+    with keras.StatelessScope(mapping, collect_losses=True) as scope:
+        outputs = layer(*args, **kwargs)
+        losses = layer.losses
+    return outputs, [scope.get_current_value(entry.variable) for entry in entries], losses
+
 
 class KerasApply:
     """``apply_fn(variables, x, ...)`` of a Keras model; pure, and equal for one and the same model."""
@@ -57,9 +76,7 @@ class KerasApply:
         absent = {e.path: jnp.zeros((2,), jnp.uint32) for e in non_trainable if _lacks_seed(e, given)}
         before = non_trainable.leaves(_paths.nest({**given, **absent}), "variables['non_trainable']")
         weights = params.leaves(variables.get("params", {}), "variables['params']")
-        outputs, values, losses = V.call(
-            self.model, params + non_trainable, weights + before, args, kwargs
-        )
+        outputs, values, losses = call(self.model, params + non_trainable, weights + before, args, kwargs)
         after = values[len(params) :]
         drawn = [e for e, old, new in zip(non_trainable, before, after, strict=True) if new is not old]
         _refuse_placeholders(drawn, absent)
@@ -72,7 +89,7 @@ def _derived(rngs: Any, collection: V.Collection) -> dict:
     if rngs is None:
         return {}
     key = rngs.get("dropout", next(iter(rngs.values()))) if isinstance(rngs, Mapping) else rngs
-    return V.seeds_from(key, collection)
+    return {e.path: _random.seed(_random.fold(key, e.path)) for e in collection if e.kind == V.SEED}
 
 
 def _lacks_seed(entry: V.Entry, given: Mapping) -> bool:

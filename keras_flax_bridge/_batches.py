@@ -114,5 +114,3 @@ def _mismatch(where: str, got: str, expected: str) -> StructureMismatchError:
     error = StructureMismatchError(f"{where}: got {got}, expected {expected}. {_FORMS}")
     error.where, error.got, error.expected, error.fix = where, got, expected, _FORMS
     return error
-
-

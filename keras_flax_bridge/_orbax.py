@@ -194,7 +194,9 @@ def _preservation(max_to_keep: int | None, best: tuple[str, str] | None) -> Any:
     policies = _ocp().training.preservation_policies
     kept = [policies.PreserveAll() if max_to_keep is None else policies.LatestN(max_to_keep)]
     if best is not None:
-        kept.append(policies.BestN(get_metric_fn=_ranking(*best), n=1, keep_checkpoints_without_metrics=False))
+        kept.append(
+            policies.BestN(get_metric_fn=_ranking(*best), n=1, keep_checkpoints_without_metrics=False)
+        )
     return policies.AnyPreservationPolicy(kept)
 
 

@@ -77,7 +77,7 @@ def fill(like: Any, flat: Mapping[Path, Any]) -> Any:
     {'a': (1, 5)}
     """
     leaves, treedef = jax.tree_util.tree_flatten_with_path(like)
-    return treedef.unflatten([flat.get(_key_path(keys), leaf) for keys, leaf in leaves])
+    return jax.tree.unflatten(treedef, [flat.get(_key_path(keys), leaf) for keys, leaf in leaves])
 
 
 def spec(leaf: Any) -> str:

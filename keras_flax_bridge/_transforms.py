@@ -48,7 +48,9 @@ class OptaxInKeras:
     def scale_loss(self, loss: Any) -> Any:
         return loss
 
-    def stateless_apply(self, optimizer_variables: list, grads: list, trainable_variables: list):
+    def stateless_apply(
+        self, optimizer_variables: list, grads: list, trainable_variables: list
+    ) -> tuple[list, list]:
         """One update; `optimizer_variables` are the leaves of optax's state."""
         params, _ = V.collect_layer(self._model)
         slots = OptaxSlots(self.tx, params)

@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import re
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -23,7 +22,7 @@ from keras.src.backend.common.stateless_scope import get_stateless_scope
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 from keras.src.utils.naming import to_snake_case
 
-from keras_flax_bridge import _paths
+from keras_flax_bridge import _paths, _random
 from keras_flax_bridge._paths import Path
 from keras_flax_bridge.errors import (
     NotBuiltError,
@@ -45,6 +44,9 @@ class Entry(NamedTuple):
 
 class Collection(tuple[Entry, ...]):
     """Entries in the order in which Keras's stateless functions want their values."""
+
+    def __add__(self, other: Any) -> Collection:
+        return Collection((*self, *other))
 
     def tree(self, values: Iterable[Any] | None = None) -> dict[str, Any]:
         """The nested dict of `values` (by default the variables' own), given in Keras's order."""
@@ -173,7 +175,7 @@ def _own_variables(layer: Any) -> Iterator[tuple[Any, str]]:
 
 def _children(layer: Any, attributes: Mapping[int, Path], names: _Names) -> Iterator[tuple[Path, Any]]:
     """Sublayers with their names: those of the graph first, then those that attributes hold."""
-    graph = layer.layers if isinstance(layer, _graph_classes()) else []
+    graph: Sequence[Any] = layer.layers if isinstance(layer, _graph_classes()) else ()
     yield from _graph_children(graph, names)
     # `_layers`: the sublayers that Keras tracks; the public `layers` exists on models only
     rest = {id(child): child for child in layer._layers}
@@ -187,7 +189,7 @@ def _children(layer: Any, attributes: Mapping[int, Path], names: _Names) -> Iter
 
 
 @cache
-def _graph_classes() -> tuple[type, ...]:
+def _graph_classes() -> Any:
     from keras.src.models.functional import Functional  # keras exports no name for it
 
     return Functional, keras.Sequential
@@ -301,9 +303,7 @@ def _optimizer_entries(optimizer: Any, keys: Mapping[int, Path]) -> list[Entry]:
 _NO_SLOTS = frozenset({"_variables", "_trainable_variables", "_trainable_variables_indices", "_tracker"})
 
 
-def _place_slots(
-    optimizer: Any, prefix: Path, keys: Mapping[int, Path], found: dict[int, Path]
-) -> None:
+def _place_slots(optimizer: Any, prefix: Path, keys: Mapping[int, Path], found: dict[int, Path]) -> None:
     """Finds the path of every variable in an optimizer's attributes and inner optimizers."""
     names = _Names()
     for name in _public_first(vars(optimizer).keys() - _NO_SLOTS):
@@ -499,13 +499,13 @@ def has_loss(model: Any) -> bool:
 
 
 @cache
-def _moved_class(base: type) -> type:
+def _moved_class(base: Any) -> Any:
     """A variable class whose value is gone: it works where a value is handed in, else says so."""
 
     def value(self: Any) -> Any:
         scope = get_stateless_scope()
         if scope is not None and scope.get_current_value(self) is not None:
-            return base.value.fget(self)  # type: ignore[attr-defined]
+            return base.value.fget(self)
         if in_symbolic_scope():  # shape inference asks for no values
             return self._maybe_autocast(jnp.zeros(self._shape, self._dtype))
         raise OwnershipError(
@@ -517,7 +517,7 @@ def _moved_class(base: type) -> type:
 
     def _direct_assign(self: Any, new: Any) -> None:
         self.__class__ = base
-        base._direct_assign(self, new)  # type: ignore[attr-defined]
+        base._direct_assign(self, new)
 
     return type(base.__name__, (base,), {"value": property(value), "_direct_assign": _direct_assign})
 
@@ -526,49 +526,14 @@ def move(entries: Iterable[Entry]) -> None:
     """Takes the values out of variables; using one raises OwnershipError until it is assigned."""
     for path, variable, _ in entries:
         if not is_moved(variable):
-            variable.__class__ = _moved_class(type(variable))
+            base: Hashable = type(variable)
+            variable.__class__ = _moved_class(base)
             variable._moved_from = _paths.join(path)
             variable._value = None  # the buffer itself: assign() would need a new one
 
 
 def is_moved(variable: Any) -> bool:
     return variable._value is None and hasattr(variable, "_moved_from")
-
-
-# --- calling -----------------------------------------------------------------------------------
-
-
-def call(
-    layer: Any, entries: Sequence[Entry], values: Sequence[Any], args: tuple, kwargs: Mapping[str, Any]
-) -> tuple[Any, list[Any], list[Any]]:
-    """Calls a layer on given values: its outputs, the values afterwards, the losses it raised.
-
-    ``training`` is dropped where the layer's ``call`` doesn't take it, as Keras's own step does.
-    """
-    kwargs = dict(kwargs)
-    if not takes_training(layer):
-        kwargs.pop("training", None)
-    mapping = [(entry.variable, value) for entry, value in zip(entries, values, strict=True)]
-    with keras.StatelessScope(mapping, collect_losses=True) as scope:
-        outputs = layer(*args, **kwargs)
-        losses = layer.losses
-    return outputs, [scope.get_current_value(entry.variable) for entry in entries], losses
-
-
-def seeds_from(key: jax.Array, collection: Collection) -> dict[Path, jax.Array]:
-    """A value for every seed, derived from a JAX key and the seed's path."""
-    return {e.path: _seed(fold(key, e.path)) for e in collection if e.kind == SEED}
-
-
-def _seed(key: jax.Array) -> jax.Array:
-    """A fresh Keras seed: 32 random bits and a counter at zero, ``uint32[2]``."""
-    bits = jax.random.bits(key, (), jnp.uint32)
-    return jnp.stack([bits, jnp.zeros_like(bits)])
-
-
-def fold(key: jax.Array, path: Path) -> jax.Array:
-    """A key of its own for a path, the same in every process."""
-    return jax.random.fold_in(key, zlib.crc32(_paths.join(path).encode()))
 
 
 def forget_traced(variables: ModelVariables) -> None:
@@ -589,7 +554,7 @@ def initial_values(layer: Any, key: jax.Array) -> dict[Path, Any]:
     Raises:
         UnsupportedLayerError: if the layer can't be built again from its config.
     """
-    return {path: draw(fold(key, path)) for path, draw in _initializers(layer).items()}
+    return {path: draw(_random.fold(key, path)) for path, draw in _initializers(layer).items()}
 
 
 def _initializers(layer: Any) -> dict[Path, Callable[[jax.Array], Any]]:
@@ -630,7 +595,7 @@ def _own_uninitialized() -> Iterator[None]:
 def _drawer(entry: Entry) -> Callable[[jax.Array], Any]:
     variable, spec = entry.variable, variable_spec(entry.variable)
     if entry.kind == SEED:
-        return _seed
+        return _random.seed
     # `_initializer`: kept only until the variable has its value
     initializer = copy.copy(variable._initializer)
 
@@ -640,33 +605,3 @@ def _drawer(entry: Entry) -> Callable[[jax.Array], Any]:
         return jnp.asarray(initializer(spec.shape, dtype=spec.dtype), spec.dtype)
 
     return draw
-
-
-# --- configs -----------------------------------------------------------------------------------
-
-
-def model_config(model: Any, slots: Sequence[Any] | None) -> dict[str, Any]:
-    """What `model_from_config` needs to build the model again, as plain JSON types.
-
-    Args:
-        model: any model.
-        slots: values of the optimizer's variables, whose own may have moved; None leaves out how
-            the model was compiled.
-
-    Raises:
-        NotImplementedError: and others, whatever the model's own ``get_config`` raises.
-    """
-    optimizer = model.optimizer if slots else None
-    mapping = zip(optimizer.variables, slots, strict=True) if optimizer and slots else ()
-    with keras.StatelessScope(list(mapping)):  # get_config reads the learning rate
-        config = keras.saving.serialize_keras_object(model)
-    return config if slots else {**config, "compile_config": None}
-
-
-def model_from_config(config: dict[str, Any]) -> Any:
-    """Builds a model from its config; nothing in it is run as code.
-
-    Raises:
-        ValueError: if the config asks for code, such as a Lambda layer.
-    """
-    return keras.saving.deserialize_keras_object(config, safe_mode=True)

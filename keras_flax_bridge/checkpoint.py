@@ -12,6 +12,7 @@ import keras
 from keras_flax_bridge import _orbax, _paths, _restore
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._apply import KerasApply
+from keras_flax_bridge._configs import model_config, model_from_config
 from keras_flax_bridge._leaves import require_values
 from keras_flax_bridge._orbax import FilePath
 from keras_flax_bridge._restore import Include, Rename
@@ -265,12 +266,9 @@ def restore(
     stored = _orbax.Stored(find(path, step))
     where = f"checkpoint {stored.path}"
     target = _restore.target_of(like, ours=bool(stored.metadata))
-    pairs = _restore.plan(
-        stored.specs, target, where, include=include, rename=rename, partial=partial
-    )
+    pairs = _restore.plan(stored.specs, target, where, include=include, rename=rename, partial=partial)
     targets = {
-        place: _restore.placement(stored.specs[place], target.wanted[path])
-        for path, place in pairs.items()
+        place: _restore.placement(stored.specs[place], target.wanted[path]) for path, place in pairs.items()
     }
     values = stored.load(targets)
     if data is not None:
@@ -314,7 +312,7 @@ def load_model(path: Any, *, step: int | None = None) -> keras.Model:
             expected="the config of a Keras model",
             fix="Build the model yourself and call restore(path, model), or save with model=.",
         )
-    model = V.model_from_config(found["model"])
+    model = model_from_config(found["model"])
     return restore(folder, model, include=["params", "non_trainable", "opt_state"])
 
 
@@ -350,7 +348,7 @@ def _metadata(state: Any, model: Any) -> dict[str, Any]:
     if owner is None or (model is None and not isinstance(apply_fn, KerasApply)):
         return about
     try:
-        return {**about, "model": V.model_config(owner, _slot_values(owner, state))}
+        return {**about, "model": model_config(owner, _slot_values(owner, state))}
     except (NotImplementedError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         # a model without a config is saved all the same: load_model will say why it can't load it
         return {**about, "no_model": f"{type(error).__name__}: {str(error)[:300]}"}

@@ -74,9 +74,7 @@ class StructureMismatchError(BridgeError, ValueError):
         mismatched: Sequence[str] = (),
         fix: str | None = None,
     ):
-        counts = (
-            f"{len(missing)} missing, {len(unexpected)} unexpected, {len(mismatched)} mismatched leaves"
-        )
+        counts = f"{len(missing)} missing, {len(unexpected)} unexpected, {len(mismatched)} mismatched leaves"
         super().__init__(where, got=counts, expected="the same leaves on both sides", fix=fix)
         self.args = (f"{self.args[0]}\n{report}" if report else self.args[0],)
         self.missing = tuple(missing)

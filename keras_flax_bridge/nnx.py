@@ -9,6 +9,7 @@ from flax import nnx
 
 from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
+from keras_flax_bridge._apply import call
 from keras_flax_bridge._leaves import strong
 from keras_flax_bridge.errors import NotBuiltError
 
@@ -93,7 +94,7 @@ class ToNNX(nnx.Module):
         kwargs["training"] = not self.deterministic if training is None else training
         variables = list(self.variables_by_path().values())
         before = [variable.get_value() for variable in variables]
-        outputs, after, _ = V.call(self._layer, self._entries, before, args, kwargs)
+        outputs, after, _ = call(self._layer, self._entries, before, args, kwargs)
         for variable, old, new in zip(variables, before, after, strict=True):
             if new is not old:
                 variable.set_value(new)

@@ -50,6 +50,7 @@ class TrainState(train_state.TrainState):
         (3, 2)
     """
 
+    params: Any
     non_trainable: Any = struct.field(default_factory=dict)
     metrics: Any = struct.field(default_factory=dict)
     eval_metrics: Any = struct.field(default_factory=dict)
@@ -154,10 +155,9 @@ class TrainState(train_state.TrainState):
             optimizer = type(optimizer).from_config(optimizer.get_config())
 
         def build() -> TrainState:
-            state = cls.from_keras(
-                model_fn(), batch=batch, optimizer=optimizer, loss=loss, metrics=metrics
-            )
-            V.forget_traced(V.collect(state.apply_fn.model))
+            state = cls.from_keras(model_fn(), batch=batch, optimizer=optimizer, loss=loss, metrics=metrics)
+            apply_fn: Any = state.apply_fn
+            V.forget_traced(V.collect(apply_fn.model))
             return state
 
         return jax.eval_shape(build)
@@ -191,8 +191,8 @@ class TrainState(train_state.TrainState):
             >>> model.count_params()
             10
         """
-        places = receivers(model, optimizer=optimizer, metrics=metrics)
-        if not isinstance(self.tx, KerasTransformation) and places.pop("opt_state", ()):
+        places: dict[str, Any] = receivers(model, optimizer=optimizer, metrics=metrics)
+        if not isinstance(self.tx, KerasTransformation) and places.pop("opt_state", None):
             _warn_foreign_slots(model)
         expected = {(name, *entry.path): entry for name, found in places.items() for entry in found}
         flat = _paths.flatten({name: getattr(self, name) for name in places})

@@ -12,6 +12,7 @@ import keras
 from keras_flax_bridge import _batches
 from keras_flax_bridge import _leaves as leaves
 from keras_flax_bridge import _variables as V
+from keras_flax_bridge._apply import call
 from keras_flax_bridge._leaves import strong
 from keras_flax_bridge._transforms import trainee, training_variables
 from keras_flax_bridge.errors import BridgeError
@@ -157,7 +158,7 @@ def make_predict_step(model: keras.Model, *, jit: bool = True) -> Callable[[Trai
         params, non_trainable = V.collect_layer(model)
         collections = {"params": params, "non_trainable": non_trainable}
         values = [value for part in _values(collections, fields) for value in part]
-        return V.call(model, params + non_trainable, values, (x,), {"training": False})[0]
+        return call(model, params + non_trainable, values, (x,), {"training": False})[0]
 
     run = jax.jit(run) if jit else run
 

@@ -8,12 +8,12 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1]
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
-import keras_flax_bridge as kfb  # noqa: E402 (the environment is read at import)
+import keras_flax_bridge as kfb
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
+import jax
+import pytest
 
-from tests import contracts  # noqa: E402
+from tests import contracts
 
 
 @pytest.fixture(params=contracts.ROWS, ids=lambda row: row.name)

@@ -82,7 +82,9 @@ def test_round_trip_is_the_identity(row):
 def test_keys_are_those_of_a_second_build(row):
     keras.layers.Dropout(0.1)  # moves Keras's counters of names
     first, second = row.build(), row.build()
-    paths = [[(tree, e.path) for tree, c in V.collect(m)._asdict().items() for e in c] for m in (first, second)]
+    paths = [
+        [(tree, e.path) for tree, c in V.collect(m)._asdict().items() for e in c] for m in (first, second)
+    ]
     assert paths[0] == paths[1]
     assert len(set(paths[0])) == len(paths[0])
 
@@ -97,9 +99,7 @@ def test_eval_equals_evaluate(row):
     before.assign_to(model)
     parts = jax.tree.map(lambda a: a[: 3 * contracts.SIZE], (row.x, row.y, row.sample_weight))
     x, y, w = parts
-    wanted = model.evaluate(
-        x, y, sample_weight=w, batch_size=contracts.SIZE, verbose=0, return_dict=True
-    )
+    wanted = model.evaluate(x, y, sample_weight=w, batch_size=contracts.SIZE, verbose=0, return_dict=True)
     assert {k: float(v) for k, v in logs.items()} == wanted
     evaluated = kfb.TrainState.from_keras(model)  # layers may draw and count in evaluation too
     assert differing(*(_paths.flatten(s.non_trainable) for s in (state, evaluated))) == []
@@ -112,7 +112,9 @@ def test_predict_equals_predict(row):
     x = keras.tree.map_structure(lambda a: a[: contracts.SIZE], row.x)
     outputs = kfb.make_predict_step(model)(kfb.TrainState.from_keras(model), x)
     wanted = model.predict(x, batch_size=contracts.SIZE, verbose=0)
-    keras.tree.map_structure(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), outputs, wanted)
+    keras.tree.map_structure(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), outputs, wanted
+    )
 
 
 def test_abstract_has_the_same_leaves(row):
