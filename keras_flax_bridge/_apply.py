@@ -70,6 +70,7 @@ class KerasApply:
         Raises:
             StructureMismatchError: if `variables` isn't what the model needs.
         """
+        wanted = _wanted(mutable)
         params, non_trainable = V.collect_layer(self.model)
         flat = _paths.flatten(variables.get("non_trainable", {}))
         given = {**flat, **_derived(rngs, non_trainable)}
@@ -81,7 +82,6 @@ class KerasApply:
         drawn = [e for e, old, new in zip(non_trainable, before, after, strict=True) if new is not old]
         _refuse_placeholders(drawn, absent)
         updates = {"non_trainable": non_trainable.tree(after), "losses": losses}
-        wanted = _wanted(mutable)
         return (outputs, {name: updates[name] for name in wanted}) if wanted else outputs
 
 

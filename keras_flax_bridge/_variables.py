@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -27,7 +27,6 @@ from keras_flax_bridge._paths import Path
 from keras_flax_bridge.errors import (
     NotBuiltError,
     OwnershipError,
-    StructureMismatchError,
     UnsupportedLayerError,
 )
 
@@ -454,19 +453,21 @@ def build_optimizer(model: Any) -> None:
     Raises:
         StructureMismatchError: if the optimizer was built for other variables.
     """
-    optimizer, variables = model.optimizer, model.trainable_variables
+    params, non_trainable = collect_layer(model)
+    optimizer = model.optimizer
     if not optimizer.built:
-        optimizer.build(variables)
+        optimizer.build([entry.variable for entry in params])
     # `_trainable_variables`: what the optimizer was built for
-    known = {id(variable) for variable in optimizer._trainable_variables}
-    foreign = [v.path for v in variables if id(v) not in known]
-    if foreign or len(known) != len(variables):
-        raise StructureMismatchError(
+    built_for = {id(variable): variable for variable in optimizer._trainable_variables}
+    paths = {id(e.variable): e.path for e in params + non_trainable}
+    expected = {entry.path: variable_spec(entry.variable) for entry in params}
+    got = {paths.get(key, (v.path,)): variable_spec(v) for key, v in built_for.items()}
+    difference = _paths.diff(got, expected)
+    if difference:
+        raise difference.error(
             f"optimizer {optimizer.name!r}",
-            missing=foreign,
-            unexpected=[v.path for v in optimizer._trainable_variables if not v.trainable],
-            fix="It was built for other variables. Compile the model again after layers were frozen "
-            "or unfrozen, and give each model an optimizer of its own.",
+            "It was built for other variables. Compile the model again after layers were frozen or "
+            "unfrozen, and give each model an optimizer of its own.",
         )
 
 
@@ -526,8 +527,7 @@ def move(entries: Iterable[Entry]) -> None:
     """Takes the values out of variables; using one raises OwnershipError until it is assigned."""
     for path, variable, _ in entries:
         if not is_moved(variable):
-            base: Hashable = type(variable)
-            variable.__class__ = _moved_class(base)
+            variable.__class__ = _moved_class(variable.__class__)
             variable._moved_from = _paths.join(path)
             variable._value = None  # the buffer itself: assign() would need a new one
 

@@ -97,7 +97,7 @@ class TrainState(train_state.TrainState):
         """
         trained = _built(trainee(model, loss=loss, optimizer=optimizer, metrics=metrics), batch)
         variables = V.collect(trained)
-        values = [_take(collection, copy) for collection in variables]
+        values = _take(variables, copy)
         params, non_trainable, slots, metric_values = map(V.Collection.tree, variables, values)
         tx = transformation(trained, variables)
         is_keras = isinstance(tx, KerasTransformation)
@@ -328,15 +328,15 @@ def _require_built(model: Any) -> None:
         )
 
 
-def _take(collection: V.Collection, copy: bool) -> list[Any]:
-    """The values of variables: copies, or the buffers themselves, each once."""
+def _take(variables: V.ModelVariables, copy: bool) -> list[list[Any]]:
+    """The values of all variables: copies, or the buffers themselves, each once."""
     if copy:
-        return [_owned(entry.variable.value) for entry in collection]
+        return [[_owned(entry.variable.value) for entry in collection] for collection in variables]
     seen: set[int] = set()
-    return [_first_or_copy(strong(entry.variable.value), seen) for entry in collection]
+    return [[_once(strong(e.variable.value), seen) for e in collection] for collection in variables]
 
 
-def _first_or_copy(value: Any, seen: set[int]) -> Any:
+def _once(value: Any, seen: set[int]) -> Any:
     """A buffer that two variables share is copied for the second: none can be donated twice."""
     if id(value) in seen:
         return jnp.copy(value)

@@ -1,0 +1,409 @@
+"""TrainState: taking, writing back, owning, calling, repartitioning; and every misuse by name."""
+
+import gc
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+import optax
+import pytest
+from flax.training import train_state
+from keras import layers
+
+import keras_flax_bridge as kfb
+from keras_flax_bridge import _paths
+from tests import contracts
+
+BATCH = next(contracts.SEQUENTIAL.batches())
+SPECS = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), BATCH)
+
+
+def same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    return jax.tree.all(jax.tree.map(lambda x, y: bool(jnp.array_equal(x, y)), a, b))
+
+
+def weights(state):
+    return state.params, state.non_trainable, state.opt_state, state.metrics
+
+
+def bare(*, built=True):
+    keras.utils.set_random_seed(0)
+    start = [keras.Input((6,))] if built else []
+    return keras.Sequential([*start, layers.Dense(4, "relu"), layers.Dense(3, "softmax")])
+
+
+# --- from_keras
+
+
+def test_is_a_flax_train_state(model):
+    state = kfb.TrainState.from_keras(model)
+    assert isinstance(state, train_state.TrainState)
+    assert isinstance(state.tx, optax.GradientTransformation)
+    assert state.step.dtype == jnp.int32
+    assert set(state.opt_state) == {"iteration", "learning_rate", "momentums", "velocities"}
+    assert jax.tree.structure(state.opt_state["momentums"]) == jax.tree.structure(state.params)
+    assert set(state.metrics) == {"loss", "accuracy"}
+
+
+@pytest.mark.parametrize("batch", [BATCH, SPECS], ids=["arrays", "specs"])
+def test_builds_an_unbuilt_model_from_a_batch(batch):
+    model = bare(built=False)
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    state = kfb.TrainState.from_keras(model, batch=batch)
+    assert state.params["dense"]["kernel"].shape == (6, 4)
+    assert model.optimizer.built
+
+
+@pytest.mark.parametrize("optimizer", [optax.adam(1e-3), keras.optimizers.Adam(), "adam"])
+def test_an_uncompiled_model_takes_an_optimizer(optimizer):
+    model = bare()
+    state = kfb.TrainState.from_keras(model, optimizer=optimizer, metrics=["accuracy"])
+    assert not model.compiled
+    assert "accuracy" in state.metrics
+    assert int(state.step) == 0
+
+
+def test_step_counts_what_the_optimizer_has_seen(model):
+    for batch in contracts.SEQUENTIAL.batches(3):
+        model.train_on_batch(*batch)
+    assert int(kfb.TrainState.from_keras(model).step) == 3
+
+
+# --- ownership
+
+
+def test_copy_keeps_the_model_from_donation(model):
+    state, train_step = kfb.TrainState.from_keras(model), kfb.make_train_step(model)
+    state, _ = train_step(state, BATCH)
+    model.predict(BATCH[0], verbose=0)
+    model.evaluate(*BATCH, verbose=0)
+
+
+def test_assign_to_keeps_the_model_from_donation(trained):
+    model, state = trained
+    state.assign_to(model)
+    kfb.make_train_step(model)(state, BATCH)
+    model.predict(BATCH[0], verbose=0)
+
+
+def buffers():
+    gc.collect()
+    return {id(array) for array in jax.live_arrays() if array.nbytes == 1_000_000}
+
+
+def test_moving_holds_the_weights_once():
+    before = buffers()
+    model = keras.Sequential([keras.Input((500,)), layers.Dense(500, use_bias=False)])
+    model.compile("sgd", "mse")
+    state = kfb.TrainState.from_keras(model, copy=False)
+    assert len(buffers() - before) == 1
+    train_step = kfb.make_train_step(model)
+    for _ in range(2):
+        state, _ = train_step(state, (np.ones((2, 500), "float32"), np.ones((2, 500), "float32")))
+    assert len(buffers() - before) == 1
+    state.assign_to(model, copy=False)
+    assert len(buffers() - before) == 1
+
+
+TOUCHES = {
+    "call": lambda model: model(BATCH[0]),
+    "predict": lambda model: model.predict(BATCH[0], verbose=0),
+    "fit": lambda model: model.fit(*BATCH, verbose=0),
+    "get_weights": lambda model: model.get_weights(),
+    "value": lambda model: model.weights[0].value,
+    "take again": kfb.TrainState.from_keras,
+}
+
+
+@pytest.mark.parametrize("touch", TOUCHES.values(), ids=TOUCHES)
+def test_touching_a_moved_model_names_the_variable(model, touch):
+    model.train_on_batch(*BATCH)
+    state = kfb.TrainState.from_keras(model, copy=False)
+    with pytest.raises(kfb.OwnershipError, match=r"dense/kernel.*assign_to"):
+        touch(model)
+    state.assign_to(model)
+    touch(model)
+
+
+def test_a_moved_model_still_makes_steps_and_saves(model, tmp_path):
+    state = kfb.TrainState.from_keras(model, copy=False)
+    state, _ = kfb.make_train_step(model)(state, BATCH)
+    kfb.save(tmp_path / "moved", state)
+    assert float(kfb.load_model(tmp_path / "moved").optimizer.learning_rate) == pytest.approx(1e-3)
+
+
+def test_a_buffer_shared_by_two_variables_can_be_donated(model):
+    kernel = model.get_layer("head").kernel
+    model.compile("adam", "sparse_categorical_crossentropy")
+    model.optimizer.build(model.trainable_variables)
+    model.optimizer._momentums[4].assign(kernel)
+    state = kfb.TrainState.from_keras(model, copy=False)
+    kfb.make_train_step(model)(state, BATCH)
+
+
+def test_a_donated_state_is_named(trained):
+    model, state = trained
+    kfb.make_train_step(model)(state, BATCH)
+    with pytest.raises(kfb.OwnershipError, match=r"state/.*donated"):
+        kfb.make_train_step(model)(state, BATCH)
+    with pytest.raises(kfb.OwnershipError, match="donated"):
+        state.assign_to(model)
+
+
+# --- assign_to
+
+
+def test_assign_to_a_second_build_takes_everything(trained):
+    _, state = trained
+    layers.Dropout(0.5)  # moves Keras's counters of names
+    other = contracts.sequential()
+    other.train_on_batch(*BATCH)
+    state.assign_to(other)
+    assert same(weights(kfb.TrainState.from_keras(other)), weights(state))
+
+
+def test_assign_to_is_all_or_nothing(trained):
+    model, state = trained
+    state.assign_to(model)
+    before = weights(kfb.TrainState.from_keras(model))
+    broken = {**state.params, "head": {"kernel": jnp.ones((5, 4)), "bias": state.params["head"]["bias"] + 1}}
+    with pytest.raises(kfb.StructureMismatchError) as error:
+        state.replace(params=broken).assign_to(model)
+    assert "params/head/kernel  got float32[5,4], expected float32[5,3]" in str(error.value)
+    assert same(weights(kfb.TrainState.from_keras(model)), before)
+
+
+def test_assign_to_writes_weights_alone_where_nothing_trains(trained):
+    _, state = trained
+    other = keras.models.clone_model(contracts.sequential())
+    plain = keras.Sequential([keras.Input((6,)), *other.layers])
+    state.assign_to(plain)
+    assert same(kfb.TrainState.from_keras(plain, optimizer="sgd").params, state.params)
+
+
+def test_assign_to_gives_slots_to_a_given_optimizer():
+    model, optimizer = bare(), keras.optimizers.Adam()
+    state = kfb.TrainState.from_keras(model, optimizer=optimizer)
+    step = kfb.make_train_step(model, optimizer=optimizer, loss="sparse_categorical_crossentropy")
+    state, _ = step(state, BATCH)
+    state.assign_to(model, optimizer=optimizer)
+    assert int(optimizer.iterations.value) == 1
+    assert np.any(optimizer._momentums[0].numpy())
+
+
+def test_optax_slots_have_no_place_in_a_keras_optimizer(model):
+    state = kfb.TrainState.from_keras(model, optimizer=optax.sgd(0.1))
+    with pytest.warns(UserWarning, match="trained by optax"):
+        state.assign_to(model)
+
+
+# --- apply_fn and a Flax codebase's own step
+
+
+def flax_train_step(state, batch):
+    """A step as Flax code writes it, for a model without other state."""
+    x, y = batch
+
+    def loss_fn(params):
+        logits = state.apply_fn({"params": params}, x)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+    loss, grads = jax.value_and_grad(loss_fn)(state.params)
+    return state.apply_gradients(grads=grads), loss
+
+
+@pytest.mark.parametrize("optimizer", [optax.adam(1e-2), keras.optimizers.Adam(1e-2)], ids=["optax", "keras"])
+def test_flax_code_runs_unchanged(optimizer):
+    model = keras.Sequential(
+        [keras.Input((6,)), layers.Dense(4, "relu"), layers.Dropout(0.5), layers.Dense(3)]
+    )
+    state = kfb.TrainState.from_keras(model, optimizer=optimizer)
+    step, losses = jax.jit(flax_train_step), []
+    for _ in range(20):
+        state, loss = step(state, BATCH)
+        losses.append(float(loss))
+    assert losses[-1] < losses[0]
+    assert int(state.step) == 20
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        keras.optimizers.SGD(0.1, momentum=0.9),
+        keras.optimizers.Adam(),
+        keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1)),
+        keras.optimizers.SGD(0.1, loss_scale_factor=8.0),
+    ],
+    ids=["momentum", "adam", "dynamic scale", "fixed scale"],
+)
+def test_apply_gradients_is_exact_for_keras_optimizers(optimizer):
+    def build():
+        model = bare()
+        fresh = type(optimizer).from_config(optimizer.get_config())
+        model.compile(fresh, "sparse_categorical_crossentropy")
+        return model
+
+    def loss_fn(params, state):
+        y_pred = state.apply_fn({"params": params}, BATCH[0], training=True)
+        return jnp.mean(keras.losses.sparse_categorical_crossentropy(BATCH[1], y_pred))
+
+    model = build()
+    state = kfb.TrainState.from_keras(model)
+    grads = jax.jit(jax.grad(loss_fn))(state.params, state)
+    state = jax.jit(lambda s, g: s.apply_gradients(grads=g))(state, grads)
+    reference, _ = kfb.make_train_step(build())(kfb.TrainState.from_keras(build()), BATCH)
+    for path, leaf in _paths.flatten((state.params, state.opt_state)).items():
+        wanted = _paths.flatten((reference.params, reference.opt_state))[path]
+        # the same rule on gradients of two programs: XLA may round their sums differently
+        np.testing.assert_allclose(leaf, wanted, rtol=1e-5, atol=1e-7, err_msg=_paths.join(path))
+
+
+def test_apply_fn_returns_updates_and_losses(model):
+    state = kfb.TrainState.from_keras(model)
+    variables = {"params": state.params, "non_trainable": state.non_trainable}
+    plain = state.apply_fn(variables, BATCH[0])
+    outputs, updates = state.apply_fn(variables, BATCH[0], training=True, mutable=["non_trainable", "losses"])
+    assert plain.shape == outputs.shape == (8, 3)
+    assert not same(updates["non_trainable"], state.non_trainable)
+    assert len(updates["losses"]) == 1  # the regularizer
+    assert int(updates["non_trainable"]["dropout"]["seed_generator_state"][1]) == 1
+
+
+def test_apply_fn_derives_seeds_from_a_key(model):
+    state = kfb.TrainState.from_keras(model)
+    variables = {"params": state.params, "non_trainable": state.non_trainable}
+    call = lambda key: state.apply_fn(variables, BATCH[0], training=True, rngs={"dropout": key})  # noqa: E731
+    one, again, other = call(jax.random.key(0)), call(jax.random.key(0)), call(jax.random.key(1))
+    assert np.array_equal(one, again)
+    assert not np.array_equal(one, other)
+
+
+def test_apply_fn_names_what_is_missing(model):
+    state = kfb.TrainState.from_keras(model)
+    with pytest.raises(kfb.StructureMismatchError, match="batch_normalization/moving_mean"):
+        state.apply_fn({"params": state.params}, BATCH[0])
+    no_seed = {k: v for k, v in state.non_trainable.items() if k != "dropout"}
+    state.apply_fn({"params": state.params, "non_trainable": no_seed}, BATCH[0])
+    with pytest.raises(kfb.StructureMismatchError, match="dropout/seed_generator_state"):
+        state.apply_fn({"params": state.params, "non_trainable": no_seed}, BATCH[0], training=True)
+    with pytest.raises(kfb.StructureMismatchError, match="batch_stats"):
+        state.apply_fn({"params": state.params}, BATCH[0], mutable=["batch_stats"])
+
+
+# --- metrics and partition
+
+
+def test_reset_touches_metrics_alone(trained):
+    _, state = trained
+    reset = state.reset_metrics()
+    assert float(state.metrics["loss"]["count"]) > 0
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves((reset.metrics, reset.eval_metrics)))
+    assert same(
+        (reset.params, reset.opt_state, reset.non_trainable),
+        (state.params, state.opt_state, state.non_trainable),
+    )
+
+
+class Best(keras.metrics.Metric):
+    """A metric that doesn't start at zero."""
+
+    def __init__(self, name="best"):
+        super().__init__(name=name)
+        self.best = self.add_variable((), initializer=lambda *_, **__: -np.inf, name="best")
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        self.best.assign(keras.ops.maximum(self.best, keras.ops.max(y_pred)))
+
+    def reset_state(self):
+        self.best.assign(-np.inf)
+
+    def result(self):
+        return self.best.value
+
+
+def test_reset_is_the_metric_s_own():
+    model = bare()
+    model.compile("sgd", "sparse_categorical_crossentropy", metrics=[Best()])
+    state, logs = kfb.make_train_step(model)(kfb.TrainState.from_keras(model), BATCH)
+    assert float(logs["best"]) > 0
+    assert float(state.reset_metrics().metrics["best"]["best"]) == -np.inf
+
+
+@pytest.mark.parametrize("optimizer", [None, optax.adam(1e-2)], ids=["keras", "optax"])
+def test_repartition_keeps_the_slots_that_survive(optimizer):
+    model = contracts.sequential()
+    state = kfb.TrainState.from_keras(model, optimizer=optimizer)
+    state, _ = kfb.make_train_step(model, optimizer=optimizer, donate=False)(state, BATCH)
+    model.layers[0].trainable = False
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    frozen = state.repartition(model)
+    assert "dense" not in frozen.params
+    assert same(frozen.non_trainable["dense"], state.params["dense"])
+    before, after = (_paths.flatten(s.opt_state) for s in (state, frozen))
+    assert after.keys() == {path for path in before if "dense" not in path}
+    assert all(np.array_equal(before[path], after[path]) for path in after)
+    assert int(frozen.step) == 1
+    trained, _ = kfb.make_train_step(model, optimizer=optimizer, donate=False)(frozen, BATCH)
+    assert same(trained.non_trainable["dense"], state.params["dense"])
+    model.layers[0].trainable = True
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    back = trained.repartition(model)
+    assert back.params.keys() == state.params.keys()
+    slots = [leaf for path, leaf in _paths.flatten(back.opt_state).items() if "dense" in path]
+    assert len(slots) == 4
+    assert not any(np.any(leaf) for leaf in slots)
+
+
+# --- misuse
+
+
+def compiled(optimizer="sgd"):
+    model = bare()
+    model.compile(optimizer, "mse")
+    return model
+
+
+def stale_optimizer():
+    model = compiled()
+    model.optimizer.build(model.trainable_variables)
+    model.layers[0].trainable = False
+    return model
+
+
+def lazy_metric():
+    model = bare()
+    model.compile("sgd", "mse", metrics=[keras.metrics.F1Score()])
+    return model
+
+
+MISUSE = {
+    "unbuilt": (lambda: kfb.TrainState.from_keras(unbuilt()), kfb.NotBuiltError, "batch="),
+    "uncompiled": (lambda: kfb.TrainState.from_keras(bare()), kfb.NotBuiltError, "compile"),
+    "no optimizer": (lambda: kfb.make_train_step(bare()), kfb.NotBuiltError, "optimizer"),
+    "stale optimizer": (
+        lambda: kfb.TrainState.from_keras(stale_optimizer()),
+        kfb.StructureMismatchError,
+        "dense/kernel",
+    ),
+    "lazy metric": (lambda: kfb.TrainState.from_keras(lazy_metric()), kfb.NotBuiltError, "f1_score"),
+    "abstract": (
+        lambda: kfb.TrainState.abstract(compiled).assign_to(compiled()),
+        kfb.NotBuiltError,
+        "Restore",
+    ),
+}
+
+
+def unbuilt():
+    model = bare(built=False)
+    model.compile("sgd", "mse")
+    return model
+
+
+@pytest.mark.parametrize(("act", "kind", "words"), MISUSE.values(), ids=MISUSE)
+def test_misuse_is_explained(act, kind, words):
+    with pytest.raises(kind, match=words) as error:
+        act()
+    assert isinstance(error.value, ValueError)
