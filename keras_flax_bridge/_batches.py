@@ -15,13 +15,12 @@ from keras_flax_bridge.errors import StructureMismatchError
 _FORMS = "A batch is (x,), (x, y), (x, y, sample_weight) or bare x; x and y are pytrees of arrays."
 
 
-def check(model: Any, batch: Any, skip_axes: int = 0) -> None:
+def check(model: Any, batch: Any) -> None:
     """Checks a batch against what Keras's own step will do with it.
 
     Args:
         model: a compiled model.
         batch: arrays, tracers or shapes.
-        skip_axes: leading axes that don't belong to a batch.
 
     Raises:
         StructureMismatchError: if a part is missing, or of another structure or shape.
@@ -32,24 +31,24 @@ def check(model: Any, batch: Any, skip_axes: int = 0) -> None:
     x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
     if y is None and V.has_loss(model):
         raise _mismatch("batch/1", "no targets y", "targets for the compiled loss")
-    check_inputs(model, x, skip_axes)
-    _check_sizes(dict(zip(("x", "y", "sample_weight"), parts, strict=False)), skip_axes)
+    check_inputs(model, x)
+    _check_sizes(dict(zip(("x", "y", "sample_weight"), parts, strict=False)))
 
 
-def check_inputs(model: Any, x: Any, skip_axes: int = 0) -> None:
+def check_inputs(model: Any, x: Any) -> None:
     """Checks x against the inputs of a Functional or Sequential model.
 
     Raises:
         StructureMismatchError: naming the input that is missing, unexpected or of another shape.
     """
     wanted = _input_shapes(model)
-    got = [(path, np.shape(leaf)[skip_axes:]) for path, leaf in _paths.flatten(x).items()]
+    got = [(path, np.shape(leaf)) for path, leaf in _paths.flatten(x).items()]
     if wanted is None:
         return
     if len(got) != len(wanted):
         raise _mismatch("batch/x", f"{len(got)} arrays", f"{len(wanted)} inputs: {_named(wanted)}")
     if isinstance(x, dict) and all(name in x for name, _ in wanted):
-        got = [((name,), np.shape(x[name])[skip_axes:]) for name, _ in wanted]
+        got = [((name,), np.shape(x[name])) for name, _ in wanted]
     for (name, shape), (path, found) in zip(wanted, got, strict=True):
         if not _fits(found, shape):
             where = _paths.join(("batch", "x", *path))
@@ -75,11 +74,11 @@ def _fits(found: tuple, wanted: tuple) -> bool:
     )
 
 
-def _check_sizes(parts: dict[str, Any], skip_axes: int) -> None:
+def _check_sizes(parts: dict[str, Any]) -> None:
     sizes = {
-        path: np.shape(leaf)[skip_axes]
+        path: np.shape(leaf)[0]
         for path, leaf in _paths.flatten(parts).items()
-        if len(np.shape(leaf)) > skip_axes
+        if np.ndim(leaf)
     }
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{_paths.join(path)}: {size}" for path, size in sizes.items())

@@ -236,10 +236,11 @@ class _Builder:
             self._done = True
 
     def _build(self, batch: Any) -> None:
+        one = _batches.one_of(batch, self._steps)
         if not V.is_overridden(self._trained, "train_step"):
-            _batches.check(self._trained, batch, skip_axes=int(self._steps > 1))
+            _batches.check(self._trained, one)
         with jax.ensure_compile_time_eval():  # new variables must not hold values of an outer trace
-            V.build(self._trained, _batches.one_of(batch, self._steps))
+            V.build(self._trained, one)
 
 
 def _explained(run: Callable, fields: Fields, batch: Any) -> Any:
