@@ -42,13 +42,14 @@ def check_inputs(model: Any, x: Any) -> None:
         StructureMismatchError: naming the input that is missing, unexpected or of another shape.
     """
     wanted = _input_shapes(model)
-    got = [(path, np.shape(leaf)) for path, leaf in _paths.flatten(x).items()]
-    if wanted is None:
-        return
-    if len(got) != len(wanted):
-        raise _mismatch("batch/x", f"{len(got)} arrays", f"{len(wanted)} inputs: {_named(wanted)}")
+    if wanted is None or any(leaf is None for leaf in keras.tree.flatten(x)):
+        return  # a model that doesn't say, or optional inputs left out: Keras checks those
     if isinstance(x, dict) and all(name in x for name, _ in wanted):
         got = [((name,), np.shape(x[name])) for name, _ in wanted]
+    else:
+        got = [(path, np.shape(leaf)) for path, leaf in _paths.flatten(x).items()]
+    if len(got) != len(wanted):
+        raise _mismatch("batch/x", f"{len(got)} arrays", f"{len(wanted)} inputs: {_named(wanted)}")
     for (name, shape), (path, found) in zip(wanted, got, strict=True):
         if not _fits(found, shape):
             where = _paths.join(("batch", "x", *path))
@@ -75,11 +76,7 @@ def _fits(found: tuple, wanted: tuple) -> bool:
 
 
 def _check_sizes(parts: dict[str, Any]) -> None:
-    sizes = {
-        path: np.shape(leaf)[0]
-        for path, leaf in _paths.flatten(parts).items()
-        if np.ndim(leaf)
-    }
+    sizes = {path: np.shape(leaf)[0] for path, leaf in _paths.flatten(parts).items() if np.ndim(leaf)}
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{_paths.join(path)}: {size}" for path, size in sizes.items())
         raise _mismatch("batch", f"arrays of different batch sizes ({listed})", "one batch size")

@@ -158,6 +158,13 @@ class Root:
     ) -> None:
         """Starts to write a step, after the one before is on disk."""
         self.wait()
+        if not self.path.is_dir():  # Orbax would wait minutes for a folder that nobody makes
+            raise CheckpointError(
+                str(self.path),
+                got="a folder that is gone",
+                expected="the folder in which earlier steps were written",
+                fix="Put it back, or open a new manager.",
+            )
         with _speaking(self.path / str(step), "saving"):
             self._pending = self._checkpointer.save_checkpointables_async(
                 step,

@@ -1,0 +1,433 @@
+"""Checkpoints: strict, complete, readable by everyone."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import grain
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from flax.training import train_state
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from keras import layers
+
+import keras_flax_bridge as kfb
+from keras_flax_bridge import _paths
+from tests import contracts
+
+BATCH = next(contracts.SEQUENTIAL.batches())
+
+
+def equal(a, b):
+    a, b = _paths.flatten(a), _paths.flatten(b)
+    assert a.keys() == b.keys()
+    return all(np.array_equal(a[path], b[path]) for path in a)
+
+
+@pytest.fixture
+def saved(trained, tmp_path):
+    """A folder with one checkpoint of the small model after three steps, and what is in it."""
+    model, state = trained
+    kfb.save(tmp_path / "one", state)
+    return tmp_path / "one", model, state
+
+
+# --- one checkpoint, four readers
+
+
+def test_every_row_round_trips_into_a_second_build(row, tmp_path):
+    model = row.build()
+    state, train_step = kfb.TrainState.from_keras(model), kfb.make_train_step(model, donate=False)
+    for batch in row.batches(3):
+        state, _ = train_step(state, batch)
+    kfb.save(tmp_path / "row", state)
+    layers.Dropout(0.5)  # moves Keras's counters of names
+    other = row.build()
+    other.train_on_batch(*next(row.batches()))
+    assert kfb.restore(tmp_path / "row", other) is other
+    again = kfb.TrainState.from_keras(other)
+    trees = ("params", "non_trainable", "opt_state", "metrics")
+    assert all(equal(getattr(again, tree), getattr(state, tree)) for tree in trees)
+    assert equal(kfb.restore(tmp_path / "row", kfb.TrainState.abstract(row.build)), state)
+    continued = kfb.make_train_step(other)(again, next(row.batches()))[0]
+    assert equal(continued.params, train_step(state, next(row.batches()))[0].params)
+
+
+def test_one_checkpoint_reads_as_state_keras_nnx_and_linen(saved):
+    path, model, state = saved
+    wanted = kfb.make_predict_step(model)(state, BATCH[0])
+    build = contracts.sequential
+    module, linen = kfb.ToNNX(build()), kfb.ToLinen(build())
+    variables = kfb.restore(path, linen.init(jax.random.key(0), BATCH[0]))
+    outputs = {
+        "state": kfb.make_predict_step(build())(kfb.restore(path, kfb.TrainState.abstract(build)), BATCH[0]),
+        "keras": kfb.restore(path, build()).predict(BATCH[0], verbose=0),
+        "loaded": kfb.load_model(path).predict(BATCH[0], verbose=0),
+        "nnx": kfb.restore(path, module)(BATCH[0]),
+        "linen": linen.apply(variables, BATCH[0]),
+    }
+    for name, output in outputs.items():
+        np.testing.assert_allclose(output, wanted, rtol=1e-6, atol=1e-7, err_msg=name)
+    assert isinstance(module.dense.kernel, nnx.Param)
+    assert set(variables) == {"params", "batch_stats", "seeds"}
+
+
+def test_a_loaded_model_trains_on_as_the_state_does(saved):
+    path, model, state = saved
+    loaded = kfb.load_model(path)
+    again = kfb.TrainState.from_keras(loaded)
+    assert equal((again.params, again.opt_state), (state.params, state.opt_state))
+    after, _ = kfb.make_train_step(loaded)(again, BATCH)
+    wanted, _ = kfb.make_train_step(model)(state, BATCH)
+    assert equal((after.params, after.opt_state), (wanted.params, wanted.opt_state))
+
+
+def test_plain_orbax_reads_it(saved):
+    path, _, state = saved
+    from orbax.checkpoint import v1 as ocp
+
+    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), nested(state))
+    read = ocp.load_checkpointables(path, {"state": like})["state"]
+    assert equal(read, nested(state))
+
+
+def nested(state):
+    return _paths.nest(_paths.flatten(state))
+
+
+def test_plain_orbax_v0_reads_it(saved):
+    path, _, state = saved
+    import orbax.checkpoint as ocp
+
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        arguments = ocp.checkpoint_utils.construct_restore_args(nested(state))
+        read = checkpointer.restore(path / "state", item=nested(state), restore_args=arguments)
+    assert equal(read, nested(state))
+
+
+def test_a_flax_train_state_comes_back_as_one(tmp_path):
+    params = {"dense": {"kernel": jnp.ones((2, 2))}}
+    make = lambda: train_state.TrainState.create(apply_fn=None, params=params, tx=optax.adam(1e-3))  # noqa: E731
+    state = make().apply_gradients(grads=params)
+    kfb.save(tmp_path / "flax", state)
+    restored = kfb.restore(tmp_path / "flax", make())
+    assert isinstance(restored.opt_state[0], optax.ScaleByAdamState)
+    assert equal(restored, state)
+
+
+def test_an_optax_state_round_trips(tmp_path):
+    model = contracts.sequential()
+    tx = optax.chain(optax.clip(1.0), optax.adamw(1e-3))
+    state, _ = kfb.make_train_step(model, optimizer=tx)(kfb.TrainState.from_keras(model, optimizer=tx), BATCH)
+    kfb.save(tmp_path / "optax", state)
+    assert equal(kfb.restore(tmp_path / "optax", kfb.TrainState.from_keras(model, optimizer=tx)), state)
+    loaded = kfb.load_model(tmp_path / "optax")
+    assert not loaded.compiled
+    assert equal(kfb.TrainState.from_keras(loaded, optimizer="sgd").params, state.params)
+
+
+def test_restores_onto_the_shardings_of_like(saved):
+    path, _, state = saved
+    sharding = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), PartitionSpec())
+    abstract = kfb.TrainState.abstract(contracts.sequential)
+    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), abstract)
+    restored = kfb.restore(path, like)
+    assert {leaf.sharding for leaf in jax.tree.leaves(restored)} == {sharding}
+    assert equal(restored, state)
+
+
+def test_relative_paths_and_step_folders(trained, tmp_path, monkeypatch):
+    _, state = trained
+    monkeypatch.chdir(tmp_path)
+    with kfb.CheckpointManager("runs/1") as manager:
+        manager.save(state)
+    like = kfb.TrainState.abstract(contracts.sequential)
+    for path, step in (("runs/1", None), ("runs/1", 3), ("runs/1/3", None), ("runs/1/3", 3)):
+        assert equal(kfb.restore(path, like, step=step), state)
+
+
+# --- strictness
+
+
+def wider():
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(7), layers.Dense(3, name="head")])
+    model.compile("adam", "mse")
+    return model
+
+
+def test_a_mismatch_lists_every_leaf_and_assigns_nothing(saved):
+    path, _, _ = saved
+    model = wider()
+    before = [w.copy() for w in model.get_weights()]
+    with pytest.raises(kfb.StructureMismatchError) as error:
+        kfb.restore(path, model)
+    assert set(error.value.mismatched) >= {"params/dense/kernel", "params/dense/bias", "params/head/kernel"}
+    assert "params/batch_normalization/gamma" in error.value.unexpected
+    assert "got float32[6,5], expected float32[6,7]" in str(error.value)
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+
+
+def test_partial_restores_what_matches_and_says_the_rest(saved, caplog):
+    path, _, state = saved
+    model = kfb.restore(path, wider(), partial=True)
+    assert np.array_equal(model.get_layer("head").bias, state.params["head"]["bias"])
+    assert "params/dense/kernel" in caplog.text
+
+
+def test_no_match_at_all_is_an_error_even_if_partial(saved):
+    path, _, _ = saved
+    with pytest.raises(kfb.StructureMismatchError, match="Not one leaf matches"):
+        kfb.restore(path, {"nothing": jnp.ones(3)}, partial=True)
+
+
+def test_dtypes_are_not_cast(tmp_path):
+    kfb.save(tmp_path / "f32", {"a": jnp.ones(2)})
+    with pytest.raises(kfb.StructureMismatchError, match=r"got float32\[2\], expected int8\[2\]"):
+        kfb.restore(tmp_path / "f32", {"a": jnp.ones(2, "int8")})
+
+
+def test_include_takes_prefixes_and_patterns(saved):
+    path, _, state = saved
+    model = contracts.sequential()
+    before = [np.array(v) for v in model.optimizer.variables]
+    kfb.restore(path, model, include=["params", "non_trainable"])
+    assert np.array_equal(model.get_layer("head").kernel, state.params["head"]["kernel"])
+    assert len(before) <= len(model.optimizer.variables)
+    assert int(model.optimizer.iterations.value) == 0
+    like = kfb.TrainState.from_keras(contracts.sequential())
+    kernels = kfb.restore(path, like, include=r"^params/.*kernel$")
+    assert np.array_equal(kernels.params["dense"]["kernel"], state.params["dense"]["kernel"])
+    assert np.array_equal(kernels.params["dense"]["bias"], like.params["dense"]["bias"])
+
+
+RENAMES = {
+    "dict": {"a/w": "b/w", "a/v": "b/v"},
+    "pairs": [(r"^a/", "b/")],
+    "function": lambda name: name.replace("a/", "b/"),
+}
+
+
+@pytest.mark.parametrize("rename", RENAMES.values(), ids=RENAMES)
+def test_rename(tmp_path, rename):
+    kfb.save(tmp_path / "a", {"a": {"w": jnp.arange(2), "v": jnp.arange(3)}})
+    like = {"b": {"w": jnp.zeros(2, int), "v": jnp.zeros(3, int)}}
+    assert kfb.restore(tmp_path / "a", like, rename=rename)["b"]["v"].tolist() == [0, 1, 2]
+
+
+def test_two_leaves_of_one_name_are_refused(tmp_path):
+    kfb.save(tmp_path / "a", {"a": jnp.ones(1), "b": jnp.ones(1)})
+    with pytest.raises(kfb.StructureMismatchError, match="rename="):
+        kfb.restore(tmp_path / "a", {"c": jnp.ones(1)}, rename=lambda name: "c")
+
+
+def test_a_weight_frozen_since_is_found(saved):
+    path, _, state = saved
+    model = contracts.sequential()
+    model.layers[0].trainable = False
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    kfb.restore(path, model, include=["params", "non_trainable"])
+    assert np.array_equal(model.layers[0].kernel, state.params["dense"]["kernel"])
+
+
+def test_a_model_without_a_config_is_saved_and_load_model_says_why(tmp_path):
+    class Plain(keras.Model):
+        def __init__(self, size):
+            super().__init__()
+            self.dense = layers.Dense(size)
+
+        def call(self, x):
+            return self.dense(x)
+
+    model = Plain(3)
+    model(np.ones((1, 2)))
+    model.compile("sgd", "mse")
+    kfb.save(tmp_path / "plain", kfb.TrainState.from_keras(model))
+    with pytest.raises(kfb.CheckpointError, match="no model config"):
+        kfb.load_model(tmp_path / "plain")
+    kfb.restore(tmp_path / "plain", model)
+
+
+def test_load_model_runs_no_code(tmp_path):
+    model = keras.Sequential([keras.Input((2,)), layers.Lambda(lambda x: x), layers.Dense(1)])
+    model.compile("sgd", "mse")
+    kfb.save(tmp_path / "code", kfb.TrainState.from_keras(model))
+    with pytest.raises(ValueError, match="Lambda"):
+        kfb.load_model(tmp_path / "code")
+
+
+# --- the manager
+
+
+def states(count):
+    model = contracts.sequential()
+    state, train_step = kfb.TrainState.from_keras(model), kfb.make_train_step(model, donate=False)
+    for batch in contracts.SEQUENTIAL.batches(count):
+        state, _ = train_step(state, batch)
+        yield state
+
+
+def test_saves_when_due_and_keeps_the_newest(tmp_path):
+    with kfb.CheckpointManager(tmp_path, max_to_keep=2, save_every=3) as manager:
+        started = [manager.save(state) for state in states(12)]
+        manager.wait()
+        assert started == [False, False, True] * 4
+        assert manager.all_steps() == [9, 12]
+        assert manager.latest_step == 12
+
+
+def test_steps_that_jump_over_a_multiple_are_due(tmp_path):
+    with kfb.CheckpointManager(tmp_path, save_every=4) as manager:
+        jumping = [state for i, state in enumerate(states(12)) if i % 3 == 2]  # steps 3, 6, 9, 12
+        assert [manager.save(state) for state in jumping] == [False, True, True, True]
+
+
+@pytest.mark.parametrize(("keep", "best"), [("val_loss", 2), (("val_loss", "max"), 1), ("val_accuracy", 1)])
+def test_the_best_survives_beside_the_newest(tmp_path, keep, best):
+    losses = [3.0, 1.0, 2.0, 2.5, float("nan")]
+    with kfb.CheckpointManager(tmp_path, max_to_keep=1, keep_best=keep) as manager:
+        for state, loss in zip(states(5), losses, strict=True):
+            manager.save(state, logs={"val_loss": loss, "val_accuracy": jnp.float32(loss)})
+        manager.wait()
+        assert manager.best_step == best
+        assert manager.all_steps() == [best, 5]
+    with kfb.CheckpointManager(tmp_path, max_to_keep=1, keep_best=keep) as reopened:
+        assert reopened.best_step == best
+
+
+def test_a_stale_step_is_refused(tmp_path):
+    first, second = states(2)
+    with kfb.CheckpointManager(tmp_path) as manager:
+        manager.save(second)
+        assert manager.save(second) is False  # the same state again, as at the end of a loop
+        with pytest.raises(kfb.CheckpointError, match="a step after 2"):
+            manager.save(first)
+    with kfb.CheckpointManager(tmp_path) as manager:
+        with pytest.raises(kfb.CheckpointError, match=r"manager\.restore"):
+            manager.save(second)
+        restored = manager.restore(second)
+        assert manager.save(restored) is False
+
+
+def test_saving_while_training_on_keeps_what_was_saved(tmp_path):
+    model = contracts.sequential()
+    state, train_step = kfb.TrainState.from_keras(model), kfb.make_train_step(model)
+    wanted = {}
+    with kfb.CheckpointManager(tmp_path, max_to_keep=None) as manager:
+        for batch in contracts.SEQUENTIAL.batches(6):
+            state, _ = train_step(state, batch)
+            wanted[int(state.step)] = jax.tree.map(np.array, state)
+            manager.save(state)  # the next step takes over the very buffers that are being written
+    like = kfb.TrainState.abstract(contracts.sequential)
+    assert all(equal(kfb.restore(tmp_path, like, step=step), state) for step, state in wanted.items())
+
+
+class Failing:
+    """What Orbax answers to a save that goes wrong in the background."""
+
+    def result(self):
+        raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("ask", ["save", "wait", "exit"])
+def test_a_save_that_failed_in_the_background_is_raised(tmp_path, monkeypatch, ask):
+    first, second, third = states(3)
+    manager = kfb.CheckpointManager(tmp_path)
+    manager.save(first)
+    manager.wait()
+    checkpointer = type(manager._root._checkpointer)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpointer, "save_checkpointables_async", lambda *_, **__: Failing())
+        manager.save(second)
+    acts = {
+        "save": lambda: manager.save(third),
+        "wait": manager.wait,
+        "exit": lambda: manager.__exit__(None, None, None),
+    }
+    with pytest.raises(kfb.CheckpointError, match=r"No space left.*Older steps are intact"):
+        acts[ask]()
+    assert equal(kfb.restore(tmp_path, first), first)
+
+
+def test_a_folder_that_is_gone_is_named(tmp_path):
+    with kfb.CheckpointManager(tmp_path / "runs") as manager:
+        (tmp_path / "runs").rmdir()
+        with pytest.raises(kfb.CheckpointError, match=r"runs.*is gone"):
+            manager.save(next(states(1)))
+
+
+WRONG = {
+    "no folder": (lambda p: kfb.restore(p / "none", {"a": 1}), "no checkpoint"),
+    "no checkpoint": (lambda p: kfb.restore(p, {"a": 1}), "no checkpoint"),
+    "exists": (lambda p: kfb.save(p, {"a": jnp.ones(1)}), "exists"),
+    "layout": (lambda p: kfb.CheckpointManager(p, layout="flat"), "'tree'"),
+    "best": (lambda p: kfb.CheckpointManager(p, keep_best="score"), "'min'"),
+}
+
+
+@pytest.mark.parametrize(("act", "words"), WRONG.values(), ids=WRONG)
+def test_wrong_use_is_explained(tmp_path, act, words):
+    with pytest.raises(kfb.CheckpointError, match=words):
+        act(tmp_path)
+
+
+def test_a_missing_step_names_those_that_exist(tmp_path):
+    with kfb.CheckpointManager(tmp_path) as manager:
+        for state in states(2):
+            manager.save(state)
+        manager.wait()
+        with pytest.raises(kfb.CheckpointError, match=r"\[1, 2\]"):
+            manager.restore(state, step=7)
+
+
+# --- resuming
+
+
+def batches():
+    """Shuffled batches that never end, as Grain gives them."""
+    rows = grain.MapDataset.range(64).seed(3).shuffle().repeat()
+    x, y = contracts.SEQUENTIAL.x, contracts.SEQUENTIAL.y
+    return iter(rows.map(lambda i: (x[i], y[i])).batch(8).to_iter_dataset())
+
+
+def run(folder, steps, *, die_at=None):
+    """Trains up to `steps` from wherever the folder is; prints the final bits."""
+    model, data = contracts.sequential(), batches()
+    state, train_step = kfb.TrainState.from_keras(model), kfb.make_train_step(model)
+    with kfb.CheckpointManager(folder, save_every=3) as manager:
+        if manager.latest_step is not None:
+            state = manager.restore(state, data=data)
+        while int(state.step) < steps:
+            state, _ = train_step(state, next(data))
+            manager.save(state, data=data)
+            if int(state.step) == die_at:
+                os.kill(os.getpid(), 9)
+    leaves = {_paths.join(p): np.asarray(v).tobytes().hex() for p, v in _paths.flatten(state).items()}
+    print(json.dumps(leaves))
+
+
+def spawn(code):
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-c", f"from tests import conftest, test_checkpoint as t\n{code}"]
+    return subprocess.run(command, capture_output=True, text=True, cwd=root, env={**os.environ})
+
+
+def test_killed_and_resumed_ends_with_the_same_bits(tmp_path):
+    killed = spawn(f"t.run({str(tmp_path / 'a')!r}, 13, die_at=8)")
+    assert killed.returncode == -9, killed.stderr
+    resumed = spawn(f"t.keras.layers.Dropout(0.5); t.run({str(tmp_path / 'a')!r}, 13)")
+    straight = spawn(f"t.run({str(tmp_path / 'b')!r}, 13)")
+    assert straight.returncode == 0, straight.stderr
+    assert resumed.stdout == straight.stdout != ""
+
+
+def test_data_that_was_not_saved_is_named(saved):
+    path, _, state = saved
+    with pytest.raises(kfb.CheckpointError, match="data="):
+        kfb.restore(path, state, data=batches())
