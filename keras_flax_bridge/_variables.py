@@ -1,7 +1,7 @@
 """How Keras holds variables: structural keys, kinds, slots, building, moving, pure initialisation.
 
 The only file that touches private Keras attributes. Each is named here with the reason why no
-public one serves, and `tests/test_variables.py` fails if Keras renames one.
+public one serves, and `tests/test_keys.py` fails if Keras renames one.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def values_of(model):
         "seed": "seeds",
         "frozen": "frozen",
     }
-    entries = [entry for part in collections(model) for entry in part]
+    entries = [entry for part in V.collect_layer(model) for entry in part]
     return _paths.nest({(names[e.kind], *e.path): e.variable.value for e in entries})
 
 
