@@ -45,9 +45,10 @@ def check_inputs(model: Any, x: Any) -> None:
     if wanted is None or any(leaf is None for leaf in keras.tree.flatten(x)):
         return  # a model that doesn't say, or optional inputs left out: Keras checks those
     if isinstance(x, dict) and all(name in x for name, _ in wanted):
-        got = [((name,), np.shape(x[name])) for name, _ in wanted]
+        given: _paths.Flat = {(name,): x[name] for name, _ in wanted}
     else:
-        got = [(path, np.shape(leaf)) for path, leaf in _paths.flatten(x).items()]
+        given = _paths.flatten(x)
+    got = [(path, np.shape(leaf)) for path, leaf in given.items()]
     if len(got) != len(wanted):
         raise _mismatch("batch/x", f"{len(got)} arrays", f"{len(wanted)} inputs: {_named(wanted)}")
     for (name, shape), (path, found) in zip(wanted, got, strict=True):
