@@ -69,19 +69,21 @@ def train(dataset, folder):
             state = manager.restore(state, data=batches)
         begin = int(state.step)
         with Progress(console=Console(stderr=True)) as progress:
-            task = progress.add_task(f"steps {begin} to {steps}", total=steps, completed=begin)
+            task = progress.add_task(f"from step {begin}", total=steps, completed=begin)
             for step in range(begin, steps):
                 if step % epoch == 0:
                     state = state.reset_metrics()
                 state, logs = train_step(state, next(batches))
-                progress.update(task, advance=1)
+                progress.advance(task)
                 if (step + 1) % epoch == 0:
                     _, test_logs = eval_step(state.reset_metrics(), (x_test, y_test))
                     logs |= {f"test_{name}": value for name, value in test_logs.items()}
                     manager.save(state, data=batches, logs=logs)
-                    print(
-                        json.dumps({"step": step + 1, **{k: float(v) for k, v in logs.items()}}), flush=True
+                    logs = {name: float(value) for name, value in logs.items()}
+                    progress.update(
+                        task, description=f"loss {logs['loss']:.3f}, test {logs['test_loss']:.3f}"
                     )
+                    print(json.dumps({"step": step + 1, **logs}), flush=True)
 
 
 def run(arguments, kill_after=None):
@@ -93,7 +95,7 @@ def run(arguments, kill_after=None):
             logs[row.pop("step")] = row
             if kill_after and max(logs) >= kill_after:
                 process.kill()
-    print(f"exit code {process.returncode} after step {max(logs)}")
+    print(f"  steps to {max(logs)}, exit code {process.returncode}")
     assert process.returncode == (-signal.SIGKILL if kill_after else 0)
     return logs
 
@@ -150,7 +152,9 @@ def main():
         return train(options.dataset, folder)
     x, _, x_test, y_test = load(options.dataset)
     arguments = ["--dataset", options.dataset, "--folder", str(folder)]
+    print(f"training on {len(x)} images; SIGKILL comes half way")
     before = run(arguments, kill_after=EPOCHS[options.dataset] * (len(x) // 32) // 2)
+    print("a new process resumes from the newest checkpoint")
     after = run(arguments)
     again = before.keys() & after.keys()
     assert all(before[step] == after[step] for step in again), "the resumed run went another way"

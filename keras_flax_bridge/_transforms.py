@@ -99,6 +99,7 @@ class KerasTransformation(optax.GradientTransformationExtraArgs):
 
     optimizer: Any
     _variables: V.ModelVariables
+    _key: tuple[int, ...]
 
     def __new__(cls, optimizer: Any, variables: V.ModelVariables) -> KerasTransformation:
         def init(params: Any) -> Any:
@@ -113,7 +114,14 @@ class KerasTransformation(optax.GradientTransformationExtraArgs):
         self = super().__new__(cls, init, update)
         self.optimizer = optimizer
         self._variables = variables
+        self._key = (id(optimizer), *(id(entry.variable) for entry in variables.params))
         return self
+
+    def __eq__(self, other: object) -> bool:  # two states of one model are one type to jit
+        return isinstance(other, KerasTransformation) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
 
     def apply(self, grads: Any, opt_state: Any, params: Any) -> tuple[Any, Any]:
         """New parameters and slots, by Keras's own rule.

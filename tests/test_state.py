@@ -71,6 +71,12 @@ def test_step_counts_what_the_optimizer_has_seen(model):
     assert int(kfb.TrainState.from_keras(model).step) == 3
 
 
+def test_two_states_of_one_model_are_one_type_to_jit(model):
+    one, two = kfb.TrainState.from_keras(model), kfb.TrainState.from_keras(model)
+    assert jax.tree.structure(one) == jax.tree.structure(two)
+    assert hash(one.tx) == hash(two.tx)
+
+
 # --- ownership
 
 
