@@ -7,29 +7,61 @@ from typing import Any
 
 import keras
 
+from keras_flax_bridge import _paths
+from keras_flax_bridge import _variables as V
+from keras_flax_bridge._parts import models
+from keras_flax_bridge.errors import CheckpointError
 
-def model_config(model: Any, slots: Sequence[Any] | None) -> dict[str, Any]:
-    """What `model_from_config` needs to build the model again, as plain JSON types.
+
+def of_state(state: Any, model: Any) -> dict[str, Any]:
+    """The config of the model of a state under ``model``, or under ``no_model`` why there is none.
 
     Args:
-        model: any model.
-        slots: values of the optimizer's variables, whose own may have moved; None leaves out how
-            the model was compiled.
-
-    Raises:
-        NotImplementedError: and others, whatever the model's own ``get_config`` raises.
+        state: any pytree.
+        model: a model that stands in for the one that the state was taken from, or None.
     """
+    owners = models(getattr(state, "apply_fn", None)) if model is None else {"": model}
+    try:
+        configs = {name: _config(m, state.part(name) if name else state) for name, m in owners.items()}
+    except (NotImplementedError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        # a model without a config is saved all the same: load_model will say why it can't load it
+        return {"no_model": f"{type(error).__name__}: {str(error)[:300]}"}
+    return {"model": configs.get("", configs)} if configs else {}
+
+
+def _config(model: Any, state: Any) -> dict[str, Any]:
+    """What `build` needs to make the model again, as plain JSON types."""
+    slots = _slot_values(model, state)
     if slots is None:
         return {**keras.saving.serialize_keras_object(model), "compile_config": None}
-    values = zip(model.optimizer.variables, slots, strict=True)
-    with keras.StatelessScope(list(values)):  # get_config reads the learning rate
-        return keras.saving.serialize_keras_object(model)
+    with keras.StatelessScope(list(zip(model.optimizer.variables, slots, strict=True))):
+        return keras.saving.serialize_keras_object(model)  # it reads the learning rate
 
 
-def model_from_config(config: dict[str, Any]) -> Any:
-    """Builds a model from its config; nothing in it is run as code.
+def _slot_values(model: Any, state: Any) -> Sequence[Any] | None:
+    """The optimizer's values in Keras's order, whose own may have moved; None where optax trains."""
+    slots = V.collect(model).opt_state
+    flat = _paths.flatten(getattr(state, "opt_state", {}))
+    if not slots or any(entry.path not in flat for entry in slots):
+        return None
+    return [flat[entry.path] for entry in slots]
+
+
+def build(config: dict[str, Any], where: Any) -> Any:
+    """The model of a config, or a dict of models; nothing in it is run as code.
 
     Raises:
-        ValueError: if the config asks for code, such as a Lambda layer.
+        CheckpointError: if Keras can't build it, or it asks for code, as a Lambda layer does.
     """
-    return keras.saving.deserialize_keras_object(config, safe_mode=True)
+    if "class_name" not in config:
+        return {name: build(part, where) for name, part in config.items()}
+    try:
+        return keras.saving.deserialize_keras_object(config, safe_mode=True)
+    except (TypeError, ValueError, AttributeError, ImportError, KeyError) as error:
+        raise CheckpointError(
+            str(where),
+            got=f"a config that Keras can't build a {config['class_name']} from ({str(error)[:500]})",
+            expected="the config of a model whose classes are known, and that holds no code",
+            fix="Register your classes with keras.saving.register_keras_serializable, or build the model "
+            "yourself and call restore(path, model).",
+        ) from error

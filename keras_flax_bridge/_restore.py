@@ -13,9 +13,9 @@ from flax import nnx
 
 from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
+from keras_flax_bridge._intake import receivers
 from keras_flax_bridge._paths import Flat, Path
 from keras_flax_bridge.errors import StructureMismatchError
-from keras_flax_bridge.state import receivers
 
 log = logging.getLogger("keras_flax_bridge")
 
@@ -29,7 +29,7 @@ class Target(NamedTuple):
     """What a restore fills: the leaves it wants, and how they are put in place."""
 
     wanted: Flat
-    scope: frozenset[str] | None  # the stored trees that must be used up; None for all of them
+    scope: frozenset[Path] | None  # the stored subtrees that must be used up; None for everything
     put: Callable[[Flat], Any]
 
 
@@ -37,33 +37,52 @@ def target_of(like: Any, *, ours: bool) -> Target:
     """The target that `like` stands for.
 
     Args:
-        like: a `keras.Model`, an `nnx.Module`, or a pytree of arrays or `jax.ShapeDtypeStruct`.
+        like: a `keras.Model` or a dict of them, an `nnx.Module`, or a pytree of arrays or
+            `jax.ShapeDtypeStruct`.
         ours: whether the checkpoint is of this package, so that its trees are known.
     """
     if isinstance(like, keras.layers.Layer):
-        return _keras_target(like)
+        return _keras_target(like, {(): like})
+    if _are_models(like):
+        return _keras_target(like, {(name,): model for name, model in like.items()})
     if isinstance(like, nnx.Module):
         return _nnx_target(like)
     wanted = _paths.flatten(like)
     tops = {path[0] for path in wanted}
     is_variables = ours and isinstance(like, Mapping) and "step" not in tops
-    scope = frozenset({*WEIGHTS, *tops}) if is_variables else None
+    scope = _subtrees({*WEIGHTS, *tops}) if is_variables else None
     return Target(wanted, scope, lambda values: _paths.fill(like, values))
 
 
-def _keras_target(model: Any) -> Target:
-    collections = receivers(model)
-    entries = {(name, *e.path): e for name, found in collections.items() for e in found}
+def _subtrees(names: Iterable[str]) -> frozenset[Path]:
+    return frozenset((name,) for name in names)
+
+
+def _are_models(like: Any) -> bool:
+    values = like.values() if isinstance(like, Mapping) else ()
+    return bool(values) and all(isinstance(value, keras.layers.Layer) for value in values)
+
+
+def _keras_target(like: Any, models: Mapping[Path, Any]) -> Target:
+    """The variables of some models, each below its name in every tree."""
+    entries = {
+        (tree, *prefix, *entry.path): entry
+        for prefix, model in models.items()
+        for tree, found in receivers(model).items()
+        for entry in found
+    }
 
     def put(values: Flat) -> Any:
         for path, value in values.items():
             entries[path].variable.assign(value)
-        if any(path[0] == "metrics" for path in values) and not V.metrics_built(model):
-            log.warning("model %r: its compiled metrics saw no data yet and start at zero", model.name)
-        return model
+        for model in models.values():
+            if any(path[0] == "metrics" for path in values) and not V.metrics_built(model):
+                log.warning("model %r: its compiled metrics saw no data yet and start at zero", model.name)
+        return like
 
     wanted = {path: V.variable_spec(entry.variable) for path, entry in entries.items()}
-    return Target(wanted, frozenset(collections), put)
+    scope = {(tree, *prefix) for prefix, model in models.items() for tree in receivers(model)}
+    return Target(wanted, frozenset(scope), put)
 
 
 def _nnx_target(module: nnx.Module) -> Target:
@@ -77,7 +96,7 @@ def _nnx_target(module: nnx.Module) -> Target:
             named[path].set_value(value)
         return module
 
-    return Target({p: v.get_value() for p, v in named.items()}, frozenset(WEIGHTS), put)
+    return Target({p: v.get_value() for p, v in named.items()}, _subtrees(WEIGHTS), put)
 
 
 def plan(
@@ -101,7 +120,7 @@ def plan(
     left = {
         name: stored[path]
         for name, path in names.items()
-        if path not in used and chosen(name) and (target.scope is None or name[0] in target.scope)
+        if path not in used and chosen(name) and _within(name, target.scope)
     }
     mismatched = {
         path: (stored[place], wanted[path])
@@ -116,6 +135,10 @@ def plan(
     if difference:
         log.warning("%s: restored %d leaves, not these:\n%s", where, len(good), difference.table())
     return good
+
+
+def _within(path: Path, subtrees: Iterable[Path] | None) -> bool:
+    return subtrees is None or any(path[: len(root)] == root for root in subtrees)
 
 
 _FIX = (
@@ -140,7 +163,7 @@ def _chooser(include: Include) -> Callable[[Path], bool]:
         pattern = re.compile(include)
         return lambda path: pattern.search(_paths.join(path)) is not None
     prefixes = [_paths.split(prefix) for prefix in include]
-    return lambda path: any(path[: len(prefix)] == prefix for prefix in prefixes)
+    return lambda path: _within(path, prefixes)
 
 
 def _renamed(stored: Iterable[Path], rename: Rename, where: str) -> dict[Path, Path]:

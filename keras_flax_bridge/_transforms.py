@@ -11,6 +11,7 @@ import optax
 
 from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
+from keras_flax_bridge.errors import StructureMismatchError
 
 
 def trainee(model: Any, *, loss: Any = None, optimizer: Any = None, metrics: Any = None) -> Any:
@@ -21,7 +22,18 @@ def trainee(model: Any, *, loss: Any = None, optimizer: Any = None, metrics: Any
         loss: as in ``compile``; None for the model's own.
         optimizer: a Keras optimizer, its name, or an optax transformation; None for the model's own.
         metrics: as in ``compile``; None for the model's own.
+
+    Raises:
+        StructureMismatchError: if `model` is no `keras.Model`.
+        NotBuiltError: if the model was never compiled and no optimizer is given.
     """
+    if not isinstance(model, keras.Model):
+        raise StructureMismatchError(
+            "model",
+            unexpected=[type(model).__name__],
+            fix="Pass a keras.Model: a layer goes into keras.Sequential([layer]); of several models in one "
+            "state each has its own steps, run on state.part(name).",
+        )
     if not is_optax(optimizer):
         return V.trainer(model, loss=loss, optimizer=optimizer, metrics=metrics)
     twin = V.trainer(model, loss=loss, optimizer="sgd", metrics=metrics)

@@ -9,10 +9,7 @@ from typing import Any
 
 import keras
 
-from keras_flax_bridge import _orbax, _paths, _restore
-from keras_flax_bridge import _variables as V
-from keras_flax_bridge._apply import KerasApply
-from keras_flax_bridge._configs import model_config, model_from_config
+from keras_flax_bridge import _configs, _orbax, _paths, _restore
 from keras_flax_bridge._leaves import require_values
 from keras_flax_bridge._orbax import FilePath
 from keras_flax_bridge._restore import Include, Rename
@@ -231,8 +228,8 @@ def restore(
     Args:
         path: a checkpoint, or a root folder of steps.
         like: what comes back. A `TrainState`, concrete or abstract, with shardings: a state. A
-            `keras.Model`: filled in place and returned, its optimizer and metrics too if it is
-            compiled. An `nnx.Module`: updated in place and returned. Linen variables, a Flax
+            `keras.Model`, or a dict of models: filled in place and returned, optimizer and metrics
+            too where it is compiled. An `nnx.Module`: updated in place and returned. Linen variables, a Flax
             `TrainState` or any other pytree: the same structure.
         step: which step of a root folder; None for the newest.
         data: a Grain iterator that is set to the stored position.
@@ -287,10 +284,10 @@ def load_model(path: Any, *, step: int | None = None) -> keras.Model:
         step: which step of a root folder; None for the newest.
 
     Returns:
-        The model, compiled as it was.
+        The model, compiled as it was; for a state of several models a dict of them.
 
     Raises:
-        CheckpointError: if there is no checkpoint, or it holds no config.
+        CheckpointError: if there is no checkpoint, or it holds no config that Keras can build.
         StructureMismatchError: if the rebuilt model has other variables than the checkpoint.
 
     Example:
@@ -312,7 +309,7 @@ def load_model(path: Any, *, step: int | None = None) -> keras.Model:
             expected="the config of a Keras model",
             fix="Build the model yourself and call restore(path, model), or save with model=.",
         )
-    model = model_from_config(found["model"])
+    model = _configs.build(found["model"], folder)
     return restore(folder, model, include=["params", "non_trainable", "opt_state"])
 
 
@@ -342,25 +339,7 @@ def _checked(state: Any) -> _paths.Flat:
 def _metadata(state: Any, model: Any) -> dict[str, Any]:
     """What lies beside the leaves: versions, and the config of the model where it has one."""
     versions = {name: packages.version(name) for name in ("keras", "jax", "flax", "orbax-checkpoint")}
-    about: dict[str, Any] = {"format": FORMAT, "versions": versions}
-    apply_fn = getattr(state, "apply_fn", None)
-    owner = model if model is not None else getattr(apply_fn, "model", None)
-    if owner is None or (model is None and not isinstance(apply_fn, KerasApply)):
-        return about
-    try:
-        return {**about, "model": model_config(owner, _slot_values(owner, state))}
-    except (NotImplementedError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        # a model without a config is saved all the same: load_model will say why it can't load it
-        return {**about, "no_model": f"{type(error).__name__}: {str(error)[:300]}"}
-
-
-def _slot_values(model: Any, state: Any) -> list[Any] | None:
-    """The optimizer's values in Keras's order; None where optax trains the model."""
-    slots = V.collect(model).opt_state
-    if not slots:
-        return None
-    flat = _paths.flatten(state.opt_state)
-    return [flat[entry.path] for entry in slots] if all(e.path in flat for e in slots) else None
+    return {"format": FORMAT, "versions": versions, **_configs.of_state(state, model)}
 
 
 def _best_rule(keep_best: str | tuple[str, str]) -> tuple[str, str]:

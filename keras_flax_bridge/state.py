@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,14 +11,13 @@ import keras
 from flax import struct
 from flax.training import train_state
 
-from keras_flax_bridge import _paths
+from keras_flax_bridge import _intake, _parts, _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._apply import KerasApply
-from keras_flax_bridge._leaves import require_values, strong
+from keras_flax_bridge._leaves import require_values
 from keras_flax_bridge._transforms import KerasTransformation, trainee, transformation
-from keras_flax_bridge.errors import NotBuiltError
 
-TREES = ("params", "non_trainable", "opt_state", "metrics")
+TREES = (*_intake.TREES, "eval_metrics")
 
 
 class TrainState(train_state.TrainState):
@@ -69,7 +67,10 @@ class TrainState(train_state.TrainState):
         """Takes the state of a Keras model.
 
         Args:
-            model: a compiled model, or an uncompiled one together with `optimizer`.
+            model: a compiled model, or an uncompiled one together with `optimizer`; or a dict of
+                models, for several in one state. Then the other arguments are dicts by model, every
+                tree gets the model's name as its first level, and a model that `optimizer` names
+                with None isn't trained.
             batch: ``(x,)``, ``(x, y)``, ``(x, y, sample_weight)`` or bare x, arrays or
                 `jax.ShapeDtypeStruct`; builds what isn't built, as ``fit`` would.
             optimizer: a Keras optimizer or an optax transformation; None for the model's own.
@@ -85,7 +86,8 @@ class TrainState(train_state.TrainState):
             NotBuiltError: if the model is unbuilt and there is no batch, if metrics need one, or if
                 the model is uncompiled and there is no optimizer.
             OwnershipError: if the values of a variable moved into another state.
-            StructureMismatchError: if the optimizer was built for other variables.
+            StructureMismatchError: if the optimizer was built for other variables, or two models of
+                a dict share one.
 
         Example:
             >>> import keras, optax
@@ -95,9 +97,12 @@ class TrainState(train_state.TrainState):
             >>> int(state.step), state.params["dense"]["kernel"].shape
             (0, (4, 2))
         """
-        trained = _built(trainee(model, loss=loss, optimizer=optimizer, metrics=metrics), batch)
+        if isinstance(model, Mapping):
+            parts = {"batch": batch, "optimizer": optimizer, "loss": loss, "metrics": metrics}
+            return cls._of_several(model, parts, copy)
+        trained = _intake.built(trainee(model, loss=loss, optimizer=optimizer, metrics=metrics), batch)
         variables = V.collect(trained)
-        values = _take(variables, copy)
+        values = _intake.take(variables, copy)
         params, non_trainable, slots, metric_values = map(V.Collection.tree, variables, values)
         tx = transformation(trained, variables)
         is_keras = isinstance(tx, KerasTransformation)
@@ -105,14 +110,23 @@ class TrainState(train_state.TrainState):
         if not copy:
             V.move([entry for collection in variables for entry in collection])
         return cls(
-            step=_owned(jnp.asarray(step, jnp.int32)),
+            step=_intake.owned(jnp.asarray(step, jnp.int32)),
             apply_fn=KerasApply(trained),
             params=params,
             tx=tx,
             opt_state=slots if is_keras else tx.init(params),
             non_trainable=non_trainable,
             metrics=metric_values,
-            eval_metrics=_zeroed(trained, variables.metrics, metric_values),
+            eval_metrics=_intake.zeroed(trained, variables.metrics, metric_values),
+        )
+
+    @classmethod
+    def _of_several(cls, models: Mapping[str, keras.Model], parts: dict[str, Any], copy: bool) -> TrainState:
+        """One state of several models, out of a state of each."""
+        _parts.require_disjoint(models)
+        given = {name: _parts.arguments(parts, name, models) for name in models}
+        return cls(
+            **_parts.joined({n: cls.from_keras(m, copy=copy, **given[n]) for n, m in models.items()}, TREES)
         )
 
     @classmethod
@@ -130,7 +144,7 @@ class TrainState(train_state.TrainState):
         Nothing is allocated and no initializer runs: the model is built under `jax.eval_shape`.
 
         Args:
-            model_fn: builds the model; it runs once, traced.
+            model_fn: builds the model, or a dict of models; it runs once, traced.
             batch: as in `from_keras`.
             optimizer: as in `from_keras`; a Keras one is rebuilt from its config.
             loss: as in `from_keras`.
@@ -151,13 +165,12 @@ class TrainState(train_state.TrainState):
             >>> TrainState.abstract(model_fn).params["dense"]["kernel"]
             ShapeDtypeStruct(shape=(4, 2), dtype=float32)
         """
-        if isinstance(optimizer, keras.optimizers.Optimizer):
-            optimizer = type(optimizer).from_config(optimizer.get_config())
+        fresh = _intake.rebuilt(optimizer)
 
         def build() -> TrainState:
-            state = cls.from_keras(model_fn(), batch=batch, optimizer=optimizer, loss=loss, metrics=metrics)
-            apply_fn: Any = state.apply_fn
-            V.forget_traced(V.collect(apply_fn.model))
+            state = cls.from_keras(model_fn(), batch=batch, optimizer=fresh, loss=loss, metrics=metrics)
+            for model in _parts.models(state.apply_fn).values():
+                V.forget_traced(V.collect(model))
             return state
 
         return jax.eval_shape(build)
@@ -171,7 +184,8 @@ class TrainState(train_state.TrainState):
         slots and metrics, and optax's state has none in a Keras optimizer.
 
         Args:
-            model: a built model of the architecture that the state was taken from.
+            model: a built model of the architecture that the state was taken from; for a state of
+                several models a dict of all of them.
             optimizer: a Keras optimizer that receives the slots; None for the model's own.
             metrics: metrics that receive the values; None for the model's own.
             copy: True gives the model buffers of its own. False hands it the state's: donating the
@@ -191,12 +205,25 @@ class TrainState(train_state.TrainState):
             >>> model.count_params()
             10
         """
-        places: dict[str, Any] = receivers(model, optimizer=optimizer, metrics=metrics)
-        if not isinstance(self.tx, KerasTransformation) and places.pop("opt_state", None):
-            _warn_foreign_slots(model)
-        expected = {(name, *entry.path): entry for name, found in places.items() for entry in found}
-        flat = _paths.flatten({name: getattr(self, name) for name in places})
-        difference = _paths.diff(flat, {p: V.variable_spec(e.variable) for p, e in expected.items()})
+        plan = self._assignments(model, optimizer, metrics)
+        new = [_intake.owned(leaf) if copy else leaf for _, leaf in plan]
+        for (variable, _), leaf in zip(plan, new, strict=True):
+            variable.assign(leaf)
+
+    def _assignments(self, model: Any, optimizer: Any, metrics: Any) -> list[tuple[Any, Any]]:
+        """Every variable of a model with the leaf it receives, after checking all of them."""
+        if isinstance(model, Mapping):
+            _parts.require_same(model, self.parts)
+            parts = {"optimizer": optimizer, "metrics": metrics}
+            given = {name: _parts.arguments(parts, name, model) for name in model}
+            plans = [self.part(name)._assignments(model[name], **given[name]) for name in model]
+            return [pair for plan in plans for pair in plan]
+        is_keras = isinstance(self.tx, KerasTransformation)
+        places = _intake.places(model, foreign_slots=not is_keras, optimizer=optimizer, metrics=metrics)
+        flat = _paths.flatten(
+            {tree: getattr(self, tree) for tree in dict.fromkeys(p.path[0] for p in places)}
+        )
+        difference = _paths.diff(flat, {path: V.variable_spec(variable) for path, variable in places})
         if difference:
             raise difference.error(
                 f"model {model.name!r}",
@@ -204,16 +231,15 @@ class TrainState(train_state.TrainState):
                 "or another build of the same architecture.",
             )
         require_values(flat)
-        new = {path: _owned(leaf) if copy else leaf for path, leaf in flat.items()}
-        for path, entry in expected.items():
-            entry.variable.assign(new[path])
+        return [(variable, flat[path]) for path, variable in places]
 
     def apply_gradients(self, *, grads: Any, **kwargs: Any) -> TrainState:
         """The state after one optimizer step, as in Flax; exact for Keras optimizers.
 
         Args:
-            grads: gradients of the loss, of the structure of `params`. They are never scaled: where
-                a Keras optimizer scales the loss, this is accounted for.
+            grads: gradients of the loss, of the structure of `params`; of several models, of those
+                that shall move. They are never scaled: where a Keras optimizer scales the loss,
+                this is accounted for.
             **kwargs: fields to replace, such as ``non_trainable=updates["non_trainable"]``.
 
         Returns:
@@ -231,6 +257,10 @@ class TrainState(train_state.TrainState):
             >>> int(state.step), int(state.opt_state["iteration"])
             (1, 1)
         """
+        if self.parts:
+            _parts.require_names(grads, self.tx.parts, "grads")
+            moved = {name: self.part(name).apply_gradients(grads=grads[name]) for name in grads}
+            return self.with_parts(**moved).replace(**kwargs)
         if not isinstance(self.tx, KerasTransformation):
             return super().apply_gradients(grads=grads, **kwargs)
         params, opt_state = self.tx.apply(grads, self.opt_state, self.params)
@@ -253,14 +283,16 @@ class TrainState(train_state.TrainState):
             >>> float(state.metrics["loss"]["count"])
             0.0
         """
+        if self.parts:
+            return self.with_parts(**{name: self.part(name).reset_metrics() for name in self.parts})
         if not isinstance(self.apply_fn, KerasApply):
             zeros = jax.tree.map(jnp.zeros_like, (self.metrics, self.eval_metrics))
             return self.replace(metrics=zeros[0], eval_metrics=zeros[1])
         model = self.apply_fn.model
         metrics = V.collect(model).metrics
         return self.replace(
-            metrics=_zeroed(model, metrics, self.metrics),
-            eval_metrics=_zeroed(model, metrics, self.eval_metrics),
+            metrics=_intake.zeroed(model, metrics, self.metrics),
+            eval_metrics=_intake.zeroed(model, metrics, self.eval_metrics),
         )
 
     def repartition(self, model: keras.Model) -> TrainState:
@@ -270,7 +302,8 @@ class TrainState(train_state.TrainState):
         optimizer starts them, those of frozen ones are dropped. Metrics and step are kept.
 
         Args:
-            model: the model as it is now; compiled again if it was, as Keras asks for.
+            model: the model as it is now; compiled again if it was, as Keras asks for. For a state
+                of several models a dict of all of them.
 
         Returns:
             A new state for `model`.
@@ -289,8 +322,11 @@ class TrainState(train_state.TrainState):
             >>> sorted(state.params), sorted(state.non_trainable), sorted(state.opt_state["momentums"])
             (['dense_1'], ['dense'], ['dense_1'])
         """
+        if isinstance(model, Mapping):
+            _parts.require_same(model, self.parts)
+            return self.with_parts(**{name: self.part(name).repartition(model[name]) for name in model})
         is_keras = isinstance(self.tx, KerasTransformation)
-        trained = _built(trainee(model, optimizer=None if is_keras else self.tx), None)
+        trained = _intake.built(trainee(model, optimizer=None if is_keras else self.tx), None)
         variables = V.collect(trained)
         flat = {**_paths.flatten(self.params), **_paths.flatten(self.non_trainable)}
         weights = variables.params + variables.non_trainable
@@ -307,69 +343,57 @@ class TrainState(train_state.TrainState):
             opt_state=_paths.fill(tx.init(params), _paths.flatten(self.opt_state)),
         )
 
+    # --- several models
 
-def _built(trained: Any, batch: Any) -> Any:
-    """The model, its metrics as far as `batch` tells, and its optimizer, built."""
-    if batch is not None and not V.is_built(trained):
-        V.build(trained, batch)
-    _require_built(trained)
-    if isinstance(trained.optimizer, keras.optimizers.Optimizer):
-        V.build_optimizer(trained)
-    return trained
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of the models in a state of several; empty for a state of one."""
+        return tuple(getattr(self.apply_fn, "parts", ()))
 
+    def part(self, name: str) -> TrainState:
+        """The state of one model out of several, as `from_keras` of that model alone would give it.
 
-def _require_built(model: Any) -> None:
-    if not model.built:
-        raise NotBuiltError(
-            f"model {model.name!r}",
-            got="a model without variables",
-            expected="a built model",
-            fix="Pass batch=, call the model on data, or start it with keras.Input.",
-        )
+        All that works on a state of one model works on it: steps, `apply_gradients`, `apply_fn`.
+        Donating it takes the leaves away from this state, but for `step`, which is copied.
 
+        Args:
+            name: a name of `parts`.
 
-def _take(variables: V.ModelVariables, copy: bool) -> list[list[Any]]:
-    """The values of all variables: copies, or the buffers themselves, each once."""
-    if copy:
-        return [[_owned(entry.variable.value) for entry in collection] for collection in variables]
-    seen: set[int] = set()
-    return [[_once(strong(e.variable.value), seen) for e in collection] for collection in variables]
+        Returns:
+            The state.
 
+        Raises:
+            StructureMismatchError: if there is no such model.
 
-def _once(value: Any, seen: set[int]) -> Any:
-    """A buffer that two variables share is copied for the second: none can be donated twice."""
-    if id(value) in seen:
-        return jnp.copy(value)
-    seen.add(id(value))
-    return value
+        Example:
+            >>> import keras, optax
+            >>> build = lambda: keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+            >>> models = {"online": build(), "target": build()}
+            >>> state = TrainState.from_keras(models, optimizer={"online": "adam", "target": None})
+            >>> online, target = state.part("online"), state.part("target")
+            >>> target = target.replace(params=optax.incremental_update(online.params, target.params, 0.1))
+            >>> state = state.with_parts(target=target)
+            >>> state.params["target"]["dense"]["kernel"].shape
+            (4, 2)
+        """
+        _parts.require_names([name], dict.fromkeys(self.parts), "part")
+        trees = {tree: getattr(self, tree)[name] for tree in TREES}
+        apply_fn: Any = self.apply_fn
+        step = _intake.owned(self.step)
+        return self.replace(step=step, apply_fn=apply_fn.parts[name], tx=self.tx.parts[name], **trees)
 
+    def with_parts(self, **parts: TrainState) -> TrainState:
+        """The state with some of its models' states replaced.
 
-def _owned(value: Any) -> Any:
-    return strong(jnp.copy(value))
+        Args:
+            **parts: states by name, as `part` gives them.
 
+        Returns:
+            A new state; its `step` is that of the part that went furthest.
 
-def _zeroed(model: Any, metrics: V.Collection, tree: Any) -> Any:
-    """Metric values after a reset."""
-    if not metrics:
-        return {}
-    return metrics.tree([_owned(v) for v in V.reset_metrics(model, metrics.leaves(tree, "metrics"))])
-
-
-def receivers(model: Any, *, optimizer: Any = None, metrics: Any = None) -> dict[str, V.Collection]:
-    """The variables of a model that a state can be written to, by the name of the state's tree.
-
-    An uncompiled model without a given optimizer has weights only.
-    """
-    if not model.compiled and optimizer is None:
-        _require_built(model)
-        return dict(zip(TREES, V.collect_layer(model), strict=False))  # the first two
-    return V.collect(_built(trainee(model, optimizer=optimizer, metrics=metrics), None))._asdict()
-
-
-def _warn_foreign_slots(model: Any) -> None:
-    if isinstance(getattr(model, "optimizer", None), keras.optimizers.Optimizer):
-        warnings.warn(
-            f"model {model.name!r}: the state was trained by optax, so the slots of the compiled "
-            f"{type(model.optimizer).__name__} stay as they are",
-            stacklevel=3,
-        )
+        Raises:
+            StructureMismatchError: if there is no such model.
+        """
+        _parts.require_names(parts, dict.fromkeys(self.parts), "with_parts")
+        present = {name: self.part(name) for name in self.parts}
+        return self.replace(**_parts.joined({**present, **parts}, TREES))

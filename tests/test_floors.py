@@ -10,11 +10,12 @@ PACKAGE = Path(__file__).parents[1] / "keras_flax_bridge"
 FLOORS = [
     {"errors"},
     {"_paths", "_backend"},
-    {"_random", "_leaves", "_configs"},
+    {"_random", "_leaves"},
     {"_variables"},
     {"_transforms", "_apply", "_batches"},
+    {"_intake", "_parts"},
     {"state"},
-    {"steps", "nnx", "linen", "_restore", "_orbax"},
+    {"steps", "nnx", "linen", "_restore", "_configs", "_orbax"},
     {"checkpoint"},
     {"__init__"},
 ]

@@ -43,6 +43,7 @@ PLAIN = {
     "CheckpointManager.best_step",
     "CheckpointManager.all_steps",
     "ToNNX.variables_by_path",
+    "TrainState.parts",
 }
 
 

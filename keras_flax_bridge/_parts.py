@@ -1,0 +1,182 @@
+"""Several models in one state: every tree gets a first level, one name a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import reduce
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+from keras_flax_bridge import _paths
+from keras_flax_bridge import _variables as V
+from keras_flax_bridge._apply import KerasApply
+from keras_flax_bridge.errors import StructureMismatchError
+
+
+class PartsApply:
+    """``apply_fn(variables, x, ..., method=name)`` of several models; `method` as Linen has it."""
+
+    def __init__(self, parts: Mapping[str, KerasApply]):
+        self.parts = dict(parts)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PartsApply) and self.parts == other.parts
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.parts.items()))
+
+    def __call__(
+        self, variables: Mapping[str, Any], *args: Any, method: str | None = None, **kwargs: Any
+    ) -> Any:
+        """Calls one of the models on its subtrees.
+
+        Args:
+            variables: ``{"params": ..., "non_trainable": ...}``, as `state` has them.
+            *args: what the model is called on.
+            method: the model's name.
+            **kwargs: as for a single model. Updates of ``non_trainable`` come back with those of the
+                other models in place.
+
+        Returns:
+            The outputs, or ``(outputs, updates)`` where ``mutable`` asks for any.
+
+        Raises:
+            StructureMismatchError: if there is no such model, or `variables` isn't what it needs.
+        """
+        require_names([method], self.parts, "method")
+        name = str(method)
+        own = {collection: tree[name] for collection, tree in variables.items() if name in tree}
+        result = self.parts[name](own, *args, **kwargs)
+        if not kwargs.get("mutable"):
+            return result
+        outputs, updates = result
+        if "non_trainable" in updates:
+            others = variables.get("non_trainable", {})
+            updates = {**updates, "non_trainable": {**others, name: updates["non_trainable"]}}
+        return outputs, updates
+
+
+class PartsTransformation(optax.GradientTransformationExtraArgs):
+    """One optimizer for each model; models without gradients stay as they are."""
+
+    parts: dict[str, Any]
+
+    def __new__(cls, parts: Mapping[str, Any]) -> PartsTransformation:
+        def init(params: Any) -> Any:
+            return {name: tx.init(params[name]) for name, tx in parts.items()}
+
+        def update(grads: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+            require_names(grads, parts, "grads")
+            both = {
+                name: optax.with_extra_args_support(parts[name]).update(g, state[name], params[name], **extra)
+                for name, g in grads.items()
+            }
+            updates = {name: update for name, (update, _) in both.items()}
+            return updates, {**state, **{name: new for name, (_, new) in both.items()}}
+
+        self = super().__new__(cls, init, update)
+        self.parts = dict(parts)
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PartsTransformation) and self.parts == other.parts
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.parts.items()))
+
+
+def require_names(names: Iterable[Any], models: Mapping[str, Any], where: str) -> None:
+    """Checks that every name is that of a model.
+
+    Raises:
+        StructureMismatchError: listing the names that are not.
+    """
+    unknown = [str(name) for name in names if name not in models]
+    if unknown:
+        raise StructureMismatchError(
+            where,
+            unexpected=unknown,
+            fix=f"The state's models are {', '.join(models) or 'one, without a name'}.",
+        )
+
+
+def require_same(models: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Checks that a dict of models has exactly these names.
+
+    Raises:
+        StructureMismatchError: listing the names that are missing and unexpected.
+    """
+    missing = [name for name in names if name not in models]
+    unexpected = [name for name in models if name not in names]
+    if missing or unexpected:
+        raise StructureMismatchError(
+            "models", missing=missing, unexpected=unexpected, fix="Pass a dict of all models of the state."
+        )
+
+
+def models(apply_fn: Any) -> dict[str, Any]:
+    """The Keras models that an `apply_fn` calls, by name; a single one is called ``""``."""
+    parts = apply_fn.parts if isinstance(apply_fn, PartsApply) else {"": apply_fn}
+    return {name: part.model for name, part in parts.items() if isinstance(part, KerasApply)}
+
+
+def arguments(given: Mapping[str, Any], name: str, models: Mapping[str, Any]) -> dict[str, Any]:
+    """What arguments that are dicts by model say about one model.
+
+    A model that ``optimizer`` names with None isn't trained; one that it doesn't name keeps its own.
+
+    Raises:
+        StructureMismatchError: if an argument is no dict, or names a model that isn't there.
+    """
+    own = {argument: _chosen(value, name, models, argument) for argument, value in given.items()}
+    if own["optimizer"] is None and name in (given["optimizer"] or {}):
+        own["optimizer"] = optax.set_to_zero()
+    return own
+
+
+def _chosen(value: Any, name: str, models: Mapping[str, Any], argument: str) -> Any:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise StructureMismatchError(
+            argument,
+            unexpected=[_paths.spec(value)],
+            fix=f"For several models, pass {argument}={{name: ...}}.",
+        )
+    require_names(value, models, argument)
+    return value.get(name)
+
+
+def joined(states: Mapping[str, Any], trees: Iterable[str]) -> dict[str, Any]:
+    """The fields of one state of several models; its step is that of the one that went furthest."""
+    return {
+        "step": reduce(jnp.maximum, [state.step for state in states.values()]),
+        "apply_fn": PartsApply({name: state.apply_fn for name, state in states.items()}),
+        "tx": PartsTransformation({name: state.tx for name, state in states.items()}),
+        **{tree: {name: getattr(state, tree) for name, state in states.items()} for tree in trees},
+    }
+
+
+def require_disjoint(models: Mapping[str, Any]) -> None:
+    """Checks that no two models hold the same variable: in one state they would part ways.
+
+    Raises:
+        StructureMismatchError: naming both places of each shared variable.
+    """
+    places: dict[int, str] = {}
+    shared = []
+    for name, model in models.items():
+        for entry in (entry for part in V.collect_layer(model) for entry in part):
+            path = _paths.join((name, *entry.path))
+            first = places.setdefault(id(entry.variable), path)
+            if first != path:
+                shared.append(f"{first} = {path}")
+    if shared:
+        raise StructureMismatchError(
+            "models",
+            report="\n".join(f"  shared      {pair}" for pair in shared),
+            unexpected=shared,
+            fix="Give the models that own the layers, and combine them in your step.",
+        )
