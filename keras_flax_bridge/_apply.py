@@ -24,7 +24,8 @@ def call(
     if not V.takes_training(layer):
         kwargs.pop("training", None)
     mapping = [(entry.variable, value) for entry, value in zip(entries, values, strict=True)]
-    with keras.StatelessScope(mapping, collect_losses=True) as scope:
+    finalized = V.finalized(layer, entries, values)
+    with finalized, keras.StatelessScope(mapping, collect_losses=True) as scope:
         outputs = layer(*args, **kwargs)
         losses = layer.losses
     return outputs, [scope.get_current_value(entry.variable) for entry in entries], losses

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import keras
 
@@ -13,7 +15,7 @@ from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._leaves import strong
 from keras_flax_bridge._transforms import trainee
-from keras_flax_bridge.errors import NotBuiltError
+from keras_flax_bridge.errors import NotBuiltError, UnsupportedLayerError
 
 TREES = ("params", "non_trainable", "opt_state", "metrics")  # as `V.collect` gives them
 
@@ -50,6 +52,24 @@ def rebuilt(optimizer: Any) -> Any:
     if isinstance(optimizer, keras.optimizers.Optimizer):
         return type(optimizer).from_config(optimizer.get_config())
     return optimizer
+
+
+@contextlib.contextmanager
+def needing_no_values() -> Iterator[None]:
+    """Says so where code under a trace asked for the value of an array.
+
+    Raises:
+        UnsupportedLayerError: in place of jax's own error.
+    """
+    try:
+        yield
+    except jax.errors.JAXTypeError as error:
+        raise UnsupportedLayerError(
+            "model_fn",
+            got=f"code that needs the values of weights ({type(error).__name__})",
+            expected="a model that can be built from shapes alone",
+            fix="Move that code out of model_fn, or use TrainState.from_keras(model_fn()).",
+        ) from error
 
 
 def take(variables: V.ModelVariables, copy: bool) -> list[list[Any]]:

@@ -149,6 +149,7 @@ class _Names:
 
 def _walk(layer: Any, path: Path, seen: set[int]) -> Iterator[Entry]:
     """Entries of a layer and of all its sublayers, each variable once, at its first place."""
+    _require_arrays(layer)
     seen.add(id(layer))
     attributes, names = _attributes(layer, _layer_bookkeeping()), _Names()
     children = list(_children(layer, attributes, names))  # they keep their names; leaves give way
@@ -159,6 +160,16 @@ def _walk(layer: Any, path: Path, seen: set[int]) -> Iterator[Entry]:
     for name, child in children:
         if id(child) not in seen:
             yield from _walk(child, (*path, *name), seen)
+
+
+def _require_arrays(layer: Any) -> None:
+    if hasattr(layer, "save_assets"):  # where Keras's layers keep what is no array
+        raise UnsupportedLayerError(
+            f"layer {layer.name!r}",
+            got=f"a {type(layer).__name__}, which keeps state that is no array (it has save_assets)",
+            expected="state in variables",
+            fix="Keep the layer out of the model, in the pipeline that makes the batches.",
+        )
 
 
 def _own_variables(layer: Any) -> Iterator[tuple[Any, str]]:
@@ -260,7 +271,7 @@ def _contents(path: Path, value: Any) -> Iterator[tuple[Path, Any]]:
 def _metric_entries(model: Any) -> Iterator[Entry]:
     """Variables of all metrics in Keras's order; one that Keras lists twice comes twice."""
     names, places = _Names(), {}
-    for name, metric in _metrics(with_built_metrics(model)):
+    for name, metric in _metrics(model, with_built_metrics(model)):
         if id(metric) not in places:
             places[id(metric)] = names.take(name)
         leaf_names, attributes = _Names(), _attributes(metric, frozenset())
@@ -269,22 +280,40 @@ def _metric_entries(model: Any) -> Iterator[Entry]:
             yield Entry((places[id(metric)], *leaf), variable, OTHER)
 
 
-def _metrics(model: Any) -> Iterator[tuple[str, Any]]:
-    """Every metric of a model with the name under which `fit` reports it."""
-    for metric in getattr(model, "metrics", ()):
+def _metrics(model: Any, built: Any) -> Iterator[tuple[str, Any]]:
+    """Every metric of a model with the name under which `fit` reports it, outputs by their keys."""
+    outputs = _output_keys(model)
+    losses = getattr(getattr(built, "_compile_loss", None), "metrics", ())
+    for metric in getattr(built, "metrics", ()):
         if hasattr(metric, "_user_metrics"):  # the container that compile() makes
-            yield from _compiled_metrics(metric)
+            yield from _compiled_metrics(metric, outputs)
+        elif any(metric is loss for loss in losses):
+            output = metric.name.removesuffix("_loss")
+            yield f"{outputs.get(output, output)}_loss", metric
         else:
-            auto = _has_auto_name(metric)
-            yield to_snake_case(type(metric).__name__) if auto else metric.name, metric
+            yield _metric_name(metric), metric
 
 
-def _compiled_metrics(container: Any) -> Iterator[tuple[str, Any]]:
+def _output_keys(model: Any) -> dict[str, str]:
+    """The structural key of every layer of a graph by its name, which Keras takes for an output's."""
+    if not isinstance(model, _graph_classes()):
+        return {}
+    return {layer.name: key for (key,), layer in _graph_children(model.layers, _Names())}
+
+
+def _metric_name(metric: Any) -> str:
+    return to_snake_case(type(metric).__name__) if _has_auto_name(metric) else metric.name
+
+
+def _compiled_metrics(container: Any, outputs: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
     # `_flat_metrics`: the public `metrics` loses which output a metric belongs to
     if container.built:
         for group in container._flat_metrics + container._flat_weighted_metrics:
+            output = (
+                f"{outputs.get(group.output_name, group.output_name)}_" if group and group.output_name else ""
+            )
             for metric in group.metrics if group else ():
-                yield f"{group.output_name}_{metric.name}" if group.output_name else metric.name, metric
+                yield f"{output}{_metric_name(metric)}", metric
 
 
 def _optimizer_entries(optimizer: Any, keys: Mapping[int, Path]) -> list[Entry]:
@@ -382,8 +411,10 @@ def is_built(model: Any) -> bool:
 
 def metrics_built(model: Any) -> bool:
     # `_compile_metrics`, `_compile_loss`: they make their metrics only once they saw data
-    parts = (model._compile_metrics, model._compile_loss)
-    return all(part is None or part.built for part in parts)
+    metrics, loss = model._compile_metrics, model._compile_loss
+    if metrics is not None:
+        return metrics.built  # then so is the loss, unless an own compute_loss leaves it aside
+    return loss is None or loss.built or is_overridden(model, "compute_loss")
 
 
 def with_built_metrics(model: Any) -> Any:
@@ -405,7 +436,7 @@ def with_built_metrics(model: Any) -> Any:
             part.build(outputs, outputs)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise _metrics_need_data(f"model {model.name!r}") from error
-    for name, metric in _metrics(twin):
+    for name, metric in _metrics(twin, twin):
         # `_built`: set by the metrics that make their variables at the first update
         if not metric.variables and not getattr(metric, "_built", True):
             raise _metrics_need_data(f"metrics/{name}")
@@ -536,10 +567,57 @@ def is_moved(variable: Any) -> bool:
     return variable._value is None and hasattr(variable, "_moved_from")
 
 
-def forget_traced(variables: ModelVariables) -> None:
-    """Empties the variables of a model that was built under a trace: their values leaked from it."""
-    entries = [entry for collection in variables for entry in collection]
-    move([entry for entry in entries if isinstance(entry.variable._value, jax.core.Tracer)])
+def forget_traced(model: Any) -> None:
+    """Rids a model that was built under a trace of what leaked from it.
+
+    Its variables are emptied; arrays that a layer made while it was built are made again.
+
+    Raises:
+        UnsupportedLayerError: if a layer holds such an array and can't be built again from its config.
+    """
+    entries = [entry for collection in collect(model) for entry in collection]
+    move([entry for entry in entries if _is_traced(entry.variable._value)])
+    for layer in model._flatten_layers():
+        leaked = [name for name, value in vars(layer).items() if _is_traced(value)]
+        if leaked:
+            with keras.StatelessScope(initialize_variables=False), _own_uninitialized():
+                twin = _rebuilt(layer)
+            vars(layer).update({name: vars(twin)[name] for name in leaked})
+
+
+def _is_traced(value: Any) -> bool:
+    return isinstance(value, jax.core.Tracer)
+
+
+# --- what layers compute from their variables and keep ------------------------------------------
+
+
+def _keepers(layer: Any) -> list[Any]:
+    """Layers such as Normalization, which reads its statistics once, in `finalize_state`."""
+    # `_flatten_layers`: the public `layers` exists on models only
+    return [part for part in layer._flatten_layers() if hasattr(part, "finalize_state") and part.variables]
+
+
+@contextlib.contextmanager
+def finalized(layer: Any, entries: Iterable[Entry], values: Iterable[Any]) -> Iterator[None]:
+    """Inside, layers that keep what they computed from their variables computed it from these values."""
+    keepers = _keepers(layer)
+    before = [dict(vars(keeper)) for keeper in keepers]
+    try:
+        if keepers:
+            with keras.StatelessScope([(e.variable, v) for e, v in zip(entries, values, strict=True)]):
+                finalize(layer)
+        yield
+    finally:
+        for keeper, attributes in zip(keepers, before, strict=True):
+            vars(keeper).clear()
+            vars(keeper).update(attributes)
+
+
+def finalize(layer: Any) -> None:
+    """To be called after variables were assigned."""
+    for keeper in _keepers(layer):
+        keeper.finalize_state()
 
 
 # --- pure initialisation -----------------------------------------------------------------------

@@ -155,6 +155,7 @@ class TrainState(train_state.TrainState):
 
         Raises:
             NotBuiltError: as `from_keras`.
+            UnsupportedLayerError: if building the model needs values, as quantizing it does.
 
         Example:
             >>> import keras
@@ -170,10 +171,11 @@ class TrainState(train_state.TrainState):
         def build() -> TrainState:
             state = cls.from_keras(model_fn(), batch=batch, optimizer=fresh, loss=loss, metrics=metrics)
             for model in _parts.models(state.apply_fn).values():
-                V.forget_traced(V.collect(model))
+                V.forget_traced(model)
             return state
 
-        return jax.eval_shape(build)
+        with _intake.needing_no_values():
+            return jax.eval_shape(build)
 
     def assign_to(
         self, model: keras.Model, *, optimizer: Any = None, metrics: Any = None, copy: bool = True
@@ -209,6 +211,8 @@ class TrainState(train_state.TrainState):
         new = [_intake.owned(leaf) if copy else leaf for _, leaf in plan]
         for (variable, _), leaf in zip(plan, new, strict=True):
             variable.assign(leaf)
+        for filled in model.values() if isinstance(model, Mapping) else [model]:
+            V.finalize(filled)
 
     def _assignments(self, model: Any, optimizer: Any, metrics: Any) -> list[tuple[Any, Any]]:
         """Every variable of a model with the leaf it receives, after checking all of them."""

@@ -184,7 +184,9 @@ def _train_function(trained: Any) -> Callable:
         if not V.is_overridden(trained, "train_step"):
             _batches.check(trained, batch)
         collections = dict(zip(_TRAINED, training_variables(trained), strict=True))
-        logs, values = trained.train_step(_values(collections, fields), batch)
+        given = _values(collections, fields)
+        with V.finalized(trained, collections["non_trainable"], given[1]):
+            logs, values = trained.train_step(given, batch)
         new = {name: c.tree(v) for (name, c), v in zip(collections.items(), values, strict=True)}
         return strong({"step": fields["step"] + 1, **new}), _scalars(logs)
 
@@ -199,7 +201,9 @@ def _eval_function(trained: Any) -> Callable:
             _batches.check(trained, batch)
         params, non_trainable, _, metrics = V.collect(trained)
         collections = dict(zip(_EVALUATED, (params, non_trainable, metrics), strict=True))
-        logs, (_, after, totals) = trained.test_step(_values(collections, fields), batch)
+        given = _values(collections, fields)
+        with V.finalized(trained, non_trainable, given[1]):
+            logs, (_, after, totals) = trained.test_step(given, batch)
         new = {"non_trainable": non_trainable.tree(after), "eval_metrics": metrics.tree(totals)}
         return strong(new), _scalars(logs)
 

@@ -14,18 +14,20 @@ import jax
 import pytest
 
 from tests import contracts
+from tests.cases import Case, parameters
 
 
-@pytest.fixture(params=contracts.ROWS, ids=lambda row: row.name)
-def row(request):
+@pytest.fixture(params=parameters(contracts.ROWS), scope="session")
+def case(request):
     """Every row of the contract table, in turn."""
-    return request.param
+    yield Case(request.param)
+    jax.clear_caches()  # programs of a row are of no use to the next
 
 
 @pytest.fixture
 def model():
     """A fresh small model with weights, moving statistics, a seed, slots and metrics."""
-    return contracts.sequential()
+    return contracts.SEQUENTIAL.build()
 
 
 @pytest.fixture

@@ -1,185 +1,139 @@
-"""The table of models that every capability is tested on; one entry adds a model and its tests."""
+"""The contract table: every row is a model and its data, and goes through every check.
+
+One entry adds a model and all of its tests. Rows that are not `fast` run in the second pass.
+"""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
-from keras import layers
+
+from tests.models import applications, freezing, graphs, optimizers, preprocessing, sequences, stateful
+from tests.models import subclassed as sub
 
 RNG = np.random.default_rng(0)
-SIZE = 8  # rows of one batch
+SIZE = stateful.SIZE  # rows of one batch
 STEPS = 50
 
 
 class Row(NamedTuple):
-    """A model and the data it trains on: as many rows as `STEPS` batches need."""
+    """A model and the data it trains on: as many rows as `steps` batches need."""
 
     name: str
     build: Callable[[], keras.Model]
     x: Any
     y: Any
     sample_weight: Any = None
+    fast: bool = False
+    steps: int = STEPS
+    heavy: bool = False  # seconds to compile: it goes through the cheaper checks alone
+    exact: bool = True  # False: XLA fuses the two programs otherwise, so that the last bits differ from fit's
+    abstract: bool = True  # False: building it needs values, so that it can't be built abstractly
+    tolerance: float = 1e-5  # of a vectorised program against a single one, relative to the largest value
 
-    def batches(self, count: int = STEPS) -> Iterator[tuple]:
+    def batches(self, count: int | None = None) -> Iterator[tuple]:
         """The first batches, in the order in which `fit` without shuffling takes them."""
         parts = tuple(part for part in (self.x, self.y, self.sample_weight) if part is not None)
-        for i in range(count):
+        for i in range(self.steps if count is None else count):
             yield keras.tree.map_structure(lambda a, i=i: a[i * SIZE : (i + 1) * SIZE], parts)
 
-
-def normal(*shape: int) -> np.ndarray:
-    return RNG.standard_normal((STEPS * SIZE, *shape)).astype("float32")
-
-
-def labels(classes: int, *shape: int) -> np.ndarray:
-    return RNG.integers(0, classes, (STEPS * SIZE, *shape)).astype("int32")
-
-
-def sequential() -> keras.Model:
-    keras.utils.set_random_seed(1)
-    model = keras.Sequential(
-        [
-            keras.Input((6,)),
-            layers.Dense(5, "relu", kernel_regularizer="l2"),
-            layers.BatchNormalization(),
-            layers.Dropout(0.3),
-            layers.Dense(3, "softmax", name="head"),
-        ]
-    )
-    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
-    return model
+    @property
+    def data(self) -> dict:
+        """What `fit` and `evaluate` are called with."""
+        return {
+            "x": self.x,
+            "y": self.y,
+            "sample_weight": self.sample_weight,
+            "batch_size": SIZE,
+            "verbose": 0,
+        }
 
 
-def functional() -> keras.Model:
-    """Two inputs, a shared layer, a nested model, two outputs with one and the same metric."""
-    keras.utils.set_random_seed(2)
-    left, right = keras.Input((4,), name="left"), keras.Input((4,), name="right")
-    inner = keras.Sequential([keras.Input((4,)), layers.Dense(4, "tanh"), layers.Dropout(0.2)])
-    shared = layers.Dense(4, "relu")
-    a, b = shared(inner(left)), shared(right)
-    outputs = {"sum": layers.Dense(1, name="sum")(a + b), "difference": layers.Dense(1)(a - b)}
-    model = keras.Model({"left": left, "right": right}, outputs)
-    model.compile(
-        keras.optimizers.SGD(0.05, momentum=0.9, nesterov=True),
-        {"sum": "mse", "difference": "mae"},
-        loss_weights={"sum": 1.0, "difference": 0.5},
-        metrics={"sum": ["mae"], "difference": ["mae"]},
-    )
-    return model
+def normal(*shape: int, steps: int = STEPS) -> np.ndarray:
+    return RNG.standard_normal((steps * SIZE, *shape)).astype("float32")
 
 
-class Block(layers.Layer):
-    """A sublayer made in `build`, a variable whose name clashes with it, and a loss of its own."""
-
-    def __init__(self, units: int, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.units = units
-        self._dropout = layers.Dropout(0.2)
-
-    def build(self, shape: tuple) -> None:
-        self.dense = layers.Dense(self.units, "relu")
-        self.dense.build(shape)
-        self.scale = self.add_weight(shape=(self.units,), initializer="ones", name="dense")
-        self.calls = self.add_weight(shape=(), initializer="zeros", trainable=False, name="calls")
-
-    def call(self, x: Any, training: bool | None = None) -> Any:
-        self.calls.assign_add(1.0)
-        y = self._dropout(self.dense(x) * self.scale, training=training)
-        self.add_loss(1e-3 * keras.ops.mean(y**2))
-        return y
+def labels(classes: int, *shape: int, steps: int = STEPS) -> np.ndarray:
+    return RNG.integers(0, classes, (steps * SIZE, *shape)).astype("int32")
 
 
-class Subclassed(keras.Model):
-    """Layers in a list and in a dict, an unnamed weight, weights shared by two attributes."""
-
-    def __init__(self, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.blocks = [Block(4), Block(4)]
-        self.heads = {"main.head": layers.Dense(2)}
-        self.again = self.blocks[0].__class__(4)
-        self.alias = self.again
-
-    def build(self, shape: tuple) -> None:
-        for layer in (*self.blocks, self.again, *self.heads.values()):
-            layer.build((None, 4))
-        self.shift = self.add_weight(shape=(2,), initializer="zeros")
-
-    def call(self, x: Any, training: bool | None = None) -> Any:
-        for layer in (*self.blocks, self.again):
-            x = layer(x, training=training)
-        return self.heads["main.head"](x) + self.shift
+def weights(*shape: int) -> np.ndarray:
+    return abs(normal(*shape))
 
 
-def subclassed() -> keras.Model:
-    keras.utils.set_random_seed(3)
-    model = Subclassed()
-    model.build((None, 4))
-    model.compile("rmsprop", "mse", metrics=["mae", keras.metrics.RootMeanSquaredError()])
-    return model
+def padded() -> np.ndarray:
+    """Sequences of which the last values are zero, to be masked."""
+    x = normal(5, 2)
+    x[:, 3:] *= labels(2, 1, 1)
+    return x
 
 
-class OwnStep(Subclassed):
-    """A model with its own `train_step`, in the signature of Keras on JAX."""
+X, Y = normal(4), normal(2)
+SEQUENTIAL = Row("sequential", graphs.sequential, normal(6), labels(3), fast=True)
+BFLOAT16 = {"tolerance": 2e-2}
 
-    def train_step(self, state: tuple, data: tuple) -> tuple:
-        logs, state = super().train_step(state, data)
-        return {**logs, "weight": keras.ops.sum(state[0][0])}, state
-
-
-def own_step() -> keras.Model:
-    keras.utils.set_random_seed(4)
-    model = OwnStep()
-    model.build((None, 4))
-    model.compile("sgd", "mse")
-    return model
-
-
-def recurrent() -> keras.Model:
-    """Masks from an embedding, dropout inside an RNN, a wrapper, sample weights."""
-    keras.utils.set_random_seed(5)
-    model = keras.Sequential(
-        [
-            keras.Input((5,), dtype="int32"),
-            layers.Embedding(9, 3, mask_zero=True),
-            layers.Bidirectional(layers.LSTM(3, dropout=0.2, return_sequences=True)),
-            layers.TimeDistributed(layers.Dense(2, "softmax")),
-        ]
-    )
-    model.compile("nadam", "sparse_categorical_crossentropy", weighted_metrics=["accuracy"])
-    return model
-
-
-def scaled() -> keras.Model:
-    """Mixed precision, loss scaling, a schedule, an average of the weights, accumulation."""
-    keras.utils.set_random_seed(6)
-    schedule = keras.optimizers.schedules.CosineDecay(1e-2, STEPS)
-    inner = keras.optimizers.AdamW(
-        schedule, use_ema=True, ema_overwrite_frequency=7, gradient_accumulation_steps=3, clipnorm=1.0
-    )
-    model = keras.Sequential(
-        [
-            keras.Input((6,)),
-            layers.Dense(4, "relu", dtype="mixed_bfloat16"),
-            layers.GaussianNoise(0.1),
-            layers.Dense(1, dtype="float32"),
-        ]
-    )
-    model.compile(keras.optimizers.LossScaleOptimizer(inner, dynamic_growth_steps=9), "mse")
-    return model
-
-
-SEQUENTIAL = Row("sequential", sequential, normal(6), labels(3))
 ROWS = [
     SEQUENTIAL,
     Row(
         "functional",
-        functional,
+        graphs.functional,
         {"left": normal(4), "right": normal(4)},
         {"sum": normal(1), "difference": normal(1)},
+        fast=True,
     ),
-    Row("subclassed", subclassed, normal(4), normal(2)),
-    Row("own_step", own_step, normal(4), normal(2)),
-    Row("recurrent", recurrent, labels(9, 5), labels(2, 5), abs(normal(5))),
-    Row("scaled", scaled, normal(6), normal(1)),
+    Row("subclassed", sub.subclassed, X, Y, fast=True),
+    Row("own_step", partial(sub.subclassed, sub.OwnStep), X, Y, fast=True),
+    Row("recurrent", sequences.recurrent, labels(9, 5), labels(2, 5), weights(5), fast=True),
+    Row("scaled", optimizers.scaled, normal(6), normal(1), fast=True, **BFLOAT16),
+    Row("lists", graphs.lists, [normal(4), normal(2)], [normal(2), normal(2), normal(1)]),
+    Row("nested", graphs.nested, X, normal(1)),
+    Row("wrappers", graphs.wrappers, normal(5, 4), normal(1)),
+    Row("lazy", sub.lazy, X, Y),
+    Row("tied", sub.tied, labels(7, 3), labels(7, 3)),
+    Row("reversible", sub.reversible, labels(7, 3), labels(7, 3)),
+    Row("own_loop", partial(sub.subclassed, sub.OwnLoop), X, Y),
+    Row("own_loss", partial(sub.subclassed, sub.OwnLoss), X, Y),
+    Row("own_updates", partial(sub.subclassed, sub.OwnUpdates), X, Y),
+    Row("spectral", stateful.spectral, normal(5, 5, 2), normal(1)),
+    Row("adapted", stateful.adapted, X + 3, normal(1)),
+    Row("noisy", stateful.noisy, normal(6, 4), normal(1)),
+    Row("stateful_rnn", stateful.stateful_rnn, normal(4, 3), normal(1)),
+    Row("vector_quantizer", stateful.vector_quantizer, X, normal(4)),
+    Row("variational", stateful.variational, X, X),
+    Row("regularized", stateful.regularized, X, Y),
+    Row("masked", sequences.masked, padded(), normal(5, 1), weights(5)),
+    Row(
+        "weighted",
+        sequences.weighted,
+        X,
+        {"a": normal(1), "b": labels(3)},
+        {"a": weights(), "b": weights()},
+    ),
+    Row("mixed_bfloat16", optimizers.mixed_bfloat16, normal(6), normal(1), **BFLOAT16),
+    Row("mixed_float16", optimizers.mixed_float16, normal(6), normal(1), **BFLOAT16),
+    Row("with_exclusions", optimizers.with_exclusions, normal(6), normal(1)),
+    Row("multi_optimizer", optimizers.multi_optimizer, normal(6), normal(1)),
+    *(
+        Row(name, lambda make=make: optimizers.small(make()), normal(6), normal(1))
+        for name, make in optimizers.OPTIMIZERS.items()
+    ),
+    Row("frozen_before", freezing.frozen_before, X, normal(1)),
+    Row("frozen_after", freezing.frozen_after, X, normal(1)),
+    Row("lora", freezing.lora, labels(7, 3), normal(1)),
+    Row("quantized", freezing.quantized, normal(6), Y, abstract=False),
+    Row("images", preprocessing.images, 255 * weights(8, 8, 3), Y, exact=False),
+    Row("categories", preprocessing.categories, labels(5, 2), normal(1)),
+    *(
+        Row(
+            family,
+            partial(applications.build, family),
+            normal(side, side, 3, steps=1),
+            labels(4, steps=1),
+            steps=1,
+            heavy=True,
+        )
+        for family, (_, side) in applications.FAMILIES.items()
+    ),
 ]

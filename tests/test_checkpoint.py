@@ -42,28 +42,17 @@ def saved(trained, tmp_path):
 # --- one checkpoint, four readers
 
 
-def test_every_row_round_trips_into_a_second_build(row, tmp_path):
-    model = row.build()
-    state, train_step = kfb.TrainState.from_keras(model), kfb.make_train_step(model, donate=False)
-    for batch in row.batches(3):
-        state, _ = train_step(state, batch)
-    kfb.save(tmp_path / "row", state)
-    layers.Dropout(0.5)  # moves Keras's counters of names
-    other = row.build()
-    other.train_on_batch(*next(row.batches()))
-    assert kfb.restore(tmp_path / "row", other) is other
-    again = kfb.TrainState.from_keras(other)
-    trees = ("params", "non_trainable", "opt_state", "metrics")
-    assert all(equal(getattr(again, tree), getattr(state, tree)) for tree in trees)
-    assert equal(kfb.restore(tmp_path / "row", kfb.TrainState.abstract(row.build)), state)
-    continued = kfb.make_train_step(other)(again, next(row.batches()))[0]
-    assert equal(continued.params, train_step(state, next(row.batches()))[0].params)
+def test_a_restored_model_trains_on(saved):
+    path, model, state = saved
+    other = kfb.restore(path, contracts.SEQUENTIAL.build(), include=["params", "non_trainable", "opt_state"])
+    continued, _ = kfb.make_train_step(other)(kfb.TrainState.from_keras(other), BATCH)
+    assert equal(continued.params, kfb.make_train_step(model)(state, BATCH)[0].params)
 
 
 def test_one_checkpoint_reads_as_state_keras_nnx_and_linen(saved):
     path, model, state = saved
     wanted = kfb.make_predict_step(model)(state, BATCH[0])
-    build = contracts.sequential
+    build = contracts.SEQUENTIAL.build
     module, linen = kfb.ToNNX(build()), kfb.ToLinen(build())
     variables = kfb.restore(path, linen.init(jax.random.key(0), BATCH[0]))
     outputs = {
@@ -123,7 +112,7 @@ def test_a_flax_train_state_comes_back_as_one(tmp_path):
 
 
 def test_an_optax_state_round_trips(tmp_path):
-    model = contracts.sequential()
+    model = contracts.SEQUENTIAL.build()
     tx = optax.chain(optax.clip(1.0), optax.adamw(1e-3))
     state, _ = kfb.make_train_step(model, optimizer=tx)(kfb.TrainState.from_keras(model, optimizer=tx), BATCH)
     kfb.save(tmp_path / "optax", state)
@@ -136,7 +125,7 @@ def test_an_optax_state_round_trips(tmp_path):
 def test_restores_onto_the_shardings_of_like(saved):
     path, _, state = saved
     sharding = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), PartitionSpec())
-    abstract = kfb.TrainState.abstract(contracts.sequential)
+    abstract = kfb.TrainState.abstract(contracts.SEQUENTIAL.build)
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), abstract)
     restored = kfb.restore(path, like)
     assert {leaf.sharding for leaf in jax.tree.leaves(restored)} == {sharding}
@@ -148,7 +137,7 @@ def test_relative_paths_and_step_folders(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with kfb.CheckpointManager("runs/1") as manager:
         manager.save(state)
-    like = kfb.TrainState.abstract(contracts.sequential)
+    like = kfb.TrainState.abstract(contracts.SEQUENTIAL.build)
     for path, step in (("runs/1", None), ("runs/1", 3), ("runs/1/3", None), ("runs/1/3", 3)):
         assert equal(kfb.restore(path, like, step=step), state)
 
@@ -195,13 +184,13 @@ def test_dtypes_are_not_cast(tmp_path):
 
 def test_include_takes_prefixes_and_patterns(saved):
     path, _, state = saved
-    model = contracts.sequential()
+    model = contracts.SEQUENTIAL.build()
     before = [np.array(v) for v in model.optimizer.variables]
     kfb.restore(path, model, include=["params", "non_trainable"])
     assert np.array_equal(model.get_layer("head").kernel, state.params["head"]["kernel"])
     assert len(before) <= len(model.optimizer.variables)
     assert int(model.optimizer.iterations.value) == 0
-    like = kfb.TrainState.from_keras(contracts.sequential())
+    like = kfb.TrainState.from_keras(contracts.SEQUENTIAL.build())
     kernels = kfb.restore(path, like, include=r"^params/.*kernel$")
     assert np.array_equal(kernels.params["dense"]["kernel"], state.params["dense"]["kernel"])
     assert np.array_equal(kernels.params["dense"]["bias"], like.params["dense"]["bias"])
@@ -229,7 +218,7 @@ def test_two_leaves_of_one_name_are_refused(tmp_path):
 
 def test_a_weight_frozen_since_is_found(saved):
     path, _, state = saved
-    model = contracts.sequential()
+    model = contracts.SEQUENTIAL.build()
     model.layers[0].trainable = False
     model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
     kfb.restore(path, model, include=["params", "non_trainable"])
@@ -266,7 +255,7 @@ def test_load_model_runs_no_code(tmp_path):
 
 
 def states(count):
-    model = contracts.sequential()
+    model = contracts.SEQUENTIAL.build()
     state, train_step = kfb.TrainState.from_keras(model), kfb.make_train_step(model, donate=False)
     for batch in contracts.SEQUENTIAL.batches(count):
         state, _ = train_step(state, batch)
@@ -316,7 +305,7 @@ def test_a_stale_step_is_refused(tmp_path):
 
 
 def test_saving_while_training_on_keeps_what_was_saved(tmp_path):
-    model = contracts.sequential()
+    model = contracts.SEQUENTIAL.build()
     state, train_step = kfb.TrainState.from_keras(model), kfb.make_train_step(model)
     wanted = {}
     with kfb.CheckpointManager(tmp_path, max_to_keep=None) as manager:
@@ -324,7 +313,7 @@ def test_saving_while_training_on_keeps_what_was_saved(tmp_path):
             state, _ = train_step(state, batch)
             wanted[int(state.step)] = jax.tree.map(np.array, state)
             manager.save(state)  # the next step takes over the very buffers that are being written
-    like = kfb.TrainState.abstract(contracts.sequential)
+    like = kfb.TrainState.abstract(contracts.SEQUENTIAL.build)
     assert all(equal(kfb.restore(tmp_path, like, step=step), state) for step, state in wanted.items())
 
 
@@ -398,7 +387,7 @@ def batches():
 
 def run(folder, steps, *, die_at=None):
     """Trains up to `steps` from wherever the folder is; prints the final bits."""
-    model, data = contracts.sequential(), batches()
+    model, data = contracts.SEQUENTIAL.build(), batches()
     state, train_step = kfb.TrainState.from_keras(model), kfb.make_train_step(model)
     with kfb.CheckpointManager(folder, save_every=3) as manager:
         if manager.latest_step is not None:

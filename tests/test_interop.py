@@ -14,13 +14,10 @@ import keras_flax_bridge as kfb
 from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
 from tests import contracts
+from tests.cases import light
 
 SEQUENTIAL = contracts.SEQUENTIAL
 X, Y = next(SEQUENTIAL.batches())
-
-
-def first(row):
-    return keras.tree.map_structure(lambda a: a[: contracts.SIZE], row.x)
 
 
 def close(outputs, wanted):
@@ -33,9 +30,11 @@ def close(outputs, wanted):
     )
 
 
+@light
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
-def test_every_row_gives_the_layer_s_numbers(row, training):
-    model, x = row.build(), first(row)
+def test_every_row_gives_the_layer_s_numbers(case, training):
+    model, x = case.row.build(), case.batch[0]
+    case.state(model)
     params, non_trainable = (
         [v.value for v in vs] for vs in (model.trainable_variables, model.non_trainable_variables)
     )

@@ -16,6 +16,7 @@ import keras_flax_bridge as kfb
 from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
 from tests import contracts
+from tests.models import graphs
 
 
 def keys(model):
@@ -109,7 +110,7 @@ def test_keys_are_the_places(build):
 
 
 def test_a_clone_has_the_same_keys():
-    model = contracts.functional()
+    model = graphs.functional()
     assert keys(keras.models.clone_model(model)) == keys(model)
 
 
@@ -185,7 +186,7 @@ def test_slots_are_shaped_like_params(optimizer):
 
 
 def test_equal_metrics_of_two_outputs_do_not_collide():
-    model = contracts.functional()
+    model = graphs.functional()
     state = kfb.TrainState.from_keras(model, batch=next(contracts.ROWS[1].batches()))
     assert sorted(state.metrics) == ["difference_loss", "difference_mae", "loss", "sum_loss", "sum_mae"]
 
@@ -211,7 +212,7 @@ def test_ten_thousand_variables_take_well_under_a_second():
 
 
 def test_private_attributes_that_the_bridge_relies_on():
-    model = contracts.sequential()
+    model = contracts.SEQUENTIAL.build()
     model.train_on_batch(*next(contracts.SEQUENTIAL.batches()))
     holders = [
         (

@@ -164,7 +164,7 @@ def test_a_donated_state_is_named(trained):
 def test_assign_to_a_second_build_takes_everything(trained):
     _, state = trained
     layers.Dropout(0.5)  # moves Keras's counters of names
-    other = contracts.sequential()
+    other = contracts.SEQUENTIAL.build()
     other.train_on_batch(*BATCH)
     state.assign_to(other)
     assert same(weights(kfb.TrainState.from_keras(other)), weights(state))
@@ -183,7 +183,7 @@ def test_assign_to_is_all_or_nothing(trained):
 
 def test_assign_to_writes_weights_alone_where_nothing_trains(trained):
     _, state = trained
-    other = keras.models.clone_model(contracts.sequential())
+    other = keras.models.clone_model(contracts.SEQUENTIAL.build())
     plain = keras.Sequential([keras.Input((6,)), *other.layers])
     state.assign_to(plain)
     assert same(kfb.TrainState.from_keras(plain, optimizer="sgd").params, state.params)
@@ -339,7 +339,7 @@ def test_reset_is_the_metric_s_own():
 
 @pytest.mark.parametrize("optimizer", [None, optax.adam(1e-2)], ids=["keras", "optax"])
 def test_repartition_keeps_the_slots_that_survive(optimizer):
-    model = contracts.sequential()
+    model = contracts.SEQUENTIAL.build()
     state = kfb.TrainState.from_keras(model, optimizer=optimizer)
     state, _ = kfb.make_train_step(model, optimizer=optimizer, donate=False)(state, BATCH)
     model.layers[0].trainable = False

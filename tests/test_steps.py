@@ -49,8 +49,8 @@ def test_neither_reads_nor_writes_the_model(model):
 
 def test_two_states_run_side_by_side(model):
     train_step = kfb.make_train_step(model)
-    states = [kfb.TrainState.from_keras(contracts.sequential()) for _ in range(2)]
-    alone = kfb.TrainState.from_keras(contracts.sequential())
+    states = [kfb.TrainState.from_keras(contracts.SEQUENTIAL.build()) for _ in range(2)]
+    alone = kfb.TrainState.from_keras(contracts.SEQUENTIAL.build())
     for batch in contracts.SEQUENTIAL.batches(3):
         alone, _ = train_step(alone, batch)
         states = [train_step(state, batch)[0] for state in states]
@@ -160,7 +160,7 @@ def test_bare_x_trains_on_added_losses():
 
 
 def step_on(batch, **options):
-    model = contracts.sequential()
+    model = contracts.SEQUENTIAL.build()
     return kfb.make_train_step(model, **options)(kfb.TrainState.from_keras(model), batch)
 
 

@@ -1,0 +1,95 @@
+"""Functional and Sequential models: shared layers, several inputs and outputs, models inside models."""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+
+
+def sequential() -> keras.Model:
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential(
+        [
+            keras.Input((6,)),
+            layers.Dense(5, "relu", kernel_regularizer="l2"),
+            layers.BatchNormalization(),
+            layers.Dropout(0.3),
+            layers.Dense(3, "softmax", name="head"),
+        ]
+    )
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def functional() -> keras.Model:
+    """Two inputs, a shared layer, a nested model, two outputs with one and the same metric."""
+    keras.utils.set_random_seed(2)
+    left, right = keras.Input((4,), name="left"), keras.Input((4,), name="right")
+    inner = keras.Sequential([keras.Input((4,)), layers.Dense(4, "tanh"), layers.Dropout(0.2)])
+    shared = layers.Dense(4, "relu")
+    a, b = shared(inner(left)), shared(right)
+    outputs = {"sum": layers.Dense(1, name="sum")(a + b), "difference": layers.Dense(1)(a - b)}
+    model = keras.Model({"left": left, "right": right}, outputs)
+    model.compile(
+        keras.optimizers.SGD(0.05, momentum=0.9, nesterov=True),
+        {"sum": "mse", "difference": "mae"},
+        loss_weights={"sum": 1.0, "difference": 0.5},
+        metrics={"sum": ["mae"], "difference": ["mae"]},
+    )
+    return model
+
+
+def lists() -> keras.Model:
+    """Inputs, outputs, losses, weights and metrics as lists; metrics of equal names, one output without."""
+    keras.utils.set_random_seed(3)
+    inputs = [keras.Input((4,)), keras.Input((2,))]
+    shared = layers.Dense(3, "tanh")
+    hidden = layers.Concatenate()([shared(inputs[0]), layers.Dense(3)(inputs[1]), shared(inputs[0] * 2)])
+    outputs = [layers.Dense(2)(hidden), layers.Dense(2)(hidden), layers.Dense(1, name="last")(hidden)]
+    model = keras.Model(inputs, outputs)
+    model.compile(
+        "adam",
+        ["mse", "mae", "mse"],
+        loss_weights=[1.0, 0.5, 2.0],
+        metrics=[["mae", "mae"], ["mae"], None],
+    )
+    return model
+
+
+class Outer(keras.Model):
+    """A subclassed model around a Sequential around a Functional one."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        x = keras.Input((4,))
+        inner = keras.Model(x, layers.Dense(4, "relu")(x) + x, name="residual")
+        self.stack = keras.Sequential([keras.Input((4,)), inner, layers.BatchNormalization(), inner])
+        self.pair = (layers.Dense(4), {"dense": layers.Dense(4), "deep": [layers.Dense(4)]})
+        self.dense = layers.Dense(1, name="stack")  # its name is that of another attribute
+
+    def call(self, x: Any, training: bool | None = None) -> Any:
+        x = self.stack(x, training=training)
+        x = self.pair[1]["dense"](self.pair[0](x))
+        return self.dense(self.pair[1]["deep"][0](x))
+
+
+def nested() -> keras.Model:
+    keras.utils.set_random_seed(4)
+    model = Outer()
+    model(np.zeros((1, 4)))
+    model.compile("adam", "mse", metrics=["mae"])
+    return model
+
+
+def wrappers() -> keras.Model:
+    """Layers inside wrappers, and attention with its private sublayers."""
+    keras.utils.set_random_seed(5)
+    x = keras.Input((5, 4))
+    h = layers.Bidirectional(layers.GRU(3, return_sequences=True), merge_mode="sum")(x)
+    h = layers.TimeDistributed(layers.Dense(4))(h)
+    h = layers.MultiHeadAttention(2, 3, dropout=0.1)(h, h)
+    h = layers.SpectralNormalization(layers.Dense(3))(layers.GlobalAveragePooling1D()(h))
+    model = keras.Model(x, layers.Dense(1)(h))
+    model.compile("adam", "mse")
+    return model

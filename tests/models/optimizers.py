@@ -1,0 +1,79 @@
+"""Precision and every option of an optimizer."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import layers, optimizers
+
+
+def small(
+    optimizer: Any, *, seed: int = 40, policy: Any = None, loss: Any = "mse", **compiled: Any
+) -> keras.Model:
+    keras.utils.set_random_seed(seed)
+    model = keras.Sequential(
+        [
+            keras.Input((6,)),
+            layers.Dense(4, "relu", dtype=policy),
+            layers.GaussianNoise(0.1, dtype=policy),
+            layers.BatchNormalization(dtype=policy),
+            layers.Dense(1, dtype=policy, name="head"),
+        ]
+    )
+    model.compile(optimizer, loss, **compiled)
+    return model
+
+
+def mixed_bfloat16() -> keras.Model:
+    return small("adam", policy="mixed_bfloat16")
+
+
+@keras.saving.register_keras_serializable("tests")
+def steep(y: Any, y_pred: Any) -> Any:
+    """A loss whose scaled gradients leave the range of float16."""
+    return 3e4 * (y - y_pred) ** 2
+
+
+def mixed_float16() -> keras.Model:
+    """`compile` wraps the optimizer: the loss is scaled, steps with infinite gradients are skipped."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        return small(optimizers.Adam(0.01), loss=steep)
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def scaled() -> keras.Model:
+    """Loss scaling by hand around a schedule, an average of the weights, accumulation, clipping."""
+    schedule = optimizers.schedules.CosineDecay(1e-2, 50)
+    inner = optimizers.AdamW(
+        schedule, use_ema=True, ema_overwrite_frequency=7, gradient_accumulation_steps=3, clipnorm=1.0
+    )
+    return small(optimizers.LossScaleOptimizer(inner, dynamic_growth_steps=9), policy="mixed_bfloat16")
+
+
+def with_exclusions() -> keras.Model:
+    optimizer = optimizers.AdamW(1e-2, weight_decay=0.1)
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    return small(optimizer)
+
+
+def multi_optimizer() -> keras.Model:
+    rules = {".*head.*": optimizers.SGD(0.1, momentum=0.9)}
+    return small(optimizers.MultiOptimizer(optimizers.OptimizerMap(optimizers.Adam(1e-2), rules)))
+
+
+# name: what compile gets
+OPTIMIZERS: dict[str, Callable[[], Any]] = {
+    "accumulating": lambda: optimizers.SGD(0.1, momentum=0.9, gradient_accumulation_steps=4),
+    "averaged": lambda: optimizers.Adam(1e-2, use_ema=True, ema_momentum=0.9, ema_overwrite_frequency=3),
+    "clipped_by_value": lambda: optimizers.RMSprop(1e-2, clipvalue=0.01, centered=True, momentum=0.5),
+    "clipped_globally": lambda: optimizers.Lamb(1e-2, global_clipnorm=0.1, weight_decay=0.01),
+    "scheduled": lambda: optimizers.Nadam(optimizers.schedules.ExponentialDecay(0.1, 5, 0.9, staircase=True)),
+    "amsgrad": lambda: optimizers.Adam(1e-2, amsgrad=True),
+    "adafactor": lambda: optimizers.Adafactor(0.1),
+    "muon": lambda: optimizers.Muon(1e-2),
+    "schedule_free": lambda: optimizers.ScheduleFreeAdamW(1e-2),
+    "fixed_scale": lambda: optimizers.Ftrl(0.1, loss_scale_factor=16.0),
+}
