@@ -76,7 +76,7 @@ def _keras_target(like: Any, models: Mapping[Path, Any]) -> Target:
         for path, value in values.items():
             entries[path].variable.assign(value)
         for model in models.values():
-            V.finalize(model)
+            V.refresh(model)
             if any(path[0] == "metrics" for path in values) and not V.metrics_built(model):
                 log.warning("model %r: its compiled metrics saw no data yet and start at zero", model.name)
         return like

@@ -606,7 +606,8 @@ def finalized(layer: Any, entries: Iterable[Entry], values: Iterable[Any]) -> It
     try:
         if keepers:
             with keras.StatelessScope([(e.variable, v) for e, v in zip(entries, values, strict=True)]):
-                finalize(layer)
+                for keeper in keepers:
+                    keeper.finalize_state()
         yield
     finally:
         for keeper, attributes in zip(keepers, before, strict=True):
@@ -614,10 +615,14 @@ def finalized(layer: Any, entries: Iterable[Entry], values: Iterable[Any]) -> It
             vars(keeper).update(attributes)
 
 
-def finalize(layer: Any) -> None:
-    """To be called after variables were assigned."""
-    for keeper in _keepers(layer):
+def refresh(model: Any) -> None:
+    """Computes anew what layers keep, after their variables were assigned."""
+    keepers = _keepers(model)
+    for keeper in keepers:
         keeper.finalize_state()
+    for name in ("train_function", "test_function", "predict_function"):
+        if keepers and hasattr(model, name):
+            setattr(model, name, None)  # compiled with the old results as constants
 
 
 # --- pure initialisation -----------------------------------------------------------------------

@@ -169,13 +169,13 @@ class TrainState(train_state.TrainState):
         fresh = _intake.rebuilt(optimizer)
 
         def build() -> TrainState:
-            state = cls.from_keras(model_fn(), batch=batch, optimizer=fresh, loss=loss, metrics=metrics)
-            for model in _parts.models(state.apply_fn).values():
-                V.forget_traced(model)
-            return state
+            return cls.from_keras(model_fn(), batch=batch, optimizer=fresh, loss=loss, metrics=metrics)
 
         with _intake.needing_no_values():
-            return jax.eval_shape(build)
+            state = jax.eval_shape(build)
+        for model in _parts.models(state.apply_fn).values():
+            V.forget_traced(model)
+        return state
 
     def assign_to(
         self, model: keras.Model, *, optimizer: Any = None, metrics: Any = None, copy: bool = True
@@ -212,7 +212,7 @@ class TrainState(train_state.TrainState):
         for (variable, _), leaf in zip(plan, new, strict=True):
             variable.assign(leaf)
         for filled in model.values() if isinstance(model, Mapping) else [model]:
-            V.finalize(filled)
+            V.refresh(filled)
 
     def _assignments(self, model: Any, optimizer: Any, metrics: Any) -> list[tuple[Any, Any]]:
         """Every variable of a model with the leaf it receives, after checking all of them."""

@@ -14,6 +14,7 @@ from keras import layers
 import keras_flax_bridge as kfb
 from keras_flax_bridge import _paths
 from tests import contracts
+from tests.models import stateful
 
 BATCH = next(contracts.SEQUENTIAL.batches())
 SPECS = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), BATCH)
@@ -203,6 +204,47 @@ def test_optax_slots_have_no_place_in_a_keras_optimizer(model):
     state = kfb.TrainState.from_keras(model, optimizer=optax.sgd(0.1))
     with pytest.warns(UserWarning, match="trained by optax"):
         state.assign_to(model)
+
+
+def test_statistics_that_a_layer_keeps_come_from_the_state():
+    x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
+    model, other = stateful.adapted(), stateful.adapted(shift=0.0)
+    state, wanted = kfb.TrainState.from_keras(model), model.predict(x, verbose=0)
+    assert not np.allclose(other.predict(x, verbose=0), wanted)
+    variables = {"params": state.params, "non_trainable": state.non_trainable}
+    abstract = kfb.TrainState.abstract(lambda: stateful.adapted(shift=0.0))
+    outputs = [
+        kfb.make_predict_step(other)(state, x),
+        kfb.TrainState.from_keras(other).apply_fn(variables, x),
+        abstract.apply_fn(variables, x),
+    ]
+    for y in outputs:
+        np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(other.predict(x, verbose=0), wanted)  # the calls left nothing behind in it
+    state.assign_to(other)
+    np.testing.assert_allclose(other.predict(x, verbose=0), wanted, rtol=1e-6, atol=1e-6)
+
+
+class Lookup(layers.Layer):
+    """A layer whose state is words, stored as Keras's own lookup layers store theirs."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.words = ["a", "b"]
+
+    def save_assets(self, folder):
+        raise NotImplementedError
+
+    def call(self, x):
+        return x
+
+
+def test_state_that_is_no_array_is_refused_by_name():
+    model = keras.Sequential([keras.Input((4,)), Lookup(name="words"), layers.Dense(1)])
+    model.compile("sgd", "mse")
+    for take in (kfb.TrainState.from_keras, kfb.ToNNX):
+        with pytest.raises(kfb.UnsupportedLayerError, match=r"'words'.*no array.*pipeline"):
+            take(model)
 
 
 # --- apply_fn and a Flax codebase's own step
