@@ -1,0 +1,69 @@
+"""What a variable is to the bridge: its path, its kind, its place in Keras's order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+
+from keras_flax_bridge import _paths
+from keras_flax_bridge._paths import Path
+
+PARAM, FROZEN, BATCH_STAT, SEED, OTHER = "param", "frozen", "batch_stat", "seed", "other"
+
+
+class Entry(NamedTuple):
+    """One Keras variable, its structural path and its kind."""
+
+    path: Path
+    variable: Any
+    kind: str
+
+
+class Collection(tuple[Entry, ...]):
+    """Entries in the order in which Keras's stateless functions want their values."""
+
+    def __add__(self, other: Any) -> Collection:
+        return Collection((*self, *other))
+
+    def tree(self, values: Iterable[Any] | None = None) -> dict[str, Any]:
+        """The nested dict of `values` (by default the variables' own), given in Keras's order."""
+        values = [entry.variable.value for entry in self] if values is None else values
+        return _paths.nest({e.path: v for e, v in zip(self, values, strict=True)})
+
+    def leaves(self, tree: Any, where: str) -> list[Any]:
+        """The leaves of `tree` in Keras's order, after checking every path, shape and dtype.
+
+        Raises:
+            StructureMismatchError: naming all leaves that are missing, unexpected or of another kind.
+        """
+        flat = _paths.flatten(tree)
+        difference = _paths.diff(flat, self.specs())
+        if difference:
+            raise difference.error(where, _OTHER_ARCHITECTURE)
+        return [flat[entry.path] for entry in self]
+
+    def specs(self) -> dict[Path, jax.ShapeDtypeStruct]:
+        """Shape and dtype of every entry, without touching its value."""
+        return {entry.path: variable_spec(entry.variable) for entry in self}
+
+
+_OTHER_ARCHITECTURE = (
+    "The state belongs to another model, or layers were added, frozen or unfrozen since: "
+    "make it with TrainState.from_keras(model), or move its leaves with state.repartition(model)."
+)
+
+
+class ModelVariables(NamedTuple):
+    """All variables of a model that takes part in training."""
+
+    params: Collection
+    non_trainable: Collection
+    opt_state: Collection
+    metrics: Collection
+
+
+def variable_spec(variable: Any) -> jax.ShapeDtypeStruct:
+    # `_dtype`: the public dtype is the autocast one inside a mixed-precision layer call
+    return jax.ShapeDtypeStruct(tuple(variable.shape), variable._dtype)

@@ -1,0 +1,75 @@
+"""Whole models: all of their variables, and building what isn't built."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import keras
+import numpy as np
+
+from keras_flax_bridge import _paths
+from keras_flax_bridge._variables.entries import Collection, ModelVariables, variable_spec
+from keras_flax_bridge._variables.keys import collect_layer
+from keras_flax_bridge._variables.metrics import metric_entries
+from keras_flax_bridge._variables.slots import optimizer_entries
+from keras_flax_bridge._variables.trainers import metrics_built
+
+
+def collect(model: Any) -> ModelVariables:
+    """Every variable of a model, by structural path: weights, seeds, slots and metrics.
+
+    `model` may be a layer; then there are no slots and no metrics.
+    """
+    params, non_trainable = collect_layer(model)
+    keys = {id(entry.variable): entry.path for entry in params + non_trainable}
+    optimizer = getattr(model, "optimizer", None)
+    is_keras = isinstance(optimizer, keras.optimizers.Optimizer)
+    slots = Collection(optimizer_entries(optimizer, keys) if is_keras else ())
+    return ModelVariables(params, non_trainable, slots, Collection(metric_entries(model)))
+
+
+def is_built(model: Any) -> bool:
+    """Whether `build` has nothing left to do for this model, its loss, metrics and optimizer."""
+    return model.built and metrics_built(model) and model.optimizer.built
+
+
+def build(model: Any, batch: Any) -> None:
+    """Creates the variables that a batch of these shapes and dtypes asks for, as `fit` would."""
+    symbolic = jax.tree.map(lambda a: keras.KerasTensor(a.shape, str(a.dtype)), specs(batch))
+    # `_symbolic_build`: what fit itself calls; shape inference only, nothing is computed
+    model._symbolic_build(data_batch=symbolic)
+
+
+def specs(batch: Any) -> Any:
+    """Shapes and dtypes of a batch, as jax would see it."""
+    return jax.tree.map(_leaf_spec, batch)
+
+
+def _leaf_spec(leaf: Any) -> jax.ShapeDtypeStruct:
+    dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+    return jax.ShapeDtypeStruct(np.shape(leaf), jax.dtypes.canonicalize_dtype(dtype))
+
+
+def build_optimizer(model: Any) -> None:
+    """Builds the optimizer of a built model, if it isn't, and checks that it is this model's.
+
+    Raises:
+        StructureMismatchError: if the optimizer was built for other variables.
+    """
+    params, non_trainable = collect_layer(model)
+    optimizer = model.optimizer
+    if not optimizer.built:
+        optimizer.build([entry.variable for entry in params])
+    # `_trainable_variables`: what the optimizer was built for
+    built_for = {id(variable): variable for variable in optimizer._trainable_variables}
+    paths = {id(e.variable): e.path for e in params + non_trainable}
+    expected = {entry.path: variable_spec(entry.variable) for entry in params}
+    got = {paths.get(key, (v.path,)): variable_spec(v) for key, v in built_for.items()}
+    difference = _paths.diff(got, expected)
+    if difference:
+        raise difference.error(
+            f"optimizer {optimizer.name!r}",
+            "It was built for other variables. Compile the model again after layers were frozen or "
+            "unfrozen, and give each model an optimizer of its own.",
+        )

@@ -1,0 +1,73 @@
+"""Compiled models: a twin with other parts, and what Keras asks of a model that trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from keras_flax_bridge.errors import NotBuiltError
+
+
+def trainer(model: Any, *, loss: Any = None, optimizer: Any = None, metrics: Any = None) -> Any:
+    """A compiled model: `model` itself, or a twin of it that is compiled with the given parts.
+
+    The twin shares the layers and the variables and keeps its own loss, optimizer and metrics, so
+    that the caller's model stays as it was. Parts not given are those of the compiled model. An
+    object with optax's `init` and `update` in place of the optimizer is handled by the caller.
+
+    Raises:
+        NotBuiltError: if the model was never compiled and no optimizer is given.
+    """
+    compiled = getattr(model, "compiled", False)
+    if compiled and loss is None and optimizer is None and metrics is None:
+        return model
+    if not compiled and optimizer is None:
+        raise NotBuiltError(
+            f"model {model.name!r}",
+            got="a model that was never compiled, and no optimizer",
+            expected="an optimizer",
+            fix="Call model.compile(...), or pass optimizer= (optax.identity() where nothing is trained).",
+        )
+    twin = object.__new__(type(model))  # copy.copy would save and load the model: Keras defines it so
+    vars(twin).update(vars(model))
+    given = {"optimizer": optimizer, "loss": loss, "metrics": metrics}
+    parts = {name: part for name, part in given.items() if part is not None}
+    twin.compile(**{**_compiled_parts(model), **parts}, auto_scale_loss=False)
+    return twin
+
+
+def _compiled_parts(model: Any) -> dict[str, Any]:
+    if not model.compiled:
+        return {}
+    # `_compile_metrics`, `_compile_loss`: compile() keeps its arguments nowhere else as objects
+    parts = {"optimizer": model.optimizer, "loss": model.loss or None}
+    if model._compile_metrics is not None:
+        parts["metrics"] = model._compile_metrics._user_metrics
+        parts["weighted_metrics"] = model._compile_metrics._user_weighted_metrics
+    if model._compile_loss is not None:
+        parts["loss_weights"] = model._compile_loss._user_loss_weights
+    return parts
+
+
+def takes_training(layer: Any) -> bool:
+    # `_call_has_training_arg`: what Keras's own step asks before it passes `training`
+    return layer._call_has_training_arg
+
+
+def is_overridden(model: Any, method: str) -> bool:
+    """Whether the model's class has its own ``train_step`` or ``test_step``."""
+    return getattr(type(model), method) is not getattr(keras.Model, method)
+
+
+def has_loss(model: Any) -> bool:
+    # `_compile_loss`: None for a model that trains on add_loss() alone
+    return model._compile_loss is not None
+
+
+def metrics_built(model: Any) -> bool:
+    # `_compile_metrics`, `_compile_loss`: they make their metrics only once they saw data
+    metrics, loss = model._compile_metrics, model._compile_loss
+    if metrics is not None:
+        return metrics.built  # then so is the loss, unless an own compute_loss leaves it aside
+    return loss is None or loss.built or is_overridden(model, "compute_loss")

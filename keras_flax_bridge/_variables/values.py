@@ -1,0 +1,87 @@
+"""Values of variables: moved out of a model, and what layers compute from them and keep."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from functools import cache
+from typing import Any
+
+import jax.numpy as jnp
+import keras
+from keras.src.backend.common.stateless_scope import get_stateless_scope
+from keras.src.backend.common.symbolic_scope import in_symbolic_scope
+
+from keras_flax_bridge import _paths
+from keras_flax_bridge._variables.entries import Entry
+from keras_flax_bridge.errors import OwnershipError
+
+
+@cache
+def _moved_class(base: Any) -> Any:
+    """A variable class whose value is gone: it works where a value is handed in, else says so."""
+
+    def value(self: Any) -> Any:
+        scope = get_stateless_scope()
+        if scope is not None and scope.get_current_value(self) is not None:
+            return base.value.fget(self)
+        if in_symbolic_scope():  # shape inference asks for no values
+            return self._maybe_autocast(jnp.zeros(self._shape, self._dtype))
+        raise OwnershipError(
+            self._moved_from,
+            got="a variable whose value moved into a TrainState",
+            expected="a variable that holds its value",
+            fix="Write the state back with state.assign_to(model) before the model is used.",
+        )
+
+    def _direct_assign(self: Any, new: Any) -> None:
+        self.__class__ = base
+        base._direct_assign(self, new)
+
+    return type(base.__name__, (base,), {"value": property(value), "_direct_assign": _direct_assign})
+
+
+def move(entries: Iterable[Entry]) -> None:
+    """Takes the values out of variables; using one raises OwnershipError until it is assigned."""
+    for path, variable, _ in entries:
+        if not is_moved(variable):
+            variable.__class__ = _moved_class(variable.__class__)
+            variable._moved_from = _paths.join(path)
+            variable._value = None  # the buffer itself: assign() would need a new one
+
+
+def is_moved(variable: Any) -> bool:
+    return variable._value is None and hasattr(variable, "_moved_from")
+
+
+def _keepers(layer: Any) -> list[Any]:
+    """Layers such as Normalization, which reads its statistics once, in `finalize_state`."""
+    # `_flatten_layers`: the public `layers` exists on models only
+    return [part for part in layer._flatten_layers() if hasattr(part, "finalize_state") and part.variables]
+
+
+@contextlib.contextmanager
+def finalized(layer: Any, entries: Iterable[Entry], values: Iterable[Any]) -> Iterator[None]:
+    """Inside, layers that keep what they computed from their variables computed it from these values."""
+    keepers = _keepers(layer)
+    before = [dict(vars(keeper)) for keeper in keepers]
+    try:
+        if keepers:
+            with keras.StatelessScope([(e.variable, v) for e, v in zip(entries, values, strict=True)]):
+                for keeper in keepers:
+                    keeper.finalize_state()
+        yield
+    finally:
+        for keeper, attributes in zip(keepers, before, strict=True):
+            vars(keeper).clear()
+            vars(keeper).update(attributes)
+
+
+def refresh(model: Any) -> None:
+    """Computes anew what layers keep, after their variables were assigned."""
+    keepers = _keepers(model)
+    for keeper in keepers:
+        keeper.finalize_state()
+    for name in ("train_function", "test_function", "predict_function"):
+        if keepers and hasattr(model, name):
+            setattr(model, name, None)  # compiled with the old results as constants
