@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import keras
 
 from keras_flax_bridge import _paths, _random
 from keras_flax_bridge import _variables as V
+from keras_flax_bridge._leaves import explained
 from keras_flax_bridge.errors import StructureMismatchError
 
 
@@ -43,6 +46,9 @@ class KerasApply:
     def __hash__(self) -> int:
         return hash((KerasApply, id(self.model)))
 
+    def __deepcopy__(self, memo: dict) -> KerasApply:
+        return self  # a copy of a state calls the same model
+
     def __repr__(self) -> str:
         return f"apply_fn of {self.model.name!r}"
 
@@ -70,7 +76,10 @@ class KerasApply:
 
         Raises:
             StructureMismatchError: if `variables` isn't what the model needs.
+            OwnershipError: if a leaf was donated to a step.
         """
+        _require_variables(variables)
+        _require_known(kwargs, self.model)
         wanted = _wanted(mutable)
         params, non_trainable = V.collect_layer(self.model)
         flat = _paths.flatten(variables.get("non_trainable", {}))
@@ -78,7 +87,8 @@ class KerasApply:
         absent = {e.path: jnp.zeros((2,), jnp.uint32) for e in non_trainable if _lacks_seed(e, given)}
         before = non_trainable.leaves(_paths.nest({**given, **absent}), "variables['non_trainable']")
         weights = params.leaves(variables.get("params", {}), "variables['params']")
-        outputs, values, losses = call(self.model, params + non_trainable, weights + before, args, kwargs)
+        with explained({"variables": variables, "inputs": args}):
+            outputs, values, losses = call(self.model, params + non_trainable, weights + before, args, kwargs)
         after = values[len(params) :]
         drawn = [e for e, old, new in zip(non_trainable, before, after, strict=True) if new is not old]
         _refuse_placeholders(drawn, absent)
@@ -87,10 +97,33 @@ class KerasApply:
 
 
 def _derived(rngs: Any, collection: V.Collection) -> dict:
-    if rngs is None:
+    if rngs is None or (isinstance(rngs, Mapping) and not rngs):
         return {}
     key = rngs.get("dropout", next(iter(rngs.values()))) if isinstance(rngs, Mapping) else rngs
+    if not isinstance(key, jax.Array):
+        raise StructureMismatchError(
+            "rngs", unexpected=[type(key).__name__], fix="Pass a key of jax.random, or {'dropout': key}."
+        )
     return {e.path: _random.seed(_random.fold(key, e.path)) for e in collection if e.kind == V.SEED}
+
+
+def _require_variables(variables: Any) -> None:
+    if not isinstance(variables, Mapping):
+        raise StructureMismatchError(
+            "variables",
+            unexpected=[type(variables).__name__],
+            fix="Pass {'params': state.params, 'non_trainable': state.non_trainable}.",
+        )
+
+
+def _require_known(kwargs: Mapping[str, Any], model: Any) -> None:
+    """Flax's words for what Keras calls training would be swallowed: Keras drops what it doesn't know."""
+    swallowed = {"train", "deterministic", "use_running_average"} & kwargs.keys()
+    unknown = swallowed - inspect.signature(model.call).parameters.keys()
+    if unknown:
+        raise StructureMismatchError(
+            "apply_fn", unexpected=sorted(unknown), fix="A Keras model takes training=True or False."
+        )
 
 
 def _lacks_seed(entry: V.Entry, given: Mapping) -> bool:

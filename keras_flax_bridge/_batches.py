@@ -29,10 +29,39 @@ def check(model: Any, batch: Any) -> None:
     if not 1 <= len(parts) <= 3:
         raise _mismatch("batch", f"{len(parts)} parts", "1 to 3 parts")
     x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
+    named = dict(zip(("x", "y", "sample_weight"), parts, strict=False))
+    _check_leaves(named)
     if y is None and V.has_loss(model):
-        raise _mismatch("batch/1", "no targets y", "targets for the compiled loss")
+        raise _mismatch("batch/y", "no targets y", "targets for the compiled loss")
     check_inputs(model, x)
-    _check_sizes(dict(zip(("x", "y", "sample_weight"), parts, strict=False)))
+    _check_targets(model, named)
+    _check_sizes(named)
+
+
+def described(batch: Any) -> str:
+    """One line for each array of a batch: its path, dtype and shape."""
+    return "\n".join(
+        f"  {_paths.join(('batch', *p))}  {_paths.spec(a)}" for p, a in _paths.flatten(batch).items()
+    )
+
+
+def _check_leaves(parts: dict[str, Any]) -> None:
+    """Every leaf must be an array of numbers, or a number."""
+    for path, leaf in _paths.flatten(parts).items():
+        kind = np.dtype(leaf.dtype).kind if isinstance(leaf, np.ndarray) else type(leaf).__name__
+        if kind in ("O", "S", "U", "str", "bytes", "float", "int"):
+            got = f"an array of {leaf.dtype}" if hasattr(leaf, "dtype") else f"a Python {kind}"
+            raise _mismatch(_paths.join(("batch", *path)), got, "an array of numbers")
+
+
+def _check_targets(model: Any, parts: dict[str, Any]) -> None:
+    """A model that has one output takes one array of targets and of weights."""
+    if len(getattr(model, "outputs", None) or ()) != 1:
+        return
+    for part in ("y", "sample_weight"):
+        count = len(jax.tree.leaves(parts.get(part)))
+        if count > 1 or isinstance(parts.get(part), dict):
+            raise _mismatch(f"batch/{part}", f"{count} arrays in a structure", "one array, for one output")
 
 
 def check_inputs(model: Any, x: Any) -> None:
@@ -78,6 +107,8 @@ def _fits(found: tuple, wanted: tuple) -> bool:
 
 def _check_sizes(parts: dict[str, Any]) -> None:
     sizes = {path: np.shape(leaf)[0] for path, leaf in _paths.flatten(parts).items() if np.ndim(leaf)}
+    if 0 in sizes.values():
+        raise _mismatch("batch", "an empty batch", "at least one row")
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{_paths.join(path)}: {size}" for path, size in sizes.items())
         raise _mismatch("batch", f"arrays of different batch sizes ({listed})", "one batch size")

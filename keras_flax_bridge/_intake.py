@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
+import logging
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import keras
 
-from keras_flax_bridge import _paths
+from keras_flax_bridge import _batches, _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._leaves import strong
 from keras_flax_bridge._transforms import trainee
-from keras_flax_bridge.errors import NotBuiltError, UnsupportedLayerError
+from keras_flax_bridge.errors import (
+    BridgeError,
+    NotBuiltError,
+    StructureMismatchError,
+    UnsupportedLayerError,
+)
+
+log = logging.getLogger("keras_flax_bridge")
 
 TREES = ("params", "non_trainable", "opt_state", "metrics")  # as `V.collect` gives them
 
@@ -28,11 +35,31 @@ def built(trained: Any, batch: Any) -> Any:
         StructureMismatchError: if the optimizer was built for other variables.
     """
     if batch is not None and not V.is_built(trained):
-        V.build(trained, batch)
+        build(trained, batch)
     _require_built(trained)
     if isinstance(trained.optimizer, keras.optimizers.Optimizer):
         V.build_optimizer(trained)
     return trained
+
+
+def build(trained: Any, batch: Any) -> None:
+    """Creates the variables that a batch of these shapes and dtypes asks for, as `fit` would.
+
+    Raises:
+        StructureMismatchError: if the batch is not what the model, its loss and its metrics take.
+    """
+    if not V.is_overridden(trained, "train_step"):
+        _batches.check(trained, batch)
+    try:
+        V.build(trained, batch)
+    except (TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, BridgeError):
+            raise
+        raise StructureMismatchError(
+            f"batch of model {trained.name!r}",
+            report=_batches.described(batch),
+            fix=f"It is not what the model, its loss and its metrics take. Keras says: {error}",
+        ) from error
 
 
 def _require_built(model: Any) -> None:
@@ -41,7 +68,7 @@ def _require_built(model: Any) -> None:
             f"model {model.name!r}",
             got="a model without variables",
             expected="a built model",
-            fix="Pass batch=, call the model on data, or start it with keras.Input.",
+            fix="Call it on data, start it with keras.Input, or give TrainState.from_keras a batch=.",
         )
 
 
@@ -72,6 +99,12 @@ def needing_no_values() -> Iterator[None]:
         ) from error
 
 
+def unaliased(tree: Any, other: Any) -> Any:
+    """A tree none of whose buffers is one of another tree's: both can be donated."""
+    taken = {id(leaf) for leaf in jax.tree.leaves(other)}
+    return jax.tree.map(lambda leaf: jnp.copy(leaf) if id(leaf) in taken else leaf, tree)
+
+
 def take(variables: V.ModelVariables, copy: bool) -> list[list[Any]]:
     """The values of all variables: copies, or the buffers themselves, each once."""
     if copy:
@@ -93,6 +126,22 @@ def owned(value: Any) -> Any:
     return strong(jnp.copy(value))
 
 
+def require_untraced(model: Any) -> None:
+    """Checks that a model which `abstract` is to build was not there before.
+
+    Raises:
+        StructureMismatchError: if its variables hold values.
+    """
+    held = [entry for part in V.collect_layer(model) for entry in part if V.holds_value(entry.variable)]
+    if held:
+        raise StructureMismatchError(
+            f"model {model.name!r}",
+            unexpected=[_paths.join(entry.path) for entry in held],
+            fix="model_fn must build the model. For one that exists, use TrainState.from_keras(model), "
+            "and jax.eval_shape(lambda: state) where only shapes are wanted.",
+        )
+
+
 def zeroed(model: Any, metrics: V.Collection, tree: Any) -> Any:
     """Metric values after a reset."""
     if not metrics:
@@ -103,39 +152,15 @@ def zeroed(model: Any, metrics: V.Collection, tree: Any) -> Any:
 def receivers(model: Any, *, optimizer: Any = None, metrics: Any = None) -> dict[str, V.Collection]:
     """The variables of a model that a state can be written to, by the name of the state's tree.
 
-    An uncompiled model without a given optimizer has weights only.
+    A layer, and an uncompiled model without a given optimizer, have weights only. Metrics that were
+    compiled and saw no data yet have no variables: they are left out, and start at zero.
     """
-    if not model.compiled and optimizer is None:
+    if not getattr(model, "compiled", False) and optimizer is None:
         _require_built(model)
         return dict(zip(TREES, V.collect_layer(model), strict=False))  # the first two
-    return V.collect(built(trainee(model, optimizer=optimizer, metrics=metrics), None))._asdict()
-
-
-class Place(NamedTuple):
-    """Where one leaf of a state goes: the variable of a model."""
-
-    path: _paths.Path
-    variable: Any
-
-
-def places(model: Any, *, foreign_slots: bool, **parts: Any) -> list[Place]:
-    """Where the leaves of a state go in a model.
-
-    Args:
-        model: a built model.
-        foreign_slots: whether the state's slots are optax's, which a Keras optimizer has no place for.
-        **parts: `optimizer` and `metrics` in place of the compiled ones.
-    """
-    found = receivers(model, **parts)
-    if foreign_slots and found.pop("opt_state", V.Collection()):
-        _warn_foreign_slots(model)
-    return [Place((tree, *e.path), e.variable) for tree, collection in found.items() for e in collection]
-
-
-def _warn_foreign_slots(model: Any) -> None:
-    if isinstance(getattr(model, "optimizer", None), keras.optimizers.Optimizer):
-        warnings.warn(
-            f"model {model.name!r}: the state was trained by optax, so the slots of the compiled "
-            f"{type(model.optimizer).__name__} stay as they are",
-            stacklevel=4,
-        )
+    trained = built(trainee(model, optimizer=optimizer, metrics=metrics), None)
+    if metrics is not None or V.metrics_built(trained):
+        return V.collect(trained)._asdict()
+    log.warning("model %r: its metrics saw no data yet; they take no values and start at zero", model.name)
+    found = V.collect(trained, metrics=False)._asdict()
+    return {tree: collection for tree, collection in found.items() if tree != "metrics"}

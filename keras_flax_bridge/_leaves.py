@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import keras
 
 from keras_flax_bridge import _paths
-from keras_flax_bridge.errors import NotBuiltError, OwnershipError
+from keras_flax_bridge.errors import BridgeError, NotBuiltError, OwnershipError
 
 
 def strong(tree: Any) -> Any:
@@ -28,13 +30,6 @@ def require_values(flat: _paths.Flat) -> None:
         OwnershipError: naming the leaf that was donated, is traced, or is a Keras variable.
     """
     for path, leaf in flat.items():
-        if isinstance(leaf, jax.ShapeDtypeStruct):
-            raise NotBuiltError(
-                _paths.join(path),
-                got="an abstract leaf",
-                expected="an array",
-                fix="Restore a checkpoint into the abstract state first.",
-            )
         if isinstance(leaf, jax.core.Tracer):
             raise OwnershipError(
                 _paths.join(path),
@@ -45,17 +40,31 @@ def require_values(flat: _paths.Flat) -> None:
         _require_usable(path, leaf, None)
 
 
-def require_usable(tree: Any, cause: BaseException) -> None:
-    """Names the leaf that made a computation fail, if one did.
+@contextlib.contextmanager
+def explained(trees: Mapping[str, Any]) -> Iterator[None]:
+    """Where a computation fails for a leaf that can't be used, says which and why.
 
     Raises:
-        OwnershipError: naming the leaf that was donated or is a Keras variable.
+        OwnershipError: naming the leaf that was donated, or is a Keras variable.
+        NotBuiltError: naming the leaf that is abstract.
     """
-    for path, leaf in _paths.flatten(tree).items():
-        _require_usable(path, leaf, cause)
+    try:
+        yield
+    except (TypeError, ValueError, RuntimeError) as error:
+        if not isinstance(error, BridgeError):
+            for path, leaf in _paths.flatten(dict(trees)).items():
+                _require_usable(path, leaf, error)
+        raise
 
 
 def _require_usable(path: _paths.Path, leaf: Any, cause: BaseException | None) -> None:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        raise NotBuiltError(
+            _paths.join(path),
+            got="an abstract leaf",
+            expected="an array",
+            fix="Restore a checkpoint into the abstract state first.",
+        ) from cause
     if isinstance(leaf, keras.Variable):
         raise OwnershipError(
             _paths.join(path),

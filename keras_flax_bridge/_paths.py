@@ -139,6 +139,19 @@ def diff(got: Mapping[Path, Any], expected: Mapping[Path, Any]) -> Diff:
     return Diff(missing, unexpected, mismatched)
 
 
+def require_paths(tree: Any, like: Any, where: str) -> None:
+    """Checks that a tree has the paths of another, whatever its leaves are.
+
+    Raises:
+        StructureMismatchError: listing the paths that are missing and unexpected.
+    """
+    got, expected = flatten(tree), flatten(like)
+    if got.keys() != expected.keys():
+        raise (
+            diff(got, expected)._replace(mismatched={}).error(where, "It must have the structure of params.")
+        )
+
+
 def _shape_dtype(leaf: Any) -> tuple:
     return tuple(getattr(leaf, "shape", ())), str(getattr(leaf, "dtype", type(leaf).__name__))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -11,7 +13,7 @@ import optax
 
 from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
-from keras_flax_bridge.errors import StructureMismatchError
+from keras_flax_bridge.errors import StructureMismatchError, UnsupportedOptimizerError
 
 
 def trainee(model: Any, *, loss: Any = None, optimizer: Any = None, metrics: Any = None) -> Any:
@@ -27,6 +29,20 @@ def trainee(model: Any, *, loss: Any = None, optimizer: Any = None, metrics: Any
         StructureMismatchError: if `model` is no `keras.Model`.
         NotBuiltError: if the model was never compiled and no optimizer is given.
     """
+    require_model(model)
+    if not is_optax(optimizer):
+        return V.trainer(model, loss=loss, optimizer=optimizer, metrics=metrics)
+    twin = V.trainer(model, loss=loss, optimizer="sgd", metrics=metrics)
+    twin.optimizer = OptaxInKeras(optimizer, twin)
+    return twin
+
+
+def require_model(model: Any) -> None:
+    """Checks that a model is one.
+
+    Raises:
+        StructureMismatchError: saying what to do with what is none.
+    """
     if not isinstance(model, keras.Model):
         raise StructureMismatchError(
             "model",
@@ -34,11 +50,6 @@ def trainee(model: Any, *, loss: Any = None, optimizer: Any = None, metrics: Any
             fix="Pass a keras.Model: a layer goes into keras.Sequential([layer]); of several models in one "
             "state each has its own steps, run on state.part(name).",
         )
-    if not is_optax(optimizer):
-        return V.trainer(model, loss=loss, optimizer=optimizer, metrics=metrics)
-    twin = V.trainer(model, loss=loss, optimizer="sgd", metrics=metrics)
-    twin.optimizer = OptaxInKeras(optimizer, twin)
-    return twin
 
 
 def is_optax(optimizer: Any) -> bool:
@@ -68,9 +79,30 @@ class OptaxInKeras:
         slots = OptaxSlots(self.tx, params)
         values = params.tree(trainable_variables)
         state = slots.tree(optimizer_variables)
-        updates, state = self.tx.update(params.tree(grads), state, values)
+        with taking_no_extra_arguments(self.tx):
+            updates, state = self.tx.update(params.tree(grads), state, values)
         values = optax.apply_updates(values, updates)
         return params.leaves(values, "params"), jax.tree.leaves(state)
+
+
+@contextlib.contextmanager
+def taking_no_extra_arguments(tx: Any) -> Iterator[None]:
+    """Says so where an optax transformation asks for more than gradients, state and parameters.
+
+    Raises:
+        UnsupportedOptimizerError: in place of Python's own error.
+    """
+    try:
+        yield
+    except TypeError as error:
+        if "required keyword-only argument" not in str(error):
+            raise
+        raise UnsupportedOptimizerError(
+            "optimizer",
+            got=f"a transformation whose update takes more than gradients, state and params ({error})",
+            expected="one that doesn't",
+            fix="Call its update in a step of your own, on state.params and state.opt_state.",
+        ) from error
 
 
 class OptaxSlots:
@@ -134,6 +166,17 @@ class KerasTransformation(optax.GradientTransformationExtraArgs):
 
     def __hash__(self) -> int:
         return hash(self._key)
+
+    def __deepcopy__(self, memo: dict) -> KerasTransformation:
+        return self  # it holds nothing that a step changes
+
+    def __reduce__(self) -> Any:
+        raise UnsupportedOptimizerError(
+            "tx",
+            got="a state to be pickled, whose optimizer is Keras's",
+            expected="a checkpoint",
+            fix="Save the state with kfb.save(path, state); jax.device_get(state.params) can be pickled.",
+        )
 
     def apply(self, grads: Any, opt_state: Any, params: Any) -> tuple[Any, Any]:
         """New parameters and slots, by Keras's own rule.

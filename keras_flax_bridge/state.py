@@ -11,11 +11,16 @@ import keras
 from flax import struct
 from flax.training import train_state
 
-from keras_flax_bridge import _intake, _parts, _paths
+from keras_flax_bridge import _assignments, _intake, _parts, _paths, _repartition
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._apply import KerasApply
-from keras_flax_bridge._leaves import require_values
-from keras_flax_bridge._transforms import KerasTransformation, trainee, transformation
+from keras_flax_bridge._leaves import explained
+from keras_flax_bridge._transforms import (
+    KerasTransformation,
+    taking_no_extra_arguments,
+    trainee,
+    transformation,
+)
 
 TREES = (*_intake.TREES, "eval_metrics")
 
@@ -107,18 +112,19 @@ class TrainState(train_state.TrainState):
         tx = transformation(trained, variables)
         is_keras = isinstance(tx, KerasTransformation)
         step = V.iterations(trained.optimizer) if is_keras else 0
-        if not copy:
-            V.move([entry for collection in variables for entry in collection])
-        return cls(
+        state = cls(
             step=_intake.owned(jnp.asarray(step, jnp.int32)),
             apply_fn=KerasApply(trained),
             params=params,
             tx=tx,
-            opt_state=slots if is_keras else tx.init(params),
+            opt_state=slots if is_keras else _intake.unaliased(tx.init(params), params),
             non_trainable=non_trainable,
             metrics=metric_values,
             eval_metrics=_intake.zeroed(trained, variables.metrics, metric_values),
         )
+        if not copy:
+            V.move([entry for collection in variables for entry in collection])
+        return state
 
     @classmethod
     def _of_several(cls, models: Mapping[str, keras.Model], parts: dict[str, Any], copy: bool) -> TrainState:
@@ -155,6 +161,7 @@ class TrainState(train_state.TrainState):
 
         Raises:
             NotBuiltError: as `from_keras`.
+            StructureMismatchError: if `model_fn` gives a model that existed before.
             UnsupportedLayerError: if building the model needs values, as quantizing it does.
 
         Example:
@@ -169,7 +176,10 @@ class TrainState(train_state.TrainState):
         fresh = _intake.rebuilt(optimizer)
 
         def build() -> TrainState:
-            return cls.from_keras(model_fn(), batch=batch, optimizer=fresh, loss=loss, metrics=metrics)
+            model = model_fn()
+            for built in model.values() if isinstance(model, Mapping) else [model]:
+                _intake.require_untraced(built)
+            return cls.from_keras(model, batch=batch, optimizer=fresh, loss=loss, metrics=metrics)
 
         with _intake.needing_no_values():
             state = jax.eval_shape(build)
@@ -207,35 +217,12 @@ class TrainState(train_state.TrainState):
             >>> model.count_params()
             10
         """
-        plan = self._assignments(model, optimizer, metrics)
+        plan = _assignments.of(self, model, optimizer=optimizer, metrics=metrics)
         new = [_intake.owned(leaf) if copy else leaf for _, leaf in plan]
         for (variable, _), leaf in zip(plan, new, strict=True):
             variable.assign(leaf)
         for filled in model.values() if isinstance(model, Mapping) else [model]:
             V.refresh(filled)
-
-    def _assignments(self, model: Any, optimizer: Any, metrics: Any) -> list[tuple[Any, Any]]:
-        """Every variable of a model with the leaf it receives, after checking all of them."""
-        if isinstance(model, Mapping):
-            _parts.require_same(model, self.parts)
-            parts = {"optimizer": optimizer, "metrics": metrics}
-            given = {name: _parts.arguments(parts, name, model) for name in model}
-            plans = [self.part(name)._assignments(model[name], **given[name]) for name in model]
-            return [pair for plan in plans for pair in plan]
-        is_keras = isinstance(self.tx, KerasTransformation)
-        places = _intake.places(model, foreign_slots=not is_keras, optimizer=optimizer, metrics=metrics)
-        flat = _paths.flatten(
-            {tree: getattr(self, tree) for tree in dict.fromkeys(p.path[0] for p in places)}
-        )
-        difference = _paths.diff(flat, {path: V.variable_spec(variable) for path, variable in places})
-        if difference:
-            raise difference.error(
-                f"model {model.name!r}",
-                "Nothing was assigned. Take the model that the state was made from, "
-                "or another build of the same architecture.",
-            )
-        require_values(flat)
-        return [(variable, flat[path]) for path, variable in places]
 
     def apply_gradients(self, *, grads: Any, **kwargs: Any) -> TrainState:
         """The state after one optimizer step, as in Flax; exact for Keras optimizers.
@@ -251,6 +238,8 @@ class TrainState(train_state.TrainState):
 
         Raises:
             StructureMismatchError: if the gradients are not of the structure of `params`.
+            OwnershipError: if the state was donated.
+            UnsupportedOptimizerError: if the optax transformation takes more than gradients.
 
         Example:
             >>> import keras
@@ -265,9 +254,13 @@ class TrainState(train_state.TrainState):
             _parts.require_names(grads, self.tx.parts, "grads")
             moved = {name: self.part(name).apply_gradients(grads=grads[name]) for name in grads}
             return self.with_parts(**moved).replace(**kwargs)
+        trees = {"grads": grads, "state": {"opt_state": self.opt_state, "params": self.params}}
         if not isinstance(self.tx, KerasTransformation):
-            return super().apply_gradients(grads=grads, **kwargs)
-        params, opt_state = self.tx.apply(grads, self.opt_state, self.params)
+            _paths.require_paths(grads, self.params, "grads")
+            with explained(trees), taking_no_extra_arguments(self.tx):
+                return super().apply_gradients(grads=grads, **kwargs)
+        with explained(trees):
+            params, opt_state = self.tx.apply(grads, self.opt_state, self.params)
         return self.replace(step=self.step + 1, params=params, opt_state=opt_state, **kwargs)
 
     def reset_metrics(self) -> TrainState:
@@ -303,7 +296,9 @@ class TrainState(train_state.TrainState):
         """Moves leaves between `params` and `non_trainable` after layers were frozen or unfrozen.
 
         Slots of weights that stay trainable are kept, those of newly trainable ones start as the
-        optimizer starts them, those of frozen ones are dropped. Metrics and step are kept.
+        optimizer starts them, those of frozen ones are dropped. A model that was compiled again
+        brings its learning rate, and its metrics as far as they are new; with another kind of
+        optimizer all slots start. The step is kept.
 
         Args:
             model: the model as it is now; compiled again if it was, as Keras asks for. For a state
@@ -329,23 +324,7 @@ class TrainState(train_state.TrainState):
         if isinstance(model, Mapping):
             _parts.require_same(model, self.parts)
             return self.with_parts(**{name: self.part(name).repartition(model[name]) for name in model})
-        is_keras = isinstance(self.tx, KerasTransformation)
-        trained = _intake.built(trainee(model, optimizer=None if is_keras else self.tx), None)
-        variables = V.collect(trained)
-        flat = {**_paths.flatten(self.params), **_paths.flatten(self.non_trainable)}
-        weights = variables.params + variables.non_trainable
-        difference = _paths.diff(flat, {e.path: V.variable_spec(e.variable) for e in weights})
-        if difference:
-            raise difference.error(f"model {model.name!r}", "It must be the model of this state.")
-        params = variables.params.tree([flat[entry.path] for entry in variables.params])
-        tx = transformation(trained, variables)
-        return self.replace(
-            apply_fn=KerasApply(trained),
-            tx=tx,
-            params=params,
-            non_trainable=variables.non_trainable.tree([flat[e.path] for e in variables.non_trainable]),
-            opt_state=_paths.fill(tx.init(params), _paths.flatten(self.opt_state)),
-        )
+        return self.replace(**_repartition.fields(self, model))
 
     # --- several models
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
+from operator import is_not
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import keras
 
-from keras_flax_bridge import _batches
-from keras_flax_bridge import _leaves as leaves
+from keras_flax_bridge import _batches, _intake
 from keras_flax_bridge import _variables as V
-from keras_flax_bridge._apply import call
-from keras_flax_bridge._leaves import strong
-from keras_flax_bridge._transforms import trainee, training_variables
-from keras_flax_bridge.errors import BridgeError
+from keras_flax_bridge._leaves import explained, strong
+from keras_flax_bridge._transforms import require_model, trainee, training_variables
+from keras_flax_bridge.errors import BridgeError, StructureMismatchError
 from keras_flax_bridge.state import TrainState
 
 Logs = dict[str, Any]
@@ -57,10 +57,13 @@ def make_train_step(
     Returns:
         The step. Its logs are scalars: the loss and every metric's running result, as in ``fit``.
 
+    A Ctrl-C loses nothing: the state that was given to the interrupted step can be used, be it the
+    one before the step or the one after it.
+
     Raises:
         NotBuiltError: if the model is uncompiled and there is no optimizer.
         StructureMismatchError: at the first call, if the state is not one of this model, or the
-            batch is not what the model takes.
+            batch is not what the model takes; at a later one, if the model was compiled again.
         OwnershipError: at a call, if the state was donated before.
 
     Example:
@@ -75,6 +78,7 @@ def make_train_step(
         {'loss': 16.0, 'mae': 4.0}
     """
     trained = trainee(model, loss=loss, optimizer=optimizer, metrics=metrics)
+    _require_count(steps_per_call)
     run = _train_function(trained)
     run = run if steps_per_call == 1 else _scanned(run, steps_per_call)
     run = jax.jit(run, donate_argnums=0 if donate else ()) if jit else run
@@ -82,8 +86,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Logs]:
         build(batch)
-        new, logs = _explained(run, _fields(state, ("step", *_TRAINED)), batch)
-        return state.replace(**new), logs
+        return _stepped(run, state, ("step", *_TRAINED), batch, donated=jit and donate)
 
     return train_step
 
@@ -126,8 +129,7 @@ def make_eval_step(model: keras.Model, *, loss: Any = None, metrics: Any = None,
 
     def eval_step(state: TrainState, batch: Any) -> tuple[TrainState, Logs]:
         build(batch)
-        new, logs = _explained(run, _fields(state, _EVALUATED), batch)
-        return state.replace(**new), logs
+        return _stepped(run, state, _EVALUATED, batch)
 
     return eval_step
 
@@ -140,10 +142,12 @@ def make_predict_step(model: keras.Model, *, jit: bool = True) -> Callable[[Trai
         jit: False gives the pure function.
 
     Returns:
-        The step: the model's outputs in inference mode. `x` is what the model is called on.
+        The step: what the model's own ``predict_step`` gives, Keras's or an overridden one; by
+        default its outputs in inference mode. `x` is what the model is called on.
 
     Raises:
-        StructureMismatchError: at the first call, if the state is not one of this model.
+        StructureMismatchError: if `model` is no Keras model; at the first call, if the state is not
+            one of this model.
 
     Example:
         >>> import keras, numpy as np
@@ -153,23 +157,66 @@ def make_predict_step(model: keras.Model, *, jit: bool = True) -> Callable[[Trai
         [[4.0]]
     """
 
+    require_model(model)
+
     def run(fields: Fields, x: Any) -> Any:
         _batches.check_inputs(model, x)
         params, non_trainable = V.collect_layer(model)
-        collections = {"params": params, "non_trainable": non_trainable}
-        values = [value for part in _values(collections, fields) for value in part]
-        return call(model, params + non_trainable, values, (x,), {"training": False})[0]
+        values = _values({"params": params, "non_trainable": non_trainable}, fields)
+        with V.finalized(model, non_trainable, values[1]):
+            return model.predict_step(values, x)[0]
 
     run = jax.jit(run) if jit else run
 
     def predict_step(state: TrainState, x: Any) -> Any:
-        return _explained(run, _fields(state, _PREDICTED), x)
+        fields = _fields(state, _PREDICTED)
+        with explained({"state": fields, "x": x}):
+            return run(fields, x)
 
     return predict_step
 
 
+def _require_count(steps_per_call: Any) -> None:
+    if not isinstance(steps_per_call, int) or steps_per_call < 1:
+        raise StructureMismatchError(
+            "steps_per_call",
+            unexpected=[repr(steps_per_call)],
+            fix="Pass a whole number of steps, 1 or more.",
+        )
+
+
 def _fields(state: TrainState, names: tuple[str, ...]) -> Fields:
+    if not isinstance(state, TrainState):
+        raise StructureMismatchError(
+            "state", unexpected=[type(state).__name__], fix="Take one with TrainState.from_keras(model)."
+        )
     return {name: getattr(state, name) for name in names}
+
+
+def _stepped(
+    run: Callable, state: TrainState, names: tuple[str, ...], batch: Any, *, donated: bool = False
+) -> tuple[TrainState, Logs]:
+    """The state after a step, and its logs.
+
+    If the step is interrupted when its buffers were taken over already, `state` becomes the state
+    after it: the caller holds no other.
+    """
+    fields = _fields(state, names)
+    done: deque = deque()
+    try:
+        # one call into C: a Ctrl-C comes before the buffers are taken over, or when the result is kept
+        done.extend(map(run, (fields,), (batch,)))
+        new, logs = done[0]
+        return state.replace(**new), logs
+    except BaseException as error:
+        if done and donated:
+            for name, value in done[0][0].items():
+                object.__setattr__(state, name, value)
+        elif isinstance(error, (TypeError, ValueError, RuntimeError)) and not isinstance(error, BridgeError):
+            error.add_note(f"A step of keras_flax_bridge on this batch:\n{_batches.described(batch)}")
+            with explained({"state": fields, "batch": batch}):
+                raise
+        raise
 
 
 def _values(collections: Mapping[str, Any], fields: Fields) -> tuple[list[Any], ...]:
@@ -232,26 +279,20 @@ class _Builder:
         self._trained = trained
         self._steps = steps_per_call
         self._done = False
+        self._compilation = V.compilation(trained)
 
     def __call__(self, batch: Any) -> None:
+        if any(map(is_not, V.compilation(self._trained), self._compilation)):
+            raise StructureMismatchError(
+                f"model {self._trained.name!r}",
+                unexpected=["a loss, optimizer or metrics compiled after the step was made"],
+                fix="Make the step again, and move the state with state.repartition(model).",
+            )
         if not self._done:
             if not V.is_built(self._trained):
                 self._build(batch)
             self._done = True
 
     def _build(self, batch: Any) -> None:
-        one = _batches.one_of(batch, self._steps)
-        if not V.is_overridden(self._trained, "train_step"):
-            _batches.check(self._trained, one)
         with jax.ensure_compile_time_eval():  # new variables must not hold values of an outer trace
-            V.build(self._trained, one)
-
-
-def _explained(run: Callable, fields: Fields, batch: Any) -> Any:
-    """Runs a step; where it fails for a leaf that can't be used, says which leaf and why."""
-    try:
-        return run(fields, batch)
-    except (TypeError, ValueError, RuntimeError) as error:
-        if not isinstance(error, BridgeError):
-            leaves.require_usable({"state": fields, "batch": batch}, cause=error)
-        raise
+            _intake.build(self._trained, _batches.one_of(batch, self._steps))

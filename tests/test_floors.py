@@ -14,6 +14,7 @@ FLOORS = [
     {"_variables"},
     {"_transforms", "_apply", "_batches"},
     {"_intake", "_parts"},
+    {"_repartition", "_assignments"},
     {"state"},
     {"steps", "nnx", "linen", "_restore", "_configs", "_orbax"},
     {"checkpoint"},

@@ -22,13 +22,17 @@ from keras_flax_bridge._variables.models import build_optimizer as build_optimiz
 from keras_flax_bridge._variables.models import collect as collect
 from keras_flax_bridge._variables.models import is_built as is_built
 from keras_flax_bridge._variables.models import specs as specs
+from keras_flax_bridge._variables.slots import AVERAGES as AVERAGES
 from keras_flax_bridge._variables.slots import fresh_optimizer as fresh_optimizer
 from keras_flax_bridge._variables.slots import iterations as iterations
+from keras_flax_bridge._variables.slots import takes_up as takes_up
+from keras_flax_bridge._variables.trainers import compilation as compilation
 from keras_flax_bridge._variables.trainers import has_loss as has_loss
 from keras_flax_bridge._variables.trainers import is_overridden as is_overridden
 from keras_flax_bridge._variables.trainers import metrics_built as metrics_built
 from keras_flax_bridge._variables.trainers import takes_training as takes_training
 from keras_flax_bridge._variables.trainers import trainer as trainer
 from keras_flax_bridge._variables.values import finalized as finalized
+from keras_flax_bridge._variables.values import holds_value as holds_value
 from keras_flax_bridge._variables.values import move as move
 from keras_flax_bridge._variables.values import refresh as refresh

@@ -55,7 +55,12 @@ def _output_keys(model: Any) -> dict[str, str]:
 
 
 def _metric_name(metric: Any) -> str:
-    return to_snake_case(type(metric).__name__) if has_auto_name(metric) else metric.name
+    """The name that the user gave, or else the class in snake case."""
+    # `_fn`: what a metric made of a loss calls; the metric has the name of the loss
+    for named in (metric, getattr(metric, "_fn", None)):
+        if isinstance(named, (keras.Metric, keras.Loss)) and has_auto_name(named):
+            return to_snake_case(type(named).__name__)
+    return metric.name
 
 
 def _compiled_metrics(container: Any, outputs: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
@@ -90,7 +95,7 @@ def with_built_metrics(model: Any) -> Any:
         raise _metrics_need_data(f"model {model.name!r}") from error
     for name, metric in _metrics(twin, twin):
         # `_built`: set by the metrics that make their variables at the first update
-        if not metric.variables and not getattr(metric, "_built", True):
+        if not getattr(metric, "_built", True):
             raise _metrics_need_data(f"metrics/{name}")
     return twin
 

@@ -16,17 +16,21 @@ from keras_flax_bridge._variables.slots import optimizer_entries
 from keras_flax_bridge._variables.trainers import metrics_built
 
 
-def collect(model: Any) -> ModelVariables:
+def collect(model: Any, *, metrics: bool = True) -> ModelVariables:
     """Every variable of a model, by structural path: weights, seeds, slots and metrics.
 
     `model` may be a layer; then there are no slots and no metrics.
+
+    Raises:
+        NotBuiltError: if there are metrics whose variables depend on data that they didn't see yet.
     """
     params, non_trainable = collect_layer(model)
     keys = {id(entry.variable): entry.path for entry in params + non_trainable}
     optimizer = getattr(model, "optimizer", None)
     is_keras = isinstance(optimizer, keras.optimizers.Optimizer)
     slots = Collection(optimizer_entries(optimizer, keys) if is_keras else ())
-    return ModelVariables(params, non_trainable, slots, Collection(metric_entries(model)))
+    totals = Collection(metric_entries(model) if metrics else ())
+    return ModelVariables(params, non_trainable, slots, totals)
 
 
 def is_built(model: Any) -> bool:

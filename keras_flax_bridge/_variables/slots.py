@@ -31,7 +31,7 @@ def _place_slots(optimizer: Any, prefix: Path, keys: Mapping[int, Path], found: 
     """Finds the path of every variable in an optimizer's attributes and inner optimizers."""
     names = Names()
     for name in public_first(vars(optimizer).keys() - _NO_SLOTS):
-        value = vars(optimizer)[name]
+        value = _by_owner(vars(optimizer)[name], optimizer)
         if _is_slot(value, optimizer):
             slot = (*prefix, *names.place((name,)))
             for variable, owner in zip(value, optimizer._trainable_variables, strict=True):
@@ -43,6 +43,14 @@ def _place_slots(optimizer: Any, prefix: Path, keys: Mapping[int, Path], found: 
                 _place_slots(item, (*prefix, *names.place(path)), keys, found)
             elif isinstance(item, keras.Variable) and id(item) not in found:
                 found[id(item)] = (*prefix, *variable_name(item, {id(item): path}, names))
+
+
+def _by_owner(value: Any, optimizer: Any) -> Any:
+    """A dict from the paths of the trained variables to slots as a list in their order."""
+    paths = [variable.path for variable in optimizer._trainable_variables]
+    if not isinstance(value, Mapping) or not value or not value.keys() <= set(paths):
+        return value
+    return [value.get(path) for path in paths]
 
 
 def _is_slot(value: Any, optimizer: Any) -> bool:
@@ -60,6 +68,17 @@ def iterations(optimizer: Any) -> Any:
     """How many batches an optimizer has seen, an int32 scalar."""
     inner = getattr(optimizer, "inner_optimizer", optimizer)  # the outer one of a loss scale stands still
     return inner._iterations.value  # `_iterations`: the public one is divided by accumulation steps
+
+
+def takes_up(new: Any, old: Any) -> bool:
+    """Whether the slots of one Keras optimizer go on in another: the same rule, whatever its settings."""
+    if type(new) is not type(old):
+        return False
+    inner = [getattr(optimizer, "inner_optimizer", None) for optimizer in (new, old)]
+    return inner[0] is None or takes_up(*inner)
+
+
+AVERAGES = "model_variables_moving_average"  # of the weights; Keras starts it with them, at iteration 0
 
 
 def fresh_optimizer(optimizer: Any, variables: Sequence[Any]) -> Any:

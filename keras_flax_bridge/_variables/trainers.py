@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from keras_flax_bridge.errors import NotBuiltError
+from keras_flax_bridge.errors import NotBuiltError, StructureMismatchError
 
 
 def trainer(model: Any, *, loss: Any = None, optimizer: Any = None, metrics: Any = None) -> Any:
@@ -18,6 +18,7 @@ def trainer(model: Any, *, loss: Any = None, optimizer: Any = None, metrics: Any
 
     Raises:
         NotBuiltError: if the model was never compiled and no optimizer is given.
+        StructureMismatchError: if Keras can't compile a model with these parts.
     """
     compiled = getattr(model, "compiled", False)
     if compiled and loss is None and optimizer is None and metrics is None:
@@ -29,11 +30,19 @@ def trainer(model: Any, *, loss: Any = None, optimizer: Any = None, metrics: Any
             expected="an optimizer",
             fix="Call model.compile(...), or pass optimizer= (optax.identity() where nothing is trained).",
         )
-    twin = object.__new__(type(model))  # copy.copy would save and load the model: Keras defines it so
-    vars(twin).update(vars(model))
     given = {"optimizer": optimizer, "loss": loss, "metrics": metrics}
     parts = {name: part for name, part in given.items() if part is not None}
-    twin.compile(**{**_compiled_parts(model), **parts}, auto_scale_loss=False)
+    twin = object.__new__(type(model))  # copy.copy would save and load the model: Keras defines it so
+    vars(twin).update(vars(model))
+    try:
+        # Keras's own: a class's own compile may ask for more, and leave traces on the caller's model
+        keras.Model.compile(twin, **{**_compiled_parts(model), **parts})
+    except (TypeError, ValueError) as error:
+        raise StructureMismatchError(
+            f"compile of model {model.name!r}",
+            unexpected=[f"{name}={type(part).__name__}" for name, part in parts.items()],
+            fix=f"Keras says: {error}",
+        ) from error
     return twin
 
 
@@ -50,13 +59,18 @@ def _compiled_parts(model: Any) -> dict[str, Any]:
     return parts
 
 
+def compilation(model: Any) -> tuple[Any, ...]:
+    """What `compile` made: another one after every call of it."""
+    return model.optimizer, model._compile_loss, model._compile_metrics
+
+
 def takes_training(layer: Any) -> bool:
     # `_call_has_training_arg`: what Keras's own step asks before it passes `training`
     return layer._call_has_training_arg
 
 
 def is_overridden(model: Any, method: str) -> bool:
-    """Whether the model's class has its own ``train_step`` or ``test_step``."""
+    """Whether the model's class has its own ``train_step``, ``test_step`` or other method of Keras."""
     return getattr(type(model), method) is not getattr(keras.Model, method)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import keras
 from keras.src.backend.common.stateless_scope import get_stateless_scope
@@ -48,6 +49,11 @@ def move(entries: Iterable[Entry]) -> None:
             variable.__class__ = _moved_class(variable.__class__)
             variable._moved_from = _paths.join(path)
             variable._value = None  # the buffer itself: assign() would need a new one
+
+
+def holds_value(variable: Any) -> bool:
+    """Whether a variable has a value outside of a trace."""
+    return variable._value is not None and not isinstance(variable._value, jax.core.Tracer)
 
 
 def is_moved(variable: Any) -> bool:

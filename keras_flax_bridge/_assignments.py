@@ -1,0 +1,64 @@
+"""Where the leaves of a state go in a Keras model, decided and checked before anything is assigned."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from keras_flax_bridge import _parts, _paths
+from keras_flax_bridge import _variables as V
+from keras_flax_bridge._intake import receivers
+from keras_flax_bridge._leaves import require_values
+from keras_flax_bridge._transforms import KerasTransformation
+
+Assignments = list[tuple[Any, Any]]
+
+
+def of(state: Any, model: Any, **parts: Any) -> Assignments:
+    """Every variable of a model, or of all models in a dict, with the leaf it receives.
+
+    Args:
+        state: a `TrainState`.
+        model: a built model, or a dict of them.
+        **parts: `optimizer` and `metrics` in place of the compiled ones, or None.
+
+    Raises:
+        NotBuiltError: if a model is unbuilt, or the state is abstract.
+        OwnershipError: if a leaf was donated.
+        StructureMismatchError: if the leaves are not those of the model; lists all of them.
+    """
+    if not isinstance(model, Mapping):
+        return _of_one(state, model, parts)
+    _parts.require_same(model, state.parts)
+    given = {name: _parts.arguments(parts, name, model) for name in model}
+    plans = [_of_one(state.part(name), model[name], given[name]) for name in model]
+    return [pair for plan in plans for pair in plan]
+
+
+def _of_one(state: Any, model: Any, parts: Mapping[str, Any]) -> Assignments:
+    places = receivers(model, **parts)
+    if not isinstance(state.tx, KerasTransformation) and places.pop("opt_state", V.Collection()):
+        _warn_foreign_slots(model)
+    variables = {(tree, *e.path): e.variable for tree, found in places.items() for e in found}
+    flat = _paths.flatten({tree: getattr(state, tree) for tree in places})
+    difference = _paths.diff(flat, {path: V.variable_spec(v) for path, v in variables.items()})
+    if difference:
+        raise difference.error(
+            f"model {model.name!r}",
+            "Nothing was assigned. Take the model that the state was made from, "
+            "or another build of the same architecture.",
+        )
+    require_values(flat)
+    return [(variable, flat[path]) for path, variable in variables.items()]
+
+
+def _warn_foreign_slots(model: Any) -> None:
+    if isinstance(getattr(model, "optimizer", None), keras.optimizers.Optimizer):
+        warnings.warn(
+            f"model {model.name!r}: the state was trained by optax, so the slots of the compiled "
+            f"{type(model.optimizer).__name__} stay as they are",
+            stacklevel=4,
+        )
