@@ -102,7 +102,10 @@ def _derived(rngs: Any, collection: V.Collection) -> dict:
     key = rngs.get("dropout", next(iter(rngs.values()))) if isinstance(rngs, Mapping) else rngs
     if not isinstance(key, jax.Array):
         raise StructureMismatchError(
-            "rngs", unexpected=[type(key).__name__], fix="Pass a key of jax.random, or {'dropout': key}."
+            "rngs",
+            got=f"a {type(key).__name__}",
+            expected="a key of jax.random, or a dict of them",
+            fix="Pass rngs={'dropout': jax.random.key(0)}.",
         )
     return {e.path: _random.seed(_random.fold(key, e.path)) for e in collection if e.kind == V.SEED}
 
@@ -111,7 +114,8 @@ def _require_variables(variables: Any) -> None:
     if not isinstance(variables, Mapping):
         raise StructureMismatchError(
             "variables",
-            unexpected=[type(variables).__name__],
+            got=f"a {type(variables).__name__}",
+            expected="a dict",
             fix="Pass {'params': state.params, 'non_trainable': state.non_trainable}.",
         )
 
@@ -122,7 +126,10 @@ def _require_known(kwargs: Mapping[str, Any], model: Any) -> None:
     unknown = swallowed - inspect.signature(model.call).parameters.keys()
     if unknown:
         raise StructureMismatchError(
-            "apply_fn", unexpected=sorted(unknown), fix="A Keras model takes training=True or False."
+            "apply_fn",
+            got=f"the argument {', '.join(sorted(unknown))}",
+            expected="training=",
+            fix="A Keras model takes training=True or training=False, and drops what it doesn't know.",
         )
 
 

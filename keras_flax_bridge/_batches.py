@@ -29,8 +29,8 @@ def check(model: Any, batch: Any) -> None:
     if not 1 <= len(parts) <= 3:
         raise _mismatch("batch", f"{len(parts)} parts", "1 to 3 parts")
     x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
-    named = dict(zip(("x", "y", "sample_weight"), parts, strict=False))
-    _check_leaves(named)
+    named = _named_parts(batch)
+    _check_numbers(named)
     if y is None and V.has_loss(model):
         raise _mismatch("batch/y", "no targets y", "targets for the compiled loss")
     check_inputs(model, x)
@@ -45,8 +45,21 @@ def described(batch: Any) -> str:
     )
 
 
-def _check_leaves(parts: dict[str, Any]) -> None:
-    """Every leaf must be an array of numbers, or a number."""
+def check_leaves(batch: Any) -> None:
+    """Checks that every leaf of a batch is an array of numbers.
+
+    Raises:
+        StructureMismatchError: naming the leaf.
+    """
+    _check_numbers(_named_parts(batch))
+
+
+def _named_parts(batch: Any) -> dict[str, Any]:
+    parts = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+    return dict(zip(("x", "y", "sample_weight"), parts, strict=False))
+
+
+def _check_numbers(parts: dict[str, Any]) -> None:
     for path, leaf in _paths.flatten(parts).items():
         kind = np.dtype(leaf.dtype).kind if isinstance(leaf, np.ndarray) else type(leaf).__name__
         if kind in ("O", "S", "U", "str", "bytes", "float", "int"):
@@ -131,6 +144,7 @@ def check_leading_axis(batches: Any, length: int) -> None:
 
 def one_of(batches: Any, steps: int) -> Any:
     """The shapes of one batch out of those of a call."""
+    check_leaves(batches)
     shapes = V.specs(batches)
     if steps == 1:
         return shapes
@@ -139,6 +153,4 @@ def one_of(batches: Any, steps: int) -> Any:
 
 
 def _mismatch(where: str, got: str, expected: str) -> StructureMismatchError:
-    error = StructureMismatchError(f"{where}: got {got}, expected {expected}. {_FORMS}")
-    error.where, error.got, error.expected, error.fix = where, got, expected, _FORMS
-    return error
+    return StructureMismatchError(where, got=got, expected=expected, fix=_FORMS)

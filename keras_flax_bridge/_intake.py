@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import keras
 
-from keras_flax_bridge import _batches, _paths
+from keras_flax_bridge import _batches
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._leaves import strong
-from keras_flax_bridge._transforms import trainee
+from keras_flax_bridge._transforms import require_model, trainee
 from keras_flax_bridge.errors import (
     BridgeError,
     NotBuiltError,
@@ -57,8 +57,10 @@ def build(trained: Any, batch: Any) -> None:
             raise
         raise StructureMismatchError(
             f"batch of model {trained.name!r}",
+            got="a batch that can't be built from",
+            expected="what the model, its loss and its metrics take",
             report=_batches.described(batch),
-            fix=f"It is not what the model, its loss and its metrics take. Keras says: {error}",
+            fix=f"Keras says: {error}",
         ) from error
 
 
@@ -132,13 +134,13 @@ def require_untraced(model: Any) -> None:
     Raises:
         StructureMismatchError: if its variables hold values.
     """
-    held = [entry for part in V.collect_layer(model) for entry in part if V.holds_value(entry.variable)]
-    if held:
+    require_model(model)
+    if any(V.holds_value(entry.variable) for part in V.collect_layer(model) for entry in part):
         raise StructureMismatchError(
             f"model {model.name!r}",
-            unexpected=[_paths.join(entry.path) for entry in held],
-            fix="model_fn must build the model. For one that exists, use TrainState.from_keras(model), "
-            "and jax.eval_shape(lambda: state) where only shapes are wanted.",
+            got="a model that was there before, and holds values",
+            expected="one that model_fn builds",
+            fix="Build it inside model_fn, or use TrainState.from_keras(model).",
         )
 
 
@@ -155,6 +157,8 @@ def receivers(model: Any, *, optimizer: Any = None, metrics: Any = None) -> dict
     A layer, and an uncompiled model without a given optimizer, have weights only. Metrics that were
     compiled and saw no data yet have no variables: they are left out, and start at zero.
     """
+    if not isinstance(model, keras.layers.Layer):
+        require_model(model)
     if not getattr(model, "compiled", False) and optimizer is None:
         _require_built(model)
         return dict(zip(TREES, V.collect_layer(model), strict=False))  # the first two

@@ -142,7 +142,8 @@ def _chosen(value: Any, name: str, models: Mapping[str, Any], argument: str) -> 
     if not isinstance(value, Mapping):
         raise StructureMismatchError(
             argument,
-            unexpected=[_paths.spec(value)],
+            got=f"a {type(value).__name__}",
+            expected="a dict by model",
             fix=f"For several models, pass {argument}={{name: ...}}.",
         )
     require_names(value, models, argument)

@@ -46,7 +46,8 @@ def require_model(model: Any) -> None:
     if not isinstance(model, keras.Model):
         raise StructureMismatchError(
             "model",
-            unexpected=[type(model).__name__],
+            got=f"a {type(model).__name__}",
+            expected="a keras.Model",
             fix="Pass a keras.Model: a layer goes into keras.Sequential([layer]); of several models in one "
             "state each has its own steps, run on state.part(name).",
         )

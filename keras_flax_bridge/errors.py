@@ -53,11 +53,15 @@ class UnsupportedOptimizerError(BridgeError, ValueError):
 
 
 class StructureMismatchError(BridgeError, ValueError):
-    """Two trees don't have the same leaves; lists all of them and nothing was assigned.
+    """Two things don't fit: the leaves of two trees, a batch and a model, an argument and its use.
+
+    Lists all leaves that differ; nothing was assigned.
 
     Args:
         where: what was compared, such as ``checkpoint /runs/7``.
-        report: the table of all differences, one line a leaf.
+        got: what was found; None for how many leaves differ.
+        expected: what would have been right; None for the same leaves on both sides.
+        report: the table of all differences, one line a leaf; empty for a line a path.
         missing: paths that were expected and not found.
         unexpected: paths that were found and not expected.
         mismatched: paths found on both sides with another shape or dtype.
@@ -68,15 +72,22 @@ class StructureMismatchError(BridgeError, ValueError):
         self,
         where: str,
         *,
+        got: str | None = None,
+        expected: str | None = None,
         report: str = "",
         missing: Sequence[str] = (),
         unexpected: Sequence[str] = (),
         mismatched: Sequence[str] = (),
         fix: str | None = None,
     ):
-        counts = f"{len(missing)} missing, {len(unexpected)} unexpected, {len(mismatched)} mismatched leaves"
-        super().__init__(where, got=counts, expected="the same leaves on both sides", fix=fix)
-        self.args = (f"{self.args[0]}\n{report}" if report else self.args[0],)
+        kinds = {"missing": missing, "unexpected": unexpected, "mismatched": mismatched}
+        counts = ", ".join(f"{len(paths)} {kind}" for kind, paths in kinds.items()) + " leaves"
+        super().__init__(
+            where, got=got or counts, expected=expected or "the same leaves on both sides", fix=fix
+        )
+        lines = [f"  {kind:<11} {path}" for kind, paths in kinds.items() for path in paths]
+        table = report or "\n".join(lines)
+        self.args = (f"{self.args[0]}\n{table}" if table else self.args[0],)
         self.missing = tuple(missing)
         self.unexpected = tuple(unexpected)
         self.mismatched = tuple(mismatched)

@@ -180,7 +180,8 @@ def _require_count(steps_per_call: Any) -> None:
     if not isinstance(steps_per_call, int) or steps_per_call < 1:
         raise StructureMismatchError(
             "steps_per_call",
-            unexpected=[repr(steps_per_call)],
+            got=repr(steps_per_call),
+            expected="a whole number, 1 or more",
             fix="Pass a whole number of steps, 1 or more.",
         )
 
@@ -188,7 +189,10 @@ def _require_count(steps_per_call: Any) -> None:
 def _fields(state: TrainState, names: tuple[str, ...]) -> Fields:
     if not isinstance(state, TrainState):
         raise StructureMismatchError(
-            "state", unexpected=[type(state).__name__], fix="Take one with TrainState.from_keras(model)."
+            "state",
+            got=f"a {type(state).__name__}",
+            expected="a TrainState",
+            fix="Take one with TrainState.from_keras(model).",
         )
     return {name: getattr(state, name) for name in names}
 
@@ -214,6 +218,7 @@ def _stepped(
                 object.__setattr__(state, name, value)
         elif isinstance(error, (TypeError, ValueError, RuntimeError)) and not isinstance(error, BridgeError):
             error.add_note(f"A step of keras_flax_bridge on this batch:\n{_batches.described(batch)}")
+            _batches.check_leaves(batch)
             with explained({"state": fields, "batch": batch}):
                 raise
         raise
@@ -285,7 +290,8 @@ class _Builder:
         if any(map(is_not, V.compilation(self._trained), self._compilation)):
             raise StructureMismatchError(
                 f"model {self._trained.name!r}",
-                unexpected=["a loss, optimizer or metrics compiled after the step was made"],
+                got="a loss, optimizer or metrics that were compiled after the step was made",
+                expected="those that the step was made for",
                 fix="Make the step again, and move the state with state.repartition(model).",
             )
         if not self._done:

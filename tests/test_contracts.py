@@ -18,10 +18,14 @@ from tests.cases import TREES, differing, light, values
 
 
 def floats(logs):
-    """Logs as numbers; outputs that Keras named by a counter, such as ``dense_7``, are counted from 0."""
-    counts = sorted({int(count) for name in logs for count in re.findall(r"dense_(\d+)", name)})
-    name_of = lambda name: re.sub(r"dense_(\d+)", lambda m: f"dense#{counts.index(int(m[1]))}", name)  # noqa: E731
-    return {name_of(name): float(value) for name, value in logs.items()}
+    """Logs as numbers; what Keras names by a counter, such as ``dense_7``, is counted from the first."""
+    found = sorted({(stem, int(count)) for name in logs for stem, count in COUNTED.findall(name)})
+    first = {stem: min(count for other, count in found if other == stem) for stem, _ in found}
+    name_of = lambda name: COUNTED.sub(lambda m: f"{m[1]}#{int(m[2]) - first[m[1]]}", name)  # noqa: E731
+    return {name_of(name): np.asarray(value).tolist() for name, value in logs.items()}
+
+
+COUNTED = re.compile(r"(dense|auc|precision|largest)_(\d+)")
 
 
 # --- keys

@@ -1,6 +1,9 @@
 """TrainState: taking, writing back, owning, calling, repartitioning; and every misuse by name."""
 
+import copy
 import gc
+import itertools
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -404,6 +407,90 @@ def test_repartition_keeps_the_slots_that_survive(optimizer):
     assert not any(np.any(leaf) for leaf in slots)
 
 
+def refined(model, optimizer, **compiled):
+    """The recipe for fine-tuning: another partition, compiled again."""
+    model.layers[0].trainable = not model.layers[0].trainable
+    model.compile(optimizer, "sparse_categorical_crossentropy", **compiled)
+    return model
+
+
+def test_repartition_takes_the_learning_rate_just_compiled_and_keeps_the_slots():
+    model = refined(bare(), keras.optimizers.Adam(1e-2))
+    state, _ = kfb.make_train_step(model)(kfb.TrainState.from_keras(model), BATCH)
+    kept = state.opt_state["momentums"]["dense_1"]
+    state = state.repartition(refined(model, keras.optimizers.Adam(1e-5)))
+    assert float(state.opt_state["learning_rate"]) == pytest.approx(1e-5)
+    assert int(state.opt_state["iteration"]) == 1
+    assert same(state.opt_state["momentums"]["dense_1"], kept)
+
+
+def test_repartition_starts_averages_with_the_weights():
+    optimizer = lambda: keras.optimizers.SGD(1e-3, use_ema=True, ema_overwrite_frequency=2)  # noqa: E731
+    model = refined(bare(), optimizer())
+    state, _ = kfb.make_train_step(model)(kfb.TrainState.from_keras(model), BATCH)
+    state = state.repartition(refined(model, optimizer()))
+    before, train_step = np.array(state.params["dense"]["kernel"]), kfb.make_train_step(model)
+    for _ in range(2):
+        state, _ = train_step(state, BATCH)
+    np.testing.assert_allclose(state.params["dense"]["kernel"], before, atol=1e-2)
+
+
+def test_repartition_with_another_kind_of_optimizer_starts_its_slots():
+    model = refined(bare(), keras.optimizers.Adam(1e-2))
+    state, _ = kfb.make_train_step(model)(kfb.TrainState.from_keras(model), BATCH)
+    state = state.repartition(refined(model, keras.optimizers.SGD(0.1, momentum=0.9)))
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state["momentums"]))
+
+
+def test_repartition_takes_new_metrics_and_a_model_that_is_not_compiled():
+    model = refined(bare(), "adam")
+    state = kfb.TrainState.from_keras(model).repartition(refined(model, "adam", metrics=["accuracy"]))
+    assert sorted(state.metrics) == ["accuracy", "loss"]
+    kfb.make_train_step(model)(state, BATCH)
+    plain = bare()
+    state = kfb.TrainState.from_keras(plain, optimizer=keras.optimizers.Adam(0.5))
+    plain.layers[0].trainable = False
+    state = state.repartition(plain)
+    assert sorted(state.opt_state["momentums"]) == ["dense_1"]
+    assert float(state.opt_state["learning_rate"]) == 0.5
+
+
+# --- copies, aliases, half-done work
+
+
+def test_a_state_that_could_not_be_made_leaves_the_model_its_weights(model):
+    broken = optax.GradientTransformation(lambda params: params["nothing"], lambda *a: a)
+    with pytest.raises(KeyError):
+        kfb.TrainState.from_keras(model, optimizer=broken, copy=False)
+    model.predict(BATCH[0], verbose=0)
+
+
+def test_a_transformation_that_keeps_the_weights_can_be_donated():
+    model, tx = bare(), optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.1))
+    state = kfb.TrainState.from_keras(model, optimizer=tx)
+    step = kfb.make_train_step(model, optimizer=tx, loss="sparse_categorical_crossentropy")
+    state, _ = step(state, BATCH)
+    assert int(state.step) == 1
+
+
+def test_a_deep_copy_is_a_state_of_its_own(trained):
+    model, state = trained
+    twin = copy.deepcopy(state)
+    assert jax.tree.structure(twin) == jax.tree.structure(state)
+    kfb.make_train_step(model)(state, BATCH)
+    kfb.make_train_step(model)(twin, BATCH)
+
+
+def test_a_float16_model_gets_its_loss_scaled_as_compile_would():
+    layer = layers.Dense(3, dtype="mixed_float16")
+    model = keras.Sequential([keras.Input((6,)), layer], name="half")
+    model.dtype_policy = keras.DTypePolicy("mixed_float16")
+    state = kfb.TrainState.from_keras(model, optimizer=keras.optimizers.SGD(0.1), loss="mse")
+    assert "dynamic_scale" in state.opt_state
+    model.compile("sgd", "mse")
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+
+
 # --- misuse
 
 
@@ -420,10 +507,17 @@ def stale_optimizer():
     return model
 
 
-def lazy_metric():
+def lazy_metric(metric=None):
     model = bare()
-    model.compile("sgd", "mse", metrics=[keras.metrics.F1Score()])
+    model.compile("sgd", "mse", metrics=[metric or keras.metrics.F1Score()])
     return model
+
+
+state_of = kfb.TrainState.from_keras
+
+
+def apply_fn():
+    return state_of(compiled()).apply_fn
 
 
 MISUSE = {
@@ -434,6 +528,78 @@ MISUSE = {
         lambda: kfb.TrainState.from_keras(stale_optimizer()),
         kfb.StructureMismatchError,
         "dense/kernel",
+    ),
+    "lazy metric with a variable": (
+        lambda: kfb.TrainState.from_keras(lazy_metric(keras.metrics.R2Score())),
+        kfb.NotBuiltError,
+        "r2_score",
+    ),
+    "model of before": (
+        lambda: kfb.TrainState.abstract(itertools.repeat(compiled()).__next__),
+        kfb.StructureMismatchError,
+        "from_keras",
+    ),
+    "no model": (
+        lambda: kfb.TrainState.from_keras("model.keras"),
+        kfb.StructureMismatchError,
+        "str|keras.Model",
+    ),
+    "abstract of none": (
+        lambda: kfb.TrainState.abstract(lambda: None),
+        kfb.StructureMismatchError,
+        "NoneType",
+    ),
+    "assign to none": (lambda: state_of(compiled()).assign_to(None), kfb.StructureMismatchError, "NoneType"),
+    "unknown optimizer": (
+        lambda: kfb.TrainState.from_keras(bare(), optimizer="adamm"),
+        kfb.StructureMismatchError,
+        "adamm",
+    ),
+    "unknown loss": (
+        lambda: kfb.TrainState.from_keras(bare(), optimizer="adam", loss="msee", batch=BATCH),
+        kfb.StructureMismatchError,
+        "msee",
+    ),
+    "wrong batch": (
+        lambda: kfb.TrainState.from_keras(unbuilt(), batch=(BATCH[0], BATCH[0], BATCH[0], BATCH[0])),
+        kfb.StructureMismatchError,
+        "4 parts",
+    ),
+    "batch that Keras can't take": (
+        lambda: kfb.TrainState.from_keras(unbuilt(), batch=(BATCH[0], np.ones((8, 7), "float32"))),
+        kfb.StructureMismatchError,
+        r"batch/1  float32\[8,7\]",
+    ),
+    "pickle": (lambda: pickle.dumps(state_of(compiled())), kfb.UnsupportedOptimizerError, r"kfb\.save"),
+    "extra arguments": (
+        lambda: flax_train_step(state_of(bare(), optimizer=optax.lbfgs()), BATCH),
+        kfb.UnsupportedOptimizerError,
+        "value",
+    ),
+    "incomplete gradients": (
+        lambda: state_of(bare(), optimizer=optax.sgd(0.1)).apply_gradients(grads={"dense": {}}),
+        kfb.StructureMismatchError,
+        "dense_1/kernel",
+    ),
+    "no variables": (
+        lambda: apply_fn()(None, BATCH[0]),
+        kfb.StructureMismatchError,
+        "'params': state.params",
+    ),
+    "a state as variables": (
+        lambda: apply_fn()(state_of(compiled()), BATCH[0]),
+        kfb.StructureMismatchError,
+        "TrainState",
+    ),
+    "Flax's word": (
+        lambda: apply_fn()({}, BATCH[0], train=True),
+        kfb.StructureMismatchError,
+        "training=True",
+    ),
+    "a number as a key": (
+        lambda: apply_fn()({"params": state_of(compiled()).params}, BATCH[0], rngs=3),
+        kfb.StructureMismatchError,
+        "rngs",
     ),
     "lazy metric": (lambda: kfb.TrainState.from_keras(lazy_metric()), kfb.NotBuiltError, "f1_score"),
     "abstract": (

@@ -1,5 +1,10 @@
 """Steps: pure, compiled once, exact under optax too; and what they say about a wrong batch or state."""
 
+import contextlib
+import os
+import signal
+import threading
+
 import jax
 import jax.numpy as jnp
 import keras
@@ -156,6 +161,54 @@ def test_bare_x_trains_on_added_losses():
     assert float(logs["loss"]) > 0
 
 
+class Labels(keras.Model):
+    """A model with its own `predict_step`."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(3)
+
+    def call(self, x):
+        return self.dense(x)
+
+    def predict_step(self, state, data):
+        outputs, state = super().predict_step(state, data)
+        return keras.ops.argmax(outputs, -1), state
+
+
+def test_an_own_predict_step_is_kept():
+    model = Labels()
+    model(X)
+    labels = kfb.make_predict_step(model)(kfb.TrainState.from_keras(model, optimizer="sgd"), X)
+    assert np.array_equal(labels, model.predict(X, verbose=0))
+
+
+def test_ctrl_c_leaves_a_state_that_can_be_assigned():
+    """A real SIGINT: it nearly always comes while the compiled step runs, after it took the buffers over."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((6,)), *(layers.Dense(256) for _ in range(3)), layers.Dense(3)])
+    model.compile("adam", "mse")
+    train_step, batch = kfb.make_train_step(model), (X, np.ones((8, 3), "float32"))
+    state, _ = train_step(kfb.TrainState.from_keras(model), batch)
+    for _ in range(5):
+        timer = threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        with contextlib.suppress(KeyboardInterrupt):
+            while True:
+                state, _ = train_step(state, batch)
+        timer.join()
+        state.assign_to(model)
+        assert int(state.step) == int(model.optimizer.iterations.value)
+
+
+def test_a_model_compiled_again_asks_for_a_new_step(model):
+    train_step, state = kfb.make_train_step(model, donate=False), kfb.TrainState.from_keras(model)
+    train_step(state, BATCH)
+    model.compile("adam", "mse")
+    with pytest.raises(kfb.StructureMismatchError, match="Make the step again"):
+        train_step(state, BATCH)
+
+
 # --- wrong batches and states
 
 
@@ -164,12 +217,21 @@ def step_on(batch, **options):
     return kfb.make_train_step(model, **options)(kfb.TrainState.from_keras(model), batch)
 
 
+def step_of(model):
+    return kfb.make_train_step(model)(kfb.TrainState.from_keras(model), BATCH)
+
+
 X, Y = BATCH
 WRONG = {
     "too many parts": ((X, Y, Y, Y), "4 parts"),
     "no targets": ((X,), "targets"),
     "features": ((X[:, :4], Y), r"batch/x: got shape \(8, 4\), expected shape \(None, 6\)"),
     "two inputs": (({"a": X, "b": X}, Y), "expected 1 inputs"),
+    "two targets": ((X, {"a": Y, "b": Y}), "batch/y"),
+    "weights in a dict": ((X, Y, {"a": Y}), "batch/sample_weight"),
+    "no rows": ((X[:0], Y[:0]), "at least one row"),
+    "words": ((np.array(["a"] * 8), Y), "batch/x: got an array of <U1"),
+    "lists": ((X.tolist(), Y), "batch/x/0/0: got a Python float"),
     "sizes": ((X, Y[:7]), "x: 8, y: 7"),
 }
 
@@ -210,6 +272,43 @@ def test_a_state_of_another_model_lists_all_its_leaves(model):
     }
     assert set(error.value.unexpected) == {"dense_1/kernel", "dense_1/bias"}
     assert set(error.value.mismatched) == {"dense/kernel", "dense/bias"}
+
+
+def test_what_keras_refuses_is_said_with_the_batch(model):
+    wrong = X, np.ones((8, 5, 2), "float32")
+    with pytest.raises(kfb.StructureMismatchError, match=r"batch/1  float32\[8,5,2\]"):
+        step_on(wrong)  # metrics are built from it
+    train_step, (state, _) = kfb.make_train_step(model), step_of(model)
+    with pytest.raises(ValueError, match="must have the same shape") as error:
+        train_step(state, wrong)
+    assert "batch/1  float32[8,5,2]" in "".join(error.value.__notes__)
+
+
+@pytest.mark.parametrize("state", [None, {}, 3], ids=str)
+def test_what_is_no_state_is_explained(model, state):
+    with pytest.raises(kfb.StructureMismatchError, match="from_keras"):
+        kfb.make_train_step(model)(state, BATCH)
+
+
+def test_an_abstract_state_is_explained(model):
+    state = kfb.TrainState.abstract(contracts.SEQUENTIAL.build)
+    with pytest.raises(kfb.NotBuiltError, match="abstract leaf"):
+        kfb.make_train_step(model)(state, BATCH)
+
+
+def test_a_donated_state_can_be_called_by_nobody(trained):
+    model, state = trained
+    kfb.make_train_step(model)(state, BATCH)
+    with pytest.raises(kfb.OwnershipError, match="donated"):
+        state.apply_fn({"params": state.params, "non_trainable": state.non_trainable}, X)
+    with pytest.raises(kfb.OwnershipError, match="donated"):
+        state.apply_gradients(grads=state.params)
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.5])
+def test_a_wrong_number_of_steps_is_explained(model, count):
+    with pytest.raises(kfb.StructureMismatchError, match="steps_per_call"):
+        kfb.make_train_step(model, steps_per_call=count)
 
 
 def test_a_state_of_another_optimizer_is_explained(model):

@@ -40,7 +40,8 @@ def trainer(model: Any, *, loss: Any = None, optimizer: Any = None, metrics: Any
     except (TypeError, ValueError) as error:
         raise StructureMismatchError(
             f"compile of model {model.name!r}",
-            unexpected=[f"{name}={type(part).__name__}" for name, part in parts.items()],
+            got=", ".join(f"{name}={part!r}"[:100] for name, part in parts.items()),
+            expected="what compile takes",
             fix=f"Keras says: {error}",
         ) from error
     return twin

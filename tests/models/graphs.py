@@ -93,3 +93,33 @@ def wrappers() -> keras.Model:
     model = keras.Model(x, layers.Dense(1)(h))
     model.compile("adam", "mse")
     return model
+
+
+class Largest(keras.metrics.Metric):
+    """A metric of the user's own, which gave it no name."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.most = self.add_variable((), initializer="zeros", name="most")
+
+    def update_state(self, y: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        self.most.assign(keras.ops.maximum(self.most, keras.ops.max(y_pred)))
+
+    def result(self) -> Any:
+        return self.most.value
+
+
+def counted_metrics() -> keras.Model:
+    """Metrics that Keras names by a counter, of which two are alike, and one that needs data first."""
+    keras.utils.set_random_seed(6)
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(3, "tanh"), layers.Dense(1, "sigmoid")])
+    metrics = [
+        keras.metrics.AUC(num_thresholds=5),
+        keras.metrics.Precision(),
+        Largest(),
+        Largest(),
+        keras.losses.Huber(),
+        keras.metrics.F1Score(threshold=0.5),
+    ]
+    model.compile("adam", "binary_crossentropy", metrics=metrics)
+    return model

@@ -64,6 +64,24 @@ def multi_optimizer() -> keras.Model:
     return small(optimizers.MultiOptimizer(optimizers.OptimizerMap(optimizers.Adam(1e-2), rules)))
 
 
+@keras.saving.register_keras_serializable("tests")
+class ByPath(optimizers.Optimizer):
+    """An optimizer of the user's own, which keeps its slots in a dict."""
+
+    def __init__(self, learning_rate: float = 0.1, **kwargs: Any):
+        super().__init__(learning_rate=learning_rate, **kwargs)
+
+    def build(self, variables: list) -> None:
+        if not self.built:
+            super().build(variables)
+            self.sums = {v.path: self.add_variable_from_reference(v, name="sum") for v in variables}
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        total = self.sums[variable.path]
+        self.assign(total, 0.9 * total + gradient)
+        self.assign_sub(variable, learning_rate * total)
+
+
 # name: what compile gets
 OPTIMIZERS: dict[str, Callable[[], Any]] = {
     "accumulating": lambda: optimizers.SGD(0.1, momentum=0.9, gradient_accumulation_steps=4),
@@ -75,5 +93,6 @@ OPTIMIZERS: dict[str, Callable[[], Any]] = {
     "adafactor": lambda: optimizers.Adafactor(0.1),
     "muon": lambda: optimizers.Muon(1e-2),
     "schedule_free": lambda: optimizers.ScheduleFreeAdamW(1e-2),
+    "own_optimizer": lambda: ByPath(0.01),
     "fixed_scale": lambda: optimizers.Ftrl(0.1, loss_scale_factor=16.0),
 }

@@ -187,3 +187,24 @@ class OwnUpdates(Subclassed):
     def compute_loss_and_updates(self, *args: Any, **kwargs: Any) -> tuple:
         loss, (unscaled, y_pred, *rest) = super().compute_loss_and_updates(*args, **kwargs)
         return loss + 0.1 * ops.mean(ops.square(y_pred)), (unscaled, y_pred, *rest)
+
+
+class OwnCompile(Lazy):
+    """A `compile` with arguments of its own, as models with several losses have it."""
+
+    def compile(self, optimizer: Any, metrics: list, own_loss: Any) -> None:
+        super().compile(optimizer=optimizer, metrics=metrics)
+        self.own_loss = own_loss
+        self.tracker = keras.metrics.Mean(name="own")
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True) -> Any:
+        loss = self.own_loss(y, y_pred)
+        self.tracker.update_state(loss)
+        return loss
+
+
+def own_compile() -> keras.Model:
+    keras.utils.set_random_seed(14)
+    model = OwnCompile()
+    model.compile("adam", ["mae"], keras.losses.Huber())
+    return model
