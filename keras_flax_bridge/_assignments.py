@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +14,8 @@ from keras_flax_bridge import _variables as V
 from keras_flax_bridge._intake import receivers
 from keras_flax_bridge._leaves import require_values
 from keras_flax_bridge._transforms import KerasTransformation
+
+log = logging.getLogger("keras_flax_bridge")
 
 Assignments = list[tuple[Any, Any]]
 
@@ -40,6 +43,8 @@ def of(state: Any, model: Any, **parts: Any) -> Assignments:
 
 def _of_one(state: Any, model: Any, parts: Mapping[str, Any]) -> Assignments:
     places = receivers(model, **parts)
+    if "opt_state" in places and "metrics" not in places:
+        log.warning("model %r: its metrics saw no data yet; they take no values, start at zero", model.name)
     if not isinstance(state.tx, KerasTransformation) and places.pop("opt_state", V.Collection()):
         _warn_foreign_slots(model)
     variables = {(tree, *e.path): e.variable for tree, found in places.items() for e in found}

@@ -24,8 +24,7 @@ def ensure_jax() -> None:
             source,
             got=f"backend {backend!r}",
             expected="backend 'jax'",
-            fix="Set the environment variable KERAS_BACKEND=jax before the first import of keras, "
-            "or import keras_flax_bridge before keras and leave KERAS_BACKEND unset.",
+            fix="Set the environment variable KERAS_BACKEND=jax before the first import of keras.",
         )
 
 
@@ -55,4 +54,6 @@ def _backend_of(path: Path) -> str | None:
         config = json.loads(path.read_text())
     except (OSError, ValueError):  # no file, or one that Keras ignores as well
         return None
-    return None if config == _WRITTEN_BY_KERAS else config.get("backend")
+    if not isinstance(config, dict) or config == _WRITTEN_BY_KERAS:
+        return None
+    return config.get("backend")

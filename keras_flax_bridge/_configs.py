@@ -23,7 +23,7 @@ def of_state(state: Any, model: Any) -> dict[str, Any]:
     owners = models(getattr(state, "apply_fn", None)) if model is None else {"": model}
     try:
         configs = {name: _config(m, state.part(name) if name else state) for name, m in owners.items()}
-    except (NotImplementedError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except Exception as error:  # of the user's get_config, which may raise anything
         # a model without a config is saved all the same: load_model will say why it can't load it
         return {"no_model": f"{type(error).__name__}: {str(error)[:300]}"}
     return {"model": configs.get("", configs)} if configs else {}
@@ -35,7 +35,10 @@ def _config(model: Any, state: Any) -> dict[str, Any]:
     if slots is None:
         return {**keras.saving.serialize_keras_object(model), "compile_config": None}
     with keras.StatelessScope(list(zip(model.optimizer.variables, slots, strict=True))):
-        return keras.saving.serialize_keras_object(model)  # it reads the learning rate
+        config = keras.saving.serialize_keras_object(model)  # it reads the learning rate
+        if config.get("compile_config"):  # compile may have wrapped the optimizer that it was given
+            config["compile_config"]["optimizer"] = keras.saving.serialize_keras_object(model.optimizer)
+        return config
 
 
 def _slot_values(model: Any, state: Any) -> Sequence[Any] | None:

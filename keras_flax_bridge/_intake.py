@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -21,8 +20,6 @@ from keras_flax_bridge.errors import (
     StructureMismatchError,
     UnsupportedLayerError,
 )
-
-log = logging.getLogger("keras_flax_bridge")
 
 TREES = ("params", "non_trainable", "opt_state", "metrics")  # as `V.collect` gives them
 
@@ -165,6 +162,5 @@ def receivers(model: Any, *, optimizer: Any = None, metrics: Any = None) -> dict
     trained = built(trainee(model, optimizer=optimizer, metrics=metrics), None)
     if metrics is not None or V.metrics_built(trained):
         return V.collect(trained)._asdict()
-    log.warning("model %r: its metrics saw no data yet; they take no values and start at zero", model.name)
     found = V.collect(trained, metrics=False)._asdict()
     return {tree: collection for tree, collection in found.items() if tree != "metrics"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,6 +21,32 @@ def strong(tree: Any) -> Any:
 
 def _strong(leaf: Any) -> Any:
     return jax.lax.convert_element_type(leaf, leaf.dtype) if getattr(leaf, "weak_type", False) else leaf
+
+
+def _is_key(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def on_disk(leaf: Any) -> Any:
+    """A leaf as it lies on disk: the data of a typed key, abstract if the key is; all else as it is."""
+    if not _is_key(leaf):
+        return leaf
+    return (
+        jax.random.key_data(leaf)
+        if isinstance(leaf, jax.Array)
+        else jax.eval_shape(jax.random.key_data, leaf)
+    )
+
+
+def from_disk(value: Any, wanted: Any) -> Any:
+    """What `on_disk` made, as the kind of leaf that is wanted."""
+    if not _is_key(wanted):
+        return value
+    kinds = {jax.eval_shape(partial(jax.random.key, 0, impl=impl)).dtype: impl for impl in _KEY_KINDS}
+    return jax.random.wrap_key_data(value, impl=kinds[wanted.dtype])
+
+
+_KEY_KINDS = ("threefry2x32", "rbg", "unsafe_rbg")
 
 
 def require_values(flat: _paths.Flat) -> None:

@@ -15,10 +15,11 @@ from pathlib import Path as FilePath
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from keras_flax_bridge import _paths
-from keras_flax_bridge.errors import CheckpointError
+from keras_flax_bridge.errors import CheckpointError, CorruptCheckpointError
 
 STATE, DATA = "state", "data"  # names of the checkpointables; Orbax's default name has changed before
 _OURS = "keras_flax_bridge"  # the key of our own metadata
@@ -59,19 +60,38 @@ def _decode(path: _paths.Path) -> _paths.Path:
 
 
 def _to_disk(flat: Mapping[_paths.Path, Any]) -> dict[str, Any]:
-    return _paths.nest({_encode(path): _storable(leaf) for path, leaf in flat.items()})
+    return _paths.nest({_encode(p): _storable(leaf) for p, leaf in flat.items() if not _is_empty(leaf)})
 
 
 def _storable(leaf: Any) -> Any:
-    # a numpy scalar makes Orbax's asynchronous save hang at exit
-    return np.asarray(leaf) if isinstance(leaf, np.generic) else leaf
+    # a numpy scalar makes Orbax's asynchronous save hang at exit; a Python bool makes it lose all leaves
+    return np.asarray(leaf) if isinstance(leaf, (np.generic, bool)) else leaf
+
+
+def _is_empty(leaf: Any) -> bool:
+    return 0 in np.shape(leaf)  # Orbax can't store those: they lie in our metadata
 
 
 # --- single checkpoints --------------------------------------------------------------------------
 
 
 def absolute(path: Any) -> FilePath:
-    return FilePath(path).expanduser().absolute()
+    """A local path as an absolute one.
+
+    Raises:
+        CheckpointError: if it is none.
+    """
+    try:
+        if "://" not in str(path):
+            return FilePath(path).expanduser().absolute()
+    except (TypeError, RuntimeError):
+        pass
+    raise CheckpointError(
+        repr(path),
+        got=f"a {type(path).__name__}",
+        expected="a local path",
+        fix="Pass a str or a pathlib.Path.",
+    )
 
 
 def is_checkpoint(path: FilePath) -> bool:
@@ -87,7 +107,8 @@ def steps_in(root: FilePath) -> list[int]:
 def save(path: FilePath, flat: Mapping[_paths.Path, Any], data: Any, metadata: dict[str, Any]) -> None:
     """Writes one checkpoint at `path` and returns when it is on disk."""
     with _speaking(path, "saving"):
-        _ocp().save_checkpointables(path, _items(flat, data), custom_metadata={_OURS: _text(metadata)})
+        custom = {_OURS: _text(flat, metadata)}
+        _ocp().save_checkpointables(path, _items(flat, data), custom_metadata=custom)
 
 
 def _items(flat: Mapping[_paths.Path, Any], data: Any) -> dict[str, Any]:
@@ -95,8 +116,10 @@ def _items(flat: Mapping[_paths.Path, Any], data: Any) -> dict[str, Any]:
     return items if data is None else {**items, DATA: data}
 
 
-def _text(metadata: dict[str, Any]) -> str:
-    return json.dumps(metadata)  # as text: Orbax would not keep every JSON type as it is
+def _text(flat: Mapping[_paths.Path, Any], metadata: dict[str, Any]) -> str:
+    """Our metadata: as text, since Orbax would not keep every JSON type as it is."""
+    empty = {_paths.join(p): (str(leaf.dtype), leaf.shape) for p, leaf in flat.items() if _is_empty(leaf)}
+    return json.dumps({**metadata, "leaves": len(flat), "empty": empty})
 
 
 class Stored:
@@ -114,8 +137,22 @@ class Stored:
             )
         with _speaking(path, "reading the metadata"):
             found = _ocp().metadata(path, checkpointable_name=STATE)
-        self.metadata: dict[str, Any] = json.loads((found.custom_metadata or {}).get(_OURS, "{}"))
+            self.metadata: dict[str, Any] = json.loads((found.custom_metadata or {}).get(_OURS, "{}"))
         self.specs = {_decode(p): leaf for p, leaf in _paths.flatten(found.metadata).items()}
+        for name, (dtype, shape) in self.metadata.get("empty", {}).items():
+            self.specs[_paths.split(name)] = jax.ShapeDtypeStruct(tuple(shape), dtype)
+        self._require_complete()
+
+    def _require_complete(self) -> None:
+        """Orbax reads damaged metadata as if there were none."""
+        count = self.metadata.get("leaves", len(self.specs) or 1)
+        if len(self.specs) != count:
+            raise CorruptCheckpointError(
+                str(self.path),
+                got=f"metadata of {len(self.specs)} leaves",
+                expected=f"{count} leaves",
+                fix="The checkpoint is damaged: take another step.",
+            )
 
     def load(self, targets: Mapping[_paths.Path, jax.ShapeDtypeStruct]) -> _paths.Flat:
         """The values of some leaves, placed as their targets say."""
@@ -124,7 +161,8 @@ class Stored:
         context.pytree.loading.partial_load = True
         with _speaking(self.path, "restoring"), context:
             loaded = ocp.load_checkpointables(self.path, {STATE: _to_disk(targets)})[STATE]
-        return {_decode(path): leaf for path, leaf in _paths.flatten(loaded).items()}
+        empty = {path: jnp.zeros(leaf.shape, leaf.dtype) for path, leaf in targets.items() if _is_empty(leaf)}
+        return {**empty, **{_decode(path): leaf for path, leaf in _paths.flatten(loaded).items()}}
 
     def load_data(self, iterator: Any) -> None:
         """Sets a data iterator to the position that was stored."""
@@ -148,6 +186,10 @@ class Root:
     def __init__(self, path: FilePath, max_to_keep: int | None, best: tuple[str, str] | None):
         self.path = path
         self._pending: Any = None
+        if path.exists() and not path.is_dir():
+            raise CheckpointError(
+                str(path), got="a file", expected="a folder, or nothing yet", fix="Take another path."
+            )
         with _speaking(path, "opening"):
             self._checkpointer = _ocp().training.Checkpointer(
                 path, preservation_policy=_preservation(max_to_keep, best)
@@ -171,7 +213,7 @@ class Root:
                 _items(flat, data),
                 force=True,  # whether a save is due was decided; Orbax skips without a word
                 metrics=logs or None,
-                custom_metadata={_OURS: _text(metadata)},
+                custom_metadata={_OURS: _text(flat, metadata)},
             )
 
     def wait(self) -> None:
@@ -189,7 +231,7 @@ class Root:
                 self._checkpointer.close()
 
     def steps(self) -> list[int]:
-        return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
+        return steps_in(self.path)  # Orbax's own list doesn't know what other processes write and delete
 
     def logged(self, name: str) -> dict[int, float]:
         """A logged value by step, for the steps that have one."""

@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 
 import jax
 import keras
+import numpy as np
 from flax import nnx
 
 from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
-from keras_flax_bridge._intake import receivers
+from keras_flax_bridge._intake import TREES, receivers
+from keras_flax_bridge._leaves import on_disk
 from keras_flax_bridge._paths import Flat, Path
 from keras_flax_bridge.errors import StructureMismatchError
 
@@ -41,16 +43,23 @@ def target_of(like: Any, *, ours: bool) -> Target:
             `jax.ShapeDtypeStruct`.
         ours: whether the checkpoint is of this package, so that its trees are known.
     """
+    if isinstance(like, nnx.Module):
+        return _nnx_target(like)
     if isinstance(like, keras.layers.Layer):
         return _keras_target(like, {(): like})
     if _are_models(like):
         return _keras_target(like, {(name,): model for name, model in like.items()})
-    if isinstance(like, nnx.Module):
-        return _nnx_target(like)
     wanted = _paths.flatten(like)
+    if () in wanted:
+        raise StructureMismatchError(
+            "like",
+            got=f"a {type(like).__name__}",
+            expected="a TrainState, a keras.Model, an nnx.Module, or a tree of arrays",
+            fix="Pass what the checkpoint shall be restored into.",
+        )
     tops = {path[0] for path in wanted}
-    is_variables = ours and isinstance(like, Mapping) and "step" not in tops
-    scope = _subtrees({*WEIGHTS, *tops}) if is_variables else None
+    are_variables = ours and isinstance(like, Mapping) and tops <= _COLLECTIONS
+    scope = _subtrees(WEIGHTS) if are_variables else None
     return Target(wanted, scope, lambda values: _paths.fill(like, values))
 
 
@@ -65,25 +74,20 @@ def _are_models(like: Any) -> bool:
 
 def _keras_target(like: Any, models: Mapping[Path, Any]) -> Target:
     """The variables of some models, each below its name in every tree."""
-    entries = {
-        (tree, *prefix, *entry.path): entry
-        for prefix, model in models.items()
-        for tree, found in receivers(model).items()
-        for entry in found
+    places = {
+        (tree, *prefix): found for prefix, model in models.items() for tree, found in receivers(model).items()
     }
+    entries = {(*place, *entry.path): entry for place, found in places.items() for entry in found}
 
     def put(values: Flat) -> Any:
         for path, value in values.items():
             entries[path].variable.assign(value)
         for model in models.values():
             V.refresh(model)
-            if any(path[0] == "metrics" for path in values) and not V.metrics_built(model):
-                log.warning("model %r: its compiled metrics saw no data yet and start at zero", model.name)
         return like
 
     wanted = {path: V.variable_spec(entry.variable) for path, entry in entries.items()}
-    scope = {(tree, *prefix) for prefix, model in models.items() for tree in receivers(model)}
-    return Target(wanted, frozenset(scope), put)
+    return Target(wanted, frozenset(places), put)
 
 
 def _nnx_target(module: nnx.Module) -> Target:
@@ -112,11 +116,10 @@ def plan(
         StructureMismatchError: listing all leaves that are missing, unexpected or of another shape
             or dtype; nothing was read yet.
     """
-    chosen = _chooser(include)
-    names = _renamed(stored, rename, where)
+    chosen, names = _chooser(include), _renamed(stored, rename, where)
+    _require_included(include, [*names, *target.wanted], where)
     wanted = {path: leaf for path, leaf in target.wanted.items() if chosen(path)}
-    pairs = {path: next(filter(names.__contains__, _candidates(path)), None) for path in wanted}
-    found = {path: names[name] for path, name in pairs.items() if name is not None}
+    found = _found(wanted, names)
     used = set(found.values())
     left = {
         name: stored[path]
@@ -131,7 +134,7 @@ def plan(
     missing = {path: leaf for path, leaf in wanted.items() if path not in found}
     difference = _paths.Diff(missing, left, mismatched)
     good = {path: place for path, place in found.items() if path not in mismatched}
-    if not good or (difference and not partial):
+    if (wanted and not good) or (difference and not partial):
         raise difference.error(where, _FIX if good else _NOTHING)
     if difference:
         log.warning("%s: restored %d leaves, not these:\n%s", where, len(good), difference.table())
@@ -149,30 +152,96 @@ _FIX = (
 _NOTHING = "Not one leaf matches, so nothing was assigned. It is the checkpoint of something else."
 
 
-def _candidates(path: Path) -> list[Path]:
-    return [path, *((tree, *path[1:]) for tree in WEIGHTS)] if path[0] not in _STRICT else [path]
+# where a weight may lie: the trees of a TrainState, and the collections of ToLinen
+_COLLECTIONS = frozenset({*WEIGHTS, "batch_stats", "frozen", "seeds"})
 
 
-_STRICT = ("step", "opt_state", "metrics", "eval_metrics")
+def _found(wanted: Iterable[Path], names: Mapping[Path, Path]) -> dict[Path, Path]:
+    """The stored path of each wanted leaf: that of its own name, else a weight of another collection."""
+    found = {path: names[path] for path in wanted if path in names}
+    used = set(found.values())
+    for path in wanted:
+        places = [(tree, *path[1:]) for tree in WEIGHTS if path[0] in _COLLECTIONS and path not in found]
+        free = [names[place] for place in places if place in names and names[place] not in used]
+        if free:
+            found[path] = free[0]
+            used.add(free[0])
+    return found
+
+
+def _require_included(include: Include, paths: Iterable[Path], where: str) -> None:
+    """Checks that every prefix of `include` names something.
+
+    Raises:
+        StructureMismatchError: listing those that name nothing.
+    """
+    if include is None or isinstance(include, (str, re.Pattern)):
+        return
+    trees = _subtrees((*TREES, "step", "eval_metrics"))  # any of these may have no leaves
+    roots = {prefix: _paths.split(prefix) for prefix in include}
+    nothing = [
+        p for p, root in roots.items() if root not in trees and not any(_within(x, [root]) for x in paths)
+    ]
+    if nothing:
+        raise StructureMismatchError(
+            where,
+            got=f"include= with {', '.join(map(repr, nothing))}, which names nothing",
+            expected="prefixes of whole names, such as 'params/dense'",
+            fix=f"The first names are {', '.join(sorted({path[0] for path in paths}))}.",
+        )
 
 
 def _chooser(include: Include) -> Callable[[Path], bool]:
     """Which paths `include` names: by a regular expression, or by a list of prefixes."""
     if include is None:
         return lambda path: True
+    texts = isinstance(include, (str, re.Pattern)) or (
+        isinstance(include, (list, tuple, set, frozenset)) and all(isinstance(p, str) for p in include)
+    )
+    _require_form(include, texts, "include", "a regular expression, or a list of prefixes")
     if isinstance(include, (str, re.Pattern)):
-        pattern = re.compile(include)
+        pattern = _pattern(include, "include")
         return lambda path: pattern.search(_paths.join(path)) is not None
     prefixes = [_paths.split(prefix) for prefix in include]
     return lambda path: _within(path, prefixes)
 
 
+def _pattern(text: Any, where: str) -> re.Pattern:
+    try:
+        return re.compile(text)
+    except (re.error, TypeError) as error:
+        raise StructureMismatchError(
+            where,
+            got=f"{text!r}, which is no regular expression ({error})",
+            expected="one",
+            fix="Escape what is meant literally, or pass a list of prefixes.",
+        ) from error
+
+
+def _require_form(argument: Any, allowed: bool, where: str, expected: str) -> None:
+    if not allowed:
+        raise StructureMismatchError(
+            where, got=f"a {type(argument).__name__}", expected=expected, fix="See the docs of restore."
+        )
+
+
 def _renamed(stored: Iterable[Path], rename: Rename, where: str) -> dict[Path, Path]:
     """The stored path of every name, after renaming."""
+    if isinstance(rename, Mapping):
+        unknown = [name for name in rename if _paths.split(name) not in stored]
+        if unknown:
+            raise StructureMismatchError(
+                where,
+                report="\n".join(f"  not stored  {name}" for name in unknown),
+                unexpected=unknown,
+                fix="The keys of rename= are whole stored paths. For prefixes pass pairs: [('^a/', 'b/')].",
+            )
     function = _renamer(rename)
     names: dict[Path, Path] = {}
     for path in stored:
-        name = _paths.split(function(_paths.join(path)))
+        new = function(_paths.join(path))
+        _require_form(new, isinstance(new, str), "rename", "a function that gives a name for every name")
+        name = _paths.split(new)
         if name in names:
             raise StructureMismatchError(
                 where,
@@ -190,26 +259,41 @@ def _renamer(rename: Rename) -> Callable[[str], str]:
         return rename
     if isinstance(rename, Mapping):
         return lambda name: rename.get(name, name)
-    return lambda name: _substituted(name, rename)
+    pairs = isinstance(rename, (list, tuple)) and all(
+        isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in rename
+    )
+    _require_form(
+        rename, pairs, "rename", "a dict, a function, or pairs of regular expression and replacement"
+    )
+    compiled = [(_pattern(pattern, "rename"), replacement) for pattern, replacement in rename]
+    return lambda name: _substituted(name, compiled)
 
 
-def _substituted(name: str, pairs: Iterable[tuple[str, str]]) -> str:
+def _substituted(name: str, pairs: Iterable[tuple[re.Pattern, str]]) -> str:
     for pattern, replacement in pairs:
-        name = re.sub(pattern, replacement, name)
+        name = pattern.sub(replacement, name)
     return name
 
 
 def _compatible(stored: Any, wanted: Any) -> bool:
-    """The same shape and dtype; a Python number fits any scalar, since Flax starts steps as one."""
+    """The same shape and dtype; a Python number fits a scalar of its kind, since Flax starts steps as one."""
     if isinstance(wanted, (int, float)) or isinstance(stored, (int, float)):
-        return getattr(stored, "shape", ()) == getattr(wanted, "shape", ()) == ()
-    return not _paths.diff({(): stored}, {(): wanted})
+        return np.shape(stored) == np.shape(wanted) == () and _kind(stored) == _kind(wanted)
+    return not _paths.diff({(): stored}, {(): on_disk(wanted)})
+
+
+def _kind(scalar: Any) -> str:
+    """``b``, ``i`` or ``f``, for a bool, a whole number or a real one."""
+    dtype = scalar.dtype if hasattr(scalar, "dtype") else np.asarray(scalar).dtype
+    return np.dtype(dtype).kind.replace("u", "i")
 
 
 def placement(stored: Any, wanted: Any) -> Any:
     """What Orbax is asked for: the stored shape and dtype, placed as the wanted leaf is."""
     if not hasattr(stored, "shape"):
         return stored
+    if jax.dtypes.canonicalize_dtype(stored.dtype) != stored.dtype:  # jax would cut it to 32 bits
+        return np.broadcast_to(np.zeros((), stored.dtype), stored.shape)
     sharding = getattr(wanted, "sharding", None)
     if sharding is None:  # never left open: Orbax would want the devices of the writer
         sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import metadata as packages
 from types import TracebackType
 from typing import Any
 
 import keras
 
-from keras_flax_bridge import _configs, _orbax, _paths, _restore
-from keras_flax_bridge._leaves import require_values
+from keras_flax_bridge import _configs, _orbax, _restore, _saving
+from keras_flax_bridge._leaves import from_disk
 from keras_flax_bridge._orbax import FilePath
 from keras_flax_bridge._restore import Include, Rename
 from keras_flax_bridge.errors import CheckpointError
-
-FORMAT = 1
 
 
 class CheckpointManager:
@@ -59,10 +56,14 @@ class CheckpointManager:
         save_every: int = 1,
         layout: str = "tree",
     ):
-        _require(layout == "tree", "layout", repr(layout), "'tree'")
-        _require(save_every >= 1, "save_every", str(save_every), "a positive number of steps")
+        _saving.require(layout == "tree", "layout", repr(layout), "'tree'")
+        _saving.require(
+            _saving.is_count(save_every), "save_every", repr(save_every), "a whole number of steps, 1 or more"
+        )
+        kept = max_to_keep is None or _saving.is_count(max_to_keep)
+        _saving.require(kept, "max_to_keep", repr(max_to_keep), "None, or a whole number of steps, 1 or more")
         self.directory = _orbax.absolute(directory)
-        self._best = None if keep_best is None else _best_rule(keep_best)
+        self._best = None if keep_best is None else _saving.best_rule(keep_best)
         self._every = save_every
         self._root = _orbax.Root(self.directory, max_to_keep, self._best)
         self._last_seen: int | None = None
@@ -76,7 +77,7 @@ class CheckpointManager:
         Args:
             state: a `TrainState`, this package's or Flax's; its `step` numbers the checkpoint.
             data: a Grain iterator; its position at this moment is stored.
-            logs: scalars to store; `keep_best` ranks by one of them.
+            logs: scalars to store, others are left out; `keep_best` ranks by one of them.
             model: the Keras model whose config lies beside the weights, for `load_model`; None for
                 the one that the state was taken from.
 
@@ -89,17 +90,18 @@ class CheckpointManager:
                 save before failed.
             OwnershipError: if a leaf was donated.
         """
-        step = int(state.step)
+        step = _saving.step_of(state)
         if not self._is_due(step):
             return False
+        self.wait()
         newest = self.latest_step
         if newest is not None and step <= newest:
             if step in self._known:
                 return False
-            raise _stale(self.directory, step, newest)
-        flat = _checked(state)
-        values = {name: float(value) for name, value in (logs or {}).items()}
-        self._root.save(step, flat, data, values, _metadata(state, model))
+            raise _saving.stale(self.directory, step, newest)
+        flat = _saving.checked(state)
+        values = _saving.numbers(logs)
+        self._root.save(step, flat, data, values, _saving.metadata(state, model))
         self._known.add(step)
         return True
 
@@ -141,7 +143,10 @@ class CheckpointManager:
         restored = restore(
             self.directory, like, step=step, data=data, include=include, rename=rename, partial=partial
         )
-        self._known.add(self.all_steps()[-1] if step is None else step)
+        here = self.all_steps()[-1] if step is None else step
+        self._known = {known for known in self._known if known < here} | {
+            here
+        }  # later ones: another run's now
         return restored
 
     @property
@@ -193,7 +198,7 @@ def save(path: Any, state: Any, *, model: Any = None) -> None:
 
     Args:
         path: the folder to write; it must not exist.
-        state: a `TrainState`, or any pytree of arrays.
+        state: a `TrainState`, an `nnx.Module`, or any pytree of arrays.
         model: the Keras model whose config lies beside the weights; None for the one that the
             state was taken from.
 
@@ -209,8 +214,8 @@ def save(path: Any, state: Any, *, model: Any = None) -> None:
         {'a': Array([0, 1, 2], dtype=int32)}
     """
     folder = _orbax.absolute(path)
-    _require(not folder.exists(), str(folder), "a folder that exists", "a new one")
-    _orbax.save(folder, _checked(state), None, _metadata(state, model))
+    _saving.require(not folder.exists(), str(folder), "a folder that exists", "a new one")
+    _orbax.save(folder, _saving.checked(state), None, _saving.metadata(state, model))
 
 
 def restore(
@@ -229,8 +234,9 @@ def restore(
         path: a checkpoint, or a root folder of steps.
         like: what comes back. A `TrainState`, concrete or abstract, with shardings: a state. A
             `keras.Model`, or a dict of models: filled in place and returned, optimizer and metrics
-            too where it is compiled. An `nnx.Module`: updated in place and returned. Linen variables, a Flax
-            `TrainState` or any other pytree: the same structure.
+            too where it is compiled, but for metrics that saw no data yet. An `nnx.Module`: updated
+            in place and returned. Linen variables, a Flax `TrainState` or any other pytree: the
+            same structure.
         step: which step of a root folder; None for the newest.
         data: a Grain iterator that is set to the stored position.
         include: leaves to restore: a regular expression, or a list of path prefixes; the others
@@ -270,7 +276,7 @@ def restore(
     values = stored.load(targets)
     if data is not None:
         stored.load_data(data)
-    return target.put({path: values[place] for path, place in pairs.items()})
+    return target.put({p: from_disk(values[place], target.wanted[p]) for p, place in pairs.items()})
 
 
 def load_model(path: Any, *, step: int | None = None) -> keras.Model:
@@ -322,53 +328,9 @@ def find(path: Any, step: int | None) -> FilePath:
     folder = _orbax.absolute(path)
     if _orbax.is_checkpoint(folder):
         named = step is None or folder.name == str(step)
-        _require(named, str(folder), f"step={step} with the folder of one checkpoint", "a root folder")
+        _saving.require(named, str(folder), f"step={step} with the folder of one checkpoint", "a root folder")
         return folder
     steps = _orbax.steps_in(folder)
-    _require(bool(steps), str(folder), "no checkpoint", "a checkpoint or a root folder of steps")
-    _require(step is None or step in steps, str(folder), f"step={step}", f"one of the steps {steps}")
+    _saving.require(bool(steps), str(folder), "no checkpoint", "a checkpoint or a root folder of steps")
+    _saving.require(step is None or step in steps, str(folder), f"step={step}", f"one of the steps {steps}")
     return folder / str(steps[-1] if step is None else step)
-
-
-def _checked(state: Any) -> _paths.Flat:
-    flat = _paths.flatten(state)
-    require_values(flat)
-    return flat
-
-
-def _metadata(state: Any, model: Any) -> dict[str, Any]:
-    """What lies beside the leaves: versions, and the config of the model where it has one."""
-    versions = {name: packages.version(name) for name in ("keras", "jax", "flax", "orbax-checkpoint")}
-    return {"format": FORMAT, "versions": versions, **_configs.of_state(state, model)}
-
-
-def _best_rule(keep_best: str | tuple[str, str]) -> tuple[str, str]:
-    if not isinstance(keep_best, str):
-        name, mode = keep_best
-        _require(mode in ("min", "max"), "keep_best", f"mode {mode!r}", "'min' or 'max'")
-        return name, mode
-    for mode, words in _BETTER.items():
-        if any(word in keep_best.lower() for word in words):
-            return keep_best, mode
-    _require(False, "keep_best", repr(keep_best), f"({keep_best!r}, 'min') or ({keep_best!r}, 'max')")
-    raise AssertionError  # unreachable
-
-
-_BETTER = {
-    "min": ("loss", "error", "mse", "mae", "perplexity"),
-    "max": ("acc", "auc", "precision", "recall", "f1", "iou", "r2"),
-}
-
-
-def _stale(directory: FilePath, step: int, newest: int) -> CheckpointError:
-    return CheckpointError(
-        str(directory),
-        got=f"step {step}",
-        expected=f"a step after {newest}, the newest one in the folder",
-        fix="Continue that run with state = manager.restore(state), or take a new folder.",
-    )
-
-
-def _require(condition: bool, where: str, got: str, expected: str) -> None:
-    if not condition:
-        raise CheckpointError(where, got=got, expected=expected, fix="Nothing was read or written.")

@@ -17,6 +17,7 @@ FLOORS = [
     {"_repartition", "_assignments"},
     {"state"},
     {"steps", "nnx", "linen", "_restore", "_configs", "_orbax"},
+    {"_saving"},
     {"checkpoint"},
     {"__init__"},
 ]
