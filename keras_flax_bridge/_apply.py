@@ -13,7 +13,7 @@ import keras
 from keras_flax_bridge import _paths, _random
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._leaves import explained
-from keras_flax_bridge.errors import StructureMismatchError
+from keras_flax_bridge.errors import NotBuiltError, StructureMismatchError
 
 
 def call(
@@ -32,6 +32,26 @@ def call(
         outputs = layer(*args, **kwargs)
         losses = layer.losses
     return outputs, [scope.get_current_value(entry.variable) for entry in entries], losses
+
+
+def require_built_layer(layer: Any) -> None:
+    """Checks that something is a Keras layer that can be wrapped.
+
+    Raises:
+        StructureMismatchError: if it is no Keras layer.
+        NotBuiltError: if it has no variables yet.
+    """
+    if not isinstance(layer, keras.layers.Layer):
+        raise StructureMismatchError(
+            "layer", got=f"a {type(layer).__name__}", expected="a Keras layer or model", fix="Pass one."
+        )
+    if not layer.built:
+        raise NotBuiltError(
+            f"layer {layer.name!r}",
+            got="a layer without variables",
+            expected="a built layer",
+            fix="Call it on data, or call its build(input_shape), before wrapping it.",
+        )
 
 
 class KerasApply:

@@ -12,7 +12,7 @@ import keras
 
 from keras_flax_bridge import _batches
 from keras_flax_bridge import _variables as V
-from keras_flax_bridge._leaves import strong
+from keras_flax_bridge._leaves import owned, strong
 from keras_flax_bridge._transforms import require_model, trainee
 from keras_flax_bridge.errors import (
     BridgeError,
@@ -118,11 +118,6 @@ def _once(value: Any, seen: set[int]) -> Any:
         return jnp.copy(value)
     seen.add(id(value))
     return value
-
-
-def owned(value: Any) -> Any:
-    """A copy of an array in a buffer of its own."""
-    return strong(jnp.copy(value))
 
 
 def require_untraced(model: Any) -> None:

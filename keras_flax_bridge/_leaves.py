@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import keras
 
 from keras_flax_bridge import _paths
@@ -21,6 +22,11 @@ def strong(tree: Any) -> Any:
 
 def _strong(leaf: Any) -> Any:
     return jax.lax.convert_element_type(leaf, leaf.dtype) if getattr(leaf, "weak_type", False) else leaf
+
+
+def owned(value: Any) -> Any:
+    """A copy of an array in a buffer of its own."""
+    return strong(jnp.copy(value))
 
 
 def _is_key(leaf: Any) -> bool:

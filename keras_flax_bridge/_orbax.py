@@ -22,6 +22,7 @@ from keras_flax_bridge import _paths
 from keras_flax_bridge.errors import CheckpointError, CorruptCheckpointError
 
 STATE, DATA = "state", "data"  # names of the checkpointables; Orbax's default name has changed before
+_MARK = "_CHECKPOINT_METADATA"  # the file that Orbax writes last
 _OURS = "keras_flax_bridge"  # the key of our own metadata
 
 
@@ -95,7 +96,15 @@ def absolute(path: Any) -> FilePath:
 
 
 def is_checkpoint(path: FilePath) -> bool:
-    return (path / "_CHECKPOINT_METADATA").is_file()
+    return (path / _MARK).is_file()
+
+
+def _is_json(path: FilePath) -> bool:
+    try:
+        json.loads(path.read_text())
+    except ValueError:
+        return False
+    return True
 
 
 def steps_in(root: FilePath) -> list[int]:
@@ -146,11 +155,11 @@ class Stored:
     def _require_complete(self) -> None:
         """Orbax reads damaged metadata as if there were none."""
         count = self.metadata.get("leaves", len(self.specs) or 1)
-        if len(self.specs) != count:
+        if len(self.specs) != count or not _is_json(self.path / _MARK):
             raise CorruptCheckpointError(
                 str(self.path),
-                got=f"metadata of {len(self.specs)} leaves",
-                expected=f"{count} leaves",
+                got=f"metadata that can't be read, or only of {len(self.specs)} leaves",
+                expected=f"metadata of {count} leaves",
                 fix="The checkpoint is damaged: take another step.",
             )
 

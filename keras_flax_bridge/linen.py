@@ -10,8 +10,7 @@ import jax
 
 from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
-from keras_flax_bridge._apply import KerasApply
-from keras_flax_bridge.errors import NotBuiltError
+from keras_flax_bridge._apply import KerasApply, require_built_layer
 
 _COLLECTIONS = {
     V.PARAM: "params",
@@ -63,7 +62,7 @@ class ToLinen(nn.Module):
         Raises:
             StructureMismatchError: if a collection is missing or of another structure.
         """
-        _require_built(self.layer)
+        require_built_layer(self.layer)
         params, non_trainable = V.collect_layer(self.layer)
         boxes = self._boxes(params + non_trainable)
         values = _paths.flatten(_paths.nest({place: box.value for place, box in boxes.items()}))
@@ -103,16 +102,6 @@ class ToLinen(nn.Module):
             derived = collection == "seeds" and key is not None
             if collection != "params" and not derived and self.is_mutable_collection(collection):
                 box.value = values[collection][name]
-
-
-def _require_built(layer: Any) -> None:
-    if not layer.built:
-        raise NotBuiltError(
-            f"layer {layer.name!r}",
-            got="a layer without variables",
-            expected="a built layer",
-            fix="Call it on data, or call its build(input_shape), before wrapping it.",
-        )
 
 
 def _place(entry: V.Entry) -> _paths.Path:

@@ -9,9 +9,9 @@ from flax import nnx
 
 from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
-from keras_flax_bridge._apply import call
-from keras_flax_bridge._leaves import strong
-from keras_flax_bridge.errors import NotBuiltError
+from keras_flax_bridge._apply import call, require_built_layer
+from keras_flax_bridge._leaves import owned
+from keras_flax_bridge.errors import StructureMismatchError
 
 
 class KerasSeed(nnx.RngState):
@@ -35,6 +35,24 @@ class _Node(nnx.Module):
     """One level of structural keys below a `ToNNX`."""
 
 
+class _Held:
+    """What a `ToNNX` calls; two modules of one layer are one type to jit."""
+
+    def __init__(self, layer: Any, entries: tuple[V.Entry, ...]):
+        self.layer = layer
+        self.entries = entries
+        self._key = (id(layer), *((id(entry.variable), entry.kind) for entry in entries))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Held) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __deepcopy__(self, memo: dict) -> _Held:
+        return self
+
+
 class ToNNX(nnx.Module):
     """A Keras layer or model as an `nnx.Module`; no environment flag is needed.
 
@@ -50,6 +68,7 @@ class ToNNX(nnx.Module):
 
     Raises:
         NotBuiltError: if the layer has no variables yet.
+        StructureMismatchError: if `layer` is no Keras layer, or `rngs` no `nnx.Rngs`.
         UnsupportedLayerError: with `rngs`, if the layer can't be built again from its config.
 
     Example:
@@ -60,20 +79,17 @@ class ToNNX(nnx.Module):
     """
 
     def __init__(self, layer: keras.layers.Layer, *, rngs: nnx.Rngs | None = None):
-        if not layer.built:
-            raise NotBuiltError(
-                f"layer {layer.name!r}",
-                got="a layer without variables",
-                expected="a built layer",
-                fix="Call it on data, or call its build(input_shape), before wrapping it.",
+        require_built_layer(layer)
+        if rngs is not None and not isinstance(rngs, nnx.Rngs):
+            raise StructureMismatchError(
+                "rngs", got=f"a {type(rngs).__name__}", expected="nnx.Rngs", fix="Pass rngs=nnx.Rngs(0)."
             )
         params, non_trainable = V.collect_layer(layer)
-        self._layer = layer
-        self._entries: tuple[V.Entry, ...] = tuple(params + non_trainable)
+        self._held = _Held(layer, tuple(params + non_trainable))
         self.deterministic = True
         drawn = None if rngs is None else V.initial_values(layer, rngs.params())
-        for entry in self._entries:
-            value = strong(entry.variable.value) if drawn is None else drawn[entry.path]
+        for entry in self._held.entries:
+            value = owned(entry.variable.value) if drawn is None else drawn[entry.path]
             node = _node(self, entry.path[:-1])
             setattr(node, _attribute(node, entry.path[-1]), _TYPES[entry.kind](value))
 
@@ -94,7 +110,7 @@ class ToNNX(nnx.Module):
         kwargs["training"] = not self.deterministic if training is None else training
         variables = list(self.variables_by_path().values())
         before = [variable.get_value() for variable in variables]
-        outputs, after, _ = call(self._layer, self._entries, before, args, kwargs)
+        outputs, after, _ = call(self._held.layer, self._held.entries, before, args, kwargs)
         for variable, old, new in zip(variables, before, after, strict=True):
             if new is not old:
                 variable.set_value(new)
@@ -102,7 +118,7 @@ class ToNNX(nnx.Module):
 
     def variables_by_path(self) -> dict[_paths.Path, nnx.Variable]:
         """The module's variables by structural path."""
-        nodes = {entry.path: _node(self, entry.path[:-1]) for entry in self._entries}
+        nodes = {entry.path: _node(self, entry.path[:-1]) for entry in self._held.entries}
         return {path: getattr(node, _attribute(node, path[-1])) for path, node in nodes.items()}
 
 
@@ -117,9 +133,13 @@ def _node(node: Any, path: _paths.Path) -> Any:
 
 
 def _attribute(node: Any, name: str) -> str:
-    """The attribute that stands for a key; one that `nnx.Module` needs itself gets an underscore."""
-    reserved = hasattr(type(node), name) or (isinstance(node, ToNNX) and name in _OWN)
+    """The attribute that stands for a key; one that `nnx.Module` needs itself gets an underscore.
+
+    So does one that ends in underscores already, for no two keys to share an attribute.
+    """
+    stem = name.rstrip("_")
+    reserved = hasattr(type(node), stem) or (isinstance(node, ToNNX) and stem in _OWN)
     return f"{name}_" if reserved else name
 
 
-_OWN = ("deterministic", "_layer", "_entries")
+_OWN = ("deterministic", "_held")

@@ -14,7 +14,7 @@ from flax.training import train_state
 from keras_flax_bridge import _assignments, _intake, _parts, _paths, _repartition
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._apply import KerasApply
-from keras_flax_bridge._leaves import explained
+from keras_flax_bridge._leaves import explained, owned
 from keras_flax_bridge._transforms import (
     KerasTransformation,
     taking_no_extra_arguments,
@@ -113,7 +113,7 @@ class TrainState(train_state.TrainState):
         is_keras = isinstance(tx, KerasTransformation)
         step = V.iterations(trained.optimizer) if is_keras else 0
         state = cls(
-            step=_intake.owned(jnp.asarray(step, jnp.int32)),
+            step=owned(jnp.asarray(step, jnp.int32)),
             apply_fn=KerasApply(trained),
             params=params,
             tx=tx,
@@ -218,7 +218,7 @@ class TrainState(train_state.TrainState):
             10
         """
         plan = _assignments.of(self, model, optimizer=optimizer, metrics=metrics)
-        new = [_intake.owned(leaf) if copy else leaf for _, leaf in plan]
+        new = [owned(leaf) if copy else leaf for _, leaf in plan]
         for (variable, _), leaf in zip(plan, new, strict=True):
             variable.assign(leaf)
         for filled in model.values() if isinstance(model, Mapping) else [model]:
@@ -362,7 +362,7 @@ class TrainState(train_state.TrainState):
         _parts.require_names([name], dict.fromkeys(self.parts), "part")
         trees = {tree: getattr(self, tree)[name] for tree in TREES}
         apply_fn: Any = self.apply_fn
-        step = _intake.owned(self.step)
+        step = owned(self.step)
         return self.replace(step=step, apply_fn=apply_fn.parts[name], tx=self.tx.parts[name], **trees)
 
     def with_parts(self, **parts: TrainState) -> TrainState:

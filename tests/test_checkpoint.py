@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from keras import layers
 import keras_flax_bridge as kfb
 from keras_flax_bridge import _paths
 from tests import contracts
+from tests.models import optimizers
 
 BATCH = next(contracts.SEQUENTIAL.batches())
 
@@ -196,6 +198,124 @@ def test_include_takes_prefixes_and_patterns(saved):
     assert np.array_equal(kernels.params["dense"]["bias"], like.params["dense"]["bias"])
 
 
+class Following(kfb.TrainState):
+    """A state with a field of the user's own."""
+
+    ema: object = None
+
+
+def test_a_tree_that_was_not_saved_is_missing_and_not_taken_from_another(saved):
+    path, model, state = saved
+    like = Following.from_keras(model)
+    with pytest.raises(kfb.StructureMismatchError) as error:
+        kfb.restore(path, like.replace(ema=state.params))
+    assert set(error.value.missing) == {_paths.join(("ema", *p)) for p in _paths.flatten(state.params)}
+
+
+LEFT_OUT = {
+    "a leaf": ({"a": jnp.ones(1)}, {"b"}),
+    "a tree": ({"a": jnp.ones(1), "params": {"w": jnp.ones(2)}}, {"b"}),
+}
+
+
+@pytest.mark.parametrize(("like", "left"), LEFT_OUT.values(), ids=LEFT_OUT)
+def test_a_stored_leaf_that_is_not_wanted_is_unexpected(tmp_path, like, left):
+    kfb.save(tmp_path / "x", {**like, "b": jnp.ones(2)})
+    with pytest.raises(kfb.StructureMismatchError) as error:
+        kfb.restore(tmp_path / "x", like)
+    assert set(error.value.unexpected) == left
+
+
+# --- whatever is in a tree
+
+LEAVES = {
+    "a key": jax.random.key(3),
+    "keys": jax.random.split(jax.random.key(3, impl="rbg"), 2),
+    "nothing": jnp.zeros((0, 3), "bfloat16"),
+    "bfloat16": jnp.arange(3, dtype="bfloat16"),
+    "a bool": True,
+    "a number": 3,
+    "a real number": 0.5,
+    "a numpy scalar": np.float32(2),
+    "64 bits": np.array([2**40 + 1, 3]),
+    "a 64-bit scalar": np.int64(10**10),
+    "complex": jnp.ones(2, "complex64"),
+}
+
+
+@pytest.mark.parametrize("leaf", LEAVES.values(), ids=LEAVES)
+def test_leaf_comes_back_as_it_was(tmp_path, leaf):
+    tree = {"x": leaf, "other": jnp.ones(1)}
+    kfb.save(tmp_path / "x", tree)
+    back = kfb.restore(tmp_path / "x", tree)["x"]
+    assert jnp.asarray(back).dtype == jnp.asarray(leaf).dtype
+    if isinstance(leaf, np.ndarray | np.generic):
+        assert np.asarray(back).dtype == leaf.dtype
+    same = jax.random.key_data if "key" in str(getattr(leaf, "dtype", "")) else np.asarray
+    assert np.array_equal(same(back), same(leaf))
+
+
+@pytest.mark.parametrize("like", [jnp.zeros((), "int32"), 3], ids=["array", "number"])
+def test_a_number_fits_a_scalar_of_its_kind_alone(tmp_path, like):
+    kfb.save(tmp_path / "x", {"a": 1.5})
+    with pytest.raises(kfb.StructureMismatchError, match="mismatched"):
+        kfb.restore(tmp_path / "x", {"a": like})
+
+
+def test_modules_with_keys_round_trip(tmp_path):
+    class Host(nnx.Module):
+        def __init__(self, seed):
+            self.keras = kfb.ToNNX(contracts.SEQUENTIAL.build(), rngs=nnx.Rngs(seed))
+            self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(seed))
+
+    host, other = Host(1), Host(2)
+    kfb.save(tmp_path / "host", host)
+    kfb.restore(tmp_path / "host", other)
+    wanted, got = (nnx.to_pure_dict(nnx.state(module)) for module in (host, other))
+    data = lambda leaf: jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf  # noqa: E731
+    assert equal(jax.tree.map(data, got), jax.tree.map(data, wanted))
+    module = kfb.ToNNX(contracts.SEQUENTIAL.build())
+    kfb.save(tmp_path / "module", module)
+    kfb.restore(tmp_path / "module", contracts.SEQUENTIAL.build(), include=["params", "non_trainable"])
+
+
+@pytest.mark.parametrize("file", ["state/_METADATA", "_CHECKPOINT_METADATA"])
+def test_damaged_metadata_is_no_empty_checkpoint(saved, file):
+    path, _, state = saved
+    (path / file).write_text("{")
+    with pytest.raises(kfb.CheckpointError):
+        kfb.restore(path, state)
+
+
+# --- arguments of restore
+
+SAID = {
+    "a typo": ({"include": ["params", "non_trainble"]}, "'non_trainble', which names nothing"),
+    "half a name": ({"include": ["params/den"]}, "'params/den'"),
+    "no pattern": ({"include": "("}, "no regular expression"),
+    "a number": ({"include": 3}, "got a int"),
+    "a name that is not stored": ({"rename": {"params/dense": "params/foo"}}, "not stored  params/dense"),
+    "no names": ({"rename": lambda name: None}, "got a NoneType"),
+    "a word": ({"rename": "foo"}, "got a str"),
+    "a broken pattern": ({"rename": [("(", "x")]}, "no regular expression"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "words"), SAID.values(), ids=SAID)
+def test_a_wrong_argument_is_explained(saved, arguments, words):
+    path, _, state = saved
+    with pytest.raises(kfb.StructureMismatchError, match=re.escape(words)):
+        kfb.restore(path, state, **arguments)
+
+
+@pytest.mark.parametrize(
+    "like", [jnp.zeros(3), "foo", contracts.SEQUENTIAL.build], ids=["array", "str", "function"]
+)
+def test_what_can_not_be_restored_into_is_explained(saved, like):
+    with pytest.raises(kfb.StructureMismatchError, match="expected a TrainState"):
+        kfb.restore(saved[0], like)
+
+
 RENAMES = {
     "dict": {"a/w": "b/w", "a/v": "b/v"},
     "pairs": [(r"^a/", "b/")],
@@ -241,6 +361,12 @@ def test_a_model_without_a_config_is_saved_and_load_model_says_why(tmp_path):
     with pytest.raises(kfb.CheckpointError, match="no model config"):
         kfb.load_model(tmp_path / "plain")
     kfb.restore(tmp_path / "plain", model)
+
+
+def test_load_model_wraps_the_optimizer_as_compile_did(tmp_path):
+    model = optimizers.mixed_float16()
+    kfb.save(tmp_path / "half", kfb.TrainState.from_keras(model))
+    assert isinstance(kfb.load_model(tmp_path / "half").optimizer, keras.optimizers.LossScaleOptimizer)
 
 
 def test_load_model_runs_no_code(tmp_path):
@@ -351,13 +477,63 @@ def test_a_folder_that_is_gone_is_named(tmp_path):
             manager.save(next(states(1)))
 
 
+def test_steps_of_a_run_that_was_given_up_are_not_taken_for_new_ones(tmp_path):
+    with kfb.CheckpointManager(tmp_path, max_to_keep=None) as manager:
+        first, *rest = states(3)
+        for state in (first, *rest):
+            manager.save(state)
+        manager.restore(first, step=1)
+        with pytest.raises(kfb.CheckpointError, match="that you give up"):
+            manager.save(rest[0])
+
+
+def test_a_reader_sees_what_another_manager_writes(tmp_path):
+    (state,) = states(1)
+    with kfb.CheckpointManager(tmp_path) as writer, kfb.CheckpointManager(tmp_path) as reader:
+        assert reader.latest_step is None
+        writer.save(state)
+        writer.wait()
+        assert reader.latest_step == 1
+        assert equal(reader.restore(state), state)
+
+
+@pytest.mark.parametrize("wrong", ["donated", "abstract", "no step", "half a step", "nothing"])
+def test_what_can_not_be_saved_is_explained(trained, tmp_path, wrong):
+    model, state = trained
+    given = {
+        "donated": state,
+        "abstract": kfb.TrainState.abstract(contracts.SEQUENTIAL.build),
+        "no step": {"params": jnp.ones(1)},
+        "half a step": state.replace(step=7.9),
+        "nothing": jnp.ones(3),
+    }[wrong]
+    if wrong == "donated":
+        kfb.make_train_step(model)(state, BATCH)
+    with kfb.CheckpointManager(tmp_path) as manager, pytest.raises(kfb.BridgeError):
+        manager.save(given)
+    if wrong == "nothing":
+        with pytest.raises(kfb.CheckpointError, match="expected a TrainState"):
+            kfb.save(tmp_path / "one", given)
+
+
 WRONG = {
+    "a file": (lambda p: kfb.CheckpointManager(touched(p / "file")), "got a file"),
+    "a bucket": (lambda p: kfb.save("gs://bucket/x", {"a": jnp.ones(1)}), "a local path"),
+    "no path": (lambda p: kfb.restore(None, {"a": 1}), "a local path"),
+    "none kept": (lambda p: kfb.CheckpointManager(p, max_to_keep=0), "max_to_keep"),
+    "half saves": (lambda p: kfb.CheckpointManager(p, save_every=2.5), "save_every"),
+    "best of one": (lambda p: kfb.CheckpointManager(p, keep_best=("a",)), "keep_best"),
     "no folder": (lambda p: kfb.restore(p / "none", {"a": 1}), "no checkpoint"),
     "no checkpoint": (lambda p: kfb.restore(p, {"a": 1}), "no checkpoint"),
     "exists": (lambda p: kfb.save(p, {"a": jnp.ones(1)}), "exists"),
     "layout": (lambda p: kfb.CheckpointManager(p, layout="flat"), "'tree'"),
     "best": (lambda p: kfb.CheckpointManager(p, keep_best="score"), "'min'"),
 }
+
+
+def touched(path):
+    path.touch()
+    return path
 
 
 @pytest.mark.parametrize(("act", "words"), WRONG.values(), ids=WRONG)

@@ -143,14 +143,39 @@ def test_rngs_initialise_purely(model):
 
 
 def test_names_that_nnx_needs_itself_get_out_of_the_way():
-    model = keras.Sequential(
-        [keras.Input((2,)), layers.Dense(1, name="train"), layers.Dense(1, name="deterministic")]
-    )
+    names = ("train", "train_", "deterministic")
+    model = keras.Sequential([keras.Input((2,)), *(layers.Dense(1, name=name) for name in names)])
     module = kfb.ToNNX(model)
+    assert len(nnx.to_flat_state(nnx.state(module))) == 6
     module.train()
     assert module.train_.kernel.shape == (2, 1)
     assert ("train", "kernel") in module.variables_by_path()
     close(module(np.ones((1, 2), "float32"), training=False), model(np.ones((1, 2), "float32")))
+
+
+def test_two_modules_of_one_architecture_share_a_jitted_function(model):
+    call = nnx.jit(lambda module, x: module(x))
+    first = call(kfb.ToNNX(model), X)
+    close(call(kfb.ToNNX(SEQUENTIAL.build()), X), first)
+    graph, state = nnx.split(kfb.ToNNX(model))
+    assert hash(graph) == hash(nnx.split(kfb.ToNNX(model))[0])
+    pure = jax.jit(lambda graph, state, x: nnx.merge(graph, state)(x), static_argnums=0)
+    close(pure(graph, state, X), first)
+
+
+def test_donating_a_module_leaves_the_layer_alone(model):
+    nnx.jit(lambda module: None, donate_argnums=0)(kfb.ToNNX(model))
+    model(X)
+
+
+def test_what_is_no_layer_is_explained(model):
+    for act in (
+        lambda: kfb.ToNNX(3),
+        lambda: kfb.ToNNX(model, rngs=0),
+        lambda: kfb.ToLinen(3).init(jax.random.key(0), X),
+    ):
+        with pytest.raises(kfb.StructureMismatchError, match="got a int"):
+            act()
 
 
 # --- ToLinen
