@@ -83,7 +83,7 @@ ROWS = [
         {"sum": normal(1), "difference": normal(1)},
         fast=True,
     ),
-    Row("subclassed", sub.subclassed, X, Y, fast=True),
+    Row("subclassed", partial(sub.subclassed, sub.Subclassed), X, Y, fast=True),
     Row("own_step", partial(sub.subclassed, sub.OwnStep), X, Y, fast=True),
     Row("recurrent", sequences.recurrent, labels(9, 5), labels(2, 5), weights(5), fast=True),
     Row("scaled", optimizers.scaled, normal(6), normal(1), fast=True, **BFLOAT16),

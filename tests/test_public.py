@@ -6,6 +6,7 @@ import pytest
 
 import keras_flax_bridge as kfb
 from keras_flax_bridge import errors
+from tests import coverage
 
 NAMES = [name for name in vars(kfb) if not name.startswith("_") and not inspect.ismodule(getattr(kfb, name))]
 OBJECTS = {name: getattr(kfb, name) for name in NAMES}
@@ -89,3 +90,9 @@ def test_errors_share_one_base(kind):
     assert issubclass(kind, kfb.BridgeError)
     misuse = not issubclass(kind, kfb.CheckpointError) and kind is not kfb.BridgeError
     assert issubclass(kind, ValueError) == misuse
+
+
+def test_the_page_on_coverage_is_that_of_the_contract_table():
+    assert coverage.written(coverage.PAGE.read_text()) == coverage.PAGE.read_text(), (
+        "python -m tests.coverage"
+    )

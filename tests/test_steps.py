@@ -209,6 +209,17 @@ def test_a_model_compiled_again_asks_for_a_new_step(model):
         train_step(state, BATCH)
 
 
+def test_class_weights_are_sample_weights(model):
+    row, class_weight = contracts.SEQUENTIAL, {0: 1.0, 1: 3.0, 2: 0.5}
+    fitted = contracts.SEQUENTIAL.build()
+    fitted.fit(**{**row.data, "sample_weight": None}, shuffle=False, class_weight=class_weight)
+    state, train_step = kfb.TrainState.from_keras(model), kfb.make_train_step(model)
+    for x, y in row.batches():
+        state, _ = train_step(state, (x, y, np.vectorize(class_weight.get)(y).astype("float32")))
+    wanted = kfb.TrainState.from_keras(fitted)
+    assert equal((state.params, state.opt_state), (wanted.params, wanted.opt_state))
+
+
 # --- wrong batches and states
 
 

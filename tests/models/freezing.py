@@ -16,6 +16,7 @@ def frozen_before() -> keras.Model:
 
 
 def frozen_after() -> keras.Model:
+    """Layers frozen after they were built."""
     keras.utils.set_random_seed(51)
     model = keras.Sequential(
         [
@@ -33,6 +34,7 @@ def frozen_after() -> keras.Model:
 
 
 def lora() -> keras.Model:
+    """`enable_lora` on Embedding, EinsumDense and Dense."""
     keras.utils.set_random_seed(52)
     model = keras.Sequential(
         [

@@ -8,6 +8,7 @@ from keras import layers
 
 
 def sequential() -> keras.Model:
+    """Sequential: a regularizer, moving statistics, dropout, a layer with a name."""
     keras.utils.set_random_seed(1)
     model = keras.Sequential(
         [
@@ -75,6 +76,7 @@ class Outer(keras.Model):
 
 
 def nested() -> keras.Model:
+    """Models inside models; layers in tuples, dicts and lists; names that clash."""
     keras.utils.set_random_seed(4)
     model = Outer()
     model(np.zeros((1, 4)))

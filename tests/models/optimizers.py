@@ -25,6 +25,7 @@ def small(
 
 
 def mixed_bfloat16() -> keras.Model:
+    """The policy mixed_bfloat16 for every layer."""
     return small("adam", policy="mixed_bfloat16")
 
 
@@ -54,12 +55,14 @@ def scaled() -> keras.Model:
 
 
 def with_exclusions() -> keras.Model:
+    """Weight decay with exclusions."""
     optimizer = optimizers.AdamW(1e-2, weight_decay=0.1)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return small(optimizer)
 
 
 def multi_optimizer() -> keras.Model:
+    """MultiOptimizer: groups of weights with optimizers of their own."""
     rules = {".*head.*": optimizers.SGD(0.1, momentum=0.9)}
     return small(optimizers.MultiOptimizer(optimizers.OptimizerMap(optimizers.Adam(1e-2), rules)))
 

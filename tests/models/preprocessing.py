@@ -5,6 +5,7 @@ from keras import layers
 
 
 def images() -> keras.Model:
+    """Rescaling, random augmentation, cropping, resizing."""
     keras.utils.set_random_seed(60)
     model = keras.Sequential(
         [
@@ -27,6 +28,7 @@ def images() -> keras.Model:
 
 
 def categories() -> keras.Model:
+    """CategoryEncoding."""
     keras.utils.set_random_seed(61)
     x = keras.Input((2,), dtype="int32")
     hot = layers.CategoryEncoding(5, output_mode="multi_hot")(x)

@@ -10,6 +10,7 @@ SIZE = 8
 
 
 def spectral() -> keras.Model:
+    """SpectralNormalization around layers, BatchNormalization."""
     keras.utils.set_random_seed(20)
     model = keras.Sequential(
         [
@@ -57,6 +58,7 @@ def noisy() -> keras.Model:
 
 
 def stateful_rnn() -> keras.Model:
+    """RNNs that carry their state from batch to batch."""
     keras.utils.set_random_seed(23)
     model = keras.Sequential(
         [
@@ -98,6 +100,7 @@ class VectorQuantizer(layers.Layer):
 
 
 def vector_quantizer() -> keras.Model:
+    """A codebook assigned in `call`, a commitment loss."""
     keras.utils.set_random_seed(24)
     x = keras.Input((4,))
     model = keras.Model(x, layers.Dense(4)(VectorQuantizer(5)(layers.Dense(3)(x))))
@@ -120,6 +123,7 @@ class Sampling(layers.Layer):
 
 
 def variational() -> keras.Model:
+    """A layer with a seed generator and a divergence loss."""
     keras.utils.set_random_seed(25)
     x = keras.Input((4,))
     h = layers.Dense(3, "relu")(x)
@@ -130,6 +134,7 @@ def variational() -> keras.Model:
 
 
 def regularized() -> keras.Model:
+    """Regularizers of weights and activities, constraints."""
     keras.utils.set_random_seed(26)
     model = keras.Sequential(
         [

@@ -73,6 +73,7 @@ class Lazy(keras.Model):
 
 
 def lazy() -> keras.Model:
+    """A subclassed model that is built by its first batch."""
     keras.utils.set_random_seed(11)
     model = Lazy()
     model.compile("adagrad", "mse", metrics=[keras.metrics.R2Score()])
@@ -93,6 +94,7 @@ class Tied(keras.Model):
 
 
 def tied() -> keras.Model:
+    """An embedding that is the output projection too."""
     keras.utils.set_random_seed(12)
     model = Tied()
     model(np.zeros((1, 3), "int32"))
@@ -204,6 +206,7 @@ class OwnCompile(Lazy):
 
 
 def own_compile() -> keras.Model:
+    """A `compile` with arguments of its own, a loss of its own, a tracked metric."""
     keras.utils.set_random_seed(14)
     model = OwnCompile()
     model.compile("adam", ["mae"], keras.losses.Huber())
