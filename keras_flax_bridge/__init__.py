@@ -4,10 +4,11 @@ from keras_flax_bridge import _backend
 
 _backend.ensure_jax()  # before anything below imports Keras
 
-from keras_flax_bridge.checkpoint import CheckpointManager as CheckpointManager
+from keras_flax_bridge.checkpoint import VerifyReport as VerifyReport
 from keras_flax_bridge.checkpoint import load_model as load_model
 from keras_flax_bridge.checkpoint import restore as restore
 from keras_flax_bridge.checkpoint import save as save
+from keras_flax_bridge.checkpoint import verify as verify
 from keras_flax_bridge.errors import BackendError as BackendError
 from keras_flax_bridge.errors import BridgeError as BridgeError
 from keras_flax_bridge.errors import CheckpointError as CheckpointError
@@ -18,6 +19,7 @@ from keras_flax_bridge.errors import StructureMismatchError as StructureMismatch
 from keras_flax_bridge.errors import UnsupportedLayerError as UnsupportedLayerError
 from keras_flax_bridge.errors import UnsupportedOptimizerError as UnsupportedOptimizerError
 from keras_flax_bridge.linen import ToLinen as ToLinen
+from keras_flax_bridge.manager import CheckpointManager as CheckpointManager
 from keras_flax_bridge.nnx import Frozen as Frozen
 from keras_flax_bridge.nnx import KerasSeed as KerasSeed
 from keras_flax_bridge.nnx import ToNNX as ToNNX

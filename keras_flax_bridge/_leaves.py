@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import keras
+import numpy as np
 
 from keras_flax_bridge import _paths
 from keras_flax_bridge.errors import BridgeError, NotBuiltError, OwnershipError
@@ -34,7 +35,13 @@ def _is_key(leaf: Any) -> bool:
 
 
 def on_disk(leaf: Any) -> Any:
-    """A leaf as it lies on disk: the data of a typed key, abstract if the key is; all else as it is."""
+    """A leaf as it lies on disk: the data of a typed key, abstract if the key is; all else as it is.
+
+    A numpy scalar makes Orbax's asynchronous save hang at exit, and a Python bool makes it lose all
+    leaves: both become arrays.
+    """
+    if isinstance(leaf, (np.generic, bool)):
+        return np.asarray(leaf)
     if not _is_key(leaf):
         return leaf
     return (

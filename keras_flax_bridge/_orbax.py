@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path as FilePath
 from typing import Any
@@ -18,12 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from keras_flax_bridge import _paths
+from keras_flax_bridge import _integrity, _paths
 from keras_flax_bridge.errors import CheckpointError, CorruptCheckpointError
 
 STATE, DATA = "state", "data"  # names of the checkpointables; Orbax's default name has changed before
 _MARK = "_CHECKPOINT_METADATA"  # the file that Orbax writes last
-_OURS = "keras_flax_bridge"  # the key of our own metadata
+_OURS, _OURS_SUM = "keras_flax_bridge", "keras_flax_bridge_crc32"  # keys of our own metadata
 
 
 @cache
@@ -34,14 +35,16 @@ def _ocp() -> Any:
 
 
 @contextlib.contextmanager
-def _speaking(where: FilePath | str, doing: str) -> Iterator[None]:
+def _speaking(
+    where: FilePath | str, doing: str, kind: type[CheckpointError] = CheckpointError
+) -> Iterator[None]:
     """Turns what Orbax raises into an error that says which checkpoint it was."""
     try:
         yield
     except CheckpointError:
         raise
     except Exception as error:  # Orbax and tensorstore raise many kinds, most of them undocumented
-        raise CheckpointError(
+        raise kind(
             str(where),
             got=f"{type(error).__name__} while {doing}: {str(error)[:500]}",
             expected=f"{doing} to succeed",
@@ -61,12 +64,7 @@ def _decode(path: _paths.Path) -> _paths.Path:
 
 
 def _to_disk(flat: Mapping[_paths.Path, Any]) -> dict[str, Any]:
-    return _paths.nest({_encode(p): _storable(leaf) for p, leaf in flat.items() if not _is_empty(leaf)})
-
-
-def _storable(leaf: Any) -> Any:
-    # a numpy scalar makes Orbax's asynchronous save hang at exit; a Python bool makes it lose all leaves
-    return np.asarray(leaf) if isinstance(leaf, (np.generic, bool)) else leaf
+    return _paths.nest({_encode(p): leaf for p, leaf in flat.items() if not _is_empty(leaf)})
 
 
 def _is_empty(leaf: Any) -> bool:
@@ -116,8 +114,7 @@ def steps_in(root: FilePath) -> list[int]:
 def save(path: FilePath, flat: Mapping[_paths.Path, Any], data: Any, metadata: dict[str, Any]) -> None:
     """Writes one checkpoint at `path` and returns when it is on disk."""
     with _speaking(path, "saving"):
-        custom = {_OURS: _text(flat, metadata)}
-        _ocp().save_checkpointables(path, _items(flat, data), custom_metadata=custom)
+        _ocp().save_checkpointables(path, _items(flat, data), custom_metadata=_custom(flat, metadata))
 
 
 def _items(flat: Mapping[_paths.Path, Any], data: Any) -> dict[str, Any]:
@@ -125,10 +122,20 @@ def _items(flat: Mapping[_paths.Path, Any], data: Any) -> dict[str, Any]:
     return items if data is None else {**items, DATA: data}
 
 
-def _text(flat: Mapping[_paths.Path, Any], metadata: dict[str, Any]) -> str:
-    """Our metadata: as text, since Orbax would not keep every JSON type as it is."""
+def _custom(flat: Mapping[_paths.Path, Any], metadata: dict[str, Any]) -> dict[str, str | int]:
+    """Our metadata: as text, since Orbax would not keep every JSON type as it is; and its checksum."""
     empty = {_paths.join(p): (str(leaf.dtype), leaf.shape) for p, leaf in flat.items() if _is_empty(leaf)}
-    return json.dumps({**metadata, "leaves": len(flat), "empty": empty})
+    sums = _integrity.checksums(flat)
+    text = json.dumps({**metadata, "leaves": len(flat), "empty": empty, "checksums": sums})
+    return {_OURS: text, _OURS_SUM: zlib.crc32(text.encode())}
+
+
+def _ours(custom: Mapping[str, Any]) -> dict[str, Any]:
+    """Our metadata as it was written; nothing for a checkpoint that others wrote."""
+    text = custom.get(_OURS, "{}")
+    if zlib.crc32(text.encode()) != custom.get(_OURS_SUM, zlib.crc32(b"{}")):
+        raise ValueError("its checksum is another than was written")
+    return json.loads(text)
 
 
 class Stored:
@@ -144,9 +151,9 @@ class Stored:
                 expected=f"an item named {STATE!r}",
                 fix="Give the folder of a checkpoint that keras_flax_bridge wrote.",
             )
-        with _speaking(path, "reading the metadata"):
+        with _speaking(path, "reading the metadata", CorruptCheckpointError):
             found = _ocp().metadata(path, checkpointable_name=STATE)
-            self.metadata: dict[str, Any] = json.loads((found.custom_metadata or {}).get(_OURS, "{}"))
+            self.metadata = _ours(found.custom_metadata or {})
         self.specs = {_decode(p): leaf for p, leaf in _paths.flatten(found.metadata).items()}
         for name, (dtype, shape) in self.metadata.get("empty", {}).items():
             self.specs[_paths.split(name)] = jax.ShapeDtypeStruct(tuple(shape), dtype)
@@ -163,8 +170,17 @@ class Stored:
                 fix="The checkpoint is damaged: take another step.",
             )
 
-    def load(self, targets: Mapping[_paths.Path, jax.ShapeDtypeStruct]) -> _paths.Flat:
-        """The values of some leaves, placed as their targets say."""
+    def load(self, targets: Mapping[_paths.Path, Any]) -> _paths.Flat:
+        """The values of some leaves, placed as their targets say.
+
+        Raises:
+            CorruptCheckpointError: naming the leaves that can't be read.
+        """
+        values, failed = self.load_each(targets)
+        self._refuse(failed)
+        return values
+
+    def _load(self, targets: Mapping[_paths.Path, Any]) -> _paths.Flat:
         ocp = _ocp()
         context = ocp.Context()
         context.pytree.loading.partial_load = True
@@ -172,6 +188,40 @@ class Stored:
             loaded = ocp.load_checkpointables(self.path, {STATE: _to_disk(targets)})[STATE]
         empty = {path: jnp.zeros(leaf.shape, leaf.dtype) for path, leaf in targets.items() if _is_empty(leaf)}
         return {**empty, **{_decode(path): leaf for path, leaf in _paths.flatten(loaded).items()}}
+
+    def load_each(self, targets: Mapping[_paths.Path, Any]) -> tuple[_paths.Flat, dict[str, str]]:
+        """The values that can be read, and why the others can't, by path."""
+        try:
+            return self._load(targets), {}
+        except CheckpointError as error:
+            if len(targets) == 1:
+                return {}, {_paths.join(path): str(error.got) for path in targets}
+        parts = [self.load_each({path: target}) for path, target in targets.items()]
+        values = {path: leaf for read, _ in parts for path, leaf in read.items()}
+        return values, {path: why for _, failed in parts for path, why in failed.items()}
+
+    def damaged(self, values: _paths.Flat) -> dict[str, str]:
+        """What is wrong with values that were read, by path."""
+        return _integrity.damaged(values, self.metadata.get("checksums", {}))
+
+    def require_whole(self, values: _paths.Flat) -> None:
+        """Checks values against the checksums that were written.
+
+        Raises:
+            CorruptCheckpointError: naming every leaf that differs.
+        """
+        self._refuse(self.damaged(values))
+
+    def _refuse(self, damaged: Mapping[str, str]) -> None:
+        if damaged:
+            raise CorruptCheckpointError(
+                str(self.path),
+                got="damaged leaves:\n"
+                + "\n".join(f"  {path}  {what}" for path, what in damaged.items())
+                + "\n",
+                expected="the bytes that were written",
+                fix="Take another step; kfb.verify(path) says which are whole.",
+            )
 
     def load_data(self, iterator: Any) -> None:
         """Sets a data iterator to the position that was stored."""
@@ -195,14 +245,26 @@ class Root:
     def __init__(self, path: FilePath, max_to_keep: int | None, best: tuple[str, str] | None):
         self.path = path
         self._pending: Any = None
+        self._policy = max_to_keep, best
         if path.exists() and not path.is_dir():
             raise CheckpointError(
                 str(path), got="a file", expected="a folder, or nothing yet", fix="Take another path."
             )
-        with _speaking(path, "opening"):
+        self._open()
+
+    def _open(self) -> None:
+        with _speaking(self.path, "opening"):
             self._checkpointer = _ocp().training.Checkpointer(
-                path, preservation_policy=_preservation(max_to_keep, best)
+                self.path, preservation_policy=_preservation(*self._policy)
             )
+
+    def put_aside(self, steps: Sequence[int]) -> None:
+        """Takes steps out of the run: their folders get another name, and stay."""
+        for step in steps:
+            (self.path / str(step)).rename(self.path / f"{step}.damaged")
+        if steps:  # Orbax keeps a list of its own
+            self._checkpointer.close()
+            self._open()
 
     def save(
         self, step: int, flat: Mapping[_paths.Path, Any], data: Any, logs: Any, metadata: dict[str, Any]
@@ -222,7 +284,7 @@ class Root:
                 _items(flat, data),
                 force=True,  # whether a save is due was decided; Orbax skips without a word
                 metrics=logs or None,
-                custom_metadata={_OURS: _text(flat, metadata)},
+                custom_metadata=_custom(flat, metadata),
             )
 
     def wait(self) -> None:

@@ -2,195 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import TracebackType
-from typing import Any
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import keras
 
-from keras_flax_bridge import _configs, _orbax, _restore, _saving
+from keras_flax_bridge import _configs, _orbax, _paths, _restore, _saving
 from keras_flax_bridge._leaves import from_disk
 from keras_flax_bridge._orbax import FilePath
 from keras_flax_bridge._restore import Include, Rename
-from keras_flax_bridge.errors import CheckpointError
+from keras_flax_bridge.errors import CheckpointError, CorruptCheckpointError
 
-
-class CheckpointManager:
-    """A folder of checkpoints, numbered by the state's own step.
-
-    Saves run in the background; an error of one is raised by the next call that waits for it:
-    `save`, `wait`, or the end of the ``with`` block.
-
-    Args:
-        directory: the root folder; made if it doesn't exist. Relative paths are fine.
-        max_to_keep: how many of the newest steps stay; None for all.
-        keep_best: a name in the logs, or ``(name, "min")`` or ``(name, "max")``: the best step by
-            that value stays as well. Without a mode, losses and errors count as better when they
-            are smaller, accuracies and other scores when they are larger.
-        save_every: `save` writes only when a multiple of this many steps was reached.
-        layout: how leaves lie on disk: ``"tree"``, one Orbax array each.
-
-    Raises:
-        CheckpointError: if the folder can't be used, or an argument is not one of the above.
-
-    Example:
-        >>> import keras, tempfile
-        >>> from keras_flax_bridge import TrainState
-        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
-        >>> model.compile("adam", "mse")
-        >>> state = TrainState.from_keras(model)
-        >>> with CheckpointManager(tempfile.mkdtemp(), max_to_keep=2) as manager:
-        ...     manager.save(state)
-        ...     manager.wait()
-        ...     manager.latest_step
-        True
-        0
-    """
-
-    def __init__(
-        self,
-        directory: Any,
-        *,
-        max_to_keep: int | None = 3,
-        keep_best: str | tuple[str, str] | None = None,
-        save_every: int = 1,
-        layout: str = "tree",
-    ):
-        _saving.require(layout == "tree", "layout", repr(layout), "'tree'")
-        _saving.require(
-            _saving.is_count(save_every), "save_every", repr(save_every), "a whole number of steps, 1 or more"
-        )
-        kept = max_to_keep is None or _saving.is_count(max_to_keep)
-        _saving.require(kept, "max_to_keep", repr(max_to_keep), "None, or a whole number of steps, 1 or more")
-        self.directory = _orbax.absolute(directory)
-        self._best = None if keep_best is None else _saving.best_rule(keep_best)
-        self._every = save_every
-        self._root = _orbax.Root(self.directory, max_to_keep, self._best)
-        self._last_seen: int | None = None
-        self._known: set[int] = set()  # steps that this manager wrote or restored
-
-    def save(
-        self, state: Any, *, data: Any = None, logs: Mapping[str, Any] | None = None, model: Any = None
-    ) -> bool:
-        """Saves a state in the background, if a save is due.
-
-        Args:
-            state: a `TrainState`, this package's or Flax's; its `step` numbers the checkpoint.
-            data: a Grain iterator; its position at this moment is stored.
-            logs: scalars to store, others are left out; `keep_best` ranks by one of them.
-            model: the Keras model whose config lies beside the weights, for `load_model`; None for
-                the one that the state was taken from.
-
-        Returns:
-            True if a save was started; False if none is due, or this step is already there because
-            this manager wrote or restored it.
-
-        Raises:
-            CheckpointError: if the folder holds this step or newer ones of another run, or if the
-                save before failed.
-            OwnershipError: if a leaf was donated.
-        """
-        step = _saving.step_of(state)
-        if not self._is_due(step):
-            return False
-        self.wait()
-        newest = self.latest_step
-        if newest is not None and step <= newest:
-            if step in self._known:
-                return False
-            raise _saving.stale(self.directory, step, newest)
-        flat = _saving.checked(state)
-        values = _saving.numbers(logs)
-        self._root.save(step, flat, data, values, _saving.metadata(state, model))
-        self._known.add(step)
-        return True
-
-    def _is_due(self, step: int) -> bool:
-        """Whether a multiple of `save_every` lies between the step seen last and this one."""
-        before = self._last_seen if self._last_seen is not None else self.latest_step
-        before = step - 1 if before is None or before >= step else before
-        self._last_seen = step
-        return step // self._every > before // self._every or step == 0
-
-    def restore(
-        self,
-        like: Any,
-        *,
-        step: int | None = None,
-        data: Any = None,
-        include: Include = None,
-        rename: Rename = None,
-        partial: bool = False,
-    ) -> Any:
-        """Restores a step into what `like` is; see `restore` for the arguments.
-
-        Args:
-            like: what comes back; see `restore`.
-            step: which step; None for the newest.
-            data: a Grain iterator that is set to the stored position.
-            include: which leaves; see `restore`.
-            rename: how stored paths are called in `like`; see `restore`.
-            partial: whether what matches is enough.
-
-        Returns:
-            A tree of the structure of `like`, or `like` itself, filled, if it is a model or module.
-
-        Raises:
-            CheckpointError: if there is no such step.
-            StructureMismatchError: if not every leaf has its counterpart.
-        """
-        self.wait()
-        restored = restore(
-            self.directory, like, step=step, data=data, include=include, rename=rename, partial=partial
-        )
-        here = self.all_steps()[-1] if step is None else step
-        self._known = {known for known in self._known if known < here} | {
-            here
-        }  # later ones: another run's now
-        return restored
-
-    @property
-    def latest_step(self) -> int | None:
-        """The newest step, or None."""
-        return max(self._root.steps(), default=None)
-
-    @property
-    def best_step(self) -> int | None:
-        """The step with the best value of `keep_best`, or None if there is none."""
-        if self._best is None:
-            return None
-        name, mode = self._best
-        logged = self._root.logged(name)
-        sign = 1 if mode == "max" else -1
-        return max(logged, key=lambda step: (sign * logged[step], step), default=None)
-
-    def all_steps(self) -> list[int]:
-        """All steps in the folder, ascending."""
-        return sorted(self._root.steps())
-
-    def wait(self) -> None:
-        """Returns when the last save is on disk.
-
-        Raises:
-            CheckpointError: if that save failed.
-        """
-        self._root.wait()
-
-    def close(self) -> None:
-        """Waits, and lets go of the folder.
-
-        Raises:
-            CheckpointError: if the last save failed.
-        """
-        self._root.close()
-
-    def __enter__(self) -> CheckpointManager:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+log = logging.getLogger("keras_flax_bridge")
 
 
 def save(path: Any, state: Any, *, model: Any = None) -> None:
@@ -227,6 +52,7 @@ def restore(
     include: Include = None,
     rename: Rename = None,
     partial: bool = False,
+    verify: bool = True,
 ) -> Any:
     """Restores a checkpoint into what `like` is; every leaf on both sides is accounted for.
 
@@ -244,12 +70,15 @@ def restore(
         rename: how stored paths are called in `like`: a dict, pairs of regular expression and
             replacement, or a function.
         partial: True restores what matches and logs what doesn't.
+        verify: whether every leaf is compared with the checksum that was written. With `step` None
+            a damaged step is passed over for the newest that is whole, with a warning.
 
     Returns:
         A tree of the structure of `like`, or `like` itself.
 
     Raises:
         CheckpointError: if there is no checkpoint, or it can't be read.
+        CorruptCheckpointError: naming the leaves that are damaged.
         StructureMismatchError: if not every leaf has its counterpart, or none has; lists all of
             them, and nothing was assigned.
 
@@ -266,17 +95,46 @@ def restore(
         >>> bool((other.get_weights()[0] == model.get_weights()[0]).all())
         True
     """
-    stored = _orbax.Stored(find(path, step))
-    where = f"checkpoint {stored.path}"
+    return from_newest(
+        candidates(path, step),
+        lambda folder: restored(folder, like, data, include, rename, partial, verify),
+    )[0]
+
+
+def restored(
+    folder: FilePath, like: Any, data: Any, include: Include, rename: Rename, partial: bool, verify: bool
+) -> Any:
+    """One checkpoint into what `like` is: planned, read and checked before anything is assigned."""
+    stored = _orbax.Stored(folder)
+    where = f"checkpoint {folder}"
     target = _restore.target_of(like, ours=bool(stored.metadata))
     pairs = _restore.plan(stored.specs, target, where, include=include, rename=rename, partial=partial)
     targets = {
         place: _restore.placement(stored.specs[place], target.wanted[path]) for path, place in pairs.items()
     }
     values = stored.load(targets)
+    if verify:
+        stored.require_whole(values)
     if data is not None:
         stored.load_data(data)
     return target.put({p: from_disk(values[place], target.wanted[p]) for p, place in pairs.items()})
+
+
+def from_newest(folders: Sequence[FilePath], read: Callable[[FilePath], Any]) -> tuple[Any, FilePath]:
+    """What `read` makes of the newest folder that is not damaged, and which that was.
+
+    Raises:
+        CorruptCheckpointError: if all are damaged.
+    """
+    for folder, older in zip(folders, [*folders[1:], None], strict=True):
+        try:
+            return read(folder), folder
+        except CorruptCheckpointError as error:
+            if older is None:
+                raise
+            log.error("%s", error)
+            warnings.warn(f"{folder} is damaged; going back to {older}", stacklevel=3)
+    raise AssertionError  # there is at least one folder
 
 
 def load_model(path: Any, *, step: int | None = None) -> keras.Model:
@@ -306,7 +164,10 @@ def load_model(path: Any, *, step: int | None = None) -> keras.Model:
         >>> type(load_model(path).optimizer).__name__
         'Adam'
     """
-    folder = find(path, step)
+    return from_newest(candidates(path, step), _loaded)[0]
+
+
+def _loaded(folder: FilePath) -> Any:
     found = _orbax.Stored(folder).metadata
     if not found.get("model"):
         raise CheckpointError(
@@ -319,8 +180,74 @@ def load_model(path: Any, *, step: int | None = None) -> keras.Model:
     return restore(folder, model, include=["params", "non_trainable", "opt_state"])
 
 
-def find(path: Any, step: int | None) -> FilePath:
-    """The folder of one checkpoint, from that folder or from a root.
+class VerifyReport(NamedTuple):
+    """What `verify` found.
+
+    Attributes:
+        path: the folder of the checkpoint.
+        leaves: how many leaves it holds.
+        damaged: what is wrong, by the path of the leaf; by ``""`` where nothing could be read.
+        unchecked: paths of leaves for which no checksum was written.
+
+    Example:
+        >>> report = VerifyReport(FilePath("/runs/7"), 3, {"params/dense/bias": "checksum 0, not 1"}, ())
+        >>> print(report)
+        /runs/7: 3 leaves, 0 unchecked, 1 damaged
+          params/dense/bias  checksum 0, not 1
+    """
+
+    path: FilePath
+    leaves: int
+    damaged: dict[str, str]
+    unchecked: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is damaged."""
+        return not self.damaged
+
+    def __str__(self) -> str:
+        lines = [f"  {path}  {what}" for path, what in self.damaged.items()]
+        state = f"{len(self.damaged)} damaged" if self.damaged else "whole"
+        return "\n".join(
+            [f"{self.path}: {self.leaves} leaves, {len(self.unchecked)} unchecked, {state}", *lines]
+        )
+
+
+def verify(path: Any, *, step: int | None = None) -> VerifyReport:
+    """Reads every leaf of a checkpoint and compares it with the checksum that was written.
+
+    Args:
+        path: a checkpoint, or a root folder of steps.
+        step: which step of a root folder; None for the newest.
+
+    Returns:
+        A report that names what is damaged; printed, it says all of it.
+
+    Raises:
+        CheckpointError: if there is no checkpoint.
+
+    Example:
+        >>> import tempfile, jax.numpy as jnp
+        >>> path = tempfile.mkdtemp() + "/weights"
+        >>> save(path, {"a": jnp.arange(3)})
+        >>> verify(path).ok
+        True
+    """
+    folder = candidates(path, step)[0]
+    try:
+        stored = _orbax.Stored(folder)
+        targets = {place: _restore.placement(spec, None) for place, spec in stored.specs.items()}
+        read, failed = stored.load_each(targets)
+    except CorruptCheckpointError as error:
+        return VerifyReport(folder, 0, {"": str(error.got)}, ())
+    written = stored.metadata.get("checksums", {})
+    unchecked = tuple(name for name in map(_paths.join, stored.specs) if name not in written)
+    return VerifyReport(folder, len(stored.specs), {**failed, **stored.damaged(read)}, unchecked)
+
+
+def candidates(path: Any, step: int | None) -> list[FilePath]:
+    """The folders that hold what is asked for, the newest first: one, or all steps of a root.
 
     Raises:
         CheckpointError: if there is none, or not that step.
@@ -329,8 +256,8 @@ def find(path: Any, step: int | None) -> FilePath:
     if _orbax.is_checkpoint(folder):
         named = step is None or folder.name == str(step)
         _saving.require(named, str(folder), f"step={step} with the folder of one checkpoint", "a root folder")
-        return folder
+        return [folder]
     steps = _orbax.steps_in(folder)
     _saving.require(bool(steps), str(folder), "no checkpoint", "a checkpoint or a root folder of steps")
     _saving.require(step is None or step in steps, str(folder), f"step={step}", f"one of the steps {steps}")
-    return folder / str(steps[-1] if step is None else step)
+    return [folder / str(found) for found in reversed(steps) if step in (None, found)]

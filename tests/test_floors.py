@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "keras_flax_bridge"
 FLOORS = [
     {"errors"},
     {"_paths", "_backend"},
-    {"_random", "_leaves"},
+    {"_random", "_leaves", "_integrity"},
     {"_variables"},
     {"_transforms", "_apply", "_batches"},
     {"_intake", "_parts"},
@@ -19,6 +19,7 @@ FLOORS = [
     {"steps", "nnx", "linen", "_restore", "_configs", "_orbax"},
     {"_saving"},
     {"checkpoint"},
+    {"manager"},
     {"__init__"},
 ]
 HEIGHT = {name: height for height, floor in enumerate(FLOORS) for name in floor}

@@ -45,6 +45,7 @@ PLAIN = {
     "CheckpointManager.all_steps",
     "ToNNX.variables_by_path",
     "TrainState.parts",
+    "VerifyReport.ok",
 }
 
 

@@ -1,0 +1,196 @@
+"""The manager of a folder of checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from keras_flax_bridge import _orbax, _saving
+from keras_flax_bridge._restore import Include, Rename
+from keras_flax_bridge.checkpoint import candidates, from_newest, restored
+
+
+class CheckpointManager:
+    """A folder of checkpoints, numbered by the state's own step.
+
+    Saves run in the background; an error of one is raised by the next call that waits for it:
+    `save`, `wait`, or the end of the ``with`` block.
+
+    Args:
+        directory: the root folder; made if it doesn't exist. Relative paths are fine.
+        max_to_keep: how many of the newest steps stay; None for all.
+        keep_best: a name in the logs, or ``(name, "min")`` or ``(name, "max")``: the best step by
+            that value stays as well. Without a mode, losses and errors count as better when they
+            are smaller, accuracies and other scores when they are larger.
+        save_every: `save` writes only when a multiple of this many steps was reached.
+        layout: how leaves lie on disk: ``"tree"``, one Orbax array each.
+
+    Raises:
+        CheckpointError: if the folder can't be used, or an argument is not one of the above.
+
+    Example:
+        >>> import keras, tempfile
+        >>> from keras_flax_bridge import TrainState
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> model.compile("adam", "mse")
+        >>> state = TrainState.from_keras(model)
+        >>> with CheckpointManager(tempfile.mkdtemp(), max_to_keep=2) as manager:
+        ...     manager.save(state)
+        ...     manager.wait()
+        ...     manager.latest_step
+        True
+        0
+    """
+
+    def __init__(
+        self,
+        directory: Any,
+        *,
+        max_to_keep: int | None = 3,
+        keep_best: str | tuple[str, str] | None = None,
+        save_every: int = 1,
+        layout: str = "tree",
+    ):
+        _saving.require(layout == "tree", "layout", repr(layout), "'tree'")
+        _saving.require(
+            _saving.is_count(save_every), "save_every", repr(save_every), "a whole number of steps, 1 or more"
+        )
+        kept = max_to_keep is None or _saving.is_count(max_to_keep)
+        _saving.require(kept, "max_to_keep", repr(max_to_keep), "None, or a whole number of steps, 1 or more")
+        self.directory = _orbax.absolute(directory)
+        self._best = None if keep_best is None else _saving.best_rule(keep_best)
+        self._every = save_every
+        self._root = _orbax.Root(self.directory, max_to_keep, self._best)
+        self._last_seen: int | None = None
+        self._known: set[int] = set()  # steps that this manager wrote or restored
+
+    def save(
+        self, state: Any, *, data: Any = None, logs: Mapping[str, Any] | None = None, model: Any = None
+    ) -> bool:
+        """Saves a state in the background, if a save is due.
+
+        Args:
+            state: a `TrainState`, this package's or Flax's; its `step` numbers the checkpoint.
+            data: a Grain iterator; its position at this moment is stored.
+            logs: scalars to store, others are left out; `keep_best` ranks by one of them.
+            model: the Keras model whose config lies beside the weights, for `load_model`; None for
+                the one that the state was taken from.
+
+        Returns:
+            True if a save was started; False if none is due, or this step is already there because
+            this manager wrote or restored it.
+
+        Raises:
+            CheckpointError: if the folder holds this step or newer ones of another run, or if the
+                save before failed.
+            OwnershipError: if a leaf was donated.
+        """
+        step = _saving.step_of(state)
+        if not self._is_due(step):
+            return False
+        self.wait()
+        newest = self.latest_step
+        if newest is not None and step <= newest:
+            if step in self._known:
+                return False
+            raise _saving.stale(self.directory, step, newest)
+        flat = _saving.checked(state)
+        values = _saving.numbers(logs)
+        self._root.save(step, flat, data, values, _saving.metadata(state, model))
+        self._known.add(step)
+        return True
+
+    def _is_due(self, step: int) -> bool:
+        """Whether a multiple of `save_every` lies between the step seen last and this one."""
+        before = self._last_seen if self._last_seen is not None else self.latest_step
+        before = step - 1 if before is None or before >= step else before
+        self._last_seen = step
+        return step // self._every > before // self._every or step == 0
+
+    def restore(
+        self,
+        like: Any,
+        *,
+        step: int | None = None,
+        data: Any = None,
+        include: Include = None,
+        rename: Rename = None,
+        partial: bool = False,
+        verify: bool = True,
+    ) -> Any:
+        """Restores a step into what `like` is; see `restore` for the arguments.
+
+        Args:
+            like: what comes back; see `restore`.
+            step: which step; None for the newest.
+            data: a Grain iterator that is set to the stored position.
+            include: which leaves; see `restore`.
+            rename: how stored paths are called in `like`; see `restore`.
+            partial: whether what matches is enough.
+            verify: whether checksums are compared; see `restore`. Damaged steps that were passed
+                over are put aside, as ``<step>.damaged``.
+
+        Returns:
+            A tree of the structure of `like`, or `like` itself, filled, if it is a model or module.
+
+        Raises:
+            CheckpointError: if there is no such step.
+            CorruptCheckpointError: if it is damaged; with `step` None, if all are.
+            StructureMismatchError: if not every leaf has its counterpart.
+        """
+        self.wait()
+        filled, folder = from_newest(
+            candidates(self.directory, step),
+            lambda folder: restored(folder, like, data, include, rename, partial, verify),
+        )
+        here = int(folder.name)
+        if step is None:
+            self._root.put_aside([other for other in self.all_steps() if other > here])
+        self._known = {known for known in self._known if known < here} | {
+            here
+        }  # later ones are no longer ours
+        return filled
+
+    @property
+    def latest_step(self) -> int | None:
+        """The newest step, or None."""
+        return max(self._root.steps(), default=None)
+
+    @property
+    def best_step(self) -> int | None:
+        """The step with the best value of `keep_best`, or None if there is none."""
+        if self._best is None:
+            return None
+        name, mode = self._best
+        logged = self._root.logged(name)
+        sign = 1 if mode == "max" else -1
+        return max(logged, key=lambda step: (sign * logged[step], step), default=None)
+
+    def all_steps(self) -> list[int]:
+        """All steps in the folder, ascending."""
+        return sorted(self._root.steps())
+
+    def wait(self) -> None:
+        """Returns when the last save is on disk.
+
+        Raises:
+            CheckpointError: if that save failed.
+        """
+        self._root.wait()
+
+    def close(self) -> None:
+        """Waits, and lets go of the folder.
+
+        Raises:
+            CheckpointError: if the last save failed.
+        """
+        self._root.close()
+
+    def __enter__(self) -> CheckpointManager:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

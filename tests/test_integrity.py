@@ -1,0 +1,146 @@
+"""Damage is found, named, and never restored in silence."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import keras_flax_bridge as kfb
+from tests import contracts
+from tests.cases import differing
+
+TREE = {
+    "a": {"kernel": np.arange(12, dtype="float32").reshape(3, 4), "half": jnp.arange(5, dtype="bfloat16")},
+    "big": np.random.default_rng(0).normal(size=(64, 64)),
+    "key": jax.random.key(1),
+    "empty": jnp.zeros((0, 2)),
+    "step": 7,
+}
+
+
+@pytest.fixture
+def path(tmp_path):
+    kfb.save(tmp_path / "whole", TREE)
+    return tmp_path / "whole"
+
+
+def data(tree):
+    return {**tree, "key": jax.random.key_data(tree["key"])}
+
+
+def files(path):
+    return sorted(file for file in path.rglob("*") if file.is_file() and file.stat().st_size)
+
+
+def flip(file, bit):
+    content = bytearray(file.read_bytes())
+    content[bit // 8 % len(content)] ^= 1 << bit % 8
+    file.write_bytes(content)
+
+
+def silent(path):
+    """Whether a restore raised nothing, and gave other values than were saved."""
+    try:
+        return differing(data(kfb.restore(path, TREE)), data(TREE)) != []
+    except kfb.CheckpointError:
+        return False
+
+
+def test_a_whole_checkpoint_is_whole(path):
+    report = kfb.verify(path)
+    assert report.ok
+    assert (report.leaves, report.unchecked) == (6, ())
+    assert "6 leaves, 0 unchecked, whole" in str(report)
+
+
+@pytest.mark.parametrize("tries", [3, pytest.param(40, marks=pytest.mark.slow)], ids=["few", "many"])
+def test_no_flipped_bit_in_any_file_goes_unseen(path, tmp_path, tries):
+    rng, silently = np.random.default_rng(0), []
+    for file in files(path):
+        for bit in rng.integers(0, 8 * file.stat().st_size, tries):
+            copy = tmp_path / "copy"
+            shutil.copytree(path, copy)
+            flip(copy / file.relative_to(path), int(bit))
+            if silent(copy):
+                silently.append((file.name, bit))
+            shutil.rmtree(copy)
+    assert silently == []
+
+
+def largest(path):
+    return max(files(path), key=lambda file: file.stat().st_size)
+
+
+DAMAGE = {
+    "a flipped bit": lambda file: flip(file, 4 * file.stat().st_size),
+    "cut off": lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
+    "zeroed": lambda file: file.write_bytes(bytes(file.stat().st_size)),
+    "gone": lambda file: file.unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damage_is_named(path, damage):
+    damage(largest(path))
+    report = kfb.verify(path)
+    assert not report.ok
+    assert "big" in report.damaged or "" in report.damaged
+    with pytest.raises(kfb.CorruptCheckpointError) as error:
+        kfb.restore(path, TREE)
+    assert all(name in str(error.value) for name in report.damaged)
+
+
+def test_checking_can_be_switched_off(path):
+    state = {"a": jnp.arange(64 * 64, dtype="float32")}
+    kfb.save(path.parent / "other", state)
+    flip(largest(path.parent / "other"), 8 * 5000)
+    with pytest.raises(kfb.CorruptCheckpointError, match="a  "):
+        kfb.restore(path.parent / "other", state)
+    assert set(kfb.restore(path.parent / "other", state, verify=False)) == {"a"}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A folder of three steps, and the states in it."""
+    model = contracts.SEQUENTIAL.build()
+    state, train_step = kfb.TrainState.from_keras(model), kfb.make_train_step(model, donate=False)
+    states = []
+    with kfb.CheckpointManager(tmp_path / "run") as manager:
+        for batch in contracts.SEQUENTIAL.batches(3):
+            state, _ = train_step(state, batch)
+            manager.save(state)
+            states.append(state)
+    return tmp_path / "run", states
+
+
+def test_a_damaged_newest_step_is_passed_over_loudly(run):
+    folder, states = run
+    flip(largest(folder / "3"), 4 * largest(folder / "3").stat().st_size)
+    with pytest.warns(UserWarning, match=r"3 is damaged; going back to .*2"):
+        assert differing(kfb.restore(folder, states[0]), states[1]) == []
+    with pytest.warns(UserWarning, match="damaged"):
+        kfb.load_model(folder)
+    with pytest.raises(kfb.CorruptCheckpointError):
+        kfb.restore(folder, states[0], step=3)
+
+
+def test_a_run_goes_on_from_the_step_before_a_damaged_one(run):
+    folder, states = run
+    flip(largest(folder / "3"), 4 * largest(folder / "3").stat().st_size)
+    with kfb.CheckpointManager(folder) as manager:
+        with pytest.warns(UserWarning, match="damaged"):
+            state = manager.restore(states[0])
+        assert int(state.step) == 2
+        assert manager.save(states[2])
+    assert differing(kfb.restore(folder, states[0]), states[2]) == []
+    assert (folder / "3.damaged").is_dir()
+
+
+def test_where_all_steps_are_damaged_nothing_is_restored(run):
+    folder, states = run
+    for step in (1, 2, 3):
+        flip(largest(folder / str(step)), 4 * largest(folder / str(step)).stat().st_size)
+    with pytest.warns(UserWarning, match="damaged"), pytest.raises(kfb.CorruptCheckpointError):
+        kfb.restore(folder, states[0])
