@@ -23,6 +23,8 @@ from keras_flax_bridge.manager import CheckpointManager as CheckpointManager
 from keras_flax_bridge.nnx import Frozen as Frozen
 from keras_flax_bridge.nnx import KerasSeed as KerasSeed
 from keras_flax_bridge.nnx import ToNNX as ToNNX
+from keras_flax_bridge.resume import ResumeReport as ResumeReport
+from keras_flax_bridge.resume import verify_resume as verify_resume
 from keras_flax_bridge.state import TrainState as TrainState
 from keras_flax_bridge.steps import make_eval_step as make_eval_step
 from keras_flax_bridge.steps import make_predict_step as make_predict_step

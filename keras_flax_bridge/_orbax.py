@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from keras_flax_bridge import _integrity, _paths
+from keras_flax_bridge._iterators import is_grain, set_position
 from keras_flax_bridge.errors import CheckpointError, CorruptCheckpointError
 
 STATE, DATA = "state", "data"  # names of the checkpointables; Orbax's default name has changed before
@@ -119,7 +120,7 @@ def save(path: FilePath, flat: Mapping[_paths.Path, Any], data: Any, metadata: d
 
 def _items(flat: Mapping[_paths.Path, Any], data: Any) -> dict[str, Any]:
     items: dict[str, Any] = {STATE: _to_disk(flat)}
-    return items if data is None else {**items, DATA: data}
+    return {**items, DATA: data} if is_grain(data) else items
 
 
 def _custom(flat: Mapping[_paths.Path, Any], metadata: dict[str, Any]) -> dict[str, str | int]:
@@ -143,7 +144,6 @@ class Stored:
 
     def __init__(self, path: FilePath):
         self.path = path
-        self.has_data = (path / DATA).is_dir()
         if not (path / STATE).is_dir():
             raise CheckpointError(
                 str(path),
@@ -224,16 +224,25 @@ class Stored:
             )
 
     def load_data(self, iterator: Any) -> None:
-        """Sets a data iterator to the position that was stored."""
-        if not self.has_data:
+        """Sets a data iterator to the position that was stored.
+
+        Raises:
+            CheckpointError: if none was stored, or one of another kind.
+        """
+        stored = self.metadata.get("data")
+        there = (self.path / DATA).is_dir() if is_grain(iterator) else stored is not None
+        if not there:
             raise CheckpointError(
                 str(self.path),
-                got="a checkpoint without a data iterator",
+                got=f"a checkpoint without the position of a {type(iterator).__name__}",
                 expected="one that was saved with data=",
                 fix="Restore without data=, and position the iterator yourself.",
             )
         with _speaking(self.path, "restoring the data iterator"):
-            _ocp().load_checkpointables(self.path, {DATA: iterator})
+            if stored is not None:
+                set_position(iterator, stored)
+            else:
+                _ocp().load_checkpointables(self.path, {DATA: iterator})
 
 
 # --- a root folder of steps ----------------------------------------------------------------------

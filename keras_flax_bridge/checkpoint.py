@@ -64,7 +64,7 @@ def restore(
             in place and returned. Linen variables, a Flax `TrainState` or any other pytree: the
             same structure.
         step: which step of a root folder; None for the newest.
-        data: a Grain iterator that is set to the stored position.
+        data: an iterator that is set to the stored position.
         include: leaves to restore: a regular expression, or a list of path prefixes; the others
             stay as they are in `like`.
         rename: how stored paths are called in `like`: a dict, pairs of regular expression and

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
-from keras_flax_bridge import _orbax, _saving
+from keras_flax_bridge import _iterators, _orbax, _saving
 from keras_flax_bridge._restore import Include, Rename
 from keras_flax_bridge.checkpoint import candidates, from_newest, restored
 
@@ -72,7 +72,8 @@ class CheckpointManager:
 
         Args:
             state: a `TrainState`, this package's or Flax's; its `step` numbers the checkpoint.
-            data: a Grain iterator; its position at this moment is stored.
+            data: a Grain iterator, or any with `get_state` (bytes or JSON types) and `set_state`;
+                its position at this moment is stored.
             logs: scalars to store, others are left out; `keep_best` ranks by one of them.
             model: the Keras model whose config lies beside the weights, for `load_model`; None for
                 the one that the state was taken from.
@@ -97,7 +98,8 @@ class CheckpointManager:
             raise _saving.stale(self.directory, step, newest)
         flat = _saving.checked(state)
         values = _saving.numbers(logs)
-        self._root.save(step, flat, data, values, _saving.metadata(state, model))
+        metadata = {**_saving.metadata(state, model), "data": _iterators.position(data)}
+        self._root.save(step, flat, data, values, metadata)
         self._known.add(step)
         return True
 
@@ -124,7 +126,7 @@ class CheckpointManager:
         Args:
             like: what comes back; see `restore`.
             step: which step; None for the newest.
-            data: a Grain iterator that is set to the stored position.
+            data: an iterator that is set to the stored position.
             include: which leaves; see `restore`.
             rename: how stored paths are called in `like`; see `restore`.
             partial: whether what matches is enough.

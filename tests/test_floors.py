@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "keras_flax_bridge"
 FLOORS = [
     {"errors"},
     {"_paths", "_backend"},
-    {"_random", "_leaves", "_integrity"},
+    {"_random", "_leaves", "_integrity", "_iterators"},
     {"_variables"},
     {"_transforms", "_apply", "_batches"},
     {"_intake", "_parts"},
@@ -20,6 +20,7 @@ FLOORS = [
     {"_saving"},
     {"checkpoint"},
     {"manager"},
+    {"resume"},
     {"__init__"},
 ]
 HEIGHT = {name: height for height, floor in enumerate(FLOORS) for name in floor}

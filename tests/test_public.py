@@ -46,6 +46,7 @@ PLAIN = {
     "ToNNX.variables_by_path",
     "TrainState.parts",
     "VerifyReport.ok",
+    "ResumeReport.ok",
 }
 
 

@@ -1,0 +1,58 @@
+"""The position of a data iterator: Grain's through Orbax, any other that can say its state as JSON."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+from keras_flax_bridge.errors import CheckpointError
+
+
+def is_grain(iterator: Any) -> bool:
+    """Whether Orbax knows how to store an iterator, because Grain made it."""
+    return type(iterator).__module__.split(".")[0] == "grain"
+
+
+def position(iterator: Any) -> dict[str, Any] | None:
+    """Where an iterator stands, as JSON types; None for Grain's, which Orbax stores, and for no iterator.
+
+    Raises:
+        CheckpointError: if it can't say, or says it in other types.
+    """
+    if iterator is None or is_grain(iterator):
+        return None
+    _require(iterator)
+    state = iterator.get_state()
+    if isinstance(state, bytes):
+        return {"bytes": base64.b64encode(state).decode()}
+    try:
+        return {"json": json.loads(json.dumps(state))}
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            "data",
+            got=f"a {type(iterator).__name__} whose get_state() gives a {type(state).__name__} ({error})",
+            expected="bytes, or plain JSON types",
+            fix="Give arrays as lists, or encode the state as bytes.",
+        ) from error
+
+
+def set_position(iterator: Any, stored: dict[str, Any]) -> None:
+    """Sets an iterator to where another stood.
+
+    Raises:
+        CheckpointError: if it has no `set_state`.
+    """
+    _require(iterator)
+    encoded = stored.get("bytes")
+    iterator.set_state(stored["json"] if encoded is None else base64.b64decode(encoded))
+
+
+def _require(iterator: Any) -> None:
+    if not (hasattr(iterator, "get_state") and hasattr(iterator, "set_state")):
+        raise CheckpointError(
+            "data",
+            got=f"a {type(iterator).__name__} without get_state and set_state",
+            expected="a Grain iterator, or one with both",
+            fix="Make the batches with Grain, or save without data= and position the iterator yourself.",
+        )

@@ -1,0 +1,120 @@
+"""Proves exact resume for a user's own model and data."""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from keras_flax_bridge import _orbax, _paths, _restore
+from keras_flax_bridge.checkpoint import save
+from keras_flax_bridge.errors import BridgeError
+from keras_flax_bridge.manager import CheckpointManager
+from keras_flax_bridge.state import TrainState
+from keras_flax_bridge.steps import make_train_step
+
+
+class ResumeReport(NamedTuple):
+    """What `verify_resume` found.
+
+    Attributes:
+        steps: steps before and after the interruption.
+        leaves: how many leaves were compared.
+        differing: paths of the leaves that are not the same bits, in the order of the state.
+
+    Example:
+        >>> print(ResumeReport((3, 3), 12, ("params/dense/kernel",)))
+        3 steps, a new process, 3 steps: 1 of 12 leaves differ, first params/dense/kernel
+    """
+
+    steps: tuple[int, int]
+    leaves: int
+    differing: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether all leaves are the same bits."""
+        return not self.differing
+
+    def __str__(self) -> str:
+        first = f", first {self.differing[0]}" if self.differing else ""
+        before, after = self.steps
+        return (
+            f"{before} steps, a new process, {after} steps: "
+            f"{len(self.differing)} of {self.leaves} leaves differ{first}"
+        )
+
+
+def verify_resume(
+    model_fn: Callable[[], Any], data_fn: Callable[[], Any], *, steps: tuple[int, int] = (3, 3)
+) -> ResumeReport:
+    """Trains once without a break and once with one, and compares the two to the bit.
+
+    One new process trains ``sum(steps)`` steps. Another trains ``steps[0]``, saves, and ends at once; a
+    third restores state and data position and trains ``steps[1]``. All leaves of the two final states
+    are compared: weights, slots, seeds, metrics.
+
+    Args:
+        model_fn: builds a compiled model. Like `data_fn` a function that a new process can import: at
+            the top level of a module, with what runs it behind ``if __name__ == "__main__"``.
+        data_fn: gives an iterator of batches, a Grain iterator or one with `get_state` and `set_state`.
+        steps: how many steps before and after the break.
+
+    Returns:
+        A report that names the leaves that differ; printed, it says the first.
+
+    Raises:
+        BridgeError: if one of the processes fails; its own output says why.
+
+    Example:
+        >>> verify_resume(model_fn, data_fn).ok  # doctest: +SKIP
+        True
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        straight, broken = Path(folder, "straight"), Path(folder, "broken")
+        _in_a_new_process(_run, model_fn, data_fn, straight, sum(steps), "straight")
+        _in_a_new_process(_run, model_fn, data_fn, broken, steps[0], "before the break")
+        _in_a_new_process(_run, model_fn, data_fn, broken, sum(steps), "after the break")
+        finals = [_leaves(path / "final" / str(sum(steps))) for path in (straight, broken)]
+    differing = [_paths.join(p) for p, leaf in finals[0].items() if not _same(leaf, finals[1].get(p))]
+    return ResumeReport(steps, len(finals[0]), tuple(differing))
+
+
+def _in_a_new_process(target: Callable, *args: Any) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=target, args=args[:-1])
+    process.start()
+    process.join()
+    if process.exitcode != 0:
+        raise BridgeError(
+            f"the run {args[-1]}",
+            got=f"exit code {process.exitcode}",
+            expected="0",
+            fix="See what the process printed. model_fn and data_fn must be importable by a new process.",
+        )
+
+
+def _run(model_fn: Callable[[], Any], data_fn: Callable[[], Any], folder: Path, steps: int) -> None:
+    """Trains up to `steps` from wherever the folder is, and saves."""
+    model, data = model_fn(), data_fn()
+    with CheckpointManager(folder / "steps") as manager:
+        state = TrainState.from_keras(model, batch=next(data_fn()))  # of an iterator of its own
+        train_step = make_train_step(model)
+        if manager.latest_step is not None:
+            state = manager.restore(state, data=data)
+        while int(state.step) < steps:
+            state, _ = train_step(state, next(data))
+        manager.save(state, data=data)
+    save(folder / "final" / str(steps), state)
+
+
+def _leaves(path: Path) -> _paths.Flat:
+    stored = _orbax.Stored(path)
+    return stored.load({place: _restore.placement(spec, None) for place, spec in stored.specs.items()})
+
+
+def _same(a: Any, b: Any) -> bool:
+    return b is not None and np.asarray(a).tobytes() == np.asarray(b).tobytes()
