@@ -19,11 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from keras_flax_bridge import _integrity, _paths
+from keras_flax_bridge import _integrity, _packing, _paths
 from keras_flax_bridge._iterators import is_grain, set_position
 from keras_flax_bridge.errors import CheckpointError, CorruptCheckpointError
 
 STATE, DATA = "state", "data"  # names of the checkpointables; Orbax's default name has changed before
+_PACKED = "%packed"  # no path can have this name: a % in a name is written %25
 _MARK = "_CHECKPOINT_METADATA"  # the file that Orbax writes last
 _OURS, _OURS_SUM = "keras_flax_bridge", "keras_flax_bridge_crc32"  # keys of our own metadata
 
@@ -112,23 +113,39 @@ def steps_in(root: FilePath) -> list[int]:
     return sorted(int(f.name) for f in folders if f.name.isdigit() and is_checkpoint(f))
 
 
-def save(path: FilePath, flat: Mapping[_paths.Path, Any], data: Any, metadata: dict[str, Any]) -> None:
+def save(
+    path: FilePath, flat: Mapping[_paths.Path, Any], data: Any, metadata: dict[str, Any], *, packed: bool
+) -> None:
     """Writes one checkpoint at `path` and returns when it is on disk."""
-    with _speaking(path, "saving"):
-        _ocp().save_checkpointables(path, _items(flat, data), custom_metadata=_custom(flat, metadata))
+    items, custom = _written(flat, data, metadata, packed=packed)
+    with _speaking(path, "saving"), _saving_context():
+        _ocp().save_checkpointables(path, items, custom_metadata=custom)
 
 
-def _items(flat: Mapping[_paths.Path, Any], data: Any) -> dict[str, Any]:
-    items: dict[str, Any] = {STATE: _to_disk(flat)}
-    return {**items, DATA: data} if is_grain(data) else items
+def _saving_context() -> Any:
+    context = _ocp().Context()
+    context.array.saving.use_compression = False  # it saves 7 % on float weights, and costs most of the time
+    return context
 
 
-def _custom(flat: Mapping[_paths.Path, Any], metadata: dict[str, Any]) -> dict[str, str | int]:
-    """Our metadata: as text, since Orbax would not keep every JSON type as it is; and its checksum."""
+def _written(
+    flat: Mapping[_paths.Path, Any], data: Any, metadata: dict[str, Any], *, packed: bool
+) -> tuple[dict[str, Any], dict[str, str | int]]:
+    """What Orbax stores, and our metadata.
+
+    That is text, since Orbax would not keep every JSON type as it is; a checksum of it lies beside.
+    """
     empty = {_paths.join(p): (str(leaf.dtype), leaf.shape) for p, leaf in flat.items() if _is_empty(leaf)}
+    index: _packing.Index = {}
+    tree = _to_disk(flat)
+    if packed:
+        buffer, index, rest = _packing.pack({p: leaf for p, leaf in flat.items() if not _is_empty(leaf)})
+        tree = {**_to_disk(rest), _PACKED: buffer}
     sums = _integrity.checksums(flat)
-    text = json.dumps({**metadata, "leaves": len(flat), "empty": empty, "checksums": sums})
-    return {_OURS: text, _OURS_SUM: zlib.crc32(text.encode())}
+    ours = {**metadata, "leaves": len(flat), "empty": empty, "packed": index, "checksums": sums}
+    text = json.dumps(ours)
+    items = {STATE: tree, **({DATA: data} if is_grain(data) else {})}
+    return items, {_OURS: text, _OURS_SUM: zlib.crc32(text.encode())}
 
 
 def _ours(custom: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,6 +174,9 @@ class Stored:
         self.specs = {_decode(p): leaf for p, leaf in _paths.flatten(found.metadata).items()}
         for name, (dtype, shape) in self.metadata.get("empty", {}).items():
             self.specs[_paths.split(name)] = jax.ShapeDtypeStruct(tuple(shape), dtype)
+        self._index = self.metadata.get("packed", {})
+        self._buffer = self.specs.pop((_PACKED,), None)
+        self.specs.update(_packing.specs(self._index))
         self._require_complete()
 
     def _require_complete(self) -> None:
@@ -184,10 +204,20 @@ class Stored:
         ocp = _ocp()
         context = ocp.Context()
         context.pytree.loading.partial_load = True
+        small = {path: target for path, target in targets.items() if _paths.join(path) in self._index}
+        tree = _to_disk({path: target for path, target in targets.items() if path not in small})
+        if small:
+            assert self._buffer is not None  # the metadata was checked to be complete
+            tree[_PACKED] = np.broadcast_to(np.zeros((), np.uint8), self._buffer.shape)
         with _speaking(self.path, "restoring"), context:
-            loaded = ocp.load_checkpointables(self.path, {STATE: _to_disk(targets)})[STATE]
+            loaded = _paths.flatten(ocp.load_checkpointables(self.path, {STATE: tree})[STATE])
         empty = {path: jnp.zeros(leaf.shape, leaf.dtype) for path, leaf in targets.items() if _is_empty(leaf)}
-        return {**empty, **{_decode(path): leaf for path, leaf in _paths.flatten(loaded).items()}}
+        packed = _packing.unpack(loaded.pop((_PACKED,), None), self._index, small)
+        return {
+            **empty,
+            **_placed(packed, small),
+            **{_decode(path): leaf for path, leaf in loaded.items()},
+        }
 
     def load_each(self, targets: Mapping[_paths.Path, Any]) -> tuple[_paths.Flat, dict[str, str]]:
         """The values that can be read, and why the others can't, by path."""
@@ -245,16 +275,27 @@ class Stored:
                 _ocp().load_checkpointables(self.path, {DATA: iterator})
 
 
+def _placed(values: _paths.Flat, targets: Mapping[_paths.Path, Any]) -> _paths.Flat:
+    """Values from the packed array, put where their targets say; one transfer for all."""
+    shardings = {path: getattr(targets[path], "sharding", None) for path in values}
+    paths = [path for path, sharding in shardings.items() if sharding is not None]
+    put = jax.device_put([values[path] for path in paths], [shardings[path] for path in paths])
+    return {**values, **dict(zip(paths, put, strict=True))}
+
+
 # --- a root folder of steps ----------------------------------------------------------------------
 
 
 class Root:
     """A folder of numbered steps, written asynchronously, old ones removed."""
 
-    def __init__(self, path: FilePath, max_to_keep: int | None, best: tuple[str, str] | None):
+    def __init__(
+        self, path: FilePath, max_to_keep: int | None, best: tuple[str, str] | None, *, packed: bool
+    ):
         self.path = path
         self._pending: Any = None
         self._policy = max_to_keep, best
+        self._packed = packed
         if path.exists() and not path.is_dir():
             raise CheckpointError(
                 str(path), got="a file", expected="a folder, or nothing yet", fix="Take another path."
@@ -264,7 +305,7 @@ class Root:
     def _open(self) -> None:
         with _speaking(self.path, "opening"):
             self._checkpointer = _ocp().training.Checkpointer(
-                self.path, preservation_policy=_preservation(*self._policy)
+                self.path, preservation_policy=_preservation(*self._policy), context=_saving_context()
             )
 
     def put_aside(self, steps: Sequence[int]) -> None:
@@ -287,13 +328,14 @@ class Root:
                 expected="the folder in which earlier steps were written",
                 fix="Put it back, or open a new manager.",
             )
+        items, custom = _written(flat, data, metadata, packed=self._packed)
         with _speaking(self.path / str(step), "saving"):
             self._pending = self._checkpointer.save_checkpointables_async(
                 step,
-                _items(flat, data),
+                items,
                 force=True,  # whether a save is due was decided; Orbax skips without a word
                 metrics=logs or None,
-                custom_metadata=_custom(flat, metadata),
+                custom_metadata=custom,
             )
 
     def wait(self) -> None:

@@ -91,3 +91,8 @@ def stale(directory: FilePath, step: int, newest: int) -> CheckpointError:
 def require(condition: bool, where: str, got: str, expected: str) -> None:
     if not condition:
         raise CheckpointError(where, got=got, expected=expected, fix="Nothing was read or written.")
+
+
+def is_packed(layout: str) -> bool:
+    require(layout in ("tree", "packed"), "layout", repr(layout), "'tree' or 'packed'")
+    return layout == "packed"

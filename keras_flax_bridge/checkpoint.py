@@ -18,7 +18,7 @@ from keras_flax_bridge.errors import CheckpointError, CorruptCheckpointError
 log = logging.getLogger("keras_flax_bridge")
 
 
-def save(path: Any, state: Any, *, model: Any = None) -> None:
+def save(path: Any, state: Any, *, model: Any = None, layout: str = "tree") -> None:
     """Saves one checkpoint, without a manager; returns when it is on disk.
 
     Args:
@@ -26,6 +26,7 @@ def save(path: Any, state: Any, *, model: Any = None) -> None:
         state: a `TrainState`, an `nnx.Module`, or any pytree of arrays.
         model: the Keras model whose config lies beside the weights; None for the one that the
             state was taken from.
+        layout: ``"tree"`` or ``"packed"``; see `CheckpointManager`.
 
     Raises:
         CheckpointError: if the folder exists or can't be written.
@@ -40,7 +41,8 @@ def save(path: Any, state: Any, *, model: Any = None) -> None:
     """
     folder = _orbax.absolute(path)
     _saving.require(not folder.exists(), str(folder), "a folder that exists", "a new one")
-    _orbax.save(folder, _saving.checked(state), None, _saving.metadata(state, model))
+    packed = _saving.is_packed(layout)
+    _orbax.save(folder, _saving.checked(state), None, _saving.metadata(state, model), packed=packed)
 
 
 def restore(

@@ -24,7 +24,9 @@ class CheckpointManager:
             that value stays as well. Without a mode, losses and errors count as better when they
             are smaller, accuracies and other scores when they are larger.
         save_every: `save` writes only when a multiple of this many steps was reached.
-        layout: how leaves lie on disk: ``"tree"``, one Orbax array each.
+        layout: how leaves lie on disk: ``"tree"``, one Orbax array each, which plain Orbax code reads
+            by name; ``"packed"``, all leaves under 64 KiB in one array, many times faster where there
+            are many of them. `restore` reads both.
 
     Raises:
         CheckpointError: if the folder can't be used, or an argument is not one of the above.
@@ -52,7 +54,6 @@ class CheckpointManager:
         save_every: int = 1,
         layout: str = "tree",
     ):
-        _saving.require(layout == "tree", "layout", repr(layout), "'tree'")
         _saving.require(
             _saving.is_count(save_every), "save_every", repr(save_every), "a whole number of steps, 1 or more"
         )
@@ -61,7 +62,7 @@ class CheckpointManager:
         self.directory = _orbax.absolute(directory)
         self._best = None if keep_best is None else _saving.best_rule(keep_best)
         self._every = save_every
-        self._root = _orbax.Root(self.directory, max_to_keep, self._best)
+        self._root = _orbax.Root(self.directory, max_to_keep, self._best, packed=_saving.is_packed(layout))
         self._last_seen: int | None = None
         self._known: set[int] = set()  # steps that this manager wrote or restored
 

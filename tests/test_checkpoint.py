@@ -240,13 +240,16 @@ LEAVES = {
     "64 bits": np.array([2**40 + 1, 3]),
     "a 64-bit scalar": np.int64(10**10),
     "complex": jnp.ones(2, "complex64"),
+    "float8": jnp.arange(4, dtype="float8_e4m3fn"),
+    "int4": jnp.arange(4, dtype="int4"),
 }
 
 
+@pytest.mark.parametrize("layout", ["tree", "packed"])
 @pytest.mark.parametrize("leaf", LEAVES.values(), ids=LEAVES)
-def test_leaf_comes_back_as_it_was(tmp_path, leaf):
+def test_leaf_comes_back_as_it_was(tmp_path, leaf, layout):
     tree = {"x": leaf, "other": jnp.ones(1)}
-    kfb.save(tmp_path / "x", tree)
+    kfb.save(tmp_path / "x", tree, layout=layout)
     back = kfb.restore(tmp_path / "x", tree)["x"]
     assert jnp.asarray(back).dtype == jnp.asarray(leaf).dtype
     if isinstance(leaf, np.ndarray | np.generic):
@@ -526,7 +529,8 @@ WRONG = {
     "no folder": (lambda p: kfb.restore(p / "none", {"a": 1}), "no checkpoint"),
     "no checkpoint": (lambda p: kfb.restore(p, {"a": 1}), "no checkpoint"),
     "exists": (lambda p: kfb.save(p, {"a": jnp.ones(1)}), "exists"),
-    "layout": (lambda p: kfb.CheckpointManager(p, layout="flat"), "'tree'"),
+    "layout": (lambda p: kfb.CheckpointManager(p, layout="flat"), "'tree' or 'packed'"),
+    "layout of one": (lambda p: kfb.save(p / "x", {"a": 1}, layout="flat"), "'tree' or 'packed'"),
     "best": (lambda p: kfb.CheckpointManager(p, keep_best="score"), "'min'"),
 }
 
@@ -549,6 +553,37 @@ def test_a_missing_step_names_those_that_exist(tmp_path):
         manager.wait()
         with pytest.raises(kfb.CheckpointError, match=r"\[1, 2\]"):
             manager.restore(state, step=7)
+
+
+# --- the packed layout
+
+
+def test_packed_reads_as_all_that_the_tree_does(trained, tmp_path):
+    model, state = trained
+    big = keras.Sequential([keras.Input((200,)), layers.Dense(200), layers.Dense(1)])
+    big.compile("adam", "mse")
+    for name, (owner, given) in {
+        "small": (model, state),
+        "big": (big, kfb.TrainState.from_keras(big)),
+    }.items():
+        with kfb.CheckpointManager(tmp_path / name, layout="packed") as manager:
+            manager.save(given)
+        assert equal(kfb.restore(tmp_path / name, given), given)
+        assert equal(kfb.TrainState.from_keras(kfb.load_model(tmp_path / name)).params, given.params)
+        module = kfb.restore(tmp_path / name, kfb.ToNNX(owner))
+        assert equal(nnx.to_pure_dict(nnx.state(module, nnx.Param)), given.params)
+    sharding = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), PartitionSpec())
+    abstract = kfb.TrainState.abstract(contracts.SEQUENTIAL.build)
+    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), abstract)
+    restored = kfb.restore(tmp_path / "small", like)
+    assert {leaf.sharding for leaf in jax.tree.leaves(restored)} == {sharding}
+
+
+def test_packed_writes_few_files(tmp_path):
+    tree = {f"{i}": {"a.b/c": jnp.full(3, i)} for i in range(300)}
+    kfb.save(tmp_path / "packed", tree, layout="packed")
+    assert equal(kfb.restore(tmp_path / "packed", tree), tree)
+    assert len(list((tmp_path / "packed").rglob("*"))) < 40
 
 
 # --- resuming

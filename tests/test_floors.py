@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "keras_flax_bridge"
 FLOORS = [
     {"errors"},
     {"_paths", "_backend"},
-    {"_random", "_leaves", "_integrity", "_iterators"},
+    {"_random", "_leaves", "_integrity", "_iterators", "_packing"},
     {"_variables"},
     {"_transforms", "_apply", "_batches"},
     {"_intake", "_parts"},
