@@ -290,11 +290,11 @@ class Root:
     """A folder of numbered steps, written asynchronously, old ones removed."""
 
     def __init__(
-        self, path: FilePath, max_to_keep: int | None, best: tuple[str, str] | None, *, packed: bool
+        self, path: FilePath, kept: tuple[int | None, int | None, tuple[str, str] | None], *, packed: bool
     ):
         self.path = path
         self._pending: Any = None
-        self._policy = max_to_keep, best
+        self._kept = kept
         self._packed = packed
         if path.exists() and not path.is_dir():
             raise CheckpointError(
@@ -305,7 +305,7 @@ class Root:
     def _open(self) -> None:
         with _speaking(self.path, "opening"):
             self._checkpointer = _ocp().training.Checkpointer(
-                self.path, preservation_policy=_preservation(*self._policy), context=_saving_context()
+                self.path, preservation_policy=_preservation(*self._kept), context=_saving_context()
             )
 
     def put_aside(self, steps: Sequence[int]) -> None:
@@ -361,9 +361,12 @@ class Root:
         return {step: value for step, value in found if value is not None and not math.isnan(value)}
 
 
-def _preservation(max_to_keep: int | None, best: tuple[str, str] | None) -> Any:
+def _preservation(max_to_keep: int | None, keep_every: int | None, best: tuple[str, str] | None) -> Any:
+    """The newest steps, those of a fixed interval and the best: each of them stays."""
     policies = _ocp().training.preservation_policies
     kept = [policies.PreserveAll() if max_to_keep is None else policies.LatestN(max_to_keep)]
+    if keep_every is not None:
+        kept.append(policies.EveryNSteps(keep_every))
     if best is not None:
         kept.append(
             policies.BestN(get_metric_fn=_ranking(*best), n=1, keep_checkpoints_without_metrics=False)

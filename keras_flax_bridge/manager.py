@@ -23,6 +23,7 @@ class CheckpointManager:
         keep_best: a name in the logs, or ``(name, "min")`` or ``(name, "max")``: the best step by
             that value stays as well. Without a mode, losses and errors count as better when they
             are smaller, accuracies and other scores when they are larger.
+        keep_every: steps that are multiples of this number stay as well; None for none.
         save_every: `save` writes only when a multiple of this many steps was reached.
         layout: how leaves lie on disk: ``"tree"``, one Orbax array each, which plain Orbax code reads
             by name; ``"packed"``, all leaves under 64 KiB in one array, many times faster where there
@@ -51,18 +52,22 @@ class CheckpointManager:
         *,
         max_to_keep: int | None = 3,
         keep_best: str | tuple[str, str] | None = None,
+        keep_every: int | None = None,
         save_every: int = 1,
         layout: str = "tree",
     ):
         _saving.require(
             _saving.is_count(save_every), "save_every", repr(save_every), "a whole number of steps, 1 or more"
         )
-        kept = max_to_keep is None or _saving.is_count(max_to_keep)
-        _saving.require(kept, "max_to_keep", repr(max_to_keep), "None, or a whole number of steps, 1 or more")
+        for name, kept in {"max_to_keep": max_to_keep, "keep_every": keep_every}.items():
+            allowed = kept is None or _saving.is_count(kept)
+            _saving.require(allowed, name, repr(kept), "None, or a whole number of steps, 1 or more")
         self.directory = _orbax.absolute(directory)
         self._best = None if keep_best is None else _saving.best_rule(keep_best)
         self._every = save_every
-        self._root = _orbax.Root(self.directory, max_to_keep, self._best, packed=_saving.is_packed(layout))
+        self._root = _orbax.Root(
+            self.directory, (max_to_keep, keep_every, self._best), packed=_saving.is_packed(layout)
+        )
         self._last_seen: int | None = None
         self._known: set[int] = set()  # steps that this manager wrote or restored
 

@@ -400,6 +400,16 @@ def test_saves_when_due_and_keeps_the_newest(tmp_path):
         assert manager.latest_step == 12
 
 
+def test_newest_regular_and_best_steps_stay(tmp_path):
+    losses = {1: 3.0, 2: 1.0, 3: 5.0, 4: 4.0, 5: 2.0, 6: 6.0, 7: 7.0}
+    with kfb.CheckpointManager(tmp_path, max_to_keep=1, keep_every=3, keep_best="loss") as manager:
+        for state in states(7):
+            manager.save(state, logs={"loss": losses[int(state.step)]})
+    with kfb.CheckpointManager(tmp_path, max_to_keep=1, keep_every=3, keep_best="loss") as manager:
+        assert manager.all_steps() == [2, 3, 6, 7]
+        assert manager.best_step == 2  # known after a restart too
+
+
 def test_steps_that_jump_over_a_multiple_are_due(tmp_path):
     with kfb.CheckpointManager(tmp_path, save_every=4) as manager:
         jumping = [state for i, state in enumerate(states(12)) if i % 3 == 2]  # steps 3, 6, 9, 12

@@ -1,0 +1,97 @@
+"""Processes that die and disks that fail: what was finished stays, and restores."""
+
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import struct
+
+import keras_flax_bridge as kfb
+
+ROOT = Path(__file__).parents[1]
+SIZE = 50_000
+
+
+@struct.dataclass
+class Numbered:
+    """A state all of whose values tell its step."""
+
+    step: int
+    values: dict
+
+
+def numbered(step):
+    return Numbered(jnp.int32(step), {f"{i}": jnp.full(SIZE, step + i, "float32") for i in range(4)})
+
+
+def save_for_ever(folder, layout):
+    """Saves steps until it is killed; says which it began and which are on disk."""
+    with kfb.CheckpointManager(folder, max_to_keep=3, layout=layout) as manager:
+        begin = manager.latest_step or 0
+        for step in range(begin + 1, begin + 10_000):
+            manager.save(numbered(step))
+            print("begun", step, flush=True)
+            if step % 2 == 0:  # every other save is overtaken by the next
+                manager.wait()
+                print("done", step, flush=True)
+
+
+def spawn(code, **options):
+    return subprocess.Popen(
+        [sys.executable, "-c", f"from tests import conftest, test_crashes as t\n{code}"],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ},
+        **options,
+    )
+
+
+@pytest.mark.parametrize("layout", ["tree", "packed"])
+@pytest.mark.parametrize("kills", [2, pytest.param(25, marks=pytest.mark.slow)], ids=["few", "many"])
+def test_killed_while_saving_no_finished_step_is_lost(tmp_path, layout, kills):
+    rng, done = np.random.default_rng(kills), 0
+    for _ in range(kills):
+        with spawn(f"t.save_for_ever({str(tmp_path)!r}, {layout!r})") as process:
+            first = process.stdout.readline()  # imports are over: saving has begun
+            time.sleep(rng.uniform(0, 0.4))
+            process.kill()
+            lines = [first, *process.stdout.read().splitlines()]
+        done = max([done, *(int(line.split()[1]) for line in lines if line.startswith("done"))])
+        with kfb.CheckpointManager(tmp_path) as manager:
+            steps = manager.all_steps()
+        assert done == 0 or steps[-1] >= done
+        for step in steps:
+            restored = kfb.restore(tmp_path, numbered(0), step=step)
+            assert int(restored.step) == step
+            assert all(np.all(leaf == step + int(name)) for name, leaf in restored.values.items())
+
+
+def save_on_a_full_disk(folder):
+    """Files can't grow over a limit, which to a program is a full disk."""
+    with kfb.CheckpointManager(folder) as manager:
+        manager.save(numbered(1))
+        manager.wait()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (SIZE, SIZE))
+        try:
+            manager.save(numbered(2))
+            manager.wait()
+        except kfb.CheckpointError as error:
+            print("said:", str(error).replace("\n", " "), flush=True)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (SIZE, SIZE))
+        os._exit(0)
+
+
+def test_a_full_disk_is_said_and_older_steps_are_whole(tmp_path):
+    with spawn(f"t.save_on_a_full_disk({str(tmp_path)!r})") as process:
+        output = process.communicate(timeout=120)[0]
+    assert "said:" in output
+    assert "Older steps are intact" in output
+    assert int(kfb.restore(tmp_path, numbered(0)).step) == 1
+    assert kfb.verify(tmp_path).ok
