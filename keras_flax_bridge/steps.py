@@ -164,7 +164,7 @@ def make_predict_step(model: keras.Model, *, jit: bool = True) -> Callable[[Trai
         params, non_trainable = V.collect_layer(model)
         values = _values({"params": params, "non_trainable": non_trainable}, fields)
         with V.finalized(model, non_trainable, values[1]):
-            return model.predict_step(values, x)[0]
+            return model.predict_step(values, (x,))[0]
 
     run = jax.jit(run) if jit else run
 

@@ -1,5 +1,7 @@
 """ToNNX and ToLinen: the layer's numbers, Flax's own tools."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import keras
@@ -38,11 +40,13 @@ def test_every_row_gives_the_layer_s_numbers(case, training):
     params, non_trainable = (
         [v.value for v in vs] for vs in (model.trainable_variables, model.non_trainable_variables)
     )
-    wanted, after = model.stateless_call(params, non_trainable, x, training=training)
+    takes = "training" in inspect.signature(model.call).parameters
+    options = {"training": training} if takes else {}
+    wanted, after = model.stateless_call(params, non_trainable, x, **options)
     module, linen = kfb.ToNNX(model), kfb.ToLinen(model)
     close(module(x, training=training), wanted)
     variables = values_of(model)
-    mutable = ["batch_stats", "seeds"]
+    mutable = ["batch_stats", "seeds", "frozen"]
     outputs, updates = linen.apply(variables, x, training=training, mutable=mutable)
     close(outputs, wanted)
     held = module.variables_by_path()
