@@ -182,7 +182,8 @@ class Stored:
     def _require_complete(self) -> None:
         """Orbax reads damaged metadata as if there were none."""
         count = self.metadata.get("leaves", len(self.specs) or 1)
-        if len(self.specs) != count or not _is_json(self.path / _MARK):
+        lost = self._buffer is not None and not self._index
+        if lost or len(self.specs) != count or not _is_json(self.path / _MARK):
             raise CorruptCheckpointError(
                 str(self.path),
                 got=f"metadata that can't be read, or only of {len(self.specs)} leaves",

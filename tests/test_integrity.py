@@ -44,7 +44,7 @@ def silent(path):
     """Whether a restore raised nothing, and gave other values than were saved."""
     try:
         return differing(data(kfb.restore(path, TREE)), data(TREE)) != []
-    except kfb.CheckpointError:
+    except kfb.BridgeError:
         return False
 
 
