@@ -34,6 +34,7 @@ def of(state: Any, model: Any, **parts: Any) -> Assignments:
         StructureMismatchError: if the leaves are not those of the model; lists all of them.
     """
     if not isinstance(model, Mapping):
+        _parts.require_single(state.parts, "assign_to")
         return _of_one(state, model, parts)
     _parts.require_same(model, state.parts)
     given = {name: _parts.arguments(parts, name, model) for name in model}

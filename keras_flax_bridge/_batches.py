@@ -31,10 +31,9 @@ def check(model: Any, batch: Any) -> None:
     x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
     named = _named_parts(batch)
     _check_numbers(named)
-    if y is None and V.has_loss(model):
-        raise _mismatch("batch/y", "no targets y", "targets for the compiled loss")
     check_inputs(model, x)
-    _check_targets(model, named)
+    if not any(V.is_overridden(model, method) for method in ("compute_loss", "compute_loss_and_updates")):
+        _check_targets(model, y, named)
     _check_sizes(named)
 
 
@@ -67,13 +66,15 @@ def _check_numbers(parts: dict[str, Any]) -> None:
             raise _mismatch(_paths.join(("batch", *path)), got, "an array of numbers")
 
 
-def _check_targets(model: Any, parts: dict[str, Any]) -> None:
-    """A model that has one output takes one array of targets and of weights."""
+def _check_targets(model: Any, y: Any, parts: dict[str, Any]) -> None:
+    """A compiled loss takes targets; a model that has one output takes one array of them and of weights."""
+    if y is None and V.has_loss(model):
+        raise _mismatch("batch/y", "no targets y", "targets for the compiled loss")
     if len(getattr(model, "outputs", None) or ()) != 1:
         return
     for part in ("y", "sample_weight"):
         count = len(jax.tree.leaves(parts.get(part)))
-        if count > 1 or isinstance(parts.get(part), dict):
+        if count > 1:
             raise _mismatch(f"batch/{part}", f"{count} arrays in a structure", "one array, for one output")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -18,9 +18,10 @@ def of_state(state: Any, model: Any) -> dict[str, Any]:
 
     Args:
         state: any pytree.
-        model: a model that stands in for the one that the state was taken from, or None.
+        model: a model, or a dict of them, in place of what the state was taken from; or None.
     """
     owners = models(getattr(state, "apply_fn", None)) if model is None else {"": model}
+    owners = dict(model) if isinstance(model, Mapping) else owners
     try:
         configs = {name: _config(m, state.part(name) if name else state) for name, m in owners.items()}
     except Exception as error:  # of the user's get_config, which may raise anything

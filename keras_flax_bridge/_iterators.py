@@ -27,14 +27,18 @@ def position(iterator: Any) -> dict[str, Any] | None:
     if isinstance(state, bytes):
         return {"bytes": base64.b64encode(state).decode()}
     try:
-        return {"json": json.loads(json.dumps(state))}
-    except (TypeError, ValueError) as error:
+        plain = json.loads(json.dumps(state))
+        unchanged = bool(plain == state)  # a tuple becomes a list, a number as a key a word
+    except (TypeError, ValueError):
+        unchanged = False
+    if not unchanged:
         raise CheckpointError(
             "data",
-            got=f"a {type(iterator).__name__} whose get_state() gives a {type(state).__name__} ({error})",
-            expected="bytes, or plain JSON types",
-            fix="Give arrays as lists, or encode the state as bytes.",
-        ) from error
+            got=f"a {type(iterator).__name__} whose get_state() gives what JSON doesn't keep as it is",
+            expected="bytes, or lists, dicts with words as keys, words, numbers, bools and None",
+            fix="Give arrays and tuples as lists, or encode the state as bytes.",
+        )
+    return {"json": plain}
 
 
 def set_position(iterator: Any, stored: dict[str, Any]) -> None:

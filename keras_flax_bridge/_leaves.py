@@ -13,7 +13,12 @@ import keras
 import numpy as np
 
 from keras_flax_bridge import _paths
-from keras_flax_bridge.errors import BridgeError, NotBuiltError, OwnershipError
+from keras_flax_bridge.errors import (
+    BridgeError,
+    NotBuiltError,
+    OwnershipError,
+    UnsupportedOptimizerError,
+)
 
 
 def strong(tree: Any) -> Any:
@@ -28,6 +33,21 @@ def _strong(leaf: Any) -> Any:
 def owned(value: Any) -> Any:
     """A copy of an array in a buffer of its own."""
     return strong(jnp.copy(value))
+
+
+class Whole:
+    """What a state carries beside its leaves: a copy of the state shares it, and it can't be pickled."""
+
+    def __deepcopy__(self, memo: dict) -> Any:
+        return self  # it holds nothing that a step changes
+
+    def __reduce__(self) -> Any:
+        raise UnsupportedOptimizerError(
+            "tx",
+            got="a state to be pickled, whose optimizer is Keras's",
+            expected="a checkpoint",
+            fix="Save the state with kfb.save(path, state); jax.device_get(state.params) can be pickled.",
+        )
 
 
 def _is_key(leaf: Any) -> bool:

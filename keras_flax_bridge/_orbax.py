@@ -12,6 +12,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
+from itertools import count
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -175,19 +176,19 @@ class Stored:
         for name, (dtype, shape) in self.metadata.get("empty", {}).items():
             self.specs[_paths.split(name)] = jax.ShapeDtypeStruct(tuple(shape), dtype)
         self._index = self.metadata.get("packed", {})
-        self._buffer = self.specs.pop((_PACKED,), None)
+        self._buffer: Any = self.specs.pop((_PACKED,), None)
         self.specs.update(_packing.specs(self._index))
         self._require_complete()
 
     def _require_complete(self) -> None:
         """Orbax reads damaged metadata as if there were none."""
-        count = self.metadata.get("leaves", len(self.specs) or 1)
-        lost = self._buffer is not None and not self._index
-        if lost or len(self.specs) != count or not _is_json(self.path / _MARK):
+        leaves = self.metadata.get("leaves", len(self.specs) or 1)
+        lost = (self._buffer is None) == bool(self._index)  # the packed array, or the index of it
+        if lost or len(self.specs) != leaves or not _is_json(self.path / _MARK):
             raise CorruptCheckpointError(
                 str(self.path),
                 got=f"metadata that can't be read, or only of {len(self.specs)} leaves",
-                expected=f"metadata of {count} leaves",
+                expected=f"metadata of {leaves} leaves",
                 fix="The checkpoint is damaged: take another step.",
             )
 
@@ -208,7 +209,6 @@ class Stored:
         small = {path: target for path, target in targets.items() if _paths.join(path) in self._index}
         tree = _to_disk({path: target for path, target in targets.items() if path not in small})
         if small:
-            assert self._buffer is not None  # the metadata was checked to be complete
             tree[_PACKED] = np.broadcast_to(np.zeros((), np.uint8), self._buffer.shape)
         with _speaking(self.path, "restoring"), context:
             loaded = _paths.flatten(ocp.load_checkpointables(self.path, {STATE: tree})[STATE])
@@ -295,27 +295,23 @@ class Root:
     ):
         self.path = path
         self._pending: Any = None
-        self._kept = kept
         self._packed = packed
         if path.exists() and not path.is_dir():
             raise CheckpointError(
                 str(path), got="a file", expected="a folder, or nothing yet", fix="Take another path."
             )
-        self._open()
-
-    def _open(self) -> None:
-        with _speaking(self.path, "opening"):
+        with _speaking(path, "opening"):
             self._checkpointer = _ocp().training.Checkpointer(
-                self.path, preservation_policy=_preservation(*self._kept), context=_saving_context()
+                path, preservation_policy=_preservation(*kept), context=_saving_context()
             )
 
-    def put_aside(self, steps: Sequence[int]) -> None:
-        """Takes steps out of the run: their folders get another name, and stay."""
-        for step in steps:
-            (self.path / str(step)).rename(self.path / f"{step}.damaged")
-        if steps:  # Orbax keeps a list of its own
-            self._checkpointer.close()
-            self._open()
+    def put_aside(self, folders: Sequence[FilePath]) -> None:
+        """Takes damaged steps out of the run: their folders get another name, and stay."""
+        for folder in folders:
+            names = (f"{folder.name}.damaged{i or ''}" for i in count())
+            folder.rename(next(path for path in map(self.path.joinpath, names) if not path.exists()))
+        if folders:
+            self._checkpointer.reload()  # Orbax keeps a list of its own
 
     def save(
         self, step: int, flat: Mapping[_paths.Path, Any], data: Any, logs: Any, metadata: dict[str, Any]
@@ -358,6 +354,8 @@ class Root:
 
     def logged(self, name: str) -> dict[int, float]:
         """A logged value by step, for the steps that have one."""
+        if self._pending is None:
+            self._checkpointer.reload()  # other processes write too
         found = ((c.step, (c.metrics or {}).get(name)) for c in self._checkpointer.checkpoints)
         return {step: value for step, value in found if value is not None and not math.isnan(value)}
 

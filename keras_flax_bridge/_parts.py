@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import reduce
 from typing import Any
 
@@ -12,6 +12,7 @@ import optax
 from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._apply import KerasApply
+from keras_flax_bridge._leaves import Whole
 from keras_flax_bridge.errors import StructureMismatchError
 
 
@@ -58,7 +59,7 @@ class PartsApply:
         return outputs, updates
 
 
-class PartsTransformation(optax.GradientTransformationExtraArgs):
+class PartsTransformation(Whole, optax.GradientTransformationExtraArgs):
     """One optimizer for each model; models without gradients stay as they are."""
 
     parts: dict[str, Any]
@@ -93,21 +94,61 @@ def require_names(names: Iterable[Any], models: Mapping[str, Any], where: str) -
     Raises:
         StructureMismatchError: listing the names that are not.
     """
-    unknown = [str(name) for name in names if name not in models]
+    unknown = [repr(name) for name in names if name not in models]
     if unknown:
         raise StructureMismatchError(
             where,
-            unexpected=unknown,
-            fix=f"The state's models are {', '.join(models) or 'one, without a name'}.",
+            got=", ".join(unknown),
+            expected=f"one of {', '.join(map(repr, models))}"
+            if models
+            else "nothing: the state is of one model",
+            fix="Name the models as they were named when the state was made.",
         )
 
 
-def require_same(models: Mapping[str, Any], names: Iterable[str]) -> None:
+def require_single(names: Iterable[str], where: str) -> None:
+    """Checks that a state is of one model.
+
+    Raises:
+        StructureMismatchError: if it is of several.
+    """
+    several = ", ".join(map(repr, names))
+    if several:
+        raise StructureMismatchError(
+            where,
+            got=f"one model, and a state of several: {several}",
+            expected="a state of that one model, or a dict of all models",
+            fix="Take state.part(name), and put it back with state.with_parts(...).",
+        )
+
+
+def require_same_weights(part: Any, present: Any, name: str) -> None:
+    """Checks that a state has the weights of another, whatever is trained.
+
+    Raises:
+        StructureMismatchError: listing the weights that differ.
+    """
+    if not hasattr(part, "params"):
+        raise StructureMismatchError(
+            name,
+            got=f"a {type(part).__name__}",
+            expected="a TrainState",
+            fix="Pass what state.part(name) gave.",
+        )
+    got, expected = ({**_paths.flatten(s.params), **_paths.flatten(s.non_trainable)} for s in (part, present))
+    difference = _paths.diff(got, expected)
+    if difference:
+        raise difference.error(f"part {name!r}", "It is the state of another model.")
+
+
+def require_same(models: Mapping[str, Any], names: Collection[str]) -> None:
     """Checks that a dict of models has exactly these names.
 
     Raises:
         StructureMismatchError: listing the names that are missing and unexpected.
     """
+    if not names:
+        require_names(models, {}, "models")
     missing = [name for name in names if name not in models]
     unexpected = [name for name in models if name not in names]
     if missing or unexpected:
@@ -131,7 +172,7 @@ def arguments(given: Mapping[str, Any], name: str, models: Mapping[str, Any]) ->
         StructureMismatchError: if an argument is no dict, or names a model that isn't there.
     """
     own = {argument: _chosen(value, name, models, argument) for argument, value in given.items()}
-    if own["optimizer"] is None and name in (given["optimizer"] or {}):
+    if "optimizer" in own and own["optimizer"] is None and name in (given["optimizer"] or {}):
         own["optimizer"] = optax.set_to_zero()
     return own
 
@@ -160,12 +201,19 @@ def joined(states: Mapping[str, Any], trees: Iterable[str]) -> dict[str, Any]:
     }
 
 
-def require_disjoint(models: Mapping[str, Any]) -> None:
-    """Checks that no two models hold the same variable: in one state they would part ways.
+def require_distinct(models: Mapping[str, Any]) -> None:
+    """Checks that models have names, and that no two hold one variable: in one state it would part ways.
 
     Raises:
         StructureMismatchError: naming both places of each shared variable.
     """
+    if not models or not all(isinstance(name, str) for name in models):
+        raise StructureMismatchError(
+            "models",
+            got=f"the names {list(models)}",
+            expected="words, one or more",
+            fix="Pass {name: model}.",
+        )
     places: dict[int, str] = {}
     shared = []
     for name, model in models.items():

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
+
 from keras_flax_bridge import _intake, _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._apply import KerasApply
-from keras_flax_bridge._transforms import KerasTransformation, trainee, transformation
-from keras_flax_bridge.errors import NotBuiltError
+from keras_flax_bridge._transforms import KerasTransformation, require_model, trainee, transformation
 
 
-def fields(state: Any, model: Any) -> dict[str, Any]:
+def fields(state: Any, model: Any, batch: Any) -> dict[str, Any]:
     """The fields that change: weights where the model has them, slots as far as they survive.
 
     Raises:
+        NotBuiltError: if new metrics need a batch.
         StructureMismatchError: if the model has other variables than the state.
     """
-    trained = _intake.built(trainee(model, optimizer=_optimizer(state.tx, model)), None)
+    require_model(model)
+    trained = _intake.built(trainee(model, **_trained_with(state, model)), batch)
     variables = V.collect(trained, metrics=False)
     flat = {**_paths.flatten(state.params), **_paths.flatten(state.non_trainable)}
     weights = variables.params + variables.non_trainable
@@ -31,26 +34,38 @@ def fields(state: Any, model: Any) -> dict[str, Any]:
         "tx": tx,
         "params": params,
         "non_trainable": variables.non_trainable.tree([flat[e.path] for e in variables.non_trainable]),
-        "opt_state": _intake.unaliased(_slots(state, tx, params), params),
-        **(_metrics(state, trained) if model.compiled else {}),
+        "opt_state": _intake.unaliased(_slots(state, tx, params, model.compiled), params),
+        **_metrics(state, trained),
     }
 
 
-def _optimizer(tx: Any, model: Any) -> Any:
-    """What trains the model from now on; None for what it is compiled with."""
-    if not isinstance(tx, KerasTransformation):
-        return tx
-    return None if model.compiled else _intake.rebuilt(tx.optimizer)
+def _trained_with(state: Any, model: Any) -> dict[str, Any]:
+    """What trains the model from now on: what it is compiled with, else what trained it before."""
+    is_keras = isinstance(state.tx, KerasTransformation)
+    if model.compiled:
+        return {} if is_keras else {"optimizer": state.tx}
+    before = V.compiled_parts(state.apply_fn.model)
+    own = {"loss": before["loss"], "metrics": before.get("metrics")}
+    return {**own, "optimizer": _again(state) if is_keras else state.tx}
 
 
-def _slots(state: Any, tx: Any, params: Any) -> Any:
+def _again(state: Any) -> Any:
+    """The optimizer once more; its config is read with the values of the state, as its own may have moved."""
+    optimizer, slots = state.tx.optimizer, _paths.flatten(state.opt_state)
+    entries = V.collect(state.apply_fn.model, metrics=False).opt_state
+    with keras.StatelessScope([(entry.variable, slots[entry.path]) for entry in entries]):
+        config = optimizer.get_config()
+    return type(optimizer).from_config(config)
+
+
+def _slots(state: Any, tx: Any, params: Any, compiled: bool) -> Any:
     """Slots of weights that stay trainable go on, the others start as the optimizer starts them."""
     fresh, kept = tx.init(params), _paths.flatten(state.opt_state)
     if not isinstance(tx, KerasTransformation):
         return _paths.fill(fresh, kept)
     if not V.takes_up(tx.optimizer, state.tx.optimizer):
         return fresh
-    if tx.optimizer is not state.tx.optimizer:  # its learning rate is the one just compiled
+    if compiled and tx.optimizer is not state.tx.optimizer:  # its learning rate is the one just compiled
         kept = {path: leaf for path, leaf in kept.items() if path[-1] != "learning_rate"}
     return _paths.fill(_averaging(fresh, params), kept)
 
@@ -68,10 +83,10 @@ def _averaging(fresh: Any, params: Any) -> Any:
 
 def _metrics(state: Any, trained: Any) -> dict[str, Any]:
     """Metrics that the model still has go on, new ones start."""
-    try:
-        metrics = V.collect(trained).metrics
-    except NotBuiltError:  # new ones would need data; those of the state stay
-        return {}
-    start = _intake.zeroed(trained, metrics, metrics.tree())
+    metrics = V.collect(trained).metrics
+    start, specs = _intake.zeroed(trained, metrics, metrics.tree()), metrics.specs()
     trees = {name: _paths.flatten(getattr(state, name)) for name in ("metrics", "eval_metrics")}
-    return {name: _paths.fill(start, kept) for name, kept in trees.items()}
+    return {
+        name: _paths.fill(start, {p: v for p, v in kept.items() if p in specs and specs[p].shape == v.shape})
+        for name, kept in trees.items()
+    }

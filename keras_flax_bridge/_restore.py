@@ -87,7 +87,7 @@ def _keras_target(like: Any, models: Mapping[Path, Any]) -> Target:
         return like
 
     wanted = {path: V.variable_spec(entry.variable) for path, entry in entries.items()}
-    return Target(wanted, frozenset(places), put)
+    return Target(wanted, frozenset(places) | _subtrees(WEIGHTS), put)
 
 
 def _nnx_target(module: nnx.Module) -> Target:

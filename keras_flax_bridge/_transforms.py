@@ -13,6 +13,7 @@ import optax
 
 from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
+from keras_flax_bridge._leaves import Whole
 from keras_flax_bridge.errors import StructureMismatchError, UnsupportedOptimizerError
 
 
@@ -135,7 +136,7 @@ def training_variables(trained: Any) -> tuple[Any, Any, Any, Any]:
     return variables
 
 
-class KerasTransformation(optax.GradientTransformationExtraArgs):
+class KerasTransformation(Whole, optax.GradientTransformationExtraArgs):
     """A Keras optimizer as an optax transformation whose `apply` is exact.
 
     `update` returns differences, as optax has it, and adding one to a parameter rounds; `apply`
@@ -148,8 +149,8 @@ class KerasTransformation(optax.GradientTransformationExtraArgs):
 
     def __new__(cls, optimizer: Any, variables: V.ModelVariables) -> KerasTransformation:
         def init(params: Any) -> Any:
-            del params  # their structure is the model's
-            fresh = V.fresh_optimizer(optimizer, [entry.variable for entry in variables.params])
+            values = variables.params.leaves(params, "params")
+            fresh = V.fresh_optimizer(optimizer, variables.params, values)
             return variables.opt_state.tree([variable.value for variable in fresh.variables])
 
         def update(grads: Any, state: Any, params: Any = None, **_: Any) -> tuple[Any, Any]:
@@ -167,17 +168,6 @@ class KerasTransformation(optax.GradientTransformationExtraArgs):
 
     def __hash__(self) -> int:
         return hash(self._key)
-
-    def __deepcopy__(self, memo: dict) -> KerasTransformation:
-        return self  # it holds nothing that a step changes
-
-    def __reduce__(self) -> Any:
-        raise UnsupportedOptimizerError(
-            "tx",
-            got="a state to be pickled, whose optimizer is Keras's",
-            expected="a checkpoint",
-            fix="Save the state with kfb.save(path, state); jax.device_get(state.params) can be pickled.",
-        )
 
     def apply(self, grads: Any, opt_state: Any, params: Any) -> tuple[Any, Any]:
         """New parameters and slots, by Keras's own rule.

@@ -122,15 +122,17 @@ def restored(
     return target.put({p: from_disk(values[place], target.wanted[p]) for p, place in pairs.items()})
 
 
-def from_newest(folders: Sequence[FilePath], read: Callable[[FilePath], Any]) -> tuple[Any, FilePath]:
-    """What `read` makes of the newest folder that is not damaged, and which that was.
+def from_newest(
+    folders: Sequence[FilePath], read: Callable[[FilePath], Any]
+) -> tuple[Any, FilePath, Sequence[FilePath]]:
+    """What `read` makes of the newest folder that is not damaged, which that was, and which were.
 
     Raises:
         CorruptCheckpointError: if all are damaged.
     """
-    for folder, older in zip(folders, [*folders[1:], None], strict=True):
+    for i, (folder, older) in enumerate(zip(folders, [*folders[1:], None], strict=True)):
         try:
-            return read(folder), folder
+            return read(folder), folder, folders[:i]
         except CorruptCheckpointError as error:
             if older is None:
                 raise

@@ -148,13 +148,12 @@ class CheckpointManager:
             StructureMismatchError: if not every leaf has its counterpart.
         """
         self.wait()
-        filled, folder = from_newest(
+        filled, folder, passed_over = from_newest(
             candidates(self.directory, step),
             lambda folder: restored(folder, like, data, include, rename, partial, verify),
         )
         here = int(folder.name)
-        if step is None:
-            self._root.put_aside([other for other in self.all_steps() if other > here])
+        self._root.put_aside(passed_over)
         self._known = {known for known in self._known if known < here} | {
             here
         }  # later ones are no longer ours

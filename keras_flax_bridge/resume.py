@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keras_flax_bridge import _orbax, _paths, _restore
-from keras_flax_bridge.checkpoint import save
+from keras_flax_bridge.checkpoint import restore, save
 from keras_flax_bridge.errors import BridgeError
 from keras_flax_bridge.manager import CheckpointManager
 from keras_flax_bridge.state import TrainState
@@ -54,9 +55,9 @@ def verify_resume(
 ) -> ResumeReport:
     """Trains once without a break and once with one, and compares the two to the bit.
 
-    One new process trains ``sum(steps)`` steps. Another trains ``steps[0]``, saves, and ends at once; a
-    third restores state and data position and trains ``steps[1]``. All leaves of the two final states
-    are compared: weights, slots, seeds, metrics.
+    Both runs begin with the same weights. One new process trains ``sum(steps)`` steps. Another trains
+    ``steps[0]``, saves, and ends at once; a third restores state and data position and trains
+    ``steps[1]``. All leaves of the two final states are compared: weights, slots, seeds, metrics.
 
     Args:
         model_fn: builds a compiled model. Like `data_fn` a function that a new process can import: at
@@ -74,6 +75,10 @@ def verify_resume(
         >>> verify_resume(model_fn, data_fn).ok  # doctest: +SKIP
         True
     """
+    if len(steps) != 2 or min(steps) < 1:
+        raise BridgeError(
+            "steps", got=repr(steps), expected="two numbers, 1 or more", fix="Pass steps=(3, 3)."
+        )
     with tempfile.TemporaryDirectory() as folder:
         straight, broken = Path(folder, "straight"), Path(folder, "broken")
         _in_a_new_process(_run, model_fn, data_fn, straight, sum(steps), "straight")
@@ -86,7 +91,15 @@ def verify_resume(
 
 def _in_a_new_process(target: Callable, *args: Any) -> None:
     process = multiprocessing.get_context("spawn").Process(target=target, args=args[:-1])
-    process.start()
+    try:
+        process.start()
+    except (AttributeError, TypeError, pickle.PicklingError) as error:
+        raise BridgeError(
+            "model_fn, data_fn",
+            got=f"what a new process can't import ({error})",
+            expected="functions at the top level of a module",
+            fix="Define them with def in a module, outside of other functions.",
+        ) from error
     process.join()
     if process.exitcode != 0:
         raise BridgeError(
@@ -102,6 +115,11 @@ def _run(model_fn: Callable[[], Any], data_fn: Callable[[], Any], folder: Path, 
     model, data = model_fn(), data_fn()
     with CheckpointManager(folder / "steps") as manager:
         state = TrainState.from_keras(model, batch=next(data_fn()))  # of an iterator of its own
+        start = folder.parent / "start"  # both runs begin with the same weights, seeded or not
+        if start.exists():
+            state = restore(start, state)
+        else:
+            save(start, state)
         train_step = make_train_step(model)
         if manager.latest_step is not None:
             state = manager.restore(state, data=data)

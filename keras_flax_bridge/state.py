@@ -102,10 +102,22 @@ class TrainState(train_state.TrainState):
             >>> int(state.step), state.params["dense"]["kernel"].shape
             (0, (4, 2))
         """
+        parts = {"batch": batch, "optimizer": optimizer, "loss": loss, "metrics": metrics}
         if isinstance(model, Mapping):
-            parts = {"batch": batch, "optimizer": optimizer, "loss": loss, "metrics": metrics}
-            return cls._of_several(model, parts, copy)
-        trained = _intake.built(trainee(model, loss=loss, optimizer=optimizer, metrics=metrics), batch)
+            _parts.require_distinct(model)
+            taken = {n: cls._taken(m, copy, **_parts.arguments(parts, n, model)) for n, m in model.items()}
+            state = cls(**_parts.joined({name: one for name, (one, _) in taken.items()}, TREES))
+            entries = [entry for _, own in taken.values() for entry in own]
+        else:
+            state, entries = cls._taken(model, copy, **parts)
+        if not copy:  # when nothing can fail any more
+            V.move(entries)
+        return state
+
+    @classmethod
+    def _taken(cls, model: Any, copy: bool, batch: Any, **parts: Any) -> tuple[TrainState, list[V.Entry]]:
+        """The state of one model, and the variables that it was taken from."""
+        trained = _intake.built(trainee(model, **parts), batch)
         variables = V.collect(trained)
         values = _intake.take(variables, copy)
         params, non_trainable, slots, metric_values = map(V.Collection.tree, variables, values)
@@ -122,18 +134,7 @@ class TrainState(train_state.TrainState):
             metrics=metric_values,
             eval_metrics=_intake.zeroed(trained, variables.metrics, metric_values),
         )
-        if not copy:
-            V.move([entry for collection in variables for entry in collection])
-        return state
-
-    @classmethod
-    def _of_several(cls, models: Mapping[str, keras.Model], parts: dict[str, Any], copy: bool) -> TrainState:
-        """One state of several models, out of a state of each."""
-        _parts.require_disjoint(models)
-        given = {name: _parts.arguments(parts, name, models) for name in models}
-        return cls(
-            **_parts.joined({n: cls.from_keras(m, copy=copy, **given[n]) for n, m in models.items()}, TREES)
-        )
+        return state, [entry for collection in variables for entry in collection]
 
     @classmethod
     def abstract(
@@ -292,22 +293,25 @@ class TrainState(train_state.TrainState):
             eval_metrics=_intake.zeroed(model, metrics, self.eval_metrics),
         )
 
-    def repartition(self, model: keras.Model) -> TrainState:
+    def repartition(self, model: keras.Model, *, batch: Any = None) -> TrainState:
         """Moves leaves between `params` and `non_trainable` after layers were frozen or unfrozen.
 
         Slots of weights that stay trainable are kept, those of newly trainable ones start as the
         optimizer starts them, those of frozen ones are dropped. A model that was compiled again
         brings its learning rate, and its metrics as far as they are new; with another kind of
-        optimizer all slots start. The step is kept.
+        optimizer all slots start. The step is kept. A model that isn't compiled goes on with an
+        optimizer of the same config: make its steps with ``optimizer=state.tx.optimizer``.
 
         Args:
             model: the model as it is now; compiled again if it was, as Keras asks for. For a state
                 of several models a dict of all of them.
+            batch: as in `from_keras`, for new metrics whose variables depend on data.
 
         Returns:
             A new state for `model`.
 
         Raises:
+            NotBuiltError: if new metrics need a batch.
             StructureMismatchError: if the model has other variables than the state.
 
         Example:
@@ -323,8 +327,11 @@ class TrainState(train_state.TrainState):
         """
         if isinstance(model, Mapping):
             _parts.require_same(model, self.parts)
-            return self.with_parts(**{name: self.part(name).repartition(model[name]) for name in model})
-        return self.replace(**_repartition.fields(self, model))
+            batches = {name: _parts.arguments({"batch": batch}, name, model) for name in model}
+            moved = {name: self.part(name).repartition(model[name], **batches[name]) for name in model}
+            return self.with_parts(**moved)
+        _parts.require_single(self.parts, "repartition")
+        return self.replace(**_repartition.fields(self, model, batch))
 
     # --- several models
 
@@ -375,8 +382,10 @@ class TrainState(train_state.TrainState):
             A new state; its `step` is that of the part that went furthest.
 
         Raises:
-            StructureMismatchError: if there is no such model.
+            StructureMismatchError: if there is no such model, or a state is of another one.
         """
         _parts.require_names(parts, dict.fromkeys(self.parts), "with_parts")
         present = {name: self.part(name) for name in self.parts}
+        for name, part in parts.items():
+            _parts.require_same_weights(part, present[name], name)
         return self.replace(**_parts.joined({**present, **parts}, TREES))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import keras
 
-from keras_flax_bridge import _batches, _intake
+from keras_flax_bridge import _batches, _intake, _parts
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._leaves import explained, strong
 from keras_flax_bridge._transforms import require_model, trainee, training_variables
@@ -194,6 +194,7 @@ def _fields(state: TrainState, names: tuple[str, ...]) -> Fields:
             expected="a TrainState",
             fix="Take one with TrainState.from_keras(model).",
         )
+    _parts.require_single(state.parts, "step")
     return {name: getattr(state, name) for name in names}
 
 

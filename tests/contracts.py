@@ -98,6 +98,8 @@ ROWS = [
     Row("own_updates", partial(sub.subclassed, sub.OwnUpdates), X, Y),
     Row("own_compile", sub.own_compile, X, Y),
     Row("counted_metrics", graphs.counted_metrics, X, labels(2, 1).astype("float32")),
+    Row("dict_of_one", graphs.dict_of_one, X, {"out": Y}),
+    Row("free_targets", graphs.free_targets, X, {"target": Y, "weight": weights(2)}),
     Row("spectral", stateful.spectral, normal(5, 5, 2), normal(1)),
     Row("adapted", stateful.adapted, X + 3, normal(1)),
     Row("noisy", stateful.noisy, normal(6, 4), normal(1)),

@@ -137,6 +137,49 @@ def test_a_run_goes_on_from_the_step_before_a_damaged_one(run):
     assert (folder / "3.damaged").is_dir()
 
 
+def test_a_step_that_is_damaged_twice_is_put_aside_twice(run):
+    folder, states = run
+    for _ in range(2):
+        flip(largest(folder / "3"), 4 * largest(folder / "3").stat().st_size)
+        with kfb.CheckpointManager(folder) as manager:
+            with pytest.warns(UserWarning, match="damaged"):
+                manager.restore(states[0])
+            assert manager.save(states[2])
+    assert {path.name for path in folder.glob("*.damaged*")} == {"3.damaged", "3.damaged1"}
+
+
+@pytest.mark.parametrize("file", ["state/manifest.ocdbt", "state/_METADATA"])
+def test_what_is_gone_is_named_in_every_layout(path, file):
+    (path / file).unlink()
+    assert not kfb.verify(path).ok
+    with pytest.raises(kfb.CheckpointError):
+        kfb.restore(path, TREE)
+
+
+class Meddling:
+    """An iterator during whose restore another process saves."""
+
+    def __init__(self, act=lambda: None):
+        self.act = act
+
+    def get_state(self):
+        return {"at": 1}
+
+    def set_state(self, state):
+        self.act()
+
+
+def test_a_step_that_comes_while_another_is_restored_is_left_alone(run):
+    folder, states = run
+    with kfb.CheckpointManager(folder / "more", max_to_keep=1) as writer:
+        writer.save(states[0], data=Meddling())
+        writer.wait()
+        act = lambda: (writer.save(states[1], data=Meddling()), writer.wait())  # noqa: E731
+        with kfb.CheckpointManager(folder / "more") as reader:
+            reader.restore(states[0], data=Meddling(act))
+    assert (folder / "more" / "2").is_dir()
+
+
 def test_where_all_steps_are_damaged_nothing_is_restored(run):
     folder, states = run
     for step in (1, 2, 3):

@@ -1,5 +1,8 @@
 """Several models in one state: a GAN, a teacher and its student, a target network."""
 
+import copy
+import pickle
+
 import jax
 import jax.numpy as jnp
 import keras
@@ -211,11 +214,28 @@ MISUSE = {
     "a shared layer": (shared, "a/dense/kernel = b/dense/kernel"),
     "an optimizer for all": (lambda: kfb.TrainState.from_keras(gan(), optimizer="adam"), "{name: ...}"),
     "an unknown name": (lambda: kfb.TrainState.from_keras(gan(), metrics={"critic": []}), "critic|generator"),
-    "an unknown part": (lambda: taken().part("critic"), "generator, discriminator"),
+    "an unknown part": (lambda: taken().part("critic"), "'generator', 'discriminator'"),
     "no name": (lambda: taken().apply_fn({"params": taken().params}, REAL), "method"),
     "unknown gradients": (lambda: taken().apply_gradients(grads={"critic": {}}), "grads"),
     "one model for two": (lambda: taken().assign_to({"generator": generator()}), "1 missing"),
-    "a part of one": (lambda: kfb.TrainState.from_keras(generator()).part("x"), "one, without a name"),
+    "a part of one": (lambda: kfb.TrainState.from_keras(generator()).part("x"), "the state is of one model"),
+    "no models": (lambda: kfb.TrainState.from_keras({}), "one or more"),
+    "numbers as names": (lambda: kfb.TrainState.from_keras({0: generator()}), "words"),
+    "a part that is none": (lambda: taken().with_parts(generator={}), "got a dict"),
+    "a part of another model": (
+        lambda: taken().with_parts(generator=taken().part("discriminator")),
+        "another model",
+    ),
+    "several into one": (lambda: taken().assign_to(generator()), r"state\.part\(name\)"),
+    "several like one": (lambda: taken().repartition(generator()), r"state\.part\(name\)"),
+    "a step on several": (
+        lambda: kfb.make_train_step(generator())(taken(), (NOISE, REAL)),
+        r"state\.part\(name\)",
+    ),
+    "one into several": (
+        lambda: kfb.TrainState.from_keras(generator()).assign_to(gan()),
+        "the state is of one model",
+    ),
     "a step of several": (lambda: kfb.make_train_step(gan()), r"part\("),
 }
 
@@ -224,6 +244,32 @@ MISUSE = {
 def test_misuse_is_explained(act, words):
     with pytest.raises(kfb.StructureMismatchError, match=words):
         act()
+
+
+def test_moving_is_all_or_nothing_over_all_models():
+    models = {"a": generator(), "b": keras.Sequential([keras.Input((2,)), layers.Dense(1)])}
+    with pytest.raises(kfb.NotBuiltError, match="optimizer"):
+        kfb.TrainState.from_keras(models, copy=False)
+    models["a"].get_weights()
+    state = kfb.TrainState.from_keras(models, optimizer={"b": "sgd"}, copy=False)
+    with pytest.raises(kfb.OwnershipError):
+        models["a"].get_weights()
+    state.assign_to({**models})
+
+
+def test_a_deep_copy_of_several():
+    state = taken()
+    assert jax.tree.structure(copy.deepcopy(state)) == jax.tree.structure(state)
+    with pytest.raises(kfb.UnsupportedOptimizerError):
+        pickle.dumps(state)
+
+
+def test_a_checkpoint_of_several_is_used_up(tmp_path):
+    models, state = gan(), taken()
+    kfb.save(tmp_path / "gan", state, model=models)
+    assert set(kfb.load_model(tmp_path / "gan")) == set(models)
+    with pytest.raises(kfb.StructureMismatchError, match="params/discriminator/dense/kernel"):
+        kfb.restore(tmp_path / "gan", {"generator": generator()})
 
 
 def test_assigning_is_all_or_nothing_over_all_models():

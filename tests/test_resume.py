@@ -25,6 +25,12 @@ def test_what_is_lost_is_named():
     assert str(report).endswith(f"first {report.differing[0]}")
 
 
+@pytest.mark.parametrize(("data_fn", "steps"), [(lambda: None, (1, 1)), (resuming.shuffled, (3, 0))])
+def test_what_can_not_be_verified_is_explained(data_fn, steps):
+    with pytest.raises(kfb.BridgeError, match=r"top level|1 or more"):
+        kfb.verify_resume(resuming.everything, data_fn, steps=steps)
+
+
 @pytest.mark.slow
 def test_a_process_that_fails_is_said():
     with pytest.raises(kfb.BridgeError, match="the run straight: got exit code 1"):
@@ -50,7 +56,16 @@ class Array(resuming.Own):
         return np.ones(3)
 
 
-WRONG = {"no state": (iter([]), "without get_state"), "an array": (Array(), "plain JSON types")}
+class Tuple(resuming.Own):
+    def get_state(self):
+        return {0: (1, 2)}
+
+
+WRONG = {
+    "a tuple": (Tuple(), "JSON"),
+    "no state": (iter([]), "without get_state"),
+    "an array": (Array(), "JSON"),
+}
 
 
 @pytest.mark.parametrize(("iterator", "words"), WRONG.values(), ids=WRONG)

@@ -455,6 +455,40 @@ def test_repartition_takes_new_metrics_and_a_model_that_is_not_compiled():
     assert float(state.opt_state["learning_rate"]) == 0.5
 
 
+def test_repartition_starts_slots_with_the_weights_where_the_optimizer_does():
+    model = refined(bare(), "adam")
+    state, _ = kfb.make_train_step(model)(kfb.TrainState.from_keras(model), BATCH)
+    model.compile(keras.optimizers.ScheduleFreeAdamW(0.01), "sparse_categorical_crossentropy")
+    state = state.repartition(model)
+    assert same(state.opt_state["momentums"], state.params)
+
+
+def test_repartition_of_a_moved_uncompiled_model_keeps_rate_and_metrics():
+    model, optimizer = bare(), keras.optimizers.Adam(0.01)
+    parts = {"loss": "sparse_categorical_crossentropy", "metrics": ["accuracy"]}
+    state = kfb.TrainState.from_keras(model, optimizer=optimizer, copy=False, **parts)
+    state = state.replace(opt_state={**state.opt_state, "learning_rate": jnp.float32(0.5)})
+    model.layers[0].trainable = False
+    state = state.repartition(model).reset_metrics()
+    assert float(state.opt_state["learning_rate"]) == 0.5
+    step = kfb.make_train_step(model, optimizer=state.tx.optimizer, **parts)
+    state, logs = step(state, BATCH)
+    assert set(logs) == {"loss", "accuracy"}
+
+
+def test_repartition_asks_for_a_batch_where_new_metrics_need_one():
+    model = refined(bare(), "adam")
+    state = kfb.TrainState.from_keras(model)
+    metric = keras.metrics.F1Score()
+    refined(model, "adam", metrics=[metric])
+    one_hot = BATCH[0], np.eye(3, dtype="float32")[BATCH[1]]
+    model.compile("adam", "categorical_crossentropy", metrics=[metric])
+    with pytest.raises(kfb.NotBuiltError, match="batch="):
+        state.repartition(model)
+    state = state.repartition(model, batch=one_hot)
+    kfb.make_train_step(model)(state, one_hot)
+
+
 # --- copies, aliases, half-done work
 
 

@@ -239,7 +239,7 @@ WRONG = {
     "features": ((X[:, :4], Y), r"batch/x: got shape \(8, 4\), expected shape \(None, 6\)"),
     "two inputs": (({"a": X, "b": X}, Y), "expected 1 inputs"),
     "two targets": ((X, {"a": Y, "b": Y}), "batch/y"),
-    "weights in a dict": ((X, Y, {"a": Y}), "batch/sample_weight"),
+    "weights in a dict": ((X, Y, {"a": Y}), "batch/2/a  int32"),
     "no rows": ((X[:0], Y[:0]), "at least one row"),
     "words": ((np.array(["a"] * 8), Y), "batch/x: got an array of <U1"),
     "lists": ((X.tolist(), Y), "batch/x/0/0: got a Python float"),

@@ -27,6 +27,7 @@ from keras_flax_bridge._variables.slots import fresh_optimizer as fresh_optimize
 from keras_flax_bridge._variables.slots import iterations as iterations
 from keras_flax_bridge._variables.slots import takes_up as takes_up
 from keras_flax_bridge._variables.trainers import compilation as compilation
+from keras_flax_bridge._variables.trainers import compiled_parts as compiled_parts
 from keras_flax_bridge._variables.trainers import has_loss as has_loss
 from keras_flax_bridge._variables.trainers import is_overridden as is_overridden
 from keras_flax_bridge._variables.trainers import metrics_built as metrics_built

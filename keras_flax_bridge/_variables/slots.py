@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -31,12 +31,13 @@ def _place_slots(optimizer: Any, prefix: Path, keys: Mapping[int, Path], found: 
     """Finds the path of every variable in an optimizer's attributes and inner optimizers."""
     names = Names()
     for name in public_first(vars(optimizer).keys() - _NO_SLOTS):
-        value = _by_owner(vars(optimizer)[name], optimizer)
-        if _is_slot(value, optimizer):
-            slot = (*prefix, *names.place((name,)))
-            for variable, owner in zip(value, optimizer._trainable_variables, strict=True):
-                if variable is not None:
-                    found.setdefault(id(variable), (*slot, *keys.get(id(owner), (owner.path,))))
+        value = vars(optimizer)[name]
+        slots = list(_slots(value, optimizer))
+        if slots:
+            attribute = names.place((name,))
+            for inner, variable, owner in slots:
+                place = (*prefix, *attribute, *inner, *keys.get(id(owner), (owner.path,)))
+                found.setdefault(id(variable), place)
             continue
         for path, item in contents((name,), value):
             if isinstance(item, keras.optimizers.Optimizer):
@@ -45,23 +46,41 @@ def _place_slots(optimizer: Any, prefix: Path, keys: Mapping[int, Path], found: 
                 found[id(item)] = (*prefix, *variable_name(item, {id(item): path}, names))
 
 
-def _by_owner(value: Any, optimizer: Any) -> Any:
-    """A dict from the paths of the trained variables to slots as a list in their order."""
-    paths = [variable.path for variable in optimizer._trainable_variables]
-    if not isinstance(value, Mapping) or not value or not value.keys() <= set(paths):
-        return value
-    return [value.get(path) for path in paths]
+def _slots(value: Any, optimizer: Any) -> Iterator[tuple[Path, Any, Any]]:
+    """The slots in a value: what lies between attribute and weight, the slot, the weight it belongs to.
 
-
-def _is_slot(value: Any, optimizer: Any) -> bool:
-    """Whether a list holds one variable, or none, for each variable that the optimizer trains."""
+    A slot belongs to the weight whose place it has in a list as long as the optimizer's, or in a dict
+    by path; such lists and dicts may lie in others, and hold others.
+    """
     # `_trainable_variables`: the variables an optimizer was built for, in order; nothing public has them
-    return (
-        isinstance(value, (list, tuple))
-        and len(value) == len(optimizer._trainable_variables)
-        and any(isinstance(item, keras.Variable) for item in value)
-        and all(item is None or isinstance(item, keras.Variable) for item in value)
-    )
+    owners = optimizer._trainable_variables
+    by_path = {variable.path: variable for variable in owners}
+    if isinstance(value, Mapping) and value and value.keys() <= by_path.keys():
+        pairs = [(by_path[path], item) for path, item in value.items()]
+    elif isinstance(value, (list, tuple)) and len(value) == len(owners) and any(map(_variables, value)):
+        pairs = list(zip(owners, value, strict=True))
+    else:
+        yield from _slots_within(value, optimizer)
+        return
+    for owner, item in pairs:
+        for inner, variable in _variables(item):
+            yield inner, variable, owner
+
+
+def _slots_within(value: Any, optimizer: Any) -> Iterator[tuple[Path, Any, Any]]:
+    items: Any = ()
+    if isinstance(value, Mapping):
+        items = value.items()
+    elif isinstance(value, (list, tuple)):
+        items = enumerate(value)
+    for key, item in items:
+        for inner, variable, owner in _slots(item, optimizer):
+            yield (str(key), *inner), variable, owner
+
+
+def _variables(value: Any) -> list[tuple[Path, Any]]:
+    """The variables in what belongs to one weight, with the paths to them."""
+    return [(path, item) for path, item in contents((), value) if isinstance(item, keras.Variable)]
 
 
 def iterations(optimizer: Any) -> Any:
@@ -81,8 +100,15 @@ def takes_up(new: Any, old: Any) -> bool:
 AVERAGES = "model_variables_moving_average"  # of the weights; Keras starts it with them, at iteration 0
 
 
-def fresh_optimizer(optimizer: Any, variables: Sequence[Any]) -> Any:
-    """An optimizer of the same config, built for these variables, its slots at their start."""
+def fresh_optimizer(optimizer: Any, entries: Iterable[Entry], values: Iterable[Any]) -> Any:
+    """An optimizer of the same config, built for variables of these values, its slots at their start."""
     fresh = type(optimizer).from_config(optimizer.get_config())
-    fresh.build(variables)
+    fresh.build([_stand_in(entry.variable, value) for entry, value in zip(entries, values, strict=True)])
     return fresh
+
+
+def _stand_in(variable: Any, value: Any) -> Any:
+    """A variable of another value that an optimizer takes for this one: some start slots with weights."""
+    twin = keras.Variable(value, dtype=variable._dtype, trainable=True, name=variable.name)
+    twin._path = variable.path  # the public path is made when a variable is, and can't be set
+    return twin

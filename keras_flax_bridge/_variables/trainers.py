@@ -36,7 +36,7 @@ def trainer(model: Any, *, loss: Any = None, optimizer: Any = None, metrics: Any
     vars(twin).update(vars(model))
     try:
         # Keras's own: a class's own compile may ask for more, and leave traces on the caller's model
-        keras.Model.compile(twin, **{**_compiled_parts(model), **parts})
+        keras.Model.compile(twin, **{**compiled_parts(model), **parts})
     except (TypeError, ValueError) as error:
         raise StructureMismatchError(
             f"compile of model {model.name!r}",
@@ -47,7 +47,8 @@ def trainer(model: Any, *, loss: Any = None, optimizer: Any = None, metrics: Any
     return twin
 
 
-def _compiled_parts(model: Any) -> dict[str, Any]:
+def compiled_parts(model: Any) -> dict[str, Any]:
+    """What a model was compiled with, by argument; nothing for one that never was."""
     if not model.compiled:
         return {}
     # `_compile_metrics`, `_compile_loss`: compile() keeps its arguments nowhere else as objects

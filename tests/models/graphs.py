@@ -125,3 +125,28 @@ def counted_metrics() -> keras.Model:
     ]
     model.compile("adam", "binary_crossentropy", metrics=metrics)
     return model
+
+
+def dict_of_one() -> keras.Model:
+    """One output in a dict, with its targets in one."""
+    keras.utils.set_random_seed(7)
+    x = keras.Input((4,))
+    model = keras.Model(x, {"out": layers.Dense(2)(x)})
+    model.compile("adam", {"out": "mse"}, metrics={"out": ["mae"]})
+    return model
+
+
+class FreeTargets(keras.Model):
+    """A Functional model whose own loss takes targets of another structure than its outputs."""
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True) -> Any:
+        return keras.ops.mean((y["target"] - y_pred) ** 2 * y["weight"])
+
+
+def free_targets() -> keras.Model:
+    """A loss of its own, with targets of another structure than the outputs."""
+    keras.utils.set_random_seed(8)
+    x = keras.Input((4,))
+    model = FreeTargets(x, layers.Dense(2)(x))
+    model.compile("adam")
+    return model

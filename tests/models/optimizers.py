@@ -85,6 +85,20 @@ class ByPath(optimizers.Optimizer):
         self.assign_sub(variable, learning_rate * total)
 
 
+@keras.saving.register_keras_serializable("tests")
+class Nested(ByPath):
+    """The same with slots in lists in a list, of both kinds: made like a weight, and not."""
+
+    def build(self, variables: list) -> None:
+        if not self.built:
+            optimizers.Optimizer.build(self, variables)
+            self.pairs = [
+                [self.add_variable_from_reference(v, name="sum"), self.add_variable((), name="count")]
+                for v in variables
+            ]
+            self.sums = {v.path: pair[0] for v, pair in zip(variables, self.pairs, strict=True)}
+
+
 # name: what compile gets
 OPTIMIZERS: dict[str, Callable[[], Any]] = {
     "accumulating": lambda: optimizers.SGD(0.1, momentum=0.9, gradient_accumulation_steps=4),
@@ -97,5 +111,6 @@ OPTIMIZERS: dict[str, Callable[[], Any]] = {
     "muon": lambda: optimizers.Muon(1e-2),
     "schedule_free": lambda: optimizers.ScheduleFreeAdamW(1e-2),
     "own_optimizer": lambda: ByPath(0.01),
+    "nested_slots": lambda: Nested(0.01),
     "fixed_scale": lambda: optimizers.Ftrl(0.1, loss_scale_factor=16.0),
 }
