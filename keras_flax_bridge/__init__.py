@@ -19,6 +19,7 @@ from keras_flax_bridge.errors import StructureMismatchError as StructureMismatch
 from keras_flax_bridge.errors import UnsupportedLayerError as UnsupportedLayerError
 from keras_flax_bridge.errors import UnsupportedOptimizerError as UnsupportedOptimizerError
 from keras_flax_bridge.linen import ToLinen as ToLinen
+from keras_flax_bridge.loop import train as train
 from keras_flax_bridge.manager import CheckpointManager as CheckpointManager
 from keras_flax_bridge.nnx import Frozen as Frozen
 from keras_flax_bridge.nnx import KerasSeed as KerasSeed

@@ -20,8 +20,15 @@ def position(iterator: Any) -> dict[str, Any] | None:
     Raises:
         CheckpointError: if it can't say, or says it in other types.
     """
-    if iterator is None or is_grain(iterator):
-        return None
+    return None if iterator is None or is_grain(iterator) else told(iterator)
+
+
+def told(iterator: Any) -> dict[str, Any]:
+    """What an iterator says of where it stands, as JSON types.
+
+    Raises:
+        CheckpointError: if it can't say, or says it in other types.
+    """
     _require(iterator)
     state = iterator.get_state()
     if isinstance(state, bytes):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import keras
 
-from keras_flax_bridge import _configs, _orbax, _paths, _restore, _saving
+from keras_flax_bridge import _configs, _keras_files, _orbax, _paths, _restore, _saving
 from keras_flax_bridge._leaves import from_disk
 from keras_flax_bridge._orbax import FilePath
 from keras_flax_bridge._restore import Include, Rename
@@ -59,7 +59,8 @@ def restore(
     """Restores a checkpoint into what `like` is; every leaf on both sides is accounted for.
 
     Args:
-        path: a checkpoint, or a root folder of steps.
+        path: a checkpoint, a root folder of steps, or a file of Keras's: ``.keras`` into anything,
+            ``.weights.h5`` into the built model it was saved from.
         like: what comes back. A `TrainState`, concrete or abstract, with shardings: a state. A
             `keras.Model`, or a dict of models: filled in place and returned, optimizer and metrics
             too where it is compiled, but for metrics that saw no data yet. An `nnx.Module`: updated
@@ -107,7 +108,9 @@ def restored(
     folder: FilePath, like: Any, data: Any, include: Include, rename: Rename, partial: bool, verify: bool
 ) -> Any:
     """One checkpoint into what `like` is: planned, read and checked before anything is assigned."""
-    stored = _orbax.Stored(folder)
+    if folder.name.endswith(".weights.h5"):
+        return _keras_files.restore_weights(folder, like)
+    stored: Any = _keras_files.KerasFile(folder) if folder.is_file() else _orbax.Stored(folder)
     where = f"checkpoint {folder}"
     target = _restore.target_of(like, ours=bool(stored.metadata))
     pairs = _restore.plan(stored.specs, target, where, include=include, rename=rename, partial=partial)
@@ -148,7 +151,7 @@ def load_model(path: Any, *, step: int | None = None) -> keras.Model:
     at zero. A state that optax trained gives an uncompiled model.
 
     Args:
-        path: a checkpoint, or a root folder of steps.
+        path: a checkpoint, a root folder of steps, or a ``.keras`` file.
         step: which step of a root folder; None for the newest.
 
     Returns:
@@ -172,6 +175,8 @@ def load_model(path: Any, *, step: int | None = None) -> keras.Model:
 
 
 def _loaded(folder: FilePath) -> Any:
+    if folder.is_file():
+        return _keras_files.load_model(folder)
     found = _orbax.Stored(folder).metadata
     if not found.get("model"):
         raise CheckpointError(
@@ -239,6 +244,9 @@ def verify(path: Any, *, step: int | None = None) -> VerifyReport:
         True
     """
     folder = candidates(path, step)[0]
+    _saving.require(
+        folder.is_dir(), str(folder), "a Keras file, which has no checksums of ours", "a checkpoint"
+    )
     try:
         stored = _orbax.Stored(folder)
         targets = {place: _restore.placement(spec, None) for place, spec in stored.specs.items()}
@@ -257,6 +265,8 @@ def candidates(path: Any, step: int | None) -> list[FilePath]:
         CheckpointError: if there is none, or not that step.
     """
     folder = _orbax.absolute(path)
+    if _keras_files.is_keras_file(folder):
+        return [folder]
     if _orbax.is_checkpoint(folder):
         named = step is None or folder.name == str(step)
         _saving.require(named, str(folder), f"step={step} with the folder of one checkpoint", "a root folder")

@@ -64,15 +64,21 @@ class CheckpointManager:
             _saving.require(allowed, name, repr(kept), "None, or a whole number of steps, 1 or more")
         self.directory = _orbax.absolute(directory)
         self._best = None if keep_best is None else _saving.best_rule(keep_best)
-        self._every = save_every
+        self.save_every = save_every
         self._root = _orbax.Root(
             self.directory, (max_to_keep, keep_every, self._best), packed=_saving.is_packed(layout)
         )
         self._last_seen: int | None = None
-        self._known: set[int] = set()  # steps that this manager wrote or restored
+        self.saved: set[int] = set()  # steps that this manager wrote or restored
 
     def save(
-        self, state: Any, *, data: Any = None, logs: Mapping[str, Any] | None = None, model: Any = None
+        self,
+        state: Any,
+        *,
+        data: Any = None,
+        logs: Mapping[str, Any] | None = None,
+        model: Any = None,
+        now: bool = False,
     ) -> bool:
         """Saves a state in the background, if a save is due.
 
@@ -83,6 +89,7 @@ class CheckpointManager:
             logs: scalars to store, others are left out; `keep_best` ranks by one of them.
             model: the Keras model whose config lies beside the weights, for `load_model`; None for
                 the one that the state was taken from.
+            now: True saves whatever `save_every` says.
 
         Returns:
             True if a save was started; False if none is due, or this step is already there because
@@ -94,19 +101,19 @@ class CheckpointManager:
             OwnershipError: if a leaf was donated.
         """
         step = _saving.step_of(state)
-        if not self._is_due(step):
+        if not (self._is_due(step) or now):
             return False
         self.wait()
         newest = self.latest_step
         if newest is not None and step <= newest:
-            if step in self._known:
+            if step in self.saved:
                 return False
             raise _saving.stale(self.directory, step, newest)
         flat = _saving.checked(state)
         values = _saving.numbers(logs)
         metadata = {**_saving.metadata(state, model), "data": _iterators.position(data)}
         self._root.save(step, flat, data, values, metadata)
-        self._known.add(step)
+        self.saved.add(step)
         return True
 
     def _is_due(self, step: int) -> bool:
@@ -114,7 +121,7 @@ class CheckpointManager:
         before = self._last_seen if self._last_seen is not None else self.latest_step
         before = step - 1 if before is None or before >= step else before
         self._last_seen = step
-        return step // self._every > before // self._every or step == 0
+        return step // self.save_every > before // self.save_every or step == 0
 
     def restore(
         self,
@@ -154,9 +161,7 @@ class CheckpointManager:
         )
         here = int(folder.name)
         self._root.put_aside(passed_over)
-        self._known = {known for known in self._known if known < here} | {
-            here
-        }  # later ones are no longer ours
+        self.saved = {known for known in self.saved if known < here} | {here}  # later ones are no longer ours
         return filled
 
     @property

@@ -23,7 +23,13 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(("variable", "config", "before", "words"), CASES.values(), ids=CASES)
+FAST = ("nothing chosen", "second run", "other in environment")
+
+
+@pytest.mark.parametrize(
+    ("variable", "config", "before", "words"),
+    [pytest.param(*c, id=n, marks=[] if n in FAST else [pytest.mark.slow]) for n, c in CASES.items()],
+)
 def test_backend(tmp_path, variable, config, before, words):
     if config is not None:
         (tmp_path / "keras.json").write_text(config)

@@ -53,9 +53,13 @@ def spawn(code, **options):
     )
 
 
-@pytest.mark.parametrize("layout", ["tree", "packed"])
-@pytest.mark.parametrize("kills", [2, pytest.param(25, marks=pytest.mark.slow)], ids=["few", "many"])
-def test_killed_while_saving_no_finished_step_is_lost(tmp_path, layout, kills):
+MANY = [
+    pytest.param(25, layout, marks=pytest.mark.slow, id=f"many {layout}") for layout in ("tree", "packed")
+]
+
+
+@pytest.mark.parametrize(("kills", "layout"), [pytest.param(2, "tree", id="few"), *MANY])
+def test_killed_while_saving_no_finished_step_is_lost(tmp_path, kills, layout):
     rng, done = np.random.default_rng(kills), 0
     for _ in range(kills):
         with spawn(f"t.save_for_ever({str(tmp_path)!r}, {layout!r})") as process:

@@ -198,6 +198,7 @@ def test_equal_metrics_of_two_outputs_do_not_collide():
     assert sorted(state.metrics) == ["difference_loss", "difference_mae", "loss", "sum_loss", "sum_mae"]
 
 
+@pytest.mark.slow
 def test_ten_thousand_variables_take_well_under_a_second():
     import time
 

@@ -1,0 +1,120 @@
+"""Keras's own files as checkpoints: `.keras` into anything, `.weights.h5` into the model it is of.
+
+Keras writes no seeds and no metrics: a model from its files draws other masks than the one saved would.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path as FilePath
+from typing import Any
+
+import jax
+import keras
+import numpy as np
+
+from keras_flax_bridge import _paths
+from keras_flax_bridge import _variables as V
+from keras_flax_bridge._intake import receivers
+from keras_flax_bridge.errors import BridgeError, CheckpointError, StructureMismatchError
+from keras_flax_bridge.state import TrainState
+
+
+def is_keras_file(path: FilePath) -> bool:
+    return path.is_file() and path.name.endswith((".keras", ".weights.h5"))
+
+
+@contextlib.contextmanager
+def _speaking(path: FilePath) -> Iterator[None]:
+    try:
+        yield
+    except BridgeError:
+        raise
+    except Exception as error:  # Keras raises many kinds, of its own and of h5py and zipfile
+        raise CheckpointError(
+            str(path),
+            got=f"{type(error).__name__}: {str(error)[:500]}",
+            expected="a file that Keras can read without running code of it",
+            fix="Register your classes with keras.saving.register_keras_serializable, or load the file "
+            "yourself with keras.saving.load_model and take the model.",
+        ) from error
+
+
+def load_model(path: FilePath) -> Any:
+    """The model in a `.keras` file, read in Keras's safe mode.
+
+    Raises:
+        CheckpointError: if it is a file of weights alone, or Keras can't read it.
+    """
+    if path.name.endswith(".weights.h5"):
+        raise CheckpointError(
+            str(path),
+            got="a file of weights alone",
+            expected="a model, or a checkpoint with its config",
+            fix="Build the model yourself and call restore(path, model).",
+        )
+    with _speaking(path):
+        return keras.saving.load_model(path, safe_mode=True)
+
+
+class KerasFile:
+    """A `.keras` file in the place of a checkpoint: the state of the model in it."""
+
+    def __init__(self, path: FilePath):
+        model = load_model(path)
+        state = TrainState.from_keras(model, optimizer=None if model.compiled else "sgd")
+        trees = ("params", "non_trainable") if not model.compiled else None
+        flat = _paths.flatten(state)
+        self._values = {p: leaf for p, leaf in flat.items() if trees is None or p[0] in trees}
+        self.path = path
+        self.metadata = {"format": "keras"}
+        self.specs: _paths.Flat = self._values
+
+    def load(self, targets: Mapping[_paths.Path, Any]) -> _paths.Flat:
+        """The values of some leaves, placed as their targets say."""
+        return {
+            path: jax.device_put(self._values[path], getattr(target, "sharding", None))
+            for path, target in targets.items()
+        }
+
+    def require_whole(self, values: _paths.Flat) -> None:
+        """Nothing: a `.keras` file is a zip archive, which has checksums of its own."""
+
+    def load_data(self, iterator: Any) -> None:
+        """There is none.
+
+        Raises:
+            CheckpointError: always.
+        """
+        raise CheckpointError(
+            str(self.path), got="a Keras file", expected="a checkpoint", fix="Restore without data=."
+        )
+
+
+def restore_weights(path: FilePath, model: Any) -> Any:
+    """A `.weights.h5` file into the model, all or nothing.
+
+    Raises:
+        StructureMismatchError: if `model` is no Keras model.
+        CheckpointError: if Keras can't read the file into it; then it is as before.
+    """
+    if not isinstance(model, keras.Model) or not model.built:
+        raise StructureMismatchError(
+            str(path),
+            got=f"{'an unbuilt' if isinstance(model, keras.Model) else 'a'} {type(model).__name__}",
+            expected="a built keras.Model",
+            fix="Weights files have no structure of their own: restore into the model that was saved first.",
+        )
+    variables = [entry.variable for found in receivers(model).values() for entry in found]
+    before = [np.array(variable.value) for variable in variables]
+    try:
+        with _speaking(path):
+            model.load_weights(path)
+    except CheckpointError:
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(value)
+        raise
+    finally:
+        V.refresh(model)
+    return model

@@ -1,0 +1,282 @@
+"""`train`: the loop around a train step, with Keras's progress bar and callbacks, saving and resuming."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import keras
+
+from keras_flax_bridge import _parts, _paths
+from keras_flax_bridge import _variables as V
+from keras_flax_bridge._feed import Feed
+from keras_flax_bridge._leaves import owned
+from keras_flax_bridge.errors import StructureMismatchError
+from keras_flax_bridge.manager import CheckpointManager
+from keras_flax_bridge.state import TrainState
+
+Logs = Mapping[str, Any]
+
+
+def train(
+    state: TrainState,
+    train_step: Callable[[TrainState, Any], tuple[TrainState, Logs]],
+    data: Any,
+    *,
+    steps: int | None = None,
+    epochs: int | None = None,
+    eval_step: Callable[[TrainState, Any], tuple[TrainState, Logs]] | None = None,
+    eval_data: Iterable[Any] | None = None,
+    manager: CheckpointManager | None = None,
+    callbacks: Iterable[keras.callbacks.Callback] = (),
+    verbose: int = 1,
+) -> tuple[TrainState, keras.callbacks.History]:
+    """Trains until `steps` or `epochs` are reached, and goes on from the manager's newest checkpoint.
+
+    Metrics start again with each epoch. With a manager, its newest checkpoint is restored first, with the
+    position in the data, and one is written whenever its ``save_every`` says so, and at the end. On
+    SIGTERM the step in flight ends, a checkpoint is written, and the process exits with code 0. A Ctrl-C
+    loses nothing: a checkpoint is written, and the state that was given becomes the one that was reached.
+
+    Keras callbacks see the model of the state, which is brought up to date before the end of each epoch,
+    and a learning rate that they set is taken over, as are weights that they set at the end of training
+    (EarlyStopping with ``restore_best_weights``).
+
+    Args:
+        state: where training begins, if the manager holds nothing.
+        train_step: ``train_step(state, batch) -> (state, logs)``, of `make_train_step` or your own.
+        data: batches: something to iterate over anew in each epoch, such as a list or a Grain dataset, or
+            an iterator, which needs `steps`. To resume, an iterator needs `get_state` and `set_state`.
+        steps: the number that `state.step` shall reach.
+        epochs: how many times `data` is gone through, all processes that resumed counted.
+        eval_step: ``eval_step(state, batch) -> (state, logs)``; runs over `eval_data` after each epoch.
+        eval_data: batches to evaluate on; its logs come as ``val_...``.
+        manager: where checkpoints are.
+        callbacks: Keras callbacks; those that save the model or need its `fit` make no sense here.
+        verbose: 0 for silence, 1 for Keras's progress bar, 2 for a line an epoch.
+
+    Returns:
+        The state, and Keras's History of this process's epochs: ``history.history["loss"]``.
+
+    Raises:
+        StructureMismatchError: if neither or not the right one of `steps` and `epochs` is given, or the data
+            can't be gone through, or not be resumed.
+        CheckpointError: if a checkpoint can't be read or written.
+
+    Example:
+        >>> import keras, numpy as np
+        >>> from keras_flax_bridge import make_train_step
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+        >>> model.compile("sgd", "mse")
+        >>> batches = [(np.ones((8, 4), "float32"), np.ones((8, 1), "float32"))] * 5
+        >>> state = TrainState.from_keras(model)
+        >>> state, history = train(state, make_train_step(model), batches, epochs=3, verbose=0)
+        >>> int(state.step), len(history.history["loss"])
+        (15, 3)
+    """
+    given, feed = state, Feed(data)
+    _require_end(feed, steps, epochs, manager)
+    if manager is not None and manager.latest_step is not None:
+        state = manager.restore(state, data=feed)
+    watch = _Watch(state, callbacks, verbose, feed, epochs)
+    run = _Run(watch.begin(state), train_step, feed, manager)
+    with _terminations() as terminated, run.kept_in(given):
+        over = lambda: bool(terminated) or watch.stopped or _reached(run.count, steps)  # noqa: E731
+        while not over() and not _reached(feed.epoch, epochs):
+            epoch, logs = feed.epoch, run.epoch(watch, over)
+            if logs:
+                logs = {**logs, **_evaluated(run.state, eval_step, eval_data)}
+                run.state = watch.epoch_end(epoch, run.state, logs)
+                run.save(logs, due=feed.epoch > epoch)
+        run.state = watch.end(run.state)
+        run.finish()
+    if terminated:
+        sys.exit(0)
+    return run.state, watch.history
+
+
+class _Run:
+    """The state as it goes through the batches; it counts steps without waiting for the device."""
+
+    def __init__(self, state: TrainState, train_step: Any, feed: Feed, manager: CheckpointManager | None):
+        self.state = state
+        self.count = int(state.step)
+        self._stride = 0  # steps of a call: known after the first
+        self._train_step = train_step
+        self._feed = feed
+        self._manager = manager
+
+    def epoch(self, watch: _Watch, over: Callable[[], bool]) -> dict[str, Any]:
+        """Trains on what is left of the epoch, or until all is over; gives the last logs, if any."""
+        feed, logs = self._feed, {}
+        if feed.batch == 0:
+            self.state = self.state.reset_metrics()
+        self.state = watch.epoch_begin(feed.epoch, self.state)
+        for batch in feed:
+            logs = self._step(batch)
+            watch.batch_end(feed.batch - 1, logs)
+            if feed.batch == feed.length:  # the end is known before the data says so
+                break
+            self.save(logs, due=True)
+            if over():
+                return logs
+        if feed.batch == 0:
+            raise StructureMismatchError(
+                "data", got="no batches", expected="one or more in each epoch", fix="Has an iterator ended?"
+            )
+        feed.next_epoch()
+        return logs
+
+    @contextlib.contextmanager
+    def kept_in(self, given: TrainState) -> Iterator[None]:
+        """Where training is interrupted, the caller's state becomes the one reached, and is saved."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            for field in dataclasses.fields(given):
+                object.__setattr__(given, field.name, getattr(self.state, field.name))
+            self.count = int(self.state.step)
+            self.finish()
+            raise
+
+    def _step(self, batch: Any) -> dict[str, Any]:
+        self.state, logs = self._train_step(self.state, batch)
+        self._stride = self._stride or int(self.state.step) - self.count
+        self.count += self._stride
+        return dict(logs)
+
+    def save(self, logs: Logs, *, due: bool) -> None:
+        """Saves where a multiple of the manager's ``save_every`` was reached; no step twice."""
+        manager = self._manager
+        if manager is None or not due or self.count in manager.saved:
+            return
+        if self.count // manager.save_every > (self.count - self._stride) // manager.save_every:
+            manager.save(self.state, data=self._feed, logs=logs, now=True)
+
+    def finish(self) -> None:
+        """Returns when the last step is on disk."""
+        if self._manager is not None:
+            if self.count not in self._manager.saved:
+                self._manager.save(self.state, data=self._feed, now=True)
+            self._manager.wait()
+
+
+def _reached(count: int, goal: int | None) -> bool:
+    return goal is not None and count >= goal
+
+
+def _require_end(feed: Feed, steps: int | None, epochs: int | None, manager: Any) -> None:
+    if steps is None and (epochs is None or feed.endless):
+        raise StructureMismatchError(
+            "train",
+            got="neither steps nor epochs" if epochs is None else "epochs of an iterator",
+            expected="steps=" if feed.endless else "steps= or epochs=",
+            fix="An iterator has no epochs: pass steps=, or something to iterate over anew.",
+        )
+    if manager is not None and not feed.restorable:
+        raise StructureMismatchError(
+            "data",
+            got="an iterator that can't say where it is",
+            expected="one with get_state and set_state, for the manager to resume",
+            fix="Pass a list, a Grain dataset or iterator, or train without manager=.",
+        )
+
+
+def _evaluated(state: TrainState, eval_step: Any, eval_data: Any) -> dict[str, Any]:
+    """The logs of an evaluation; the state that it leaves is of no use."""
+    if eval_step is None or eval_data is None:
+        return {}
+    state, logs = state.reset_metrics(), {}
+    for batch in eval_data:
+        state, logs = eval_step(state, batch)
+    return {f"val_{name}": value for name, value in logs.items()}
+
+
+@contextlib.contextmanager
+def _terminations() -> Iterator[list]:
+    """A list that is not empty once SIGTERM came; other threads than the main one get no signals."""
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+class _Watch:
+    """Keras's callbacks around the loop, and what they do to the model, taken over into the state."""
+
+    def __init__(self, state: TrainState, callbacks: Any, verbose: int, feed: Feed, epochs: int | None):
+        self._users = list(callbacks)
+        models = _parts.models(state.apply_fn)
+        self._model: Any = models.get("")
+        if self._users and self._model is None:
+            raise StructureMismatchError(
+                "callbacks",
+                got=f"callbacks, and a state of {len(models)} models",
+                expected="a state of one Keras model",
+                fix="Train without callbacks, or write the loop yourself.",
+            )
+        self._list = keras.callbacks.CallbackList(
+            self._users,
+            add_history=True,
+            add_progbar=verbose != 0,
+            model=self._model or keras.Model(),  # History wants one to be remembered by
+            verbose=verbose,
+            epochs=epochs or 1,
+            steps=feed.length,
+        )
+        self.history = next(c for c in self._list.callbacks if isinstance(c, keras.callbacks.History))
+
+    @property
+    def stopped(self) -> bool:
+        return bool(self._users) and self._model.stop_training
+
+    def begin(self, state: TrainState) -> TrainState:
+        if self._users:
+            self._model.stop_training = False
+            state.assign_to(self._model)
+        self._list.on_train_begin()
+        return self._with_rates(state)
+
+    def epoch_begin(self, epoch: int, state: TrainState) -> TrainState:
+        self._list.on_epoch_begin(epoch)
+        return self._with_rates(state)
+
+    def batch_end(self, batch: int, logs: Logs) -> None:
+        self._list.on_train_batch_end(batch, dict(logs))
+
+    def epoch_end(self, epoch: int, state: TrainState, logs: Logs) -> TrainState:
+        if self._users:
+            state.assign_to(self._model)
+        self._list.on_epoch_end(epoch, {name: _number(value) for name, value in logs.items()})
+        return self._with_rates(state)
+
+    def end(self, state: TrainState) -> TrainState:
+        self._list.on_train_end()
+        if not self._users:
+            return state
+        params, non_trainable = V.collect_layer(self._model)
+        trees = {"params": params, "non_trainable": non_trainable}
+        return state.replace(**{n: c.tree([owned(e.variable.value) for e in c]) for n, c in trees.items()})
+
+    def _with_rates(self, state: TrainState) -> TrainState:
+        """Learning rates that a callback set on the model's optimizer."""
+        if not self._users:
+            return state
+        entries = V.collect(self._model, metrics=False).opt_state
+        rates = {e.path: owned(e.variable.value) for e in entries if e.path[-1] == "learning_rate"}
+        return state.replace(opt_state=_paths.fill(state.opt_state, rates)) if rates else state
+
+
+def _number(value: Any) -> Any:
+    """A log as callbacks take it: a float where it is a scalar."""
+    return float(value) if getattr(value, "ndim", 0) == 0 else value
