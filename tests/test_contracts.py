@@ -86,6 +86,7 @@ def test_steps_equal_fit(case):
     assert int(state.step) == case.row.steps
 
 
+@light
 def test_eval_equals_evaluate(case):
     model, (before, _) = case.row.build(), case.after
     state, eval_step = before, kfb.make_eval_step(case.model)
@@ -101,6 +102,7 @@ def test_eval_equals_evaluate(case):
     assert differing(*untouched) == []
 
 
+@light
 def test_predict_equals_predict(case):
     x = case.batch[0]
     outputs = kfb.make_predict_step(case.model)(case.start, x)
