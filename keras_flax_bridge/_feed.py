@@ -51,10 +51,10 @@ class Feed:
     @property
     def restorable(self) -> bool:
         """Whether a position can be come back to."""
-        return not self.endless or _tells(self._batches)
+        return not self.endless or _iterators.tells(self._batches)
 
     def get_state(self) -> dict[str, Any]:
-        inner = _iterators.told(self._batches) if _tells(self._batches) else None
+        inner = _iterators.told(self._batches) if _iterators.tells(self._batches) else None
         return {"epoch": self.epoch, "batch": self.batch, "inner": inner}
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -63,7 +63,3 @@ class Feed:
             _iterators.set_position(self._batches, state["inner"])
         else:
             next(itertools.islice(self._batches, self.batch, self.batch), None)  # passes them over
-
-
-def _tells(iterator: Any) -> bool:
-    return hasattr(iterator, "get_state") and hasattr(iterator, "set_state")

@@ -59,8 +59,13 @@ def set_position(iterator: Any, stored: dict[str, Any]) -> None:
     iterator.set_state(stored["json"] if encoded is None else base64.b64decode(encoded))
 
 
+def tells(iterator: Any) -> bool:
+    """Whether an iterator can say where it stands, and be set there."""
+    return hasattr(iterator, "get_state") and hasattr(iterator, "set_state")
+
+
 def _require(iterator: Any) -> None:
-    if not (hasattr(iterator, "get_state") and hasattr(iterator, "set_state")):
+    if not tells(iterator):
         raise CheckpointError(
             "data",
             got=f"a {type(iterator).__name__} without get_state and set_state",

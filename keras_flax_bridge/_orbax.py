@@ -138,10 +138,11 @@ def _written(
     """
     empty = {_paths.join(p): (str(leaf.dtype), leaf.shape) for p, leaf in flat.items() if _is_empty(leaf)}
     index: _packing.Index = {}
-    tree = _to_disk(flat)
     if packed:
         buffer, index, rest = _packing.pack({p: leaf for p, leaf in flat.items() if not _is_empty(leaf)})
         tree = {**_to_disk(rest), _PACKED: buffer}
+    else:
+        tree = _to_disk(flat)
     sums = _integrity.checksums(flat)
     ours = {**metadata, "leaves": len(flat), "empty": empty, "packed": index, "checksums": sums}
     text = json.dumps(ours)
