@@ -72,11 +72,20 @@ def on_disk(leaf: Any) -> Any:
 
 
 def from_disk(value: Any, wanted: Any) -> Any:
-    """What `on_disk` made, as the kind of leaf that is wanted."""
+    """What `on_disk` made, or other Orbax code, as the kind of leaf that is wanted."""
+    if _is_key(value):  # others store typed keys as such
+        value = jax.random.key_data(value)
     if not _is_key(wanted):
-        return value
+        return _as(value, getattr(wanted, "dtype", None))
     kinds = {jax.eval_shape(partial(jax.random.key, 0, impl=impl)).dtype: impl for impl in _KEY_KINDS}
     return jax.random.wrap_key_data(value, impl=kinds[wanted.dtype])
+
+
+def _as(value: Any, dtype: Any) -> Any:
+    """A value of a dtype; a number, as others store scalars, becomes an array."""
+    if dtype is None or getattr(value, "dtype", None) == dtype:
+        return value
+    return value.astype(dtype) if hasattr(value, "dtype") else jnp.asarray(value, dtype)
 
 
 _KEY_KINDS = ("threefry2x32", "rbg", "unsafe_rbg")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import keras
 import numpy as np
 from flax import nnx
@@ -25,6 +26,18 @@ Include = str | re.Pattern | Sequence[str] | None
 Rename = Mapping[str, str] | Sequence[tuple[str, str]] | Callable[[str], str] | None
 
 WEIGHTS = ("params", "non_trainable")
+# where a weight may lie: the trees of a TrainState, and the collections of Linen and of ToLinen
+COLLECTIONS = frozenset({*WEIGHTS, "batch_stats", "frozen", "seeds"})
+
+
+class Options(NamedTuple):
+    """How a restore is to be done; the arguments of `restore`."""
+
+    include: Include = None
+    rename: Rename = None
+    partial: bool = False
+    verify: bool = True
+    cast: bool = False
 
 
 class Target(NamedTuple):
@@ -33,34 +46,52 @@ class Target(NamedTuple):
     wanted: Flat
     scope: frozenset[Path] | None  # the stored subtrees that must be used up; None for everything
     put: Callable[[Flat], Any]
+    of_weights: bool = True  # whether it is known what the first names stand for
 
 
-def target_of(like: Any, *, ours: bool) -> Target:
+def target_of(like: Any, *, tops: Iterable[str] = TREES) -> Target:
     """The target that `like` stands for.
 
     Args:
-        like: a `keras.Model` or a dict of them, an `nnx.Module`, or a pytree of arrays or
-            `jax.ShapeDtypeStruct`.
-        ours: whether the checkpoint is of this package, so that its trees are known.
+        like: a `keras.Model` or a dict of them, an `nnx.Module` or `nnx.State`, or a pytree of arrays
+            or `jax.ShapeDtypeStruct`.
+        tops: the first names in the checkpoint: where they are those of a state, so are `like`'s.
     """
     if isinstance(like, nnx.Module):
-        return _nnx_target(like)
+        return _nnx_target(like, _weights(tops))
     if isinstance(like, keras.layers.Layer):
-        return _keras_target(like, {(): like})
+        return _keras_target(like, {(): like}, _weights(tops))
     if _are_models(like):
-        return _keras_target(like, {(name,): model for name, model in like.items()})
-    wanted = _paths.flatten(like)
-    if () in wanted:
+        return _keras_target(like, {(name,): model for name, model in like.items()}, _weights(tops))
+    places = unboxed(_paths.flatten(like))
+    leaves = {name: _paths.flatten(like)[place] for name, place in places.items()}
+    if isinstance(like, nnx.State):
+        places = {("params", *name): place for name, place in places.items()}
+        leaves = {("params", *name): leaf for name, leaf in leaves.items()}
+    if () in leaves:
         raise StructureMismatchError(
             "like",
             got=f"a {type(like).__name__}",
             expected="a TrainState, a keras.Model, an nnx.Module, or a tree of arrays",
             fix="Pass what the checkpoint shall be restored into.",
         )
-    tops = {path[0] for path in wanted}
-    are_variables = ours and isinstance(like, Mapping) and tops <= _COLLECTIONS
-    scope = _subtrees(WEIGHTS) if are_variables else None
-    return Target(wanted, scope, lambda values: _paths.fill(like, values))
+    found = {path[0] for path in leaves}
+    plain = isinstance(like, Mapping) and found <= COLLECTIONS and "params" in tops
+    of_weights = plain or isinstance(like, nnx.State)
+    put = lambda values: _paths.fill(like, {places[path]: value for path, value in values.items()})  # noqa: E731
+    return Target(leaves, _weights(tops) if of_weights else None, put, of_weights)
+
+
+def unboxed(paths: Iterable[Path]) -> dict[Path, Path]:
+    """Paths by what they are called without the level ``value`` that `nnx.State` has below each name."""
+    paths = list(paths)
+    boxed = all(len(path) > 1 and path[-1] == "value" for path in paths)
+    return {path[:-1] if boxed else path: path for path in paths}
+
+
+def _weights(tops: Iterable[str]) -> frozenset[Path]:
+    """What must be used up by one who wants weights: they, and what isn't a tree of a state either."""
+    return _subtrees(COLLECTIONS | (set(tops) - {*TREES, "step", "eval_metrics"}))
 
 
 def _subtrees(names: Iterable[str]) -> frozenset[Path]:
@@ -72,7 +103,7 @@ def _are_models(like: Any) -> bool:
     return bool(values) and all(isinstance(value, keras.layers.Layer) for value in values)
 
 
-def _keras_target(like: Any, models: Mapping[Path, Any]) -> Target:
+def _keras_target(like: Any, models: Mapping[Path, Any], weights: frozenset[Path]) -> Target:
     """The variables of some models, each below its name in every tree."""
     places = {
         (tree, *prefix): found for prefix, model in models.items() for tree, found in receivers(model).items()
@@ -87,10 +118,10 @@ def _keras_target(like: Any, models: Mapping[Path, Any]) -> Target:
         return like
 
     wanted = {path: V.variable_spec(entry.variable) for path, entry in entries.items()}
-    return Target(wanted, frozenset(places) | _subtrees(WEIGHTS), put)
+    return Target(wanted, frozenset(places) | weights, put)
 
 
-def _nnx_target(module: nnx.Module) -> Target:
+def _nnx_target(module: nnx.Module, weights: frozenset[Path]) -> Target:
     flat = nnx.to_flat_state(nnx.state(module))
     by_path = getattr(module, "variables_by_path", None)  # ToNNX says which key an attribute stands for
     variables = by_path() if by_path else {tuple(map(str, path)): variable for path, variable in flat}
@@ -101,12 +132,10 @@ def _nnx_target(module: nnx.Module) -> Target:
             named[path].set_value(value)
         return module
 
-    return Target({p: v.get_value() for p, v in named.items()}, _subtrees(WEIGHTS), put)
+    return Target({p: v.get_value() for p, v in named.items()}, weights, put)
 
 
-def plan(
-    stored: Flat, target: Target, where: str, *, include: Include, rename: Rename, partial: bool
-) -> dict[Path, Path]:
+def plan(stored: Flat, target: Target, where: str, options: Options) -> dict[Path, Path]:
     """The stored path of every wanted leaf.
 
     A weight is looked for in both trees of weights, so one that was frozen or unfrozen since, and
@@ -116,8 +145,8 @@ def plan(
         StructureMismatchError: listing all leaves that are missing, unexpected or of another shape
             or dtype; nothing was read yet.
     """
-    chosen, names = _chooser(include), _renamed(stored, rename, where)
-    _require_included(include, [*names, *target.wanted], where)
+    chosen, names = _chooser(options.include), _renamed(stored, options.rename, where)
+    _require_included(options.include, [*names, *target.wanted], where)
     wanted = {path: leaf for path, leaf in target.wanted.items() if chosen(path)}
     found = _found(wanted, names)
     used = set(found.values())
@@ -129,12 +158,12 @@ def plan(
     mismatched = {
         path: (stored[place], wanted[path])
         for path, place in found.items()
-        if not _compatible(stored[place], wanted[path])
+        if not _compatible(stored[place], wanted[path], options.cast)
     }
     missing = {path: leaf for path, leaf in wanted.items() if path not in found}
     difference = _paths.Diff(missing, left, mismatched)
     good = {path: place for path, place in found.items() if path not in mismatched}
-    if (wanted and not good) or (difference and not partial):
+    if (wanted and not good) or (difference and not options.partial):
         raise difference.error(where, _FIX if good else _NOTHING)
     if difference:
         log.warning("%s: restored %d leaves, not these:\n%s", where, len(good), difference.table())
@@ -152,8 +181,7 @@ _FIX = (
 _NOTHING = "Not one leaf matches, so nothing was assigned. It is the checkpoint of something else."
 
 
-# where a weight may lie: the trees of a TrainState, and the collections of ToLinen
-_COLLECTIONS = frozenset({*WEIGHTS, "batch_stats", "frozen", "seeds"})
+_WHERE = (*WEIGHTS, *sorted(COLLECTIONS - set(WEIGHTS)))  # in the order in which a weight is looked for
 
 
 def _found(wanted: Iterable[Path], names: Mapping[Path, Path]) -> dict[Path, Path]:
@@ -161,7 +189,7 @@ def _found(wanted: Iterable[Path], names: Mapping[Path, Path]) -> dict[Path, Pat
     found = {path: names[path] for path in wanted if path in names}
     used = set(found.values())
     for path in wanted:
-        places = [(tree, *path[1:]) for tree in WEIGHTS if path[0] in _COLLECTIONS and path not in found]
+        places = [(tree, *path[1:]) for tree in _WHERE if path[0] in COLLECTIONS and path not in found]
         free = [names[place] for place in places if place in names and names[place] not in used]
         if free:
             found[path] = free[0]
@@ -275,17 +303,24 @@ def _substituted(name: str, pairs: Iterable[tuple[re.Pattern, str]]) -> str:
     return name
 
 
-def _compatible(stored: Any, wanted: Any) -> bool:
-    """The same shape and dtype; a Python number fits a scalar of its kind, since Flax starts steps as one."""
+def _compatible(stored: Any, wanted: Any, cast: bool) -> bool:
+    """The same shape and dtype, or kind of dtype where a cast was asked for.
+
+    A Python number fits a scalar of its kind, since Flax starts steps as one.
+    """
     if isinstance(wanted, (int, float)) or isinstance(stored, (int, float)):
         return np.shape(stored) == np.shape(wanted) == () and _kind(stored) == _kind(wanted)
-    return not _paths.diff({(): stored}, {(): on_disk(wanted)})
+    wanted = on_disk(wanted)
+    if cast and hasattr(stored, "shape") and hasattr(wanted, "shape"):
+        return stored.shape == wanted.shape and _kind(stored) == _kind(wanted)
+    return not _paths.diff({(): stored}, {(): wanted})
 
 
-def _kind(scalar: Any) -> str:
-    """``b``, ``i`` or ``f``, for a bool, a whole number or a real one."""
-    dtype = scalar.dtype if hasattr(scalar, "dtype") else np.asarray(scalar).dtype
-    return np.dtype(dtype).kind.replace("u", "i")
+def _kind(leaf: Any) -> str:
+    """``bool``, ``integer``, ``floating`` or ``complexfloating``, of a number or an array."""
+    dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+    kinds = ("bool", "integer", "floating", "complexfloating")
+    return next(kind for kind in kinds if jnp.issubdtype(dtype, getattr(jnp, kind.replace("bool", "bool_"))))
 
 
 def placement(stored: Any, wanted: Any) -> Any:

@@ -20,8 +20,8 @@ _FORMAT = 1
 
 def checked(state: Any) -> _paths.Flat:
     """The leaves of a state as they go to disk."""
-    if isinstance(state, nnx.Module):
-        flat = _restore.target_of(state, ours=True).wanted  # by the names under which it is restored
+    if isinstance(state, (nnx.Module, nnx.State)):
+        flat = _restore.target_of(state).wanted  # by the names under which it is restored
     else:
         flat = _paths.flatten(state)
     tree = () not in flat and not isinstance(state, keras.Model)

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import keras
 
-from keras_flax_bridge import _configs, _keras_files, _orbax, _paths, _restore, _saving
+from keras_flax_bridge import _configs, _foreign, _keras_files, _orbax, _paths, _restore, _saving
 from keras_flax_bridge._leaves import from_disk
 from keras_flax_bridge._orbax import FilePath
-from keras_flax_bridge._restore import Include, Rename
+from keras_flax_bridge._restore import Include, Options, Rename
 from keras_flax_bridge.errors import CheckpointError, CorruptCheckpointError
 
 log = logging.getLogger("keras_flax_bridge")
@@ -55,11 +55,13 @@ def restore(
     rename: Rename = None,
     partial: bool = False,
     verify: bool = True,
+    cast: bool = False,
 ) -> Any:
     """Restores a checkpoint into what `like` is; every leaf on both sides is accounted for.
 
     Args:
-        path: a checkpoint, a root folder of steps, or a file of Keras's: ``.keras`` into anything,
+        path: a checkpoint or a root folder of steps, of this package or of other code that uses Orbax,
+            Keras's `OrbaxCheckpoint` among it; or a file of Keras's: ``.keras`` into anything,
             ``.weights.h5`` into the built model it was saved from.
         like: what comes back. A `TrainState`, concrete or abstract, with shardings: a state. A
             `keras.Model`, or a dict of models: filled in place and returned, optimizer and metrics
@@ -75,6 +77,7 @@ def restore(
         partial: True restores what matches and logs what doesn't.
         verify: whether every leaf is compared with the checksum that was written. With `step` None
             a damaged step is passed over for the newest that is whole, with a warning.
+        cast: True brings leaves to the dtypes of `like`, within floating, whole and complex numbers.
 
     Returns:
         A tree of the structure of `like`, or `like` itself.
@@ -98,31 +101,28 @@ def restore(
         >>> bool((other.get_weights()[0] == model.get_weights()[0]).all())
         True
     """
-    return from_newest(
-        candidates(path, step),
-        lambda folder: restored(folder, like, data, include, rename, partial, verify),
-    )[0]
+    options = Options(include, rename, partial, verify, cast)
+    return from_newest(candidates(path, step), lambda folder: restored(folder, like, data, options))[0]
 
 
-def restored(
-    folder: FilePath, like: Any, data: Any, include: Include, rename: Rename, partial: bool, verify: bool
-) -> Any:
+def restored(folder: FilePath, like: Any, data: Any, options: Options) -> Any:
     """One checkpoint into what `like` is: planned, read and checked before anything is assigned."""
     if folder.name.endswith(".weights.h5"):
         return _keras_files.restore_weights(folder, like)
     stored: Any = _keras_files.KerasFile(folder) if folder.is_file() else _orbax.Stored(folder)
-    where = f"checkpoint {folder}"
-    target = _restore.target_of(like, ours=bool(stored.metadata))
-    pairs = _restore.plan(stored.specs, target, where, include=include, rename=rename, partial=partial)
-    targets = {
-        place: _restore.placement(stored.specs[place], target.wanted[path]) for path, place in pairs.items()
-    }
-    values = stored.load(targets)
-    if verify:
+    target = _restore.target_of(like, tops=_foreign.tops(stored))
+    names = _foreign.names(stored, like, target)
+    specs = {name: stored.specs[place] for name, place in names.items()}
+    pairs = _restore.plan(specs, target, f"checkpoint {folder}", options)
+    places = {path: names[name] for path, name in pairs.items()}
+    values = stored.load(
+        {p: _restore.placement(stored.specs[p], target.wanted[w]) for w, p in places.items()}
+    )
+    if options.verify:
         stored.require_whole(values)
     if data is not None:
         stored.load_data(data)
-    return target.put({p: from_disk(values[place], target.wanted[p]) for p, place in pairs.items()})
+    return target.put({path: from_disk(values[p], target.wanted[path]) for path, p in places.items()})
 
 
 def from_newest(
@@ -177,7 +177,8 @@ def load_model(path: Any, *, step: int | None = None) -> keras.Model:
 def _loaded(folder: FilePath) -> Any:
     if folder.is_file():
         return _keras_files.load_model(folder)
-    found = _orbax.Stored(folder).metadata
+    stored = _orbax.Stored(folder)
+    found = stored.metadata if stored.ours else {"model": _foreign.config(stored)}
     if not found.get("model"):
         raise CheckpointError(
             str(folder),
@@ -268,10 +269,12 @@ def candidates(path: Any, step: int | None) -> list[FilePath]:
     if _keras_files.is_keras_file(folder):
         return [folder]
     if _orbax.is_checkpoint(folder):
-        named = step is None or folder.name == str(step)
+        named = step is None or (folder.name.isdigit() and int(folder.name) == step)
         _saving.require(named, str(folder), f"step={step} with the folder of one checkpoint", "a root folder")
         return [folder]
     steps = _orbax.steps_in(folder)
     _saving.require(bool(steps), str(folder), "no checkpoint", "a checkpoint or a root folder of steps")
-    _saving.require(step is None or step in steps, str(folder), f"step={step}", f"one of the steps {steps}")
-    return [folder / str(found) for found in reversed(steps) if step in (None, found)]
+    _saving.require(
+        step is None or step in steps, str(folder), f"step={step}", f"one of the steps {list(steps)}"
+    )
+    return [steps[found] for found in reversed(steps) if step in (None, found)]

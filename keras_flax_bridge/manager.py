@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any
 
 from keras_flax_bridge import _iterators, _orbax, _saving
-from keras_flax_bridge._restore import Include, Rename
+from keras_flax_bridge._restore import Include, Options, Rename
 from keras_flax_bridge.checkpoint import candidates, from_newest, restored
 
 
@@ -133,6 +133,7 @@ class CheckpointManager:
         rename: Rename = None,
         partial: bool = False,
         verify: bool = True,
+        cast: bool = False,
     ) -> Any:
         """Restores a step into what `like` is; see `restore` for the arguments.
 
@@ -145,6 +146,7 @@ class CheckpointManager:
             partial: whether what matches is enough.
             verify: whether checksums are compared; see `restore`. Damaged steps that were passed
                 over are put aside, as ``<step>.damaged``.
+            cast: whether leaves are brought to the dtypes of `like`; see `restore`.
 
         Returns:
             A tree of the structure of `like`, or `like` itself, filled, if it is a model or module.
@@ -155,9 +157,10 @@ class CheckpointManager:
             StructureMismatchError: if not every leaf has its counterpart.
         """
         self.wait()
+        options = Options(include, rename, partial, verify, cast)
         filled, folder, passed_over = from_newest(
             candidates(self.directory, step),
-            lambda folder: restored(folder, like, data, include, rename, partial, verify),
+            lambda folder: restored(folder, like, data, options),
         )
         here = int(folder.name)
         self._root.put_aside(passed_over)

@@ -22,6 +22,8 @@ from keras_flax_bridge._variables.models import build_optimizer as build_optimiz
 from keras_flax_bridge._variables.models import collect as collect
 from keras_flax_bridge._variables.models import is_built as is_built
 from keras_flax_bridge._variables.models import specs as specs
+from keras_flax_bridge._variables.naming import TREES as TREES
+from keras_flax_bridge._variables.naming import found_again as found_again
 from keras_flax_bridge._variables.slots import AVERAGES as AVERAGES
 from keras_flax_bridge._variables.slots import fresh_optimizer as fresh_optimizer
 from keras_flax_bridge._variables.slots import iterations as iterations

@@ -1,0 +1,84 @@
+"""Checkpoints that others wrote with Orbax, by the names that ours have.
+
+Keras's `OrbaxCheckpoint` stores variables by the names of one process; `nnx.State` has, as most versions
+write it, one more level called ``value``; a module's state has no ``params`` above it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import keras
+
+from keras_flax_bridge import _configs, _parts, _paths
+from keras_flax_bridge import _variables as V
+from keras_flax_bridge._intake import built
+from keras_flax_bridge._orbax import Stored
+from keras_flax_bridge._paths import Path
+from keras_flax_bridge._restore import COLLECTIONS, Target, unboxed
+from keras_flax_bridge._transforms import trainee
+from keras_flax_bridge.errors import CheckpointError
+
+CONFIG = "model_config"  # the item in which Keras stores the config of the model
+
+
+def tops(stored: Any) -> set[str]:
+    """The trees of a checkpoint, by our names."""
+    return {V.TREES.get(path[0], path[0]) for path in stored.specs}
+
+
+def names(stored: Any, like: Any, target: Target) -> dict[Path, Path]:
+    """What the leaves of a checkpoint are called among ours: the stored path by the name."""
+    if getattr(stored, "ours", True):
+        return {path: path for path in stored.specs}
+    if {path[0] for path in stored.specs} <= V.TREES.keys():
+        return _of_keras(stored, like)
+    found = unboxed(stored.specs)
+    if target.of_weights and not {path[0] for path in found} & COLLECTIONS:
+        return {("params", *name): path for name, path in found.items()}
+    return found
+
+
+def config(stored: Stored) -> dict[str, Any] | None:
+    """The config of the model that Keras's callback stored; None if there is none."""
+    found = stored.json(CONFIG)
+    return None if found is None else json.loads(found["config"])
+
+
+def _of_keras(stored: Stored, like: Any) -> dict[Path, Path]:
+    model = _model_of(like) or _rebuilt(stored)
+    found = V.found_again(model, stored.specs)
+    left = set(stored.specs) - set(found.values())
+    counters = [("opt_state", *inner, "iteration") for inner in (("inner_optimizer",), ())]
+    found.update({("step",): found[path] for path in reversed(counters) if path in found})
+    # Keras has one set of totals for training and evaluation, and resets it before each
+    totals = {("eval_metrics", *name[1:]): place for name, place in found.items() if name[0] == "metrics"}
+    stored.start_at_zero({name: stored.specs[place] for name, place in totals.items()})
+    return {
+        **found,
+        **{name: name for name in totals},
+        **{(V.TREES[path[0]], *path[1:]): path for path in left},
+    }
+
+
+def _model_of(like: Any) -> Any:
+    """The Keras model that a target is or was taken from, its optimizer built, if there is one."""
+    model = like if isinstance(like, keras.Model) else None
+    model = model or _parts.models(getattr(like, "apply_fn", None)).get("")
+    if model is not None and model.built and model.compiled:
+        return built(trainee(model), None)
+    return model
+
+
+def _rebuilt(stored: Stored) -> Any:
+    found = config(stored)
+    if found is None:
+        raise CheckpointError(
+            str(stored.path),
+            got="variables by the names that Keras gave them in another process, and no config of the model",
+            expected="the Keras model that they are of",
+            fix="Restore into the model with kfb.restore(path, model), and take what you need from it.",
+        )
+    return _model_of(_configs.build(found, stored.path))

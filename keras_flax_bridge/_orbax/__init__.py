@@ -1,0 +1,13 @@
+"""Everything the bridge asks of Orbax: the only place that imports it, and not before it is used.
+
+A tree goes to disk as nested dicts of plain names, so that plain Orbax code reads it without this
+package.
+"""
+
+from keras_flax_bridge._orbax.api import FilePath as FilePath
+from keras_flax_bridge._orbax.api import absolute as absolute
+from keras_flax_bridge._orbax.api import is_checkpoint as is_checkpoint
+from keras_flax_bridge._orbax.api import steps_in as steps_in
+from keras_flax_bridge._orbax.reading import Stored as Stored
+from keras_flax_bridge._orbax.root import Root as Root
+from keras_flax_bridge._orbax.writing import save as save

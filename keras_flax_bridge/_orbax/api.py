@@ -1,0 +1,82 @@
+"""Orbax itself, imported where it is first used, and what it raises, said in our words."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path as FilePath
+from typing import Any
+
+from keras_flax_bridge.errors import CheckpointError
+
+STATE, DATA = "state", "data"  # names of the checkpointables; Orbax's default name has changed before
+PACKED = "%packed"  # no path can have this name: a % in a name is written %25
+MARK = "_CHECKPOINT_METADATA"  # the file that Orbax writes last
+LEAVES = "_METADATA"  # the file in which Orbax lists the leaves of a tree
+OURS, OURS_SUM = "keras_flax_bridge", "keras_flax_bridge_crc32"  # keys of our own metadata
+
+
+@cache
+def ocp() -> Any:
+    from orbax.checkpoint import v1
+
+    return v1
+
+
+@contextlib.contextmanager
+def speaking(
+    where: FilePath | str, doing: str, kind: type[CheckpointError] = CheckpointError
+) -> Iterator[None]:
+    """Turns what Orbax raises into an error that says which checkpoint it was."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:  # Orbax and tensorstore raise many kinds, most of them undocumented
+        raise kind(
+            str(where),
+            got=f"{type(error).__name__} while {doing}: {str(error)[:500]}",
+            expected=f"{doing} to succeed",
+            fix="Older steps are intact. Check the folder, its permissions and the free space.",
+        ) from error
+
+
+def absolute(path: Any) -> FilePath:
+    """A local path as an absolute one.
+
+    Raises:
+        CheckpointError: if it is none.
+    """
+    try:
+        if "://" not in str(path):
+            return FilePath(path).expanduser().absolute()
+    except (TypeError, RuntimeError):
+        pass
+    raise CheckpointError(
+        repr(path),
+        got=f"a {type(path).__name__}",
+        expected="a local path",
+        fix="Pass a str or a pathlib.Path.",
+    )
+
+
+def is_checkpoint(path: FilePath) -> bool:
+    """Whether a folder is a finished checkpoint, or one item of it."""
+    return (path / MARK).is_file() or (path / LEAVES).is_file()
+
+
+def is_json(path: FilePath) -> bool:
+    try:
+        json.loads(path.read_text())
+    except ValueError:
+        return False
+    return True
+
+
+def steps_in(root: FilePath) -> dict[int, FilePath]:
+    """The folders of the finished steps of a root folder, ascending; others may have written 0007."""
+    folders = root.iterdir() if root.is_dir() else ()
+    steps = {int(f.name): f for f in folders if f.name.isdigit() and is_checkpoint(f)}
+    return dict(sorted(steps.items()))

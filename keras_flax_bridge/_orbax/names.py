@@ -1,0 +1,13 @@
+"""Paths on disk: Orbax mistakes a dot inside a name for a level of its own, so dots are written ``%2E``."""
+
+from __future__ import annotations
+
+from keras_flax_bridge import _paths
+
+
+def encode(path: _paths.Path) -> _paths.Path:
+    return tuple(name.replace("%", "%25").replace(".", "%2E") for name in path)
+
+
+def decode(path: _paths.Path) -> _paths.Path:
+    return tuple(name.replace("%2E", ".").replace("%25", "%") for name in path)

@@ -1,0 +1,218 @@
+"""Reads one checkpoint, ours or one that other Orbax code wrote."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from keras_flax_bridge import _integrity, _packing, _paths
+from keras_flax_bridge._iterators import is_grain, set_position
+from keras_flax_bridge._orbax.api import (
+    DATA,
+    LEAVES,
+    MARK,
+    OURS,
+    OURS_SUM,
+    PACKED,
+    STATE,
+    FilePath,
+    is_json,
+    ocp,
+    speaking,
+)
+from keras_flax_bridge._orbax.names import decode
+from keras_flax_bridge.errors import CheckpointError, CorruptCheckpointError
+
+_FOREIGN = ("pytree", "default")  # what Orbax, its manager and Keras's callback call the one tree
+
+
+class Stored:
+    """What lies in one checkpoint: the specs of its leaves and our metadata, read without the values."""
+
+    def __init__(self, path: FilePath):
+        self.path = path
+        self._root, self._item = _item(path)
+        with speaking(path, "reading the metadata", CorruptCheckpointError):
+            found = ocp().metadata(self._root, checkpointable_name=self._item)
+            self.metadata = _ours(found.custom_metadata or {})
+        self._tree = found.metadata  # others keep lists in it, which Orbax wants to see again
+        flat = _paths.flatten(self._tree)
+        self._places = {decode(place) if self.ours else place: place for place in flat}
+        self.specs = {path: flat[place] for path, place in self._places.items()}
+        self._empty = {_paths.split(n): _spec(*s) for n, s in self.metadata.get("empty", {}).items()}
+        self._viewed = {_paths.split(n): dtype for n, dtype in self.metadata.get("bytes", {}).items()}
+        self._index = self.metadata.get("packed", {})
+        self._buffer: Any = self.specs.pop((PACKED,), None)
+        self.specs.update({**self._empty, **_packing.specs(self._index)})
+        self._require_complete()
+        self.specs.update({p: _spec(dtype, self.specs[p].shape) for p, dtype in self._viewed.items()})
+
+    @property
+    def ours(self) -> bool:
+        """Whether this package wrote it."""
+        return bool(self.metadata)
+
+    def start_at_zero(self, specs: Mapping[_paths.Path, Any]) -> None:
+        """Adds leaves that the writer had no need to store: they are zeros."""
+        self._empty.update(specs)
+        self.specs.update(specs)
+
+    def json(self, item: str) -> Any:
+        """What lies in an item that isn't the tree, as JSON types; None if there is no such item."""
+        if not (self.path / item).is_dir():
+            return None
+        with speaking(self.path, f"reading {item}", CorruptCheckpointError):
+            return ocp().load_checkpointables(self.path, {item: None})[item]
+
+    def _require_complete(self) -> None:
+        """Orbax reads damaged metadata as if there were none."""
+        leaves = self.metadata.get("leaves", len(self.specs) or 1)
+        lost = (self._buffer is None) == bool(self._index)  # the packed array, or the index of it
+        unreadable = (self.path / MARK).is_file() and not is_json(self.path / MARK)
+        if lost or len(self.specs) != leaves or not self._viewed.keys() <= self.specs.keys() or unreadable:
+            raise CorruptCheckpointError(
+                str(self.path),
+                got=f"metadata that can't be read, or only of {len(self.specs)} leaves",
+                expected=f"metadata of {leaves} leaves",
+                fix="The checkpoint is damaged: take another step.",
+            )
+
+    def load(self, targets: Mapping[_paths.Path, Any]) -> _paths.Flat:
+        """The values of some leaves, placed as their targets say.
+
+        Raises:
+            CorruptCheckpointError: naming the leaves that can't be read.
+        """
+        values, failed = self.load_each(targets)
+        self._refuse(failed)
+        return values
+
+    def _load(self, targets: Mapping[_paths.Path, Any]) -> _paths.Flat:
+        small = {path: target for path, target in targets.items() if _paths.join(path) in self._index}
+        wanted = {p: t for p, t in targets.items() if p not in small and p not in self._empty}
+        wanted = {p: _host_bytes(t) if p in self._viewed else t for p, t in wanted.items()}
+        loaded = self._read(wanted, packed=bool(small))
+        packed = _packing.unpack(loaded.pop((PACKED,), None), self._index, small)
+        viewed = {p: leaf.view(self.specs[p].dtype) for p, leaf in loaded.items() if p in self._viewed}
+        empty = {p: jnp.zeros(t.shape, t.dtype) for p, t in targets.items() if p in self._empty}
+        return {**empty, **loaded, **_placed({**packed, **viewed}, targets)}
+
+    def _read(self, targets: Mapping[_paths.Path, Any], *, packed: bool) -> _paths.Flat:
+        """Leaves out of Orbax's tree; all others are left out by its placeholder."""
+        asked = {self._places[path]: target for path, target in targets.items()}
+        if packed:
+            asked[(PACKED,)] = np.broadcast_to(np.zeros((), np.uint8), self._buffer.shape)
+        if not asked:
+            return {}
+        tree = _paths.fill(self._tree, {place: asked.get(place, ...) for place in _paths.flatten(self._tree)})
+        with speaking(self.path, "restoring"):
+            found = _paths.flatten(ocp().load(self._root, tree, checkpointable_name=self._item))
+        return {path: found[place] for path, place in self._places.items() if place in asked}
+
+    def load_each(self, targets: Mapping[_paths.Path, Any]) -> tuple[_paths.Flat, dict[str, str]]:
+        """The values that can be read, and why the others can't, by path."""
+        try:
+            return self._load(targets), {}
+        except CheckpointError as error:
+            if len(targets) == 1:
+                return {}, {_paths.join(path): str(error.got) for path in targets}
+        parts = [self.load_each({path: target}) for path, target in targets.items()]
+        values = {path: leaf for read, _ in parts for path, leaf in read.items()}
+        return values, {path: why for _, failed in parts for path, why in failed.items()}
+
+    def damaged(self, values: _paths.Flat) -> dict[str, str]:
+        """What is wrong with values that were read, by path."""
+        return _integrity.damaged(values, self.metadata.get("checksums", {}))
+
+    def require_whole(self, values: _paths.Flat) -> None:
+        """Checks values against the checksums that were written.
+
+        Raises:
+            CorruptCheckpointError: naming every leaf that differs.
+        """
+        self._refuse(self.damaged(values))
+
+    def _refuse(self, damaged: Mapping[str, str]) -> None:
+        if damaged:
+            raise CorruptCheckpointError(
+                str(self.path),
+                got="damaged leaves:\n"
+                + "\n".join(f"  {path}  {what}" for path, what in damaged.items())
+                + "\n",
+                expected="the bytes that were written",
+                fix="Take another step; kfb.verify(path) says which are whole.",
+            )
+
+    def load_data(self, iterator: Any) -> None:
+        """Sets a data iterator to the position that was stored.
+
+        Raises:
+            CheckpointError: if none was stored, or one of another kind.
+        """
+        stored = self.metadata.get("data")
+        there = (self.path / DATA).is_dir() if is_grain(iterator) else stored is not None
+        if not there:
+            raise CheckpointError(
+                str(self.path),
+                got=f"a checkpoint without the position of a {type(iterator).__name__}",
+                expected="one that was saved with data=",
+                fix="Restore without data=, and position the iterator yourself.",
+            )
+        with speaking(self.path, "restoring the data iterator"):
+            if stored is not None:
+                set_position(iterator, stored)
+            else:
+                ocp().load_checkpointables(self.path, {DATA: iterator})
+
+
+def _item(path: FilePath) -> tuple[FilePath, str | None]:
+    """The folder of the checkpoint, and the name of the item that holds the tree; None if it does itself.
+
+    Raises:
+        CheckpointError: if there is none, or several that could be meant.
+    """
+    if (path / LEAVES).is_file():
+        return (path, None) if (path / MARK).is_file() else (path.parent, path.name)
+    folders = sorted(f.name for f in path.iterdir() if f.is_dir())
+    trees = [name for name in folders if (path / name / LEAVES).is_file()]
+    known = [name for name in (STATE, *_FOREIGN) if name in folders]
+    found = known or trees
+    if known or len(trees) == 1:
+        return path, found[0]
+    raise CheckpointError(
+        str(path),
+        got=f"a checkpoint that holds {trees or folders or 'nothing'}",
+        expected="one tree of arrays",
+        fix="Give the folder of the item that is meant." if trees else "Is it the folder of a checkpoint?",
+    )
+
+
+def _ours(custom: Mapping[str, Any]) -> dict[str, Any]:
+    """Our metadata as it was written; nothing for a checkpoint that others wrote."""
+    text = custom.get(OURS, "{}")
+    if zlib.crc32(text.encode()) != custom.get(OURS_SUM, zlib.crc32(b"{}")):
+        raise ValueError("its checksum is another than was written")
+    return json.loads(text)
+
+
+def _spec(dtype: str, shape: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(tuple(shape), dtype)
+
+
+def _host_bytes(target: Any) -> Any:
+    """What Orbax is asked for to give the bytes of a leaf on the host."""
+    return np.broadcast_to(np.zeros((), np.uint8), target.shape)
+
+
+def _placed(values: _paths.Flat, targets: Mapping[_paths.Path, Any]) -> _paths.Flat:
+    """Values on the host, put where their targets say; one transfer for all."""
+    shardings = {path: getattr(targets[path], "sharding", None) for path in values}
+    paths = [path for path, sharding in shardings.items() if sharding is not None]
+    put = jax.device_put([values[path] for path in paths], [shardings[path] for path in paths])
+    return {**values, **dict(zip(paths, put, strict=True))}

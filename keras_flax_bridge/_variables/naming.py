@@ -1,0 +1,159 @@
+"""The names that Keras gave in one process, found again for a model whose names another process gave.
+
+Keras counts its automatic names up over a process: the layer that was ``dense`` there is ``dense_3``
+here. Names that a user gave are compared as they are, automatic ones by their order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+import keras
+
+from keras_flax_bridge._paths import Path
+from keras_flax_bridge._variables.entries import Entry
+from keras_flax_bridge._variables.keys import has_auto_name
+from keras_flax_bridge._variables.models import collect
+from keras_flax_bridge._variables.trainers import metrics_built
+
+# how Keras's `get_state_tree` calls the trees, and we do
+TREES = {
+    "trainable_variables": "params",
+    "non_trainable_variables": "non_trainable",
+    "optimizer_variables": "opt_state",
+    "metrics_variables": "metrics",
+}
+
+
+def found_again(model: Any, stored: Iterable[Path]) -> dict[Path, Path]:
+    """Where each variable of a model lies in a tree of Keras's, by its structural path.
+
+    Args:
+        model: a built model, with its optimizer and metrics as far as they are to be found.
+        stored: paths of the tree, such as ``("trainable_variables", "dense_3", "kernel")``.
+    """
+    theirs = {tree: {p[1:]: p for p in stored if p[0] == tree} for tree in TREES}
+    variables = collect(model, metrics=getattr(model, "compiled", False) and metrics_built(model))
+    weights = {(tree, *e.path): e for tree in ("params", "non_trainable") for e in getattr(variables, tree)}
+    both = {**theirs["non_trainable_variables"], **theirs["trainable_variables"]}  # it may be frozen since
+    places = _weights(weights, both, _automatic(model))
+    slots = {("opt_state", *entry.path): entry for entry in variables.opt_state}
+    flat = {_flat(weights[name]): "_".join(place[1:]) for name, place in places.items()}
+    renamed = {name: _slot_path(entry, flat) for name, entry in slots.items()}
+    optimizers, metrics = theirs["optimizer_variables"], theirs["metrics_variables"]
+    totals = {("metrics", *entry.path): entry for entry in variables.metrics}
+    return {
+        **places,
+        **_matched(renamed, optimizers, _any_number),
+        **_places(totals, metrics, _any_number),
+    }
+
+
+def _weights(entries: Mapping[Path, Entry], stored: Mapping[Path, Path], automatic: Any) -> dict[Path, Path]:
+    """The places of weights; Keras puts the model's own name before theirs, or not, as it was built."""
+    own = {name: _keras_path(e) for name, e in entries.items()}
+    tries = [
+        _matched(_cut(own, a), {_without(p, b): place for p, place in stored.items()}, automatic)
+        for a, b in ((0, 0), (1, 1), (0, 1), (1, 0))
+    ]
+    return max(tries, key=len)
+
+
+def _cut(paths: Mapping[Path, Path], count: int) -> dict[Path, Path]:
+    return {name: _without(path, count) for name, path in paths.items()}
+
+
+def _without(path: Path, count: int) -> Path:
+    """A path without the model's name; seeds have none, and a variable needs its layer."""
+    return path[count:] if len(path) > 2 else path
+
+
+def _places(entries: Mapping[Path, Entry], stored: Mapping[Path, Path], automatic: Any) -> dict[Path, Path]:
+    return _matched({name: _keras_path(e) for name, e in entries.items()}, stored, automatic)
+
+
+def _matched(own: Mapping[Path, Path], stored: Mapping[Path, Path], automatic: Any) -> dict[Path, Path]:
+    pairs = dict(_paired(own.values(), stored, automatic))
+    return {name: stored[pairs[path]] for name, path in own.items() if path in pairs}
+
+
+def _keras_path(entry: Entry) -> Path:
+    return tuple(entry.variable.path.split("/"))
+
+
+def _flat(entry: Entry) -> str:
+    return "_".join(_keras_path(entry))
+
+
+def _slot_path(entry: Entry, flat: Mapping[str, str]) -> Path:
+    """The path of a slot, with the name of its weight as it was where the tree was stored.
+
+    Keras calls the slot of ``dense/kernel`` ``dense_kernel_momentum``.
+    """
+    *parents, name = _keras_path(entry)
+    weight = max((w for w in flat if name.startswith(f"{w}_")), key=len, default=None)
+    return (*parents, name if weight is None else flat[weight] + name[len(weight) :])
+
+
+def _automatic(model: Any) -> Callable[[str], bool]:
+    """Whether a name is one that Keras gave to a layer of this model, or to a seed."""
+    # `_flatten_layers`: the public `layers` are those of the first level
+    layers = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.Layer)]
+    stems = {_stem(layer.name) for layer in layers if has_auto_name(layer)} | {"seed_generator"}
+    return lambda name: _stem(name) in stems
+
+
+def _any_number(name: str) -> bool:
+    return True
+
+
+def _stem(name: str) -> str:
+    return re.sub(r"_\d+$", "", name)
+
+
+def _order(name: str) -> int:
+    return int(name[len(_stem(name)) + 1 :] or 0)
+
+
+def _paired(
+    own: Collection[Path], stored: Collection[Path], automatic: Callable[[str], bool]
+) -> Iterator[tuple[Path, Path]]:
+    """Each own path with the stored one that is its counterpart, level by level."""
+    ours, theirs = _tails(own), _tails(stored)
+    for mine, other in _same_heads(ours, theirs, automatic):
+        if () in ours[mine] and () in theirs[other]:
+            yield (mine,), (other,)
+        inner = ([tail for tail in tails if tail] for tails in (ours[mine], theirs[other]))
+        for left, right in _paired(*inner, automatic):
+            yield (mine, *left), (other, *right)
+
+
+def _tails(paths: Iterable[Path]) -> dict[str, list[Path]]:
+    tails: dict[str, list[Path]] = {}
+    for path in paths:
+        tails.setdefault(path[0], []).append(path[1:])
+    return tails
+
+
+def _same_heads(
+    ours: Collection[str], theirs: Collection[str], automatic: Callable[[str], bool]
+) -> Iterator[tuple[str, str]]:
+    if set(ours) == set(theirs):
+        yield from zip(ours, ours, strict=True)
+        return
+    given = [name for name in ours if not automatic(name) and name in theirs]
+    yield from zip(given, given, strict=True)
+    mine, others = _by_stem(set(ours) - set(given)), _by_stem(set(theirs) - set(given))
+    for stem, names in mine.items():
+        if automatic(stem) and len(names) == len(others.get(stem, ())):
+            yield from zip(names, others[stem], strict=True)
+
+
+def _by_stem(names: Iterable[str]) -> dict[str, list[str]]:
+    """Names by what comes before their number, in the order of the numbers."""
+    stems: dict[str, list[str]] = {}
+    for name in sorted(names, key=_order):
+        stems.setdefault(_stem(name), []).append(name)
+    return stems
