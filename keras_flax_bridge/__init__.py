@@ -4,6 +4,7 @@ from keras_flax_bridge import _backend
 
 _backend.ensure_jax()  # before anything below imports Keras
 
+from keras_flax_bridge import callbacks as callbacks
 from keras_flax_bridge.checkpoint import VerifyReport as VerifyReport
 from keras_flax_bridge.checkpoint import load_model as load_model
 from keras_flax_bridge.checkpoint import restore as restore

@@ -7,12 +7,11 @@ write it, one more level called ``value``; a module's state has no ``params`` ab
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
 
-from keras_flax_bridge import _configs, _parts, _paths
+from keras_flax_bridge import _configs, _parts
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._intake import built
 from keras_flax_bridge._orbax import Stored
@@ -52,7 +51,9 @@ def _of_keras(stored: Stored, like: Any) -> dict[Path, Path]:
     found = V.found_again(model, stored.specs)
     left = set(stored.specs) - set(found.values())
     counters = [("opt_state", *inner, "iteration") for inner in (("inner_optimizer",), ())]
-    found.update({("step",): found[path] for path in reversed(counters) if path in found})
+    counter = next((found[path] for path in counters if path in found), None)
+    if counter is not None:
+        found[("step",)] = counter
     # Keras has one set of totals for training and evaluation, and resets it before each
     totals = {("eval_metrics", *name[1:]): place for name, place in found.items() if name[0] == "metrics"}
     stored.start_at_zero({name: stored.specs[place] for name, place in totals.items()})

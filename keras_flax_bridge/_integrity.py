@@ -22,6 +22,11 @@ def checksum(leaf: Any) -> int | None:
     return zlib.crc32(array.reshape(-1).view(np.uint8).data)
 
 
+def fingerprint(tree: Any) -> int:
+    """One number for all leaves of a tree."""
+    return zlib.crc32(repr([checksum(leaf) for leaf in jax.tree.leaves(tree)]).encode())
+
+
 def checksums(flat: Mapping[_paths.Path, Any]) -> dict[str, int]:
     """The checksum of every leaf that has one, by its path as text."""
     found = {_paths.join(path): checksum(leaf) for path, leaf in flat.items()}

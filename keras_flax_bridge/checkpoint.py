@@ -125,6 +125,12 @@ def restored(folder: FilePath, like: Any, data: Any, options: Options) -> Any:
     return target.put({path: from_disk(values[p], target.wanted[path]) for path, p in places.items()})
 
 
+def stored_position(path: Any) -> Any:
+    """The position of a data iterator in the newest checkpoint that can be read, as it gave it; or None."""
+    read = lambda folder: _orbax.Stored(folder).metadata.get("data")  # noqa: E731
+    return (from_newest(candidates(path, None), read)[0] or {}).get("json")
+
+
 def from_newest(
     folders: Sequence[FilePath], read: Callable[[FilePath], Any]
 ) -> tuple[Any, FilePath, Sequence[FilePath]]:
@@ -178,7 +184,7 @@ def _loaded(folder: FilePath) -> Any:
     if folder.is_file():
         return _keras_files.load_model(folder)
     stored = _orbax.Stored(folder)
-    found = stored.metadata if stored.ours else {"model": _foreign.config(stored)}
+    found: dict[str, Any] = stored.metadata if stored.ours else {"model": _foreign.config(stored)}
     if not found.get("model"):
         raise CheckpointError(
             str(folder),

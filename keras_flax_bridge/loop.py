@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -16,6 +14,7 @@ from keras_flax_bridge import _parts, _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._feed import Feed
 from keras_flax_bridge._leaves import owned
+from keras_flax_bridge._preemption import Preemption
 from keras_flax_bridge.errors import StructureMismatchError
 from keras_flax_bridge.manager import CheckpointManager
 from keras_flax_bridge.state import TrainState
@@ -40,8 +39,9 @@ def train(
 
     Metrics start again with each epoch. With a manager, its newest checkpoint is restored first, with the
     position in the data, and one is written whenever its ``save_every`` says so, and at the end. On
-    SIGTERM the step in flight ends, a checkpoint is written, and the process exits with code 0. A Ctrl-C
-    loses nothing: a checkpoint is written, and the state that was given becomes the one that was reached.
+    SIGTERM the step in flight ends, a checkpoint is written, and the process exits with code 0, under
+    `jax.distributed` all processes after the same step. A Ctrl-C loses nothing: a checkpoint is written,
+    and the state that was given becomes the one that was reached.
 
     Keras callbacks see the model of the state, which is brought up to date before the end of each epoch,
     and a learning rate that they set is taken over, as are weights that they set at the end of training
@@ -85,8 +85,8 @@ def train(
         state = manager.restore(state, data=feed)
     watch = _Watch(state, callbacks, verbose, feed, epochs)
     run = _Run(watch.begin(state), train_step, feed, manager)
-    with _terminations() as terminated, run.kept_in(given):
-        over = lambda: bool(terminated) or watch.stopped or _reached(run.count, steps)  # noqa: E731
+    with Preemption() as preemption, run.kept_in(given):
+        over = lambda: preemption.came(run.count) or watch.stopped or _reached(run.count, steps)  # noqa: E731
         while not over() and not _reached(feed.epoch, epochs):
             epoch, logs = feed.epoch, run.epoch(watch, over)
             if logs:
@@ -95,7 +95,7 @@ def train(
                 run.save(logs, due=feed.epoch > epoch)
         run.state = watch.end(run.state)
         run.finish()
-    if terminated:
+    if preemption.came(run.count):
         sys.exit(0)
     return run.state, watch.history
 
@@ -195,20 +195,6 @@ def _evaluated(state: TrainState, eval_step: Any, eval_data: Any) -> dict[str, A
     for batch in eval_data:
         state, logs = eval_step(state, batch)
     return {f"val_{name}": value for name, value in logs.items()}
-
-
-@contextlib.contextmanager
-def _terminations() -> Iterator[list]:
-    """A list that is not empty once SIGTERM came; other threads than the main one get no signals."""
-    came: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield came
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
-    try:
-        yield came
-    finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 class _Watch:

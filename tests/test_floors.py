@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "keras_flax_bridge"
 
 FLOORS = [
     {"errors"},
-    {"_paths", "_backend"},
+    {"_paths", "_backend", "_preemption"},
     {"_random", "_leaves", "_integrity", "_iterators", "_packing"},
     {"_variables", "_feed"},
     {"_transforms", "_apply", "_batches"},
@@ -20,7 +20,7 @@ FLOORS = [
     {"_saving", "_keras_files", "_foreign"},
     {"checkpoint"},
     {"manager"},
-    {"resume", "loop"},
+    {"resume", "loop", "callbacks"},
     {"__init__"},
 ]
 HEIGHT = {name: height for height, floor in enumerate(FLOORS) for name in floor}

@@ -12,6 +12,8 @@ from keras_flax_bridge._orbax.api import FilePath, ocp, speaking, steps_in
 from keras_flax_bridge._orbax.writing import saving_context, written
 from keras_flax_bridge.errors import CheckpointError
 
+_WRITING: dict[FilePath, Any] = {}  # saves of this process that nobody waited for, by root folder
+
 
 class Root:
     """A folder of numbered steps, written asynchronously, old ones removed."""
@@ -20,12 +22,12 @@ class Root:
         self, path: FilePath, kept: tuple[int | None, int | None, tuple[str, str] | None], *, packed: bool
     ):
         self.path = path
-        self._pending: Any = None
         self._packed = packed
         if path.exists() and not path.is_dir():
             raise CheckpointError(
                 str(path), got="a file", expected="a folder, or nothing yet", fix="Take another path."
             )
+        self.wait()  # for what another manager of this process began
         with speaking(path, "opening"):
             self._checkpointer = ocp().training.Checkpointer(
                 path, preservation_policy=_preservation(*kept), context=saving_context()
@@ -53,7 +55,7 @@ class Root:
             )
         items, custom = written(flat, data, metadata, packed=self._packed)
         with speaking(self.path / str(step), "saving"):
-            self._pending = self._checkpointer.save_checkpointables_async(
+            _WRITING[self.path] = self._checkpointer.save_checkpointables_async(
                 step,
                 items,
                 force=True,  # whether a save is due was decided; Orbax skips without a word
@@ -63,7 +65,7 @@ class Root:
 
     def wait(self) -> None:
         """Returns when the last save is on disk, and raises what went wrong with it."""
-        pending, self._pending = self._pending, None
+        pending = _WRITING.pop(self.path, None)
         if pending is not None:
             with speaking(self.path, "saving in the background"):
                 pending.result()
@@ -82,7 +84,7 @@ class Root:
 
     def logged(self, name: str) -> dict[int, float]:
         """A logged value by step, for the steps that have one."""
-        if self._pending is None:
+        if self.path not in _WRITING:
             self._checkpointer.reload()  # other processes write too
         found = ((c.step, (c.metrics or {}).get(name)) for c in self._checkpointer.checkpoints)
         return {step: value for step, value in found if value is not None and not math.isnan(value)}

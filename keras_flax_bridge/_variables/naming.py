@@ -125,8 +125,8 @@ def _paired(
     for mine, other in _same_heads(ours, theirs, automatic):
         if () in ours[mine] and () in theirs[other]:
             yield (mine,), (other,)
-        inner = ([tail for tail in tails if tail] for tails in (ours[mine], theirs[other]))
-        for left, right in _paired(*inner, automatic):
+        inner, outer = ([tail for tail in tails if tail] for tails in (ours[mine], theirs[other]))
+        for left, right in _paired(inner, outer, automatic):
             yield (mine, *left), (other, *right)
 
 

@@ -87,3 +87,8 @@ def metrics_built(model: Any) -> bool:
     if metrics is not None:
         return metrics.built  # then so is the loss, unless an own compute_loss leaves it aside
     return loss is None or loss.built or is_overridden(model, "compute_loss")
+
+
+def begin_fit_at(model: Any, epoch: int | None) -> None:
+    """The epoch at which `fit` begins in place of its argument; None for what the argument says."""
+    model._initial_epoch = epoch  # `_initial_epoch`: what Keras's own BackupAndRestore sets

@@ -1,0 +1,54 @@
+"""Whether the process was asked to end, by SIGTERM: of one process, or of any of several."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from itertools import count
+from typing import Any
+
+import jax
+
+_calls = count(1)  # jax wants numbers without gaps, the same in all processes, and never one again
+
+
+class Preemption:
+    """Watches for SIGTERM between `begin` and `end`, or inside a ``with`` block.
+
+    Under `jax.distributed` it is jax that gets the signal, and all processes are told at one step.
+    Without, only the main thread of a process gets signals: elsewhere nothing is noticed.
+    """
+
+    def __init__(self) -> None:
+        self._came = False
+        self._asked: int | None = None
+        self._before: Any = None
+
+    def begin(self) -> None:
+        self._came, self._asked = False, None
+        if not jax.distributed.is_initialized() and threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._notice) or signal.SIG_DFL
+
+    def end(self) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+            self._before = None
+
+    def came(self, step: int) -> bool:
+        """Whether to end after this step; under `jax.distributed` every process asks at every step."""
+        if jax.distributed.is_initialized() and not self._came and step != self._asked:
+            from jax.experimental import multihost_utils
+
+            self._asked = step
+            self._came = multihost_utils.reached_preemption_sync_point(next(_calls))
+        return self._came
+
+    def _notice(self, number: int, frame: Any) -> None:
+        self._came = True
+
+    def __enter__(self) -> Preemption:
+        self.begin()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.end()

@@ -1,0 +1,305 @@
+"""Callbacks for those who stay with `model.fit`."""
+
+from __future__ import annotations
+
+import random
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import islice
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from keras_flax_bridge import _integrity, _saving
+from keras_flax_bridge import _variables as V
+from keras_flax_bridge._preemption import Preemption
+from keras_flax_bridge.checkpoint import stored_position
+from keras_flax_bridge.errors import CheckpointError
+from keras_flax_bridge.manager import CheckpointManager
+from keras_flax_bridge.state import TrainState
+
+
+class _Position(NamedTuple):
+    """Where `fit` stands, stored beside the state."""
+
+    epoch: int = 0
+    batch: int = 0  # batches of this epoch that were trained on
+    iterations: int = 0  # of the optimizer
+    finished: bool = False  # whether `fit` came to its end
+    batches: int | None = None  # a fingerprint of the batches that come next
+    numpy: Any = None  # the global generators at the beginning of the epoch, from which `fit` shuffles
+    python: Any = None
+
+
+class _Place:
+    """A position as an iterator that can say where it is."""
+
+    def __init__(self, position: _Position | None = None):
+        self.position = position
+
+    def get_state(self) -> dict[str, Any]:
+        assert self.position is not None
+        return {"fit": self.position._asdict()}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        self.position = _Position(**state["fit"])
+
+
+class TrainStateCheckpoint(keras.callbacks.Callback):
+    """Saves the whole state of `model.fit`, and goes on from the newest checkpoint, to the bit.
+
+    Run the same script again, and `fit` goes on where it was: weights, moving statistics, slots, seeds,
+    metrics in the middle of an epoch, the epoch, the batch in it and the order of shuffled arrays. What is
+    saved is a `TrainState`: `restore`, `load_model` and `verify` read it.
+
+    `fit` tells nobody where its data is. On resume, batches before the break are pulled and passed over,
+    from the same state of numpy's and Python's global generators; other callbacks see them once more. So
+    arrays, and all that gives the same batches in each run, go on exactly. Data that doesn't, such as a
+    generator in its second epoch, gives a warning at the first batch that is another: use `train`, with a
+    Grain iterator. What other callbacks remember, as the patience of EarlyStopping, starts anew; put this
+    one last.
+
+    A `fit` that came to its end is not gone on with: in the same process, the next `fit` of the model
+    trains on; in a new one, the result is restored, and more `epochs` train more.
+
+    On SIGTERM the batch in flight ends, a checkpoint is written, and the process exits with code 0.
+
+    Args:
+        directory: the root folder, one a run; made if it doesn't exist.
+        save_freq: ``"epoch"``, or after how many batches to save.
+        max_to_keep: how many of the newest steps stay; None for all.
+        keep_best: a name in the logs, such as ``"val_loss"``; see `CheckpointManager`.
+        keep_every: steps that are multiples of this number stay as well.
+        layout: ``"tree"`` or ``"packed"``; see `CheckpointManager`.
+
+    Raises:
+        CheckpointError: if an argument is not one of the above; from `fit`, if a save failed or the folder
+            holds checkpoints that something else than `fit` wrote.
+        StructureMismatchError: from `fit`, if the checkpoint is of another model or optimizer.
+
+    Example:
+        >>> import keras, numpy as np, tempfile
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+        >>> model.compile("adam", "mse")
+        >>> folder, x = tempfile.mkdtemp(), np.ones((12, 4))
+        >>> saver = TrainStateCheckpoint(folder)
+        >>> history = model.fit(x, x[:, :1], batch_size=4, epochs=2, verbose=0, callbacks=[saver])
+        >>> CheckpointManager(folder).all_steps()
+        [3, 6]
+    """
+
+    def __init__(
+        self,
+        directory: Any,
+        *,
+        save_freq: str | int = "epoch",
+        max_to_keep: int | None = 3,
+        keep_best: str | tuple[str, str] | None = None,
+        keep_every: int | None = None,
+        layout: str = "tree",
+    ):
+        super().__init__()
+        allowed = save_freq == "epoch" or _saving.is_count(save_freq)
+        _saving.require(allowed, "save_freq", repr(save_freq), "'epoch', or a number of batches, 1 or more")
+        self._open = partial(
+            CheckpointManager,
+            directory,
+            max_to_keep=max_to_keep,
+            keep_best=keep_best,
+            keep_every=keep_every,
+            layout=layout,
+        )
+        self._open().close()  # says at once what is wrong
+        self._every = save_freq if isinstance(save_freq, int) else None
+        self._manager: Any = None
+        self._preemption = Preemption()
+
+    # --- what Keras calls
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Opens the folder, and restores what is to go on."""
+        if self._manager is not None:  # a `fit` that an exception ended
+            self._manager.close()
+        self._manager = self._open()
+        # Keras's `model` brings the variables up to date, which inside of a step would be wrong
+        self._fitted = self.model
+        self._epoch = self._batch = 0
+        self._due = False  # whether to save before the next batch
+        self._logs: Mapping[str, Any] = {}
+        self._from: _Position | None = None  # where this `fit` goes on
+        self._to_pass, self._passing = 0, False  # batches that were trained on before
+        self._metrics: list[Any] = []
+        V.begin_fit_at(self._fitted, None)
+        self._step = max(self._iterations(), self._manager.latest_step or 0)
+        if self._manager.latest_step is not None:
+            self._go_on()
+        self._start = self._step
+        self._function = _unwatched(self._fitted.train_function)
+        self._fitted.train_function = _Watched(self._function, self._train)
+        self._preemption.begin()
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Keeps the generators that shuffle the epoch; where it goes on, sets them."""
+        if self._from is not None and self._from.epoch == epoch:
+            _set_generators(self._from)
+            self._put_metrics()
+        self._generators = _generators()
+        self._epoch, self._batch, self._passing = epoch, 0, False
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Counts; ends the process if it was asked to."""
+        if self._passing:
+            return
+        before, self._logs = self._step, dict(logs or {})
+        self._step += self._pulled
+        self._batch += self._pulled
+        self._due |= self._every is not None and self._step // self._every > before // self._every
+        if self._preemption.came(self._step):
+            self._fitted.jax_state_sync()  # fit's own values into the variables
+            self._save(None)
+            self._end()
+            sys.exit(0)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Keeps the logs for the checkpoint, which has what other callbacks still do at this end."""
+        self._logs = dict(logs or {})
+        self._due |= self._every is None and self._step > self._start
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Saves the result, and returns when it is on disk."""
+        if self._step > self._start or self._manager.latest_step is None:
+            self._epoch, self._batch, self._generators = self._epoch + 1, 0, _generators()
+            self._save(None, finished=True)
+        elif self._from is not None and self._from.finished:
+            warnings.warn(
+                f"{self._manager.directory}: {self._from.epoch} epochs were trained before, so that fit had "
+                "none left to train; give it more epochs, or another folder",
+                stacklevel=2,
+            )
+        self._end()
+
+    # --- what happens at a batch
+
+    def _train(self, state: Any, iterator: Iterator[Any]) -> Any:
+        """In the place of the train function: sees the batches, passes over those of before, saves."""
+        batches = list(islice(iterator, self._fitted.steps_per_execution))
+        if not batches:
+            return self._function(state, iterator)  # which says so as Keras wants it
+        if self._to_pass > 0:
+            self._passing = True
+            self._to_pass -= len(batches)
+            return self._logs, state
+        if self._from is not None:
+            self._check(batches)
+        if self._due:
+            with keras.StatelessScope(self._held(state)):
+                self._save(batches)
+        self._passing, self._pulled = False, len(batches)
+        return self._function(state, iter(batches))
+
+    def _check(self, batches: list[Any]) -> None:
+        """Warns if the first batches after the break are others than they were to be."""
+        at, self._from = self._from, None
+        if at is None or at.epoch != self._epoch:
+            return
+        self._batch = at.batch
+        if at.batches not in (None, _integrity.fingerprint(batches)):
+            warnings.warn(
+                f"{self._manager.directory}: the data of epoch {at.epoch} is another than before the break, "
+                "so this run sees other batches than one without a break; weights, optimizer and metrics "
+                "are exact. fit can't set the position of such data: kfb.train can, with a Grain iterator",
+                stacklevel=2,
+            )
+
+    # --- saving and restoring
+
+    def _go_on(self) -> None:
+        """Restores the newest checkpoint, unless the model is already there or further."""
+        stored = (stored_position(self._manager.directory) or {}).get("fit")
+        if stored is None:
+            raise CheckpointError(
+                str(self._manager.directory),
+                got="checkpoints that something else than fit wrote",
+                expected="those of a TrainStateCheckpoint, or none",
+                fix="Take another folder; kfb.restore(directory, model) before fit takes over their values.",
+            )
+        seen = self._iterations()
+        if seen > stored["iterations"] or (seen == stored["iterations"] and stored["finished"]):
+            return
+        place = _Place()
+        self._manager.restore(self._fitted, data=place)
+        assert place.position is not None
+        self._from, self._to_pass = place.position, place.position.batch
+        self._step = max(self._manager.saved)
+        self._metrics = [np.asarray(entry.variable.value) for entry in V.collect(self._fitted).metrics]
+        V.begin_fit_at(self._fitted, self._from.epoch)
+
+    def _put_metrics(self) -> None:
+        """Metrics in the middle of an epoch: `fit` resets them at its beginning."""
+        if self._to_pass:
+            for entry, value in zip(V.collect(self._fitted).metrics, self._metrics, strict=True):
+                entry.variable.assign(value)
+            self._logs = self._fitted.get_metrics_result()
+
+    def _held(self, state: Any) -> list[tuple[Any, Any]]:
+        """The variables with their values, of which `fit` empties them while it trains."""
+        model = self._fitted
+        trees = (model.trainable_variables, model.non_trainable_variables)
+        variables = (*trees, model.optimizer.variables, model.metrics_variables)
+        return [
+            pair
+            for tree, values in zip(variables, state, strict=True)
+            for pair in zip(tree, values, strict=True)
+        ]
+
+    def _iterations(self) -> int:
+        return int(V.iterations(self._fitted.optimizer))
+
+    def _save(self, batches: list[Any] | None, *, finished: bool = False) -> None:
+        self._due = False
+        pulled = None if batches is None else _integrity.fingerprint(batches)
+        position = _Position(
+            self._epoch, self._batch, self._iterations(), finished, pulled, *self._generators
+        )
+        state = TrainState.from_keras(self._fitted).replace(step=np.int32(self._step))
+        self._manager.save(state, data=_Place(position), logs=self._logs, now=True)
+
+    def _end(self) -> None:
+        """Gives back what was taken, and returns when the last checkpoint is on disk."""
+        self._preemption.end()
+        self._fitted.train_function = self._function
+        V.begin_fit_at(self._fitted, None)
+        manager, self._manager = self._manager, None
+        manager.close()
+
+
+class _Watched:
+    """A train function that another looks over."""
+
+    def __init__(self, function: Callable[..., Any], watch: Callable[..., Any]):
+        self.function = function
+        self._watch = watch
+
+    def __call__(self, state: Any, iterator: Iterator[Any]) -> Any:
+        return self._watch(state, iterator)
+
+
+def _unwatched(function: Any) -> Any:
+    return function.function if isinstance(function, _Watched) else function
+
+
+def _generators() -> tuple[Any, Any]:
+    """The states of numpy's and Python's global generators, as JSON types."""
+    name, keys, *rest = np.random.get_state(legacy=True)
+    version, words, gauss = random.getstate()
+    return [name, [int(key) for key in keys], *rest], [version, list(words), gauss]
+
+
+def _set_generators(position: _Position) -> None:
+    name, keys, *rest = position.numpy
+    np.random.set_state((name, np.array(keys, np.uint32), *rest))
+    version, words, gauss = position.python
+    random.setstate((version, tuple(words), gauss))
