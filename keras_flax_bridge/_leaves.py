@@ -85,7 +85,9 @@ def _as(value: Any, dtype: Any) -> Any:
     """A value of a dtype; a number, as others store scalars, becomes an array."""
     if dtype is None or getattr(value, "dtype", None) == dtype:
         return value
-    return value.astype(dtype) if hasattr(value, "dtype") else jnp.asarray(value, dtype)
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:  # jax would cut it to 32 bits
+        return np.asarray(value, dtype)
+    return jnp.asarray(value, dtype)
 
 
 _KEY_KINDS = ("threefry2x32", "rbg", "unsafe_rbg")
