@@ -12,7 +12,7 @@ import keras
 
 from keras_flax_bridge import _batches
 from keras_flax_bridge import _variables as V
-from keras_flax_bridge._leaves import owned, strong
+from keras_flax_bridge._leaves import owned, placed_like, strong
 from keras_flax_bridge._transforms import require_model, trainee
 from keras_flax_bridge.errors import (
     BridgeError,
@@ -140,7 +140,9 @@ def zeroed(model: Any, metrics: V.Collection, tree: Any) -> Any:
     """Metric values after a reset."""
     if not metrics:
         return {}
-    return metrics.tree([owned(v) for v in V.reset_metrics(model, metrics.leaves(tree, "metrics"))])
+    before = metrics.leaves(tree, "metrics")
+    after = V.reset_metrics(model, before)
+    return metrics.tree([placed_like(owned(new), old) for new, old in zip(after, before, strict=True)])
 
 
 def receivers(model: Any, *, optimizer: Any = None, metrics: Any = None) -> dict[str, V.Collection]:

@@ -35,6 +35,24 @@ def owned(value: Any) -> Any:
     return strong(jnp.copy(value))
 
 
+def placed_like(value: Any, other: Any) -> Any:
+    """An array on the devices on which another lies."""
+    sharding = getattr(other, "sharding", None)
+    if isinstance(other, jax.core.Tracer) or sharding is None or value.sharding == sharding:
+        return value
+    return placed(value, sharding)
+
+
+def placed(value: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+    """An array that this process holds, on devices that may be those of several."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(value, sharding)
+    host = np.asarray(
+        value
+    )  # jax 0.10's device_put makes arrays of other processes' devices that can't be read
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
 class Whole:
     """What a state carries beside its leaves: a copy of the state shares it, and it can't be pickled."""
 

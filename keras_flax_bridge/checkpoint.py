@@ -262,7 +262,8 @@ def verify(path: Any, *, step: int | None = None) -> VerifyReport:
         return VerifyReport(folder, 0, {"": str(error.got)}, ())
     written = stored.metadata.get("checksums", {})
     unchecked = tuple(name for name in map(_paths.join, stored.specs) if name not in written)
-    return VerifyReport(folder, len(stored.specs), {**failed, **stored.damaged(read)}, unchecked)
+    damaged = {**failed, **stored.damaged(read), **stored.damaged_data()}
+    return VerifyReport(folder, len(stored.specs), damaged, unchecked)
 
 
 def candidates(path: Any, step: int | None) -> list[FilePath]:

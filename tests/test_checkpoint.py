@@ -241,7 +241,13 @@ LEAVES = {
     "a 64-bit scalar": np.int64(10**10),
     "complex": jnp.ones(2, "complex64"),
     "float8": jnp.arange(4, dtype="float8_e4m3fn"),
+    "float8 of another kind": jnp.arange(4, dtype="float8_e4m3"),
+    "float4": jnp.arange(4, dtype="float4_e2m1fn"),
     "int4": jnp.arange(4, dtype="int4"),
+    "uint4": jnp.arange(6, dtype="uint4").reshape(2, 3),
+    "large and of 4 bits": jnp.arange(70_000).astype("uint4"),
+    "int2": jnp.arange(2, dtype="int2"),
+    "uint2": jnp.arange(3, dtype="uint2"),
 }
 
 
@@ -256,6 +262,37 @@ def test_leaf_comes_back_as_it_was(tmp_path, leaf, layout):
         assert np.asarray(back).dtype == leaf.dtype
     same = jax.random.key_data if "key" in str(getattr(leaf, "dtype", "")) else np.asarray
     assert np.array_equal(same(back), same(leaf))
+
+
+NAMES = {"a.b": 1.0, "a": {"b": 2.0, "c/d": 3.0, "": 4.0}, "a%2Eb": 5.0, "é ~0": 6.0}
+EMPTY = {"none": None, "dict": {}, "list": []}
+
+
+@pytest.mark.parametrize("layout", ["tree", "packed"])
+def test_names_stay_apart_and_what_is_empty_stays(tmp_path, layout):
+    tree = jax.tree.map(np.float32, {**NAMES, **EMPTY})
+    kfb.save(tmp_path / "x", tree, layout=layout)
+    back = kfb.restore(tmp_path / "x", jax.tree.map(np.zeros_like, tree))
+    assert jax.tree.map(float, back) == {**NAMES, **EMPTY}
+    assert kfb.verify(tmp_path / "x").ok
+
+
+CASTS = [("float32", "bfloat16"), ("bfloat16", "float32"), ("int32", "int8"), ("float32", "float64")]
+
+
+@pytest.mark.parametrize(("stored", "wanted"), CASTS)
+@pytest.mark.parametrize("layout", ["tree", "packed"])
+def test_a_cast_is_done_when_asked_for_and_within_a_kind(tmp_path, stored, wanted, layout):
+    kfb.save(tmp_path / "x", {"a": jnp.arange(3, dtype=stored)}, layout=layout)
+    like = {"a": np.zeros(3, wanted)}
+    with pytest.raises(kfb.StructureMismatchError, match=f"got {stored}.*expected {wanted}"):
+        kfb.restore(tmp_path / "x", like)
+    back = kfb.restore(tmp_path / "x", like, cast=True)["a"]
+    assert back.dtype == wanted
+    assert np.array_equal(np.asarray(back, "float32"), np.arange(3))
+    other = {"a": np.zeros(3, "int32" if "float" in stored else "float32")}
+    with pytest.raises(kfb.StructureMismatchError, match="1 mismatched"):
+        kfb.restore(tmp_path / "x", other, cast=True)
 
 
 @pytest.mark.parametrize("like", [jnp.zeros((), "int32"), 3], ids=["array", "number"])

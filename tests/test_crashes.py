@@ -4,6 +4,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -99,3 +100,73 @@ def test_a_full_disk_is_said_and_older_steps_are_whole(tmp_path):
     assert "Older steps are intact" in output
     assert int(kfb.restore(tmp_path, numbered(0)).step) == 1
     assert kfb.verify(tmp_path).ok
+
+
+def save_where_none_may_write(folder):
+    """Saves into a folder that becomes read-only, as a user to whom that means something."""
+    os.environ["HOME"] = folder
+    with kfb.CheckpointManager(folder) as manager:
+        manager.save(numbered(1))
+        manager.wait()
+        os.chmod(folder, 0o555)
+        if os.geteuid() == 0:
+            os.setegid(65534)
+            os.seteuid(65534)
+        try:
+            manager.save(numbered(2))
+            manager.wait()
+        except kfb.CheckpointError as error:
+            print("said:", str(error).replace("\n", " "), flush=True)
+        os._exit(0)
+
+
+def test_a_read_only_folder_is_said_and_older_steps_are_whole():
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        with spawn(f"t.save_where_none_may_write({folder!r})") as process:
+            output = process.communicate(timeout=120)[0]
+        assert "said:" in output
+        assert "Permission denied" in output
+        assert int(kfb.restore(folder, numbered(0)).step) == 1
+        os.chmod(folder, 0o755)
+
+
+def test_a_second_writer_takes_no_step_of_the_first(tmp_path):
+    with kfb.CheckpointManager(tmp_path) as first, kfb.CheckpointManager(tmp_path) as second:
+        first.save(numbered(1))
+        with pytest.raises(kfb.CheckpointError, match="expected a step after 1"):
+            second.save(numbered(1))
+        second.save(numbered(2))
+        with pytest.raises(kfb.CheckpointError, match="expected a step after 2"):
+            first.save(numbered(2))
+        first.save(numbered(3))
+    for step in (1, 2, 3):
+        assert int(kfb.restore(tmp_path, numbered(0), step=step).step) == step
+
+
+def race(folder, own):
+    """One of two processes that save the same steps at the same time."""
+    with kfb.CheckpointManager(folder, max_to_keep=None) as manager:
+        print("ready", flush=True)
+        sys.stdin.readline()
+        for step in range(1, 8):
+            try:
+                manager.save(numbered(step + own))
+                manager.wait()
+            except kfb.CheckpointError:
+                print("refused", flush=True)
+
+
+@pytest.mark.slow
+def test_two_processes_in_one_folder_leave_whole_steps_or_say_so(tmp_path):
+    both = [spawn(f"t.race({str(tmp_path)!r}, {own})", stdin=subprocess.PIPE) for own in (0, 0)]
+    for process in both:
+        process.stdout.readline()
+    outputs = [process.communicate("go\n", timeout=120)[0] for process in both]
+    steps = kfb.CheckpointManager(tmp_path).all_steps()
+    assert steps == list(range(1, 8))
+    assert (
+        sum(output.count("refused") for output in outputs) == 7
+    )  # each step is one's, and the other is told
+    for step in steps:
+        assert int(kfb.restore(tmp_path, numbered(0), step=step).step) == step

@@ -1,7 +1,9 @@
 """Damage is found, named, and never restored in silence."""
 
+import contextlib
 import shutil
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 
 import keras_flax_bridge as kfb
 from tests import contracts
+from tests import test_crashes as crashes
 from tests.cases import differing
 
 TREE = {
@@ -186,3 +189,49 @@ def test_where_all_steps_are_damaged_nothing_is_restored(run):
         flip(largest(folder / str(step)), 4 * largest(folder / str(step)).stat().st_size)
     with pytest.warns(UserWarning, match="damaged"), pytest.raises(kfb.CorruptCheckpointError):
         kfb.restore(folder, states[0])
+
+
+# --- the position in the data
+
+
+def grained():
+    return iter(grain.MapDataset.range(20).shuffle(seed=1).batch(2).to_iter_dataset())
+
+
+@pytest.fixture
+def positions(tmp_path):
+    """A folder of two steps with the position of a Grain iterator."""
+    iterator = grained()
+    with kfb.CheckpointManager(tmp_path / "run") as manager:
+        for step in (1, 2):
+            next(iterator)
+            manager.save(crashes.numbered(step), data=iterator)
+    return tmp_path / "run"
+
+
+def test_a_damaged_position_is_named_and_passed_over(positions):
+    (file,) = (positions / "2" / "data").glob("*.json")
+    file.write_text(file.read_text().replace('"next_index": 2', '"next_index": 3').replace("1", "5"))
+    assert set(kfb.verify(positions).damaged) == {"data"}
+    with pytest.raises(kfb.CorruptCheckpointError, match="data  another position"):
+        kfb.restore(positions, crashes.numbered(0), step=2, data=grained())
+    iterator, whole = grained(), grained()
+    with pytest.warns(UserWarning, match="going back"):
+        state = kfb.restore(positions, crashes.numbered(0), data=iterator)
+    next(whole)
+    assert int(state.step) == 1
+    assert np.array_equal(next(iterator), next(whole))
+
+
+@pytest.mark.parametrize("tries", [3, pytest.param(40, marks=pytest.mark.slow)], ids=["few", "many"])
+def test_no_flipped_bit_in_a_position_goes_unseen(positions, tmp_path, tries):
+    (file,) = (positions / "2" / "data").glob("*.json")
+    wanted, whole = grained(), file.read_bytes()
+    kfb.restore(positions, crashes.numbered(0), step=2, data=wanted)
+    for bit in np.random.default_rng(0).integers(0, 8 * len(whole), tries):
+        file.write_bytes(whole)
+        flip(file, int(bit))
+        iterator = grained()
+        with contextlib.suppress(kfb.CheckpointError):
+            kfb.restore(positions, crashes.numbered(0), step=2, data=iterator)
+            assert iterator.get_state() == wanted.get_state()

@@ -2,17 +2,21 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import keras
 import numpy as np
 import optax
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from keras import layers
 
 import keras_flax_bridge as kfb
+from keras_flax_bridge._leaves import placed
 from tests import contracts
 from tests.cases import TREES, differing
 
@@ -161,9 +165,13 @@ def test_data_that_can_not_be_resumed_is_said_before_training(tmp_path):
 
 def train_for_ever(folder):
     """What SIGTERM comes to."""
+    keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((6,)), layers.Dense(2)])
     model.compile("sgd", "mse")
     state, train_step = kfb.TrainState.from_keras(model), kfb.make_train_step(model)
+    if jax.process_count() > 1:  # Orbax saves arrays that all processes hold
+        everywhere = NamedSharding(Mesh(jax.devices(), "data"), PartitionSpec())
+        state = jax.tree.map(lambda leaf: placed(leaf, everywhere), state)
 
     def saying(state, batch):
         print("step", flush=True)
@@ -190,6 +198,43 @@ def test_sigterm_ends_with_a_checkpoint(tmp_path):
     with kfb.CheckpointManager(tmp_path) as manager:
         assert manager.latest_step >= 1
     assert kfb.verify(tmp_path).ok
+
+
+def train_distributed(folder, port, process, count):
+    """What SIGTERM to one of several processes comes to: each says at which step it ended."""
+    jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=count, process_id=process)
+    try:
+        train_for_ever(folder)
+    finally:
+        with kfb.CheckpointManager(folder) as manager:
+            print("ended", manager.latest_step, flush=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2])
+def test_sigterm_under_jax_distributed_ends_all_after_one_step(tmp_path, count):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code = "from tests import conftest, test_loop as t; t.train_distributed({!r}, {}, {}, {})"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code.format(str(tmp_path / "run"), port, process, count)],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[1],
+            env={**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
+        )
+        for process in range(count)
+    ]
+    for process in processes:
+        process.stdout.readline()
+    processes[-1].send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * count
+    ended = {line for output in outputs for line in output.splitlines() if line.startswith("ended")}
+    assert len(ended) == 1
+    assert kfb.verify(tmp_path / "run").ok
 
 
 def test_ctrl_c_leaves_the_state_that_was_reached(tmp_path):

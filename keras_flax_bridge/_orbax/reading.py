@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from keras_flax_bridge import _integrity, _packing, _paths
-from keras_flax_bridge._iterators import is_grain, set_position
+from keras_flax_bridge._iterators import checksum, is_grain, set_position
 from keras_flax_bridge._orbax.api import (
     DATA,
     LEAVES,
@@ -149,11 +149,24 @@ class Stored:
                 fix="Take another step; kfb.verify(path) says which are whole.",
             )
 
+    def damaged_data(self) -> dict[str, str]:
+        """What is wrong with the position of a Grain iterator; of several processes, with the first's."""
+        written = self.metadata.get("grain")
+        if written is None:
+            return {}
+        try:
+            (file,) = (self.path / DATA).glob("process_0-of-*.json")
+            whole = checksum(file.read_text()) == written
+        except (OSError, ValueError) as error:
+            return {DATA: f"{type(error).__name__}: {str(error)[:200]}"}
+        return {} if whole else {DATA: "another position than was written"}
+
     def load_data(self, iterator: Any) -> None:
         """Sets a data iterator to the position that was stored.
 
         Raises:
             CheckpointError: if none was stored, or one of another kind.
+            CorruptCheckpointError: if it is damaged.
         """
         stored = self.metadata.get("data")
         there = (self.path / DATA).is_dir() if is_grain(iterator) else stored is not None
@@ -164,6 +177,7 @@ class Stored:
                 expected="one that was saved with data=",
                 fix="Restore without data=, and position the iterator yourself.",
             )
+        self._refuse(self.damaged_data() if is_grain(iterator) else {})
         with speaking(self.path, "restoring the data iterator"):
             if stored is not None:
                 set_position(iterator, stored)

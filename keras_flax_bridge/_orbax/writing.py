@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from keras_flax_bridge import _integrity, _packing, _paths
-from keras_flax_bridge._iterators import is_grain
+from keras_flax_bridge._iterators import checksum, is_grain
 from keras_flax_bridge._orbax.api import DATA, OURS, OURS_SUM, PACKED, STATE, FilePath, ocp, speaking
 from keras_flax_bridge._orbax.names import encode
 
@@ -54,8 +54,10 @@ def written(
         "bytes": viewed,
         "checksums": _integrity.checksums(flat),
     }
+    items = {STATE: tree}
+    if is_grain(data):
+        items[DATA], ours["grain"] = data, checksum(data.get_state())
     text = json.dumps(ours)
-    items = {STATE: tree, **({DATA: data} if is_grain(data) else {})}
     return items, {OURS: text, OURS_SUM: zlib.crc32(text.encode())}
 
 
