@@ -27,6 +27,11 @@ from keras_flax_bridge.nnx import KerasSeed as KerasSeed
 from keras_flax_bridge.nnx import ToNNX as ToNNX
 from keras_flax_bridge.resume import ResumeReport as ResumeReport
 from keras_flax_bridge.resume import verify_resume as verify_resume
+from keras_flax_bridge.sharding import RuleReport as RuleReport
+from keras_flax_bridge.sharding import ShardingReport as ShardingReport
+from keras_flax_bridge.sharding import shard as shard
+from keras_flax_bridge.sharding import sharding_report as sharding_report
+from keras_flax_bridge.sharding import shardings_for as shardings_for
 from keras_flax_bridge.state import TrainState as TrainState
 from keras_flax_bridge.steps import make_eval_step as make_eval_step
 from keras_flax_bridge.steps import make_predict_step as make_predict_step

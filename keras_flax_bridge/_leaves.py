@@ -43,8 +43,17 @@ def placed_like(value: Any, other: Any) -> Any:
     return placed(value, sharding)
 
 
-def placed(value: Any, sharding: jax.sharding.Sharding) -> jax.Array:
-    """An array that this process holds, on devices that may be those of several."""
+def is_abstract(leaf: Any) -> bool:
+    return isinstance(leaf, jax.ShapeDtypeStruct)
+
+
+def placed(value: Any, sharding: jax.sharding.Sharding) -> Any:
+    """An array that this process holds, on devices that may be those of several; an abstract one stays so.
+
+    The parts that stay where they are share their buffers with `value`, whatever `may_alias` says.
+    """
+    if is_abstract(value):
+        return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)
     if sharding.is_fully_addressable:
         return jax.device_put(value, sharding)
     host = np.asarray(
@@ -147,7 +156,7 @@ def explained(trees: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _require_usable(path: _paths.Path, leaf: Any, cause: BaseException | None) -> None:
-    if isinstance(leaf, jax.ShapeDtypeStruct):
+    if is_abstract(leaf):
         raise NotBuiltError(
             _paths.join(path),
             got="an abstract leaf",

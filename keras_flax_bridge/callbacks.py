@@ -133,7 +133,7 @@ class TrainStateCheckpoint(keras.callbacks.Callback):
         self._to_pass, self._passing = 0, False  # batches that were trained on before
         self._metrics: list[Any] = []
         V.begin_fit_at(self._fitted, None)
-        self._step = max(self._iterations(), self._manager.latest_step or 0)
+        self._step = max(self._seen(), self._manager.latest_step or 0)
         if self._manager.latest_step is not None:
             self._go_on()
         self._start = self._step
@@ -226,7 +226,7 @@ class TrainStateCheckpoint(keras.callbacks.Callback):
                 expected="those of a TrainStateCheckpoint, or none",
                 fix="Take another folder; kfb.restore(directory, model) before fit takes over their values.",
             )
-        seen = self._iterations()
+        seen = self._seen()
         if seen > stored["iterations"] or (seen == stored["iterations"] and stored["finished"]):
             return
         place = _Place()
@@ -255,15 +255,13 @@ class TrainStateCheckpoint(keras.callbacks.Callback):
             for pair in zip(tree, values, strict=True)
         ]
 
-    def _iterations(self) -> int:
+    def _seen(self) -> int:
         return int(V.iterations(self._fitted.optimizer))
 
     def _save(self, batches: list[Any] | None, *, finished: bool = False) -> None:
         self._due = False
         pulled = None if batches is None else _integrity.fingerprint(batches)
-        position = _Position(
-            self._epoch, self._batch, self._iterations(), finished, pulled, *self._generators
-        )
+        position = _Position(self._epoch, self._batch, self._seen(), finished, pulled, *self._generators)
         state = TrainState.from_keras(self._fitted).replace(step=np.int32(self._step))
         self._manager.save(state, data=_Place(position), logs=self._logs, now=True)
 

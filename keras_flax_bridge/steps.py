@@ -10,10 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import keras
+from jax.sharding import Mesh, PartitionSpec
 
 from keras_flax_bridge import _batches, _intake, _parts
 from keras_flax_bridge import _variables as V
+from keras_flax_bridge._layouts import Rules
 from keras_flax_bridge._leaves import explained, strong
+from keras_flax_bridge._meshed import Meshed
 from keras_flax_bridge._transforms import require_model, trainee, training_variables
 from keras_flax_bridge.errors import BridgeError, StructureMismatchError
 from keras_flax_bridge.state import TrainState
@@ -37,6 +40,9 @@ def make_train_step(
     jit: bool = True,
     donate: bool = True,
     steps_per_call: int = 1,
+    mesh: Mesh | None = None,
+    rules: Rules = (),
+    batch_spec: PartitionSpec | None = None,
 ) -> Step:
     """Makes ``train_step(state, batch) -> (state, logs)``.
 
@@ -53,6 +59,10 @@ def make_train_step(
         donate: whether the compiled step takes over the buffers of the state it is given.
         steps_per_call: for k > 1, batch leaves carry a leading axis of size k and the k steps run
             as one compiled `lax.scan`; the logs are those after the last.
+        mesh: the devices to run on; the state is put there at the first call, and stays as it lies.
+        rules: how the state lies on the mesh, as `shardings_for` takes them; none to replicate all of it.
+        batch_spec: how a batch is split over the mesh; None for its rows over the first axis. With several
+            processes each passes its own rows, as numpy arrays.
 
     Returns:
         The step. Its logs are scalars: the loss and every metric's running result, as in ``fit``.
@@ -81,12 +91,24 @@ def make_train_step(
     _require_count(steps_per_call)
     run = _train_function(trained)
     run = run if steps_per_call == 1 else _scanned(run, steps_per_call)
+    build, names = _Builder(trained, steps_per_call), ("step", *_TRAINED)
+    if mesh is not None:
+        _require_jit(jit)
+        meshed = Meshed(run, names, mesh, rules, batch_spec, steps_per_call=steps_per_call, donate=donate)
+
+        def meshed_step(state: TrainState, batch: Any) -> tuple[TrainState, Logs]:
+            build(batch)
+            _fields(state, names)
+            batch = meshed.batch(batch)
+            state = meshed.state(state)
+            return _stepped(meshed.step, state, names, batch, donated=donate)
+
+        return meshed_step
     run = jax.jit(run, donate_argnums=0 if donate else ()) if jit else run
-    build = _Builder(trained, steps_per_call)
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Logs]:
         build(batch)
-        return _stepped(run, state, ("step", *_TRAINED), batch, donated=jit and donate)
+        return _stepped(run, state, names, batch, donated=jit and donate)
 
     return train_step
 
@@ -183,6 +205,16 @@ def _require_count(steps_per_call: Any) -> None:
             got=repr(steps_per_call),
             expected="a whole number, 1 or more",
             fix="Pass a whole number of steps, 1 or more.",
+        )
+
+
+def _require_jit(jit: bool) -> None:
+    if not jit:
+        raise StructureMismatchError(
+            "mesh",
+            got="a mesh, and jit=False",
+            expected="one of them",
+            fix="Compile the pure step with jax.jit and the shardings that kfb.shardings_for gives.",
         )
 
 

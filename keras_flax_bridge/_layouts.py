@@ -1,0 +1,206 @@
+"""Which leaf of a state lies how on a mesh: rules take weights, and what belongs to a weight follows it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import keras
+from flax import linen, nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from keras_flax_bridge import _paths
+from keras_flax_bridge._paths import Flat, Path
+from keras_flax_bridge.errors import StructureMismatchError
+
+Rules = Sequence[tuple[str, PartitionSpec]] | Any  # or a keras LayoutMap, or None for Flax's metadata
+
+_REPLICATED = ("step", "metrics", "eval_metrics")  # trees that no rule reaches
+EVERYWHERE = "everywhere"  # what is said in place of a rule where none took a leaf
+
+
+class Layout(NamedTuple):
+    """How one leaf lies on the mesh, and the rule that said so."""
+
+    spec: PartitionSpec
+    rule: str
+
+
+def layouts(tree: Any, mesh: Mesh, rules: Rules, names: Mapping[Path, str]) -> dict[Path, Layout]:
+    """The layout of every leaf.
+
+    Args:
+        tree: a state, abstract or not, or any tree of weights.
+        mesh: the devices.
+        rules: pairs of regular expression and `PartitionSpec`, a `LayoutMap`, or None.
+        names: Keras's own names of the weights by path, for a `LayoutMap`.
+
+    Raises:
+        StructureMismatchError: naming a rule that matches nothing, or all leaves that a spec doesn't fit.
+    """
+    flat = _paths.flatten(tree)
+    weights = {path: leaf for path, leaf in flat.items() if path[0] not in (*_REPLICATED, "opt_state")}
+    found = _of_weights(tree, weights, rules, names)
+    found = {path: layout for path, layout in found.items() if not _is_scalar(path, weights[path])}
+    _require_fit({path: (flat[path], layout.spec) for path, layout in found.items()}, mesh)
+    params = {path[1:]: path for path in weights if path[0] == "params"}
+    owners = {path: _owner(path, params) for path in flat if path[0] == "opt_state"}
+    for path, owner in owners.items():
+        if owner in found and _shape(flat[owner]) == _shape(flat[path]):
+            found[path] = found[owner]
+    return {path: found.get(path, Layout(PartitionSpec(), EVERYWHERE)) for path in flat}
+
+
+def shardings(tree: Any, mesh: Mesh, found: Mapping[Path, Layout]) -> Any:
+    """A tree of the structure of `tree`, with a `NamedSharding` for every leaf."""
+    return _paths.fill(tree, {path: NamedSharding(mesh, layout.spec) for path, layout in found.items()})
+
+
+def _of_weights(tree: Any, weights: Flat, rules: Rules, names: Mapping[Path, str]) -> dict[Path, Layout]:
+    if rules is None:
+        return _of_metadata(tree)
+    if isinstance(rules, keras.distribution.LayoutMap):
+        return _of_layout_map(rules, weights, names)
+    pairs = [(_pattern(rule), spec) for rule, spec in _pairs(rules)]
+    found: dict[Path, Layout] = {}
+    matched: set[str] = set()
+    for path in weights:
+        texts = (_paths.join(path), _paths.join(path[1:]))
+        hits = [(p.pattern, spec) for p, spec in pairs if any(p.search(text) for text in texts)]
+        matched.update(pattern for pattern, _ in hits)
+        if hits:
+            found[path] = Layout(hits[0][1], hits[0][0])
+    _require_used([p.pattern for p, _ in pairs if p.pattern not in matched], weights)
+    return found
+
+
+def _pairs(rules: Any) -> list[tuple[str, PartitionSpec]]:
+    allowed = isinstance(rules, (list, tuple)) and all(
+        isinstance(rule, (list, tuple)) and len(rule) == 2 and isinstance(rule[1], PartitionSpec)
+        for rule in rules
+    )
+    if not allowed:
+        raise StructureMismatchError(
+            "rules",
+            got=f"a {type(rules).__name__}" if not isinstance(rules, (list, tuple)) else repr(rules)[:200],
+            expected="pairs of regular expression and PartitionSpec, a keras.distribution.LayoutMap, or None",
+            fix="Pass rules=[('kernel$', PartitionSpec(None, 'model'))].",
+        )
+    return list(rules)
+
+
+def _pattern(text: Any) -> re.Pattern:
+    try:
+        return re.compile(text)
+    except (re.error, TypeError) as error:
+        raise StructureMismatchError(
+            "rules",
+            got=f"{text!r}, which is no regular expression ({error})",
+            expected="one",
+            fix="It is searched for in paths such as 'params/dense/kernel'.",
+        ) from error
+
+
+def _require_used(unused: Iterable[str], weights: Iterable[Path]) -> None:
+    for rule in unused:
+        paths = [_paths.join(path) for path in weights]
+        raise StructureMismatchError(
+            f"rule {rule!r}",
+            got="no leaf that it matches",
+            expected="a regular expression that is found in the path of a weight",
+            fix=f"Paths are {', '.join(paths[:5])}{', ...' if len(paths) > 5 else ''}.",
+        )
+
+
+def _of_layout_map(rules: Any, weights: Flat, names: Mapping[Path, str]) -> dict[Path, Layout]:
+    """By the names of Keras's variables, as Keras itself looks them up."""
+    found = {path: rules[names.get(path, _paths.join(path[1:]))] for path in weights}
+    used = {id(layout) for layout in found.values()}
+    _require_used([key for key, layout in rules.items() if id(layout) not in used], weights)
+    return {
+        path: Layout(PartitionSpec(*layout.axes), "LayoutMap")
+        for path, layout in found.items()
+        if layout is not None
+    }
+
+
+def _of_metadata(tree: Any) -> dict[Path, Layout]:
+    """By what Flax modules say of their weights, in `linen.Partitioned` or in an `nnx.State`."""
+    if isinstance(tree, nnx.State):
+        specs: Any = nnx.get_partition_spec(tree)
+    else:
+        specs = linen.get_partition_spec(tree)
+    leaves = jax.tree_util.tree_flatten_with_path(specs, is_leaf=lambda x: isinstance(x, PartitionSpec))[0]
+    paths = list(_paths.flatten(tree))
+    if len(leaves) != len(paths) or not any(leaf for _, leaf in leaves):
+        raise StructureMismatchError(
+            "rules",
+            got="None, and weights that say nothing of how they lie",
+            expected="rules, or weights with the metadata of Flax",
+            fix="Pass rules=[('.*', PartitionSpec())] to replicate all of them.",
+        )
+    return {
+        path: Layout(spec, "metadata")
+        for path, (_, spec) in zip(paths, leaves, strict=True)
+        if spec is not None
+    }
+
+
+def _is_scalar(path: Path, leaf: Any) -> bool:
+    """Whether a leaf is of the kind that is never split: a scalar, or the state of a random generator."""
+    is_key = jnp.issubdtype(getattr(leaf, "dtype", jnp.float32), jax.dtypes.prng_key)
+    return not _shape(leaf) or is_key or path[-1].startswith("seed_generator_state")
+
+
+def _shape(leaf: Any) -> tuple[int, ...]:
+    return tuple(getattr(leaf, "shape", ()))
+
+
+def _owner(path: Path, params: Mapping[Path, Path]) -> Path | None:
+    """The weight that a slot belongs to: its path ends as the weight's, in a state of several models too."""
+    tails = [path[i:] for i in range(1, len(path))]
+    tails += [(path[1], *path[i:]) for i in range(3, len(path))]
+    return next((params[tail] for tail in tails if tail in params), None)
+
+
+def _require_fit(leaves: Mapping[Path, tuple[Any, PartitionSpec]], mesh: Mesh) -> None:
+    wrong = {path: _misfit(_shape(leaf), spec, mesh) for path, (leaf, spec) in leaves.items()}
+    lines = [
+        f"  {_paths.join(path)}  {_paths.spec(leaves[path][0])}  {leaves[path][1]}: {why}"
+        for path, why in wrong.items()
+        if why
+    ]
+    if lines:
+        raise StructureMismatchError(
+            "rules",
+            got=f"specs that don't fit {len(lines)} leaves",
+            expected="as many axes as a leaf has or fewer, each of a size that the mesh's divide",
+            report="\n".join(lines),
+            mismatched=[_paths.join(path) for path, why in wrong.items() if why],
+            fix=f"The mesh is {dict(mesh.shape)}. Put a rule for these leaves before the one that took them.",
+        )
+
+
+def _misfit(shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh) -> str:
+    if len(spec) > len(shape):
+        return f"{len(spec)} axes for {len(shape)}"
+    for size, axes in zip(shape, spec, strict=False):
+        names = axes_of(axes)
+        unknown = [name for name in names if name not in mesh.shape]
+        if unknown:
+            return f"the mesh has no axis {unknown[0]!r}"
+        parts = math.prod(mesh.shape[name] for name in names)
+        if size % parts:
+            return f"{size} is not divided by {parts}"
+    return ""
+
+
+def axes_of(entry: Any) -> tuple[str, ...]:
+    """The mesh axes in one entry of a spec."""
+    if entry is None or entry is PartitionSpec.UNCONSTRAINED:
+        return ()
+    return entry if isinstance(entry, tuple) else (entry,)
