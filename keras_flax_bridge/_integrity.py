@@ -15,7 +15,9 @@ from keras_flax_bridge import _paths
 def checksum(leaf: Any) -> int | None:
     """CRC-32 of the bytes of a leaf; None where this process doesn't hold all of them."""
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        return None
+        if not leaf.is_fully_replicated:
+            return None
+        leaf = leaf.addressable_data(0)
     if not hasattr(leaf, "dtype"):
         return zlib.crc32(repr(leaf).encode())
     array = np.ascontiguousarray(np.asarray(leaf))

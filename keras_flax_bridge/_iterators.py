@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import zlib
+from pathlib import Path
 from typing import Any
 
+import jax
+
 from keras_flax_bridge.errors import CheckpointError
+
+log = logging.getLogger("keras_flax_bridge")
 
 
 def is_grain(iterator: Any) -> bool:
@@ -64,6 +70,40 @@ def set_position(iterator: Any, stored: dict[str, Any]) -> None:
     _require(iterator)
     encoded = stored.get("bytes")
     iterator.set_state(stored["json"] if encoded is None else base64.b64decode(encoded))
+
+
+def set_grain(iterator: Any, folder: Path) -> None:
+    """Sets a Grain iterator to where the one of this process stood.
+
+    Where as many processes as before don't run, one state serves all, if all were the same: after so many
+    steps each, of which each process now reads another share.
+
+    Raises:
+        CheckpointError: if the states differ, or the numbers of processes don't divide.
+    """
+    files = sorted(folder.glob("process_*-of-*.json"))
+    now, then = jax.process_count(), len(files)
+    own = folder / f"process_{jax.process_index()}-of-{now}.json"
+    states = {checksum(file.read_text()) for file in files}
+    if own not in files:
+        if len(states) != 1 or max(now, then) % min(now, then):
+            raise CheckpointError(
+                str(folder),
+                got=f"positions of {then} processes{'' if len(states) == 1 else ', which differ'}, for {now}",
+                expected="the same position in all of them, and numbers of which one divides the other",
+                fix="Restore without data=, and position the iterator yourself.",
+            )
+        log.warning(
+            "%s: the position of %d processes is taken for %d; right if a step reads the same rows, shared "
+            "out among more or fewer",
+            folder,
+            then,
+            now,
+        )
+        own = files[0]
+    text = own.read_text()
+    # what Grain's own handler writes: a DataLoader's state as it is, a dataset's as JSON
+    iterator.set_state(text.encode() if isinstance(iterator.get_state(), bytes) else json.loads(text))
 
 
 def tells(iterator: Any) -> bool:

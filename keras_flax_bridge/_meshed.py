@@ -48,7 +48,7 @@ class Meshed:
         spec = rows if steps_per_call == 1 else PartitionSpec(None, *rows)
         self._batches = NamedSharding(mesh, spec)
         self._leading = steps_per_call > 1
-        self._tree = jax.tree.structure(None)  # of the state that the step was compiled for
+        self._tree: Any = jax.tree.structure(None)  # of the state that the step was compiled for
         self._wanted: list[NamedSharding] = []
         self.step: Callable = run
 

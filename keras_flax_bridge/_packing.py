@@ -23,14 +23,20 @@ Index = dict[str, tuple[int, str, tuple[int, ...]]]  # path: where it begins, dt
 def _is_small(leaf: Any) -> bool:
     if not hasattr(leaf, "dtype") or np.size(leaf) * jnp.dtype(leaf.dtype).itemsize >= LIMIT:
         return False
-    return not isinstance(leaf, jax.Array) or (leaf.is_fully_addressable and leaf.is_fully_replicated)
+    return not isinstance(leaf, jax.Array) or leaf.is_fully_replicated
+
+
+def here(leaf: Any) -> Any:
+    """A leaf that all processes hold, as this one has it."""
+    other = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+    return leaf.addressable_data(0) if other else leaf
 
 
 def pack(flat: Mapping[_paths.Path, Any]) -> tuple[np.ndarray, Index, _paths.Flat]:
     """The bytes of all small leaves, where each lies in them, and the leaves that are not small."""
     small = {path: leaf for path, leaf in flat.items() if _is_small(leaf)}
     rest = {path: leaf for path, leaf in flat.items() if path not in small}
-    host = jax.device_get(list(small.values()))  # one transfer for all
+    host = jax.device_get([here(leaf) for leaf in small.values()])  # one transfer for all
     parts = [np.ascontiguousarray(leaf).reshape(-1).view(np.uint8) for leaf in host]
     begins = np.cumsum([0, *(part.size for part in parts)]).tolist()
     index: Index = {

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from keras_flax_bridge import _integrity, _packing, _paths
-from keras_flax_bridge._iterators import checksum, is_grain, set_position
+from keras_flax_bridge._iterators import checksum, is_grain, set_grain, set_position
 from keras_flax_bridge._orbax.api import (
     DATA,
     LEAVES,
@@ -155,8 +155,8 @@ class Stored:
         if written is None:
             return {}
         try:
-            (file,) = (self.path / DATA).glob("process_0-of-*.json")
-            whole = checksum(file.read_text()) == written
+            files = (self.path / DATA).glob("process_0-of-*.json")
+            whole = [checksum(file.read_text()) for file in files] == [written]
         except (OSError, ValueError) as error:
             return {DATA: f"{type(error).__name__}: {str(error)[:200]}"}
         return {} if whole else {DATA: "another position than was written"}
@@ -182,7 +182,7 @@ class Stored:
             if stored is not None:
                 set_position(iterator, stored)
             else:
-                ocp().load_checkpointables(self.path, {DATA: iterator})
+                set_grain(iterator, self.path / DATA)
 
 
 def _item(path: FilePath) -> tuple[FilePath, str | None]:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from typing import Any
 
+import jax
+
 from keras_flax_bridge import _paths
 from keras_flax_bridge._orbax.api import FilePath, ocp, speaking, steps_in
 from keras_flax_bridge._orbax.writing import saving_context, written
@@ -35,7 +37,7 @@ class Root:
 
     def put_aside(self, folders: Sequence[FilePath]) -> None:
         """Takes damaged steps out of the run: their folders get another name, and stay."""
-        for folder in folders:
+        for folder in folders if jax.process_index() == 0 else ():
             names = (f"{folder.name}.damaged{i or ''}" for i in count())
             folder.rename(next(path for path in map(self.path.joinpath, names) if not path.exists()))
         if folders:

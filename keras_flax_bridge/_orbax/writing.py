@@ -44,7 +44,7 @@ def written(
         buffer, index, stored = _packing.pack(stored)
     plain, viewed = _as_bytes(stored)
     tree = _paths.nest({encode(path): leaf for path, leaf in plain.items()})
-    if packed:
+    if index:
         tree[PACKED] = buffer
     ours = {
         **metadata,
