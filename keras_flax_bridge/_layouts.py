@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import keras
 from flax import linen, nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from keras_flax_bridge import _paths
 from keras_flax_bridge._paths import Flat, Path
@@ -30,7 +30,9 @@ class Layout(NamedTuple):
     rule: str
 
 
-def layouts(tree: Any, mesh: Mesh, rules: Rules, names: Mapping[Path, str]) -> dict[Path, Layout]:
+def layouts(
+    tree: Any, mesh: Mesh | AbstractMesh, rules: Rules, names: Mapping[Path, str]
+) -> dict[Path, Layout]:
     """The layout of every leaf.
 
     Args:
@@ -53,6 +55,12 @@ def layouts(tree: Any, mesh: Mesh, rules: Rules, names: Mapping[Path, str]) -> d
         if owner in found and _shape(flat[owner]) == _shape(flat[path]):
             found[path] = found[owner]
     return {path: found.get(path, Layout(PartitionSpec(), EVERYWHERE)) for path in flat}
+
+
+def automatic(mesh: Mesh) -> Mesh:
+    """The mesh with axes over which XLA itself spreads computations: Keras's layers are written for that."""
+    types = (AxisType.Auto,) * len(mesh.axis_names)
+    return mesh if mesh.axis_types == types else Mesh(mesh.devices, mesh.axis_names, axis_types=types)
 
 
 def shardings(tree: Any, mesh: Mesh, found: Mapping[Path, Layout]) -> Any:
@@ -167,7 +175,7 @@ def _owner(path: Path, params: Mapping[Path, Path]) -> Path | None:
     return next((params[tail] for tail in tails if tail in params), None)
 
 
-def _require_fit(leaves: Mapping[Path, tuple[Any, PartitionSpec]], mesh: Mesh) -> None:
+def _require_fit(leaves: Mapping[Path, tuple[Any, PartitionSpec]], mesh: Mesh | AbstractMesh) -> None:
     wrong = {path: _misfit(_shape(leaf), spec, mesh) for path, (leaf, spec) in leaves.items()}
     lines = [
         f"  {_paths.join(path)}  {_paths.spec(leaves[path][0])}  {leaves[path][1]}: {why}"
@@ -185,7 +193,7 @@ def _require_fit(leaves: Mapping[Path, tuple[Any, PartitionSpec]], mesh: Mesh) -
         )
 
 
-def _misfit(shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh) -> str:
+def _misfit(shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh | AbstractMesh) -> str:
     if len(spec) > len(shape):
         return f"{len(spec)} axes for {len(shape)}"
     for size, axes in zip(shape, spec, strict=False):

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from keras_flax_bridge import _paths
-from keras_flax_bridge._layouts import Rules, axes_of
+from keras_flax_bridge._layouts import Rules, automatic, axes_of
 from keras_flax_bridge._leaves import placed, require_values
 from keras_flax_bridge.errors import StructureMismatchError
 from keras_flax_bridge.sharding import shardings_for
@@ -42,6 +42,7 @@ class Meshed:
         steps_per_call: int,
         donate: bool,
     ):
+        mesh = automatic(mesh)
         self._run, self._names, self._mesh, self._rules = run, names, mesh, rules
         self._donated = 0 if donate else ()
         rows = PartitionSpec(mesh.axis_names[0]) if batch_spec is None else batch_spec

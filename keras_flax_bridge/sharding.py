@@ -25,7 +25,8 @@ def shardings_for(state: Any, mesh: Mesh, rules: Rules) -> Any:
 
     Args:
         state: a `TrainState`, concrete or abstract, or a tree of weights.
-        mesh: the devices, a `jax.sharding.Mesh`.
+        mesh: the devices, a `jax.sharding.Mesh`. For a state of Keras models its axes are taken as automatic
+            ones, whatever their type is.
         rules: pairs of a regular expression, searched for in paths such as ``params/dense/kernel``, and a
             `PartitionSpec`; or a `keras.distribution.LayoutMap`, by the names of the variables; or None for
             what Flax modules say of their weights.
@@ -45,7 +46,9 @@ def shardings_for(state: Any, mesh: Mesh, rules: Rules) -> Any:
         >>> {name: tuple(own.spec) for name, own in shardings["params"]["dense"].items()}
         {'bias': (), 'kernel': (None, 'model')}
     """
-    return _layouts.shardings(state, mesh, _layouts.layouts(state, mesh, rules, keras_names(state)))
+    names = keras_names(state)
+    mesh = _layouts.automatic(mesh) if names else mesh
+    return _layouts.shardings(state, mesh, _layouts.layouts(state, mesh, rules, names))
 
 
 def shard(state: Any, mesh: Mesh, rules: Rules) -> Any:
@@ -89,6 +92,11 @@ class RuleReport(NamedTuple):
         shards: into how many parts each is split.
         size: bytes of all of them.
         per_device: bytes that lie on each device.
+
+    Example:
+        >>> row = RuleReport("kernel", PartitionSpec("data"), 2, "params/dense/kernel", 8, 1024, 128)
+        >>> row.size // row.shards == row.per_device
+        True
     """
 
     rule: str

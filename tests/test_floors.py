@@ -16,14 +16,15 @@ FLOORS = [
     {"_intake", "_parts"},
     {"_repartition", "_assignments"},
     {"state"},
-    {"sharding"},
+    {"sharding", "_plan"},
     {"_meshed"},
     {"steps", "nnx", "linen", "_restore", "_configs", "_orbax"},
     {"_saving", "_keras_files", "_foreign"},
     {"checkpoint"},
     {"manager"},
     {"resume", "loop", "callbacks"},
-    {"__init__"},
+    {"cli"},
+    {"__init__", "__main__"},
 ]
 HEIGHT = {name: height for height, floor in enumerate(FLOORS) for name in floor}
 # the order inside a package: a file imports only from those before it

@@ -47,6 +47,7 @@ PLAIN = {
     "TrainState.parts",
     "VerifyReport.ok",
     "ResumeReport.ok",
+    "ShardingReport.per_device",
 }
 
 

@@ -1,0 +1,99 @@
+"""What a model takes on each device of a mesh, on paper: nothing is allocated."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, PartitionSpec
+
+from keras_flax_bridge import _layouts, _paths
+from keras_flax_bridge._layouts import axes_of
+from keras_flax_bridge.state import TrainState
+
+Rules = list[tuple[str, PartitionSpec]]
+KINDS = ("params", "slots", "averages", "other")
+_AVERAGES = ("model_variables_moving_average", "ema")
+
+
+class Plan(NamedTuple):
+    """Bytes on each device under one layout, by kind; and those of a checkpoint."""
+
+    layout: str
+    per_device: dict[str, int]
+    checkpoint: int
+
+
+def plans(state: Any, axes: Mapping[str, int]) -> list[Plan]:
+    """The plans of some layouts for an abstract state.
+
+    Args:
+        state: an abstract `TrainState`.
+        axes: sizes of the mesh's axes by name.
+    """
+    mesh = AbstractMesh(tuple(axes.values()), tuple(axes))
+    flat = _paths.flatten(state)
+    return [
+        _plan(name, flat, _layouts.layouts(state, mesh, rules, {}), axes)
+        for name, rules in _rules(flat, axes)
+    ]
+
+
+def _rules(flat: _paths.Flat, axes: Mapping[str, int]) -> Iterable[tuple[str, Rules]]:
+    weights = {path: leaf.shape for path, leaf in flat.items() if path[0] == "params"}
+    first, *others = axes
+    yield "replicated: data parallel", []
+    yield f"weights split over {first}: FSDP", _each(weights, [(first,)], axes)
+    if others:
+        everything = tuple(axes)
+        yield f"weights split over {' and '.join(everything)}: FSDP", _each(weights, [everything], axes)
+        pairs = [(axis,) for axis in (*others, first)]
+        yield f"one axis split over {', '.join(others)}, another over {first}", _each(weights, pairs, axes)
+
+
+def _each(
+    weights: Mapping[_paths.Path, Any], splits: Sequence[tuple[str, ...]], axes: Mapping[str, int]
+) -> Rules:
+    """A rule for each weight: its largest axes that divide, in turn, are split."""
+    found = ((path, _spec(shape, splits, axes)) for path, shape in weights.items())
+    return [(f"^{re.escape(_paths.join(path))}$", spec) for path, spec in found if any(spec)]
+
+
+def _spec(
+    shape: tuple[int, ...], splits: Sequence[tuple[str, ...]], axes: Mapping[str, int]
+) -> PartitionSpec:
+    entries: list[Any] = [None] * len(shape)
+    for split in splits:
+        parts = math.prod(axes[name] for name in split)
+        free = [i for i, size in enumerate(shape) if entries[i] is None and size % parts == 0]
+        if free:
+            entries[max(free, key=lambda i: shape[i])] = split if len(split) > 1 else split[0]
+    return PartitionSpec(*entries)
+
+
+def _plan(name: str, flat: _paths.Flat, found: Mapping[_paths.Path, Any], axes: Mapping[str, int]) -> Plan:
+    per_device = dict.fromkeys(KINDS, 0)
+    for path, leaf in flat.items():
+        parts = math.prod(axes[axis] for entry in found[path].spec for axis in axes_of(entry))
+        per_device[_kind(path)] += _bytes(leaf) // parts
+    return Plan(name, per_device, sum(map(_bytes, flat.values())))
+
+
+def _kind(path: _paths.Path) -> str:
+    if path[0] == "opt_state":
+        return "averages" if any(name in _AVERAGES for name in path) else "slots"
+    return "params" if path[0] == "params" else "other"
+
+
+def _bytes(leaf: Any) -> int:
+    return math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize
+
+
+def abstract(build: Callable[[], Any], optimizer: Any) -> Any:
+    """The abstract state of a model."""
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        return TrainState.abstract(build, optimizer=optimizer)
