@@ -47,18 +47,19 @@ def written(
     if packed:
         buffer, index, stored = _packing.pack(stored, host)
     plain, viewed = _as_bytes(stored)
-    tree = _paths.nest({encode(path): leaf for path, leaf in plain.items()})
+    tree = {encode(path): leaf for path, leaf in plain.items()}
     if packed:
-        tree[PACKED] = buffer
+        tree[(PACKED,)] = buffer
     ours = {
         **metadata,
         "leaves": len(flat),
         "empty": empty,
         "packed": index,
         "bytes": viewed,
+        "specs": {_paths.join(place): _spec(leaf) for place, leaf in tree.items()},
         "checksums": _integrity.checksums(host),
     }
-    items = {STATE: tree}
+    items = {STATE: _paths.nest(tree)}
     if is_grain(data):
         items[DATA], ours["grain"] = data, checksum(data.get_state())
     text = json.dumps(ours)
@@ -67,6 +68,15 @@ def written(
 
 def is_empty(leaf: Any) -> bool:
     return 0 in np.shape(leaf)  # Orbax can't store those: they lie in our metadata
+
+
+def _spec(leaf: Any) -> Any:
+    """Dtype and shape of an array; of a number or a text, a value of its type."""
+    if hasattr(leaf, "dtype"):
+        return _packing.dtype_name(leaf.dtype), leaf.shape
+    return next(
+        (kind() for kind in (int, float, str) if isinstance(leaf, kind)), None
+    )  # Orbax refuses others
 
 
 _UNKNOWN = ("uint1", "int1", "uint2", "uint4", "float8_e4m3")  # dtypes that Orbax's storage doesn't know
