@@ -1,4 +1,4 @@
-# Two commands, each doing its own set-up: `make demo` and `make test`.
+# Commands that do their own set-up: `make demo`, `make test`, `make bench`.
 # PYTHON names any interpreter >= 3.11 with venv; VENV names where its packages go.
 
 PYTHON ?= python3
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export MPLBACKEND = agg
 export TF_CPP_MIN_LOG_LEVEL = 2
 
-.PHONY: demo test test-slow test-lowest lint clean
+.PHONY: demo test test-slow test-lowest bench lint clean
 
 demo: $(VENV)/ready
 	$(BIN)/python examples/digits.py $(ARGS)
@@ -22,6 +22,10 @@ lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Each writes benchmarks/results/<name>.json.
+bench: $(VENV)/ready-bench
+	for file in $(filter-out benchmarks/measure.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$file $(ARGS) || exit 1; done
 
 # The oldest versions that pyproject.toml allows.
 test-lowest:
@@ -38,6 +42,10 @@ $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q -e ".[test]"
+	touch $@
+
+$(VENV)/ready-bench: $(VENV)/ready
+	$(BIN)/python -m pip install -q -e ".[bench]"
 	touch $@
 
 clean:

@@ -44,8 +44,8 @@ def _config(model: Any, state: Any) -> dict[str, Any]:
 
 def _slot_values(model: Any, state: Any) -> Sequence[Any] | None:
     """The optimizer's values in Keras's order, whose own may have moved; None where optax trains."""
-    slots = V.collect(model).opt_state
     flat = _paths.flatten(getattr(state, "opt_state", {}))
+    slots = V.collect(model).opt_state if flat else ()
     if not slots or any(entry.path not in flat for entry in slots):
         return None
     return [flat[entry.path] for entry in slots]

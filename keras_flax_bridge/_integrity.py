@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -11,35 +12,71 @@ import numpy as np
 
 from keras_flax_bridge import _paths
 
+_LARGE = 1 << 18  # bytes: from here on another thread is worth its start
+_ROW = 1 << 12  # bytes: a page of memory, which is what gets lost as a whole
 
-def checksum(leaf: Any) -> int | None:
-    """CRC-32 of the bytes of a leaf; None where this process doesn't hold all of them."""
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        if not leaf.is_fully_replicated:
-            return None
-        leaf = leaf.addressable_data(0)
-    if not hasattr(leaf, "dtype"):
+
+def on_host(flat: Mapping[_paths.Path, Any]) -> _paths.Flat:
+    """The leaves that this process holds all of, in its memory; what is no array stays as it is."""
+    there = {path: _here(leaf) for path, leaf in flat.items() if not _is_elsewhere(leaf)}
+    if jax.default_backend() != "cpu":
+        for leaf in there.values():  # all transfers at once
+            if isinstance(leaf, jax.Array):
+                leaf.copy_to_host_async()
+    return {path: np.asarray(leaf) if hasattr(leaf, "dtype") else leaf for path, leaf in there.items()}
+
+
+def _is_elsewhere(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated)
+
+
+def _here(leaf: Any) -> Any:
+    """A leaf that other processes hold too, as this one has it."""
+    shared = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+    return leaf.addressable_data(0) if shared else leaf
+
+
+def checksum(leaf: Any) -> int:
+    """A checksum of the bytes of a numpy array, or of how anything else is written: CRC-32.
+
+    For large arrays it is the CRC-32 of sums, as in a product code, which runs several times faster:
+    the sum of every row of 512 words, then of every column, modulo 2**64. One changed word changes
+    a sum of both kinds; rows that change places, or are those of another array, change either.
+    """
+    if not isinstance(leaf, np.ndarray):
         return zlib.crc32(repr(leaf).encode())
-    array = np.ascontiguousarray(np.asarray(leaf))
-    return zlib.crc32(array.reshape(-1).view(np.uint8).data)
+    if not _is_large(leaf):
+        return zlib.crc32(leaf.tobytes())
+    content = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
+    whole = content.size // _ROW * _ROW
+    words = content[:whole].view("<u8").reshape(-1, _ROW // 8)
+    rows, columns = words.sum(1), words.sum(0)
+    return zlib.crc32(content[whole:].data, zlib.crc32(columns.data, zlib.crc32(rows.data)))
+
+
+def checksums(host: Mapping[_paths.Path, Any]) -> dict[str, int]:
+    """The checksum of every leaf, by its path as text; `host` is what `on_host` gives."""
+    with ThreadPoolExecutor() as pool:  # numpy and zlib let other threads run
+        large = {path: pool.submit(checksum, leaf) for path, leaf in host.items() if _is_large(leaf)}
+        small = {path: checksum(leaf) for path, leaf in host.items() if path not in large}
+        return {_paths.join(p): large[p].result() if p in large else small[p] for p in host}
 
 
 def fingerprint(tree: Any) -> int:
     """One number for all leaves of a tree."""
-    return zlib.crc32(repr([checksum(leaf) for leaf in jax.tree.leaves(tree)]).encode())
+    leaves = enumerate(jax.tree.leaves(tree))
+    return zlib.crc32(repr(checksums(on_host({(str(i),): leaf for i, leaf in leaves}))).encode())
 
 
-def checksums(flat: Mapping[_paths.Path, Any]) -> dict[str, int]:
-    """The checksum of every leaf that has one, by its path as text."""
-    found = {_paths.join(path): checksum(leaf) for path, leaf in flat.items()}
-    return {path: value for path, value in found.items() if value is not None}
+def _is_large(leaf: Any) -> bool:
+    return isinstance(leaf, np.ndarray) and leaf.nbytes >= _LARGE
 
 
-def damaged(flat: Mapping[_paths.Path, Any], written: Mapping[str, int]) -> dict[str, str]:
+def damaged(flat: _paths.Flat, written: Mapping[str, int]) -> dict[str, str]:
     """What differs between leaves that were read and the checksums that were written, by path."""
-    read = checksums({path: leaf for path, leaf in flat.items() if _paths.join(path) in written})
+    known = {path: leaf for path, leaf in flat.items() if _paths.join(path) in written}
     return {
         path: f"checksum {value:08x}, written was {written[path]:08x}"
-        for path, value in read.items()
+        for path, value in checksums(on_host(known)).items()
         if value != written[path]
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from importlib import metadata as packages
 from typing import Any
 
@@ -54,8 +55,12 @@ def is_count(value: Any) -> bool:
 
 def metadata(state: Any, model: Any) -> dict[str, Any]:
     """What lies beside the leaves: versions, and the config of the model where it has one."""
-    versions = {name: packages.version(name) for name in ("keras", "jax", "flax", "orbax-checkpoint")}
-    return {"format": _FORMAT, "versions": versions, **_configs.of_state(state, model)}
+    return {"format": _FORMAT, "versions": _versions(), **_configs.of_state(state, model)}
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {name: packages.version(name) for name in ("keras", "jax", "flax", "orbax-checkpoint")}
 
 
 def best_rule(keep_best: str | tuple[str, str]) -> tuple[str, str]:

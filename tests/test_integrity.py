@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import keras_flax_bridge as kfb
+from keras_flax_bridge import _integrity
 from tests import contracts
 from tests import test_crashes as crashes
 from tests.cases import differing
@@ -235,3 +236,42 @@ def test_no_flipped_bit_in_a_position_goes_unseen(positions, tmp_path, tries):
         with contextlib.suppress(kfb.CheckpointError):
             kfb.restore(positions, crashes.numbered(0), step=2, data=iterator)
             assert iterator.get_state() == wanted.get_state()
+
+
+# --- the checksums themselves
+
+
+def flipped(data, page):
+    data[len(data) // 3] ^= 1
+
+
+def flipped_at_the_end(data, page):
+    data[-1] ^= 128
+
+
+def zeroed(data, page):
+    data[:page] = 0
+
+
+def swapped(data, page):
+    data[: 2 * page] = np.roll(data[: 2 * page], page)
+
+
+def repeated(data, page):
+    data[-page:] = data[:page]
+
+
+@pytest.mark.parametrize("harm", [flipped, flipped_at_the_end, zeroed, swapped, repeated])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int4"])
+@pytest.mark.parametrize("size", [1 << 12, (1 << 19) + 5], ids=["small", "large"])
+def test_a_checksum_sees_what_storage_does(size, dtype, harm):
+    leaf = np.random.default_rng(0).integers(0, 7, size).astype(jnp.dtype(dtype))
+    written = _integrity.checksum(leaf)
+    harm(leaf.view(np.uint8), min(4096, leaf.nbytes // 4))
+    assert _integrity.checksum(leaf) != written
+
+
+def test_a_checksum_is_of_the_values_not_of_their_order_in_memory():
+    leaf = np.random.default_rng(0).normal(size=(300, 400))
+    assert _integrity.checksum(np.asfortranarray(leaf)) == _integrity.checksum(leaf)
+    assert _integrity.checksum(leaf.T) != _integrity.checksum(leaf)

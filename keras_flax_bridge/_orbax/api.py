@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path as FilePath
@@ -65,14 +64,6 @@ def absolute(path: Any) -> FilePath:
 def is_checkpoint(path: FilePath) -> bool:
     """Whether a folder is a finished checkpoint, or one item of it."""
     return (path / MARK).is_file() or (path / LEAVES).is_file()
-
-
-def is_json(path: FilePath) -> bool:
-    try:
-        json.loads(path.read_text())
-    except ValueError:
-        return False
-    return True
 
 
 def steps_in(root: FilePath) -> dict[int, FilePath]:

@@ -22,7 +22,6 @@ from keras_flax_bridge._orbax.api import (
     PACKED,
     STATE,
     FilePath,
-    is_json,
     ocp,
     speaking,
 )
@@ -39,9 +38,8 @@ class Stored:
         self.path = path
         self._root, self._item = _item(path)
         with speaking(path, "reading the metadata", CorruptCheckpointError):
-            found = ocp().metadata(self._root, checkpointable_name=self._item)
-            self.metadata = _ours(found.custom_metadata or {})
-        self._tree = found.metadata  # others keep lists in it, which Orbax wants to see again
+            self.metadata = _ours(self._root)
+            self._tree = self._specs()  # others keep lists in it, which Orbax wants to see again
         flat = _paths.flatten(self._tree)
         self._places = {decode(place) if self.ours else place: place for place in flat}
         self.specs = {path: flat[place] for path, place in self._places.items()}
@@ -52,6 +50,15 @@ class Stored:
         self.specs.update({**self._empty, **_packing.specs(self._index)})
         self._require_complete()
         self.specs.update({p: _spec(dtype, self.specs[p].shape) for p, dtype in self._viewed.items()})
+
+    def _specs(self) -> Any:
+        """The stored tree, with specs for leaves. Where we wrote them, no array has to be opened for them."""
+        if "specs" not in self.metadata:
+            return ocp().metadata(self._root, checkpointable_name=self._item).metadata
+        if not (self._root / str(self._item) / LEAVES).is_file():
+            raise FileNotFoundError(LEAVES)
+        specs = self.metadata["specs"].items()
+        return _paths.nest({_paths.split(p): _spec(*s) if isinstance(s, list) else s for p, s in specs})
 
     @property
     def ours(self) -> bool:
@@ -71,11 +78,10 @@ class Stored:
             return ocp().load_checkpointables(self.path, {item: None})[item]
 
     def _require_complete(self) -> None:
-        """Orbax reads damaged metadata as if there were none."""
+        """Checks that nothing of the metadata is lost."""
         leaves = self.metadata.get("leaves", len(self.specs) or 1)
         lost = (self._buffer is None) == bool(self._index)  # the packed array, or the index of it
-        unreadable = (self.path / MARK).is_file() and not is_json(self.path / MARK)
-        if lost or len(self.specs) != leaves or not self._viewed.keys() <= self.specs.keys() or unreadable:
+        if lost or len(self.specs) != leaves or not self._viewed.keys() <= self.specs.keys():
             raise CorruptCheckpointError(
                 str(self.path),
                 got=f"metadata that can't be read, or only of {len(self.specs)} leaves",
@@ -207,8 +213,13 @@ def _item(path: FilePath) -> tuple[FilePath, str | None]:
     )
 
 
-def _ours(custom: Mapping[str, Any]) -> dict[str, Any]:
-    """Our metadata as it was written; nothing for a checkpoint that others wrote."""
+def _ours(root: FilePath) -> dict[str, Any]:
+    """Our metadata as it was written; nothing for a checkpoint that others wrote.
+
+    Orbax reads damaged metadata as if there were none.
+    """
+    mark = root / MARK
+    custom = json.loads(mark.read_text()).get("custom_metadata") or {} if mark.is_file() else {}
     text = custom.get(OURS, "{}")
     if zlib.crc32(text.encode()) != custom.get(OURS_SUM, zlib.crc32(b"{}")):
         raise ValueError("its checksum is another than was written")

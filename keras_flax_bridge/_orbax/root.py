@@ -31,9 +31,7 @@ class Root:
             )
         self.wait()  # for what another manager of this process began
         with speaking(path, "opening"):
-            self._checkpointer = ocp().training.Checkpointer(
-                path, preservation_policy=_preservation(*kept), context=saving_context()
-            )
+            self._checkpointer = ocp().training.Checkpointer(path, preservation_policy=_preservation(*kept))
 
     def put_aside(self, folders: Sequence[FilePath]) -> None:
         """Takes damaged steps out of the run: their folders get another name, and stay."""
@@ -56,7 +54,7 @@ class Root:
                 fix="Put it back, or open a new manager.",
             )
         items, custom = written(flat, data, metadata, packed=self._packed)
-        with speaking(self.path / str(step), "saving"):
+        with speaking(self.path / str(step), "saving"), saving_context(flat):
             _WRITING[self.path] = self._checkpointer.save_checkpointables_async(
                 step,
                 items,

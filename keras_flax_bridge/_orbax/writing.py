@@ -20,13 +20,16 @@ def save(
 ) -> None:
     """Writes one checkpoint at `path` and returns when it is on disk."""
     items, custom = written(flat, data, metadata, packed=packed)
-    with speaking(path, "saving"), saving_context():
+    with speaking(path, "saving"), saving_context(flat):
         ocp().save_checkpointables(path, items, custom_metadata=custom)
 
 
-def saving_context() -> Any:
+def saving_context(flat: Mapping[_paths.Path, Any]) -> Any:
+    """Orbax's options for a save of these leaves."""
     context = ocp().Context()
-    context.array.saving.use_compression = False  # it saves 7 % on float weights, and costs most of the time
+    saving = context.array.saving
+    saving.ocdbt_target_data_file_size = _packing.file_size(flat)
+    saving.use_compression = False  # it saves 7 % on float weights, and costs most of the time
     return context
 
 
@@ -37,24 +40,26 @@ def written(
 
     That is text, since Orbax would not keep every JSON type as it is; a checksum of it lies beside.
     """
-    empty = {_paths.join(p): (str(leaf.dtype), leaf.shape) for p, leaf in flat.items() if is_empty(leaf)}
+    host = _integrity.on_host(flat)
     stored = {path: leaf for path, leaf in flat.items() if not is_empty(leaf)}
+    empty = {_paths.join(p): (str(leaf.dtype), leaf.shape) for p, leaf in flat.items() if p not in stored}
     index: _packing.Index = {}
     if packed:
-        buffer, index, stored = _packing.pack(stored)
+        buffer, index, stored = _packing.pack(stored, host)
     plain, viewed = _as_bytes(stored)
-    tree = _paths.nest({encode(path): leaf for path, leaf in plain.items()})
+    tree = {encode(path): leaf for path, leaf in plain.items()}
     if index:
-        tree[PACKED] = buffer
+        tree[(PACKED,)] = buffer
     ours = {
         **metadata,
         "leaves": len(flat),
         "empty": empty,
         "packed": index,
         "bytes": viewed,
-        "checksums": _integrity.checksums(flat),
+        "specs": {_paths.join(place): _spec(leaf) for place, leaf in tree.items()},
+        "checksums": _integrity.checksums(host),
     }
-    items = {STATE: tree}
+    items = {STATE: _paths.nest(tree)}
     if is_grain(data):
         items[DATA], ours["grain"] = data, checksum(data.get_state())
     text = json.dumps(ours)
@@ -65,11 +70,21 @@ def is_empty(leaf: Any) -> bool:
     return 0 in np.shape(leaf)  # Orbax can't store those: they lie in our metadata
 
 
+def _spec(leaf: Any) -> Any:
+    """Dtype and shape of an array; of a number or a text, a value of its type."""
+    if hasattr(leaf, "dtype"):
+        return _packing.dtype_name(leaf.dtype), leaf.shape
+    return next(
+        (kind() for kind in (int, float, str) if isinstance(leaf, kind)), None
+    )  # Orbax refuses others
+
+
 _UNKNOWN = ("uint1", "int1", "uint2", "uint4", "float8_e4m3")  # dtypes that Orbax's storage doesn't know
 
 
 def _as_bytes(flat: _paths.Flat) -> tuple[_paths.Flat, dict[str, str]]:
     """Leaves of a dtype that Orbax can't store as their bytes, and the dtype of each such leaf by path."""
-    viewed = {p: str(leaf.dtype) for p, leaf in flat.items() if str(getattr(leaf, "dtype", "")) in _UNKNOWN}
+    dtypes = {path: _packing.dtype_name(getattr(leaf, "dtype", None)) for path, leaf in flat.items()}
+    viewed = {path: dtype for path, dtype in dtypes.items() if dtype in _UNKNOWN}
     plain = {path: np.asarray(leaf).view(np.uint8) if path in viewed else leaf for path, leaf in flat.items()}
     return plain, {_paths.join(path): dtype for path, dtype in viewed.items()}
