@@ -11,6 +11,7 @@ from keras_flax_bridge._variables.decisions import excludes_variables as exclude
 from keras_flax_bridge._variables.decisions import group_of as group_of
 from keras_flax_bridge._variables.decisions import is_decayed as is_decayed
 from keras_flax_bridge._variables.decisions import is_overwritten as is_overwritten
+from keras_flax_bridge._variables.decisions import keeps as keeps
 from keras_flax_bridge._variables.decisions import learning_rate as learning_rate
 from keras_flax_bridge._variables.decisions import number as number
 from keras_flax_bridge._variables.decisions import takes_adam as takes_adam

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from keras_flax_bridge._variables.keys import contents
 from keras_flax_bridge._variables.values import holds_value
 
 
@@ -20,6 +21,13 @@ def number(variable: Any) -> float | None:
 def built_for(optimizer: Any) -> list[Any]:
     """The variables an optimizer was built for, in order; none for one that isn't built."""
     return list(optimizer._trainable_variables) if optimizer.built else []
+
+
+def keeps(optimizer: Any, attribute: str) -> bool:
+    """Whether what a built optimizer holds in an attribute is among its variables."""
+    known = {id(variable) for variable in optimizer.variables}
+    found = contents((), getattr(optimizer, attribute, None)) if optimizer.built else ()
+    return optimizer.built and all(id(variable) in known for _, variable in found)
 
 
 def is_overwritten(variable: Any) -> bool:

@@ -7,9 +7,8 @@ from typing import Any
 import jax
 
 from keras_flax_bridge import _paths
-from keras_flax_bridge.errors import BridgeError
-from keras_flax_bridge.optimizers import stock
-from keras_flax_bridge.optimizers.native import Label, Native, label_of
+from keras_flax_bridge.optimizers.native import Label, Native
+from keras_flax_bridge.optimizers.rules import RULES
 from keras_flax_bridge.optimizers.states import described, packed, unpacked
 
 
@@ -86,18 +85,7 @@ def opt_state_from_optax(
     """
     tx = Native(optimizer, model)
     like, _, expected = described(tx, params)
-    structure: Any = jax.tree.structure(like)
-    is_ours = structure == jax.tree.structure(opt_state)
-    if is_ours and not _paths.diff(_paths.flatten(opt_state), _paths.flatten(like)):
-        return _labelled(unpacked(tx, opt_state, params), tx.label, label)
-    try:
-        state = stock.read(optimizer, opt_state, params, step)
-    except BridgeError:
-        if is_ours:  # of other parameters: say which
-            raise _paths.diff(_paths.flatten(opt_state), _paths.flatten(like)).error(
-                "opt_state", "It must be the state for these parameters."
-            ) from None
-        raise
+    state = unpacked(tx, opt_state, params, step)
     difference = _paths.diff(_paths.flatten(state), expected)
     if difference:
         raise difference.error(
@@ -105,9 +93,20 @@ def opt_state_from_optax(
             f"The {type(optimizer).__name__} needs these leaves, and none can be made up: convert for an "
             "optimizer of the same options, with the same parameters.",
         )
-    own, exact = label_of(optimizer), stock.is_exact(optimizer)
-    return _labelled(state, own._replace(exact=exact), label)
+    return (state, _label(tx, opt_state, like)) if label else state
 
 
-def _labelled(state: Any, its_label: Label, wanted: bool) -> Any:
-    return (state, its_label) if wanted else state
+def _label(tx: Native, opt_state: Any, like: Any) -> Label:
+    """Whether the state is that of a stock optimizer, and its rule another."""
+    stock: Any = getattr(RULES.get(type(tx.optimizer)), "stock", None)
+    structure: Any = jax.tree.structure(opt_state)
+    is_ours = structure == jax.tree.structure(like) or _holds_ours(opt_state)
+    is_same = is_ours or (stock is not None and not stock.differs(tx.optimizer))
+    return tx.label._replace(exact=is_same)
+
+
+def _holds_ours(node: Any) -> bool:
+    if type(node).__module__.startswith(__package__ or ""):
+        return True
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, (tuple, list)) else ()
+    return any(map(_holds_ours, children))

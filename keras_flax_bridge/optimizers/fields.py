@@ -16,8 +16,9 @@ from keras import optimizers as K
 from keras_flax_bridge import _paths
 from keras_flax_bridge._paths import Flat, Path
 from keras_flax_bridge.optimizers import wrappers as W
-from keras_flax_bridge.optimizers.native import rule_of
+from keras_flax_bridge.optimizers.native import is_outer, rule_of
 from keras_flax_bridge.optimizers.rules import RmsWithCountState, Slot
+from keras_flax_bridge.optimizers.stock import READINGS
 
 
 class Scope(NamedTuple):
@@ -50,9 +51,12 @@ class Scope(NamedTuple):
 
 
 def scope_of(optimizer: Any, params: Flat, prefix: Path = ()) -> Scope:
-    """The scope of an optimizer with the slots of its rule; wrappers have none."""
-    is_outer = isinstance(optimizer, (K.LossScaleOptimizer, K.MultiOptimizer))
-    return Scope(optimizer, prefix, params, {} if is_outer else rule_of(optimizer).slots)
+    """The scope of an optimizer with the slots of its rule, and those of the stock one."""
+    if is_outer(optimizer):
+        return Scope(optimizer, prefix, params, {})
+    own = rule_of(optimizer).slots
+    stock = READINGS[type(optimizer)].slots if type(optimizer) in READINGS else {}
+    return Scope(optimizer, prefix, params, {**stock, **own})
 
 
 class Field(NamedTuple):

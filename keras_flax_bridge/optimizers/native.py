@@ -159,7 +159,7 @@ def rule_of(optimizer: Any) -> Rule:
 
 def label_of(optimizer: Any) -> Label:
     """That of the rule itself; of several optimizers that of the one furthest from optax's."""
-    parts = [o for o in inner_optimizers(optimizer) if not isinstance(o, _OUTER)]
+    parts = [o for o in inner_optimizers(optimizer) if not is_outer(o)]
     labels = [_label(part) for part in parts]
     return max(labels, key=lambda label: float("inf") if label.off is None else label.off)
 
@@ -173,15 +173,19 @@ def _label(optimizer: Any) -> Label:
     return Label(True, stock.name, 0.0)
 
 
-_OUTER = (K.LossScaleOptimizer, K.MultiOptimizer)
+def is_outer(optimizer: Any) -> bool:
+    """Whether an optimizer has others inside it, and no rule of its own."""
+    return isinstance(optimizer, (K.LossScaleOptimizer, K.MultiOptimizer))
 
 
 def _require_convertible(optimizer: Any, leaves: Leaves) -> None:
     for inner in inner_optimizers(optimizer):
-        if not isinstance(inner, _OUTER):
+        if not is_outer(inner):
             rule_of(inner)
             if V.excludes_variables(inner):
                 leaves.require_known("variables that are excluded from weight decay")
+    if isinstance(optimizer, K.LossScaleOptimizer):
+        _require_kept(optimizer.inner_optimizer)
     overwritten = [variable.path for variable in leaves.variables if V.is_overwritten(variable)]
     if overwritten:
         raise UnsupportedOptimizerError(
@@ -189,6 +193,17 @@ def _require_convertible(optimizer: Any, leaves: Leaves) -> None:
             got="a variable that its gradient overwrites (overwrite_with_gradient), as in float8 training",
             expected="variables that the rule updates",
             fix="Use kfb.as_optax(optimizer).",
+        )
+
+
+def _require_kept(inner: Any) -> None:
+    """Nadam's product, which Keras loses inside a LossScaleOptimizer: it builds that without tracking."""
+    if isinstance(inner, K.Nadam) and not V.keeps(inner, "_u_product"):
+        raise UnsupportedOptimizerError(
+            f"optimizer {inner.name!r}",
+            got="a Nadam inside a LossScaleOptimizer, where Keras loses the product of momentum factors",
+            expected="an optimizer whose state Keras keeps",
+            fix="Use Adam, or build the Nadam before it is wrapped: inner.build(model.trainable_variables).",
         )
 
 
@@ -264,8 +279,8 @@ def _around(optimizer: Any, lr: Schedule, leaves: Leaves, unscaled: bool) -> Tra
     clip = _clip(optimizer)
     tx = tx if clip is None else optax.chain(clip, tx)
     tx = W.accumulate_gradients(tx, steps) if steps else tx
-    if optimizer.loss_scale_factor is not None and not unscaled:
-        tx = optax.chain(W.divide(optimizer.loss_scale_factor), tx)
+    if optimizer.loss_scale_factor is not None:
+        tx = optax.chain(optax.identity() if unscaled else W.divide(optimizer.loss_scale_factor), tx)
     if optimizer.use_ema:
         overwrite = optimizer.ema_overwrite_frequency
         tx = W.average_parameters(tx, optimizer.ema_momentum, overwrite, steps or 1)

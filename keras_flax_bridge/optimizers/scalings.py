@@ -49,6 +49,10 @@ class FtrlState(NamedTuple):
     linear: Any
 
 
+class MomentumState(optax.TraceState):
+    """That of `optax.trace`, where the learning rate comes before it."""
+
+
 class ScaleByKerasMuonState(NamedTuple):
     """The momentum, without bias correction."""
 
@@ -74,6 +78,20 @@ def _moment(decay: Any, order: int) -> Callable[[Any, Any], Any]:
 
 def _power(base: Any, count: Any, dtype: Any) -> Any:
     return jnp.asarray(base, dtype) ** count.astype(dtype)
+
+
+def momentum(decay: float, nesterov: bool = False) -> Transformation:
+    """m = decay m - lr g: `optax.trace` of updates that hold the learning rate.
+
+    `optax.sgd` has the learning rate after it, which is the same only while the rate is constant.
+    """
+    trace = optax.trace(decay, nesterov)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = trace.update(updates, state, params)
+        return updates, MomentumState(*state)
+
+    return optax.GradientTransformation(lambda params: MomentumState(*trace.init(params)), update)
 
 
 def scale_by_keras_adam(b1: float, b2: float, eps: float, amsgrad: bool = False) -> Transformation:

@@ -12,10 +12,11 @@ from keras import optimizers as K
 
 from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
-from keras_flax_bridge._paths import Flat
-from keras_flax_bridge.errors import UnsupportedOptimizerError
+from keras_flax_bridge._paths import Flat, Path
+from keras_flax_bridge.errors import NotBuiltError, OwnershipError, UnsupportedOptimizerError
 from keras_flax_bridge.optimizers.fields import BATCHES, Groups, Scope, State, fields_of, scope_of
-from keras_flax_bridge.optimizers.native import Native, rule_of, warn_of_rounding
+from keras_flax_bridge.optimizers.native import Native, is_outer, rule_of, warn_of_rounding
+from keras_flax_bridge.optimizers.stock import READINGS
 
 
 def packed(tx: Native, opt_state: Any, params: Any) -> Any:
@@ -39,9 +40,14 @@ def packed(tx: Native, opt_state: Any, params: Any) -> Any:
     return _distinct(made(flat))
 
 
-def unpacked(tx: Native, state: Any, params: Any) -> dict[str, Any]:
-    """The state of the Keras optimizer, of one that has the structure of `tx.init(params)`."""
-    made = partial(_complete, tx.optimizer, specs_of(params))
+def unpacked(tx: Native, state: Any, params: Any, step: Any = None) -> dict[str, Any]:
+    """The state of the Keras optimizer, of one of optax with the same rule, whose leaves are not yet checked.
+
+    Raises:
+        NotBuiltError: if the state counts no steps and `step` is None.
+        UnsupportedOptimizerError: naming a state that the optimizer's rule doesn't have.
+    """
+    made = partial(_complete, tx.optimizer, specs_of(params), step=step)
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(state)):
         return _paths.nest(jax.eval_shape(made, state))
     return _distinct(_paths.nest(made(state)))
@@ -91,12 +97,25 @@ def _packed(like: Any, scope: Scope, leaves: Flat) -> Any:
     return like._replace(**values)
 
 
-def _complete(optimizer: Any, specs: Flat, state: Any) -> Flat:
+def _complete(optimizer: Any, specs: Flat, state: Any, step: Any = None) -> Flat:
     """All leaves that Keras holds: those in the state, and those that optax has no use for."""
     found = collected(state, scope_of(optimizer, specs))
+    if not is_outer(optimizer) and ("iteration",) not in found:
+        found["iteration",] = _counted(step)
     for scope in _scopes(optimizer, specs):
-        found = {**_untouched(scope, found), **found, **_derived(scope, found)}
+        found = _adapted(scope, {**_untouched(scope, found), **found})
     return found
+
+
+def _counted(step: Any) -> Any:
+    if step is None:
+        raise NotBuiltError(
+            "opt_state",
+            got="the state of an optimizer that counts no steps, and no step",
+            expected="the number of batches it has seen",
+            fix="Pass step=, such as state.step of a TrainState.",
+        )
+    return jnp.asarray(step, jnp.int32)
 
 
 def _scopes(optimizer: Any, specs: Flat) -> list[Scope]:
@@ -113,25 +132,44 @@ def _scopes(optimizer: Any, specs: Flat) -> list[Scope]:
 
 def _untouched(scope: Scope, found: Flat) -> Flat:
     """What Keras holds besides: counts and rates that nothing moves."""
-    optimizer, rate = scope.optimizer, V.learning_rate(scope.optimizer)
-    made: Flat = {scope.at("iteration"): jnp.zeros((), jnp.int32)}
-    if isinstance(rate, keras.Variable):
-        made[scope.at("learning_rate")] = jnp.asarray(V.number(rate) or 0.0, keras.config.floatx())
-    if isinstance(optimizer, K.MultiOptimizer):
+    rate, made = V.learning_rate(scope.optimizer), {scope.at("iteration"): jnp.zeros((), jnp.int32)}
+    if isinstance(rate, keras.Variable) and scope.at("learning_rate") not in found:
+        number = 0.0 if is_outer(scope.optimizer) else V.number(rate)
+        if number is None:
+            raise OwnershipError(
+                f"optimizer {scope.optimizer.name!r}",
+                got="a learning rate that neither the state nor the optimizer holds: it moved",
+                expected="its value",
+                fix="Call assign_to(model) first.",
+            )
+        made[scope.at("learning_rate")] = jnp.asarray(number, keras.config.floatx())
+    if isinstance(scope.optimizer, K.MultiOptimizer):
         counts = [leaf for path, leaf in found.items() if path[-1] == "iteration" and len(path) > 1]
-        made[scope.at("iteration")] = jnp.max(jnp.stack(counts)) if counts else made[scope.at("iteration")]
+        made[scope.at("iteration")] = jnp.max(jnp.stack(counts))
     return made
 
 
-def _derived(scope: Scope, found: Flat) -> Flat:
-    if isinstance(scope.optimizer, (K.LossScaleOptimizer, K.MultiOptimizer)):
-        return {}
-    derived = rule_of(scope.optimizer).derived
-    if derived is None:
-        return {}
-    size = len(scope.prefix)
+def _adapted(scope: Scope, found: Flat) -> Flat:
+    """With the slots that optax holds in another form, or doesn't hold because they follow from others."""
+    if is_outer(scope.optimizer):
+        return found
+    size, kind = len(scope.prefix), type(scope.optimizer)
     own = {path[size:]: leaf for path, leaf in found.items() if path[:size] == scope.prefix}
-    return {scope.at(*path): leaf for path, leaf in derived(own, scope.params).items()}
+    others = {path: leaf for path, leaf in found.items() if path[:size] != scope.prefix}
+    if kind in READINGS:
+        own = READINGS[kind].adapt(scope.optimizer, own, scope.params)
+    derived = rule_of(scope.optimizer).derived
+    if derived is not None:
+        own |= derived(own, scope.params)
+    kept = {path: leaf for path, leaf in own.items() if not _is_lost(scope, path, leaf)}
+    return others | {scope.at(*path): leaf for path, leaf in kept.items()}
+
+
+def _is_lost(scope: Scope, path: Path, leaf: Any) -> bool:
+    """Adafactor's placeholders, which Keras doesn't keep inside a LossScaleOptimizer."""
+    if not isinstance(scope.optimizer, K.Adafactor) or "inner_optimizer" not in scope.prefix:
+        return False
+    return path[0] in ("r", "c") and leaf.dtype == jnp.int32 and not V.keeps(scope.optimizer, "_r")
 
 
 def collected(node: Any, scope: Scope) -> Flat:
