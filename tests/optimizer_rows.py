@@ -110,7 +110,8 @@ OPTIONS: dict[str, dict] = {
     **{f"schedule_{name}": {"learning_rate": schedule} for name, schedule in SCHEDULES.items()},
     "all": ALL,
 }
-GRID = ("sgd_momentum", "adam", "lamb")  # go through every option by itself
+EACH = ("sgd_momentum", "adam")  # go through every option by itself
+READS_PARAMETERS = ("decayed", "averaged", "overwritten")
 
 
 class Row(NamedTuple):
@@ -148,8 +149,8 @@ def dynamic(name: str) -> Callable[[], Any]:
     return lambda: K.LossScaleOptimizer(make(name, options)(), initial_scale=64.0, dynamic_growth_steps=6)
 
 
-def several(**options: Any) -> Callable[[], Any]:
-    rules = {".*dense.*": ("adamw", {}), ".*conv.*kernel": ("sgd_momentum", {"use_ema": True})}
+def several(averaged: dict, **options: Any) -> Callable[[], Any]:
+    rules = {".*dense.*": ("adamw", {}), ".*conv.*kernel": ("sgd_momentum", averaged)}
     return lambda: K.MultiOptimizer(
         K.OptimizerMap(make("lion", {})(), {key: make(*rule)() for key, rule in rules.items()}), **options
     )
@@ -167,11 +168,11 @@ ROWS = [
         _row(f"{name}/{option}", make(name, options), constrained=option == "all")
         for name in OPTIMIZERS
         for option, options in OPTIONS.items()
-        if option in ("plain", "all") or name in GRID
+        if option in ("plain", "all") or name in EACH or (name == "lamb" and option in READS_PARAMETERS)
     ),
     *(_row(f"{name}/dynamic", dynamic(name), overflow=True) for name in OPTIMIZERS if name != "nadam"),
-    _row("multi", several()),
-    _row("multi/scaled", several(loss_scale_factor=8.0)),
+    _row("multi", several({})),
+    _row("multi/scaled", several({"use_ema": True}, loss_scale_factor=8.0)),
 ]
 
 
@@ -182,3 +183,8 @@ def noise(params: dict, overflow: bool) -> dict:
     if overflow:
         made["gain"][13] = np.inf
     return made
+
+
+# in float64; where Keras itself falls back to float32, in ops.norm and ops.mean, by what that costs
+IN_FLOAT32 = {"muon": 1e-8, "adafactor": 1e-7}
+DOUBLE = {f"{name}/plain": IN_FLOAT32.get(name, 1e-12) for name in OPTIMIZERS}

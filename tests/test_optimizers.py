@@ -1,14 +1,17 @@
-"""Keras optimizers as native optax: the contract table, and what is refused."""
+"""Keras optimizers as native optax: every row of the contract table, against Keras itself."""
 
 from functools import cached_property
 
 import jax
+import jax.numpy as jnp
+import keras
 import numpy as np
+import optax
 import pytest
 
 import keras_flax_bridge as kfb
 from keras_flax_bridge import _paths
-from tests.optimizer_rows import CHUNK, ROWS, STEPS, TOLERANCE, noise
+from tests.optimizer_rows import CHUNK, DOUBLE, ROWS, STEPS, TOLERANCE, Small, noise
 
 
 def relative(a, b):
@@ -121,3 +124,81 @@ def test_the_state_goes_there_and_back_bit_for_bit(runs):
     ] == []
     assert different(back.params, runs.keras_20.params) == []
     assert different(runs.to_optax(runs.to_keras(runs.optax_20)).opt_state, runs.optax_20.opt_state) == []
+
+
+class Fits:
+    """A row through `fit`: two epochs of Keras, two of optax, two of Keras, against `fit` alone."""
+
+    def __init__(self, row):
+        random = np.random.default_rng(1)
+        self.x = random.normal(size=(32, 5, 5, 2)).astype("float32")
+        self.y = random.normal(size=(32, 3)).astype("float32")
+        self.row = row
+
+    def compiled(self):
+        keras.utils.set_random_seed(3)
+        model = Small(self.row.constrained)
+        model.build((None, 5, 5, 2))
+        model.compile(self.row.make(), "mse")
+        return model
+
+    def fit(self, model, epochs):
+        model.fit(self.x, self.y, batch_size=8, shuffle=False, epochs=epochs, verbose=0)
+
+    def in_optax(self, model, epochs):
+        """A loop that Keras has no part in, but for the model's call."""
+        state = kfb.TrainState.from_keras(model).to_optax(model)
+        tx, apply = state.tx, state.apply_fn
+
+        @jax.jit
+        def step(params, opt_state, x, y):
+            def loss(params):
+                return jnp.mean((apply({"params": params}, x, training=True) - y) ** 2)
+
+            updates, opt_state = tx.update(jax.grad(loss)(params), opt_state, params)
+            return optax.apply_updates(params, updates), opt_state
+
+        params, opt_state = state.params, state.opt_state
+        for i in [*range(0, 32, 8)] * epochs:
+            params, opt_state = step(params, opt_state, self.x[i : i + 8], self.y[i : i + 8])
+        state.replace(params=params, opt_state=opt_state).to_keras(model).assign_to(model)
+
+
+FITS = [
+    row
+    for row in ROWS
+    if row.name.endswith("/plain") or row.name in ("adam/accumulated", "adam/schedule_cosine", "multi")
+]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [pytest.param(r, id=r.name, marks=[] if r.name == "adam/plain" else [pytest.mark.slow]) for r in FITS],
+)
+def test_epochs_of_optax_between_epochs_of_fit_change_nothing(row):
+    fits = Fits(row)
+    alone, switched = fits.compiled(), fits.compiled()
+    fits.fit(alone, 6)
+    fits.fit(switched, 2)
+    fits.in_optax(switched, 2)
+    fits.fit(switched, 2)
+    weights = [{str(i): w for i, w in enumerate(m.get_weights())} for m in (switched, alone)]
+    assert relative(*weights) <= TOLERANCE
+    jax.clear_caches()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DOUBLE)
+def test_in_float64_only_the_last_bits_differ(name):
+    before = keras.config.dtype_policy()
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    try:
+        with jax.enable_x64(True):
+            runs = Runs(next(row for row in ROWS if row.name == name))
+            assert {str(leaf.dtype) for leaf in jax.tree.leaves(runs.start.params)} == {"float64"}
+            off = relative(runs.optax_50.params, runs.keras_50.params)
+            assert off <= DOUBLE[name], off
+    finally:
+        keras.config.set_floatx("float32")
+        keras.config.set_dtype_policy(before)

@@ -116,8 +116,9 @@ def slot(slot: Slot) -> Field:
     """A slot of Keras: a tree shaped like the parameters or some of them, or a number."""
 
     def pack(scope: Scope, like: Any, leaves: Flat) -> Any:
+        # all were checked to be there, but for placeholders that Keras may not keep
         made = {
-            path: slot.to_optax(leaves[scope.at(slot.name, *path)], scope.params.get(path))
+            path: slot.to_optax(leaves.get(scope.at(slot.name, *path)), scope.params.get(path))
             for path in _paths.flatten(like)
         }
         return _paths.fill(like, made)

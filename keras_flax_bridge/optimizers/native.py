@@ -6,8 +6,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import keras
+import numpy as np
 import optax
 from keras import optimizers as K
 
@@ -225,7 +225,7 @@ def warn_of_rounding(optimizer: Any, params: Any) -> None:
         for path, leaf in _paths.flatten(params).items() if rule else ():
             for name in rule.betas if rule else ():
                 value = getattr(inner, name)
-                if value < 1 and float(jnp.asarray(value, leaf.dtype)) == 1.0:
+                if value < 1 and np.asarray(value).astype(leaf.dtype) == 1:
                     warnings.warn(
                         f"params/{_paths.join(path)}: {name}={value} of {type(inner).__name__} is 1 in "
                         f"{leaf.dtype}: {rule.rounded if rule else ''}. Keep parameters in float32, as the "

@@ -83,6 +83,10 @@ def _slots(**fields: str) -> dict[str, Slot]:
 _L = optax.scale_by_learning_rate  # of a schedule: it casts to the dtype of each leaf
 
 
+def _float(count: Any) -> Any:
+    return jnp.asarray(count, keras.config.floatx())
+
+
 def _sgd(o: Any, lr: Schedule, leaves: Leaves) -> tuple[Transformation, ...]:
     return (_L(lr), S.momentum(o.momentum, o.nesterov)) if o.momentum else (_L(lr),)
 
@@ -94,7 +98,7 @@ def _rmsprop(o: Any, lr: Schedule, leaves: Leaves) -> tuple[Transformation, ...]
 
 def _adafactor(o: Any, lr: Schedule, leaves: Leaves) -> tuple[Transformation, ...]:
     def step_size(count: Any) -> Any:
-        return -jnp.minimum(lr(count), 1 / jnp.sqrt(jnp.asarray(count + 1, keras.config.floatx())))
+        return -jnp.minimum(lr(count), 1 / jnp.sqrt(_float(count + 1)))
 
     return (
         S.scale_by_keras_factored_rms(o.beta_2_decay, o.epsilon_1),
@@ -123,7 +127,7 @@ def _muon(o: Any, lr: Schedule, leaves: Leaves) -> tuple[Transformation, ...]:
 
 def _schedule_free(o: Any, lr: Schedule, leaves: Leaves) -> tuple[Transformation, ...]:
     def warmed_up(count: Any) -> Any:
-        return lr(count) * jnp.minimum((count + 1) / o.warmup_steps, 1) if o.warmup_steps else lr(count)
+        return lr(count) * jnp.minimum(_float(count + 1) / o.warmup_steps, 1) if o.warmup_steps else lr(count)
 
     scale = optax.scale_by_rms(o.beta_2, o.epsilon, eps_in_sqrt=False, bias_correction=True)
     # a power of 0 weighs every step alike, as Keras does, whatever the learning rate
@@ -153,7 +157,7 @@ def _matrix_only(value: Any, param: Any) -> Any:
 
 def _factor(value: Any, param: Any) -> Any:
     """What Keras holds of a factor: an integer where nothing is factored."""
-    return value if len(param.shape) > 1 else jnp.zeros((), jnp.int32)
+    return value if len(param.shape) > 1 else jnp.zeros((), int)
 
 
 def _vector_only(value: Any, param: Any) -> Any:
@@ -241,7 +245,7 @@ RULES: dict[type, Rule] = {
         Stock(
             "adamax",
             lambda o, lr: optax.adamax(lr, o.beta_1, o.beta_2, o.epsilon),
-            off=8e-06,
+            off=3e-4,
             why="epsilon is added after the maximum, not before",
             differs=_always,
         ),

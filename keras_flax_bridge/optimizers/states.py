@@ -169,7 +169,11 @@ def _is_lost(scope: Scope, path: Path, leaf: Any) -> bool:
     """Adafactor's placeholders, which Keras doesn't keep inside a LossScaleOptimizer."""
     if not isinstance(scope.optimizer, K.Adafactor) or "inner_optimizer" not in scope.prefix:
         return False
-    return path[0] in ("r", "c") and leaf.dtype == jnp.int32 and not V.keeps(scope.optimizer, "_r")
+    return (
+        path[0] in ("r", "c")
+        and jnp.issubdtype(leaf.dtype, jnp.integer)
+        and not V.keeps(scope.optimizer, "_r")
+    )
 
 
 def collected(node: Any, scope: Scope) -> Flat:

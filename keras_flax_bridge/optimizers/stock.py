@@ -81,7 +81,7 @@ def _adafactor(optimizer: Any, found: Flat, params: Flat) -> Flat:
     for path, second in whole.items():
         shape = params[path].shape
         if len(shape) < 2:
-            row = column = jnp.zeros((), jnp.int32)
+            row = column = jnp.zeros((), int)
         elif second.shape == shape:
             row, column = jnp.mean(second, -1), jnp.mean(second, -2)
         else:
