@@ -36,6 +36,7 @@ INSIDE = {
         "values",
         "initial",
         "decisions",
+        "twins",
         "__init__",
     ],
     "optimizers": [
@@ -45,6 +46,7 @@ INSIDE = {
         "rules",
         "stock",
         "native",
+        "adapter",
         "fields",
         "states",
         "conversion",

@@ -54,7 +54,7 @@ OFF = {
     "adam_epsilon": 0.02,
     "amsgrad": 0.1,
     "adamw": 3e-6,
-    "adamax": 2e-8,
+    "adamax": 1e-7,
     "adamax_epsilon": 3e-4,
     "adafactor": 0.06,
     "nadam": 0.05,
@@ -100,8 +100,9 @@ def test_the_state_of_a_stock_optimizer_goes_on_in_keras(name):
     end = runs.run(at_20, 20, STEPS).params
     ends = runs.run(switched, 20, STEPS).params, runs.run(runs.state, 0, STEPS).params
     off = max(relative(end, other) for other in ends)
-    assert off <= (TOLERANCE if label.exact else 2 * OFF[name])
-    assert label.exact or off >= OFF[name] / 2
+    expected = OFF.get(name, 0)
+    assert off <= max(TOLERANCE, 2 * expected)
+    assert off >= expected / 2 or expected <= TOLERANCE
     jax.clear_caches()
 
 

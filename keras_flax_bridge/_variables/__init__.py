@@ -44,6 +44,8 @@ from keras_flax_bridge._variables.trainers import is_overridden as is_overridden
 from keras_flax_bridge._variables.trainers import metrics_built as metrics_built
 from keras_flax_bridge._variables.trainers import takes_training as takes_training
 from keras_flax_bridge._variables.trainers import trainer as trainer
+from keras_flax_bridge._variables.twins import Twin as Twin
+from keras_flax_bridge._variables.twins import twin_of as twin_of
 from keras_flax_bridge._variables.values import finalized as finalized
 from keras_flax_bridge._variables.values import holds_value as holds_value
 from keras_flax_bridge._variables.values import move as move

@@ -23,9 +23,9 @@ class Leaves:
     """
 
     def __init__(self, optimizer: Any, model: Any = None):
-        self._optimizer = optimizer
+        self._name = getattr(optimizer, "name", "")
         self._by_path: dict[Path, Any] = {}
-        self.variables = V.built_for(optimizer)
+        self.variables = [] if optimizer is None else V.built_for(optimizer)
         if model is not None:
             self._by_path = {entry.path: entry.variable for entry in V.collect_layer(model)[0]}
             self.variables = list(self._by_path.values())
@@ -38,7 +38,7 @@ class Leaves:
         """
         if not self.variables:
             raise NotBuiltError(
-                f"optimizer {self._optimizer.name!r}",
+                f"optimizer {self._name!r}",
                 got=f"an optimizer that isn't built, with {what}",
                 expected="the variables that it trains",
                 fix="Pass model=, or build the optimizer: optimizer.build(model.trainable_variables).",
