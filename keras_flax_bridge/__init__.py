@@ -24,6 +24,7 @@ from keras_flax_bridge.manager import CheckpointManager as CheckpointManager
 from keras_flax_bridge.nnx import Frozen as Frozen
 from keras_flax_bridge.nnx import KerasSeed as KerasSeed
 from keras_flax_bridge.nnx import ToNNX as ToNNX
+from keras_flax_bridge.optimizers import OptaxOptimizer as OptaxOptimizer
 from keras_flax_bridge.optimizers import as_optax as as_optax
 from keras_flax_bridge.optimizers import opt_state_from_optax as opt_state_from_optax
 from keras_flax_bridge.optimizers import opt_state_to_optax as opt_state_to_optax

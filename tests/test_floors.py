@@ -37,6 +37,7 @@ INSIDE = {
         "initial",
         "decisions",
         "twins",
+        "whole",
         "__init__",
     ],
     "optimizers": [
@@ -51,6 +52,8 @@ INSIDE = {
         "states",
         "conversion",
         "moves",
+        "factories",
+        "optax_optimizer",
         "__init__",
     ],
 }

@@ -43,6 +43,7 @@ PLAIN = {
     "CheckpointManager.latest_step",
     "CheckpointManager.best_step",
     "CheckpointManager.all_steps",
+    "OptaxOptimizer.transformation",
     "ToNNX.variables_by_path",
     "TrainState.parts",
     "VerifyReport.ok",

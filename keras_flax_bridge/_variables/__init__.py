@@ -50,3 +50,4 @@ from keras_flax_bridge._variables.values import finalized as finalized
 from keras_flax_bridge._variables.values import holds_value as holds_value
 from keras_flax_bridge._variables.values import move as move
 from keras_flax_bridge._variables.values import refresh as refresh
+from keras_flax_bridge._variables.whole import WholeTreeOptimizer as WholeTreeOptimizer

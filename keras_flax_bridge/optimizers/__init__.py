@@ -6,3 +6,4 @@ from keras_flax_bridge.optimizers.conversion import opt_state_to_optax as opt_st
 from keras_flax_bridge.optimizers.moves import Moves as Moves
 from keras_flax_bridge.optimizers.native import Label as Label
 from keras_flax_bridge.optimizers.native import to_optax as to_optax
+from keras_flax_bridge.optimizers.optax_optimizer import OptaxOptimizer as OptaxOptimizer
