@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,7 +34,7 @@ class OptaxOptimizer(V.WholeTreeOptimizer):
 
     For ``compile`` and ``fit``, callbacks that set the learning rate, mixed precision with loss scaling,
     and saving: ``.keras`` files and checkpoints resume bit for bit. The transformation sees all
-    parameters as a nested dict by ``variable.path``; parameters without a gradient keep their value and
+    parameters as a nested dict by ``variable.path``, in Keras's order; parameters without a gradient keep their value and
     their state. Keras's own options (clipping, averages, accumulation, loss scale) work around it.
 
     Args:
@@ -194,7 +195,14 @@ class OptaxOptimizer(V.WholeTreeOptimizer):
         return paths
 
     def _tree(self, values: list[Any]) -> Any:
-        return _paths.nest(dict(zip(self._paths(), values, strict=True)))
+        """A nested dict in Keras's order: sorted by name it would depend on what else a process built."""
+        tree: OrderedDict[str, Any] = OrderedDict()
+        for path, value in zip(self._paths(), values, strict=True):
+            node = tree
+            for name in path[:-1]:
+                node = node.setdefault(name, OrderedDict())
+            node[path[-1]] = value
+        return tree
 
     def _state(self) -> Any:
         held = [
