@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import keras
 
-from keras_flax_bridge import _configs, _keras_files, _orbax, _paths, _restore, _saving
+from keras_flax_bridge import _across, _configs, _keras_files, _orbax, _paths, _restore, _saving
 from keras_flax_bridge._leaves import from_disk
 from keras_flax_bridge._orbax import FilePath
 from keras_flax_bridge._restore import Include, Rename
@@ -61,7 +61,9 @@ def restore(
     Args:
         path: a checkpoint, a root folder of steps, or a file of Keras's: ``.keras`` into anything,
             ``.weights.h5`` into the built model it was saved from.
-        like: what comes back. A `TrainState`, concrete or abstract, with shardings: a state. A
+        like: what comes back. A `TrainState`, concrete or abstract, with shardings: a state; where the
+            checkpoint has the same optimizer on Keras's side and the state on optax's, or the reverse,
+            as `TrainState.to_optax` makes it, it is converted. A
             `keras.Model`, or a dict of models: filled in place and returned, optimizer and metrics
             too where it is compiled, but for metrics that saw no data yet. An `nnx.Module`: updated
             in place and returned. Linen variables, a Flax `TrainState` or any other pytree: the
@@ -112,6 +114,9 @@ def restored(
         return _keras_files.restore_weights(folder, like)
     stored: Any = _keras_files.KerasFile(folder) if folder.is_file() else _orbax.Stored(folder)
     where = f"checkpoint {folder}"
+    way = _across.detour(like, stored.specs) if include is None and rename is None else None
+    if way is not None:
+        return way.back(restored(folder, way.like, data, include, rename, partial, verify))
     target = _restore.target_of(like, ours=bool(stored.metadata))
     pairs = _restore.plan(stored.specs, target, where, include=include, rename=rename, partial=partial)
     targets = {

@@ -111,6 +111,7 @@ OPTIONS: dict[str, dict] = {
     "all": ALL,
 }
 EACH = ("sgd_momentum", "adam")  # go through every option by itself
+WRAPPED = ("sgd_momentum", "adam", "adafactor", "lamb", "muon", "schedule_free")  # in a LossScaleOptimizer
 READS_PARAMETERS = ("decayed", "averaged", "overwritten")
 
 
@@ -170,7 +171,7 @@ ROWS = [
         for option, options in OPTIONS.items()
         if option in ("plain", "all") or name in EACH or (name == "lamb" and option in READS_PARAMETERS)
     ),
-    *(_row(f"{name}/dynamic", dynamic(name), overflow=True) for name in OPTIMIZERS if name != "nadam"),
+    *(_row(f"{name}/dynamic", dynamic(name), overflow=True) for name in WRAPPED),
     _row("multi", several({})),
     _row("multi/scaled", several({"use_ema": True}, loss_scale_factor=8.0)),
 ]

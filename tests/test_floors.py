@@ -16,7 +16,7 @@ FLOORS = [
     {"_intake", "_parts"},
     {"_repartition", "_assignments", "optimizers"},
     {"state"},
-    {"steps", "nnx", "linen", "_restore", "_configs", "_orbax"},
+    {"steps", "nnx", "linen", "_restore", "_configs", "_orbax", "_across"},
     {"_saving", "_keras_files"},
     {"checkpoint"},
     {"manager"},

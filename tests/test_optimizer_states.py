@@ -16,7 +16,7 @@ from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge.optimizers.rules import RULES
 from tests.optimizer_rows import OPTIMIZERS, ROWS, SCHEDULES, STEPS, TOLERANCE, Row, Small, make, noise
-from tests.test_optimizers import relative
+from tests.test_optimizers import different, relative
 
 PARAMS = {"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}, "gain": jnp.ones(())}
 GRADS = jax.tree.map(lambda p: 0.1 * jnp.arange(1.0, p.size + 1).reshape(p.shape), PARAMS)
@@ -257,6 +257,48 @@ def test_a_near_rule_is_said_so(caplog):
     moved = state.to_keras(model)
     assert "another rule than optax.adam" in caplog.text
     assert int(moved.opt_state["iteration"]) == 1
+
+
+# --- checkpoints
+
+
+def compiled(rate=0.1):
+    model = Small()
+    model.build((None, 5, 5, 2))
+    model.compile(K.AdamW(rate, use_ema=True, gradient_accumulation_steps=2), "mse")
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+@pytest.mark.parametrize("to_optax", [True, False])
+@pytest.mark.parametrize("abstract", [True, False])
+def test_a_checkpoint_of_one_side_restores_on_the_other(to_optax, abstract, tmp_path):
+    state = kfb.TrainState.from_keras(compiled())
+    for _ in range(3):
+        state = state.apply_gradients(grads=state.params)
+    moved = state.to_optax()
+    kfb.save(tmp_path / "saved", state if to_optax else moved)
+    like = kfb.TrainState.from_keras(compiled(0.3))
+    like = like.to_optax() if to_optax else like
+    like = jax.eval_shape(lambda s: s, like) if abstract else like
+    restored = kfb.restore(tmp_path / "saved", like)
+    expected = moved if to_optax else state
+    for name in ("params", "opt_state", "step"):
+        assert different(getattr(restored, name), getattr(expected, name)) == []
+    assert restored.tx == like.tx
+
+
+def test_a_checkpoint_of_optax_fills_a_model_and_its_optimizer(tmp_path):
+    state = kfb.TrainState.from_keras(compiled())
+    state = state.apply_gradients(grads=state.params)
+    kfb.save(tmp_path / "saved", state.to_optax())
+    model = compiled(0.3)
+    kfb.restore(tmp_path / "saved", model)
+    assert different(kfb.TrainState.from_keras(model).opt_state, state.opt_state) == []
+    other = compiled()
+    other.compile(K.RMSprop(), "mse")
+    with pytest.raises(kfb.StructureMismatchError):
+        kfb.restore(tmp_path / "saved", other)
 
 
 # --- gradients of the scaled loss, and of the loss

@@ -34,8 +34,9 @@ class OptaxOptimizer(V.WholeTreeOptimizer):
 
     For ``compile`` and ``fit``, callbacks that set the learning rate, mixed precision with loss scaling,
     and saving: ``.keras`` files and checkpoints resume bit for bit. The transformation sees all
-    parameters as a nested dict by ``variable.path``, in Keras's order; parameters without a gradient keep their value and
-    their state. Keras's own options (clipping, averages, accumulation, loss scale) work around it.
+    parameters as a nested dict by ``variable.path``, in Keras's order; those without a gradient keep
+    their value and their state. Keras's own options (clipping, averages, accumulation, loss scale) work
+    around it.
 
     Args:
         transformation: the name of a function in optax (``"adamw"``, ``"contrib.muon"``), a function that
