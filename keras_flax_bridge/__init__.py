@@ -25,6 +25,11 @@ from keras_flax_bridge.manager import CheckpointManager as CheckpointManager
 from keras_flax_bridge.nnx import Frozen as Frozen
 from keras_flax_bridge.nnx import KerasSeed as KerasSeed
 from keras_flax_bridge.nnx import ToNNX as ToNNX
+from keras_flax_bridge.optimizers import OptaxOptimizer as OptaxOptimizer
+from keras_flax_bridge.optimizers import as_optax as as_optax
+from keras_flax_bridge.optimizers import opt_state_from_optax as opt_state_from_optax
+from keras_flax_bridge.optimizers import opt_state_to_optax as opt_state_to_optax
+from keras_flax_bridge.optimizers import to_optax as to_optax
 from keras_flax_bridge.resume import ResumeReport as ResumeReport
 from keras_flax_bridge.resume import verify_resume as verify_resume
 from keras_flax_bridge.sharding import RuleReport as RuleReport

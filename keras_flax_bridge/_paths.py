@@ -43,6 +43,11 @@ def flatten(tree: Any) -> Flat:
     return {_key_path(keys): leaf for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
+def named(leaves: Iterable[tuple[Any, Any]]) -> list[tuple[Path, Any]]:
+    """What `jax.tree_util.tree_flatten_with_path` gives, with plain paths."""
+    return [(_key_path(keys), leaf) for keys, leaf in leaves]
+
+
 def _key_path(keys: Sequence[Any]) -> Path:
     return tuple(_name(key) for key in keys)
 

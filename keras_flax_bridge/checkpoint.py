@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import keras
 
-from keras_flax_bridge import _configs, _foreign, _keras_files, _orbax, _paths, _restore, _saving
+from keras_flax_bridge import _across, _configs, _foreign, _keras_files, _orbax, _paths, _restore, _saving
 from keras_flax_bridge._leaves import from_disk
 from keras_flax_bridge._orbax import FilePath
 from keras_flax_bridge._restore import Include, Options, Rename
@@ -63,7 +63,9 @@ def restore(
         path: a checkpoint or a root folder of steps, of this package or of other code that uses Orbax,
             Keras's `OrbaxCheckpoint` among it; or a file of Keras's: ``.keras`` into anything,
             ``.weights.h5`` into the built model it was saved from.
-        like: what comes back. A `TrainState`, concrete or abstract, with shardings: a state. A
+        like: what comes back. A `TrainState`, concrete or abstract, with shardings: a state; where the
+            checkpoint has the same optimizer on Keras's side and the state on optax's, or the reverse,
+            as `TrainState.to_optax` makes it, it is converted. A
             `keras.Model`, or a dict of models: filled in place and returned, optimizer and metrics
             too where it is compiled, but for metrics that saw no data yet. An `nnx.Module`: updated
             in place and returned. Linen variables, a Flax `TrainState` or any other pytree: the
@@ -113,6 +115,9 @@ def restored(folder: FilePath, like: Any, data: Any, options: Options) -> Any:
     target = _restore.target_of(like, tops=_foreign.tops(stored))
     names = _foreign.names(stored, like, target)
     specs = {name: stored.specs[place] for name, place in names.items()}
+    way = _across.detour(like, specs) if options.include is None and options.rename is None else None
+    if way is not None:
+        return way.back(restored(folder, way.like, data, options))
     pairs = _restore.plan(specs, target, f"checkpoint {folder}", options)
     places = {path: names[name] for path, name in pairs.items()}
     values = stored.load(

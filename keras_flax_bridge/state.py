@@ -21,11 +21,12 @@ from keras_flax_bridge._transforms import (
     trainee,
     transformation,
 )
+from keras_flax_bridge.optimizers import Moves
 
 TREES = (*_intake.TREES, "eval_metrics")
 
 
-class TrainState(train_state.TrainState):
+class TrainState(Moves, train_state.TrainState):
     """A Keras model's whole training state, a subclass of Flax's `TrainState`.
 
     Leaves are keyed by their place in the model (``params["dense_1"]["kernel"]``), never by

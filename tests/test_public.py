@@ -6,7 +6,7 @@ import pytest
 
 import keras_flax_bridge as kfb
 from keras_flax_bridge import errors
-from tests import coverage
+from tests import coverage, optimizer_table
 
 NAMES = [name for name in vars(kfb) if not name.startswith("_") and not inspect.ismodule(getattr(kfb, name))]
 OBJECTS = {name: getattr(kfb, name) for name in NAMES}
@@ -43,6 +43,7 @@ PLAIN = {
     "CheckpointManager.latest_step",
     "CheckpointManager.best_step",
     "CheckpointManager.all_steps",
+    "OptaxOptimizer.transformation",
     "ToNNX.variables_by_path",
     "TrainState.parts",
     "VerifyReport.ok",
@@ -99,3 +100,8 @@ def test_the_page_on_coverage_is_that_of_the_contract_table():
     assert coverage.written(coverage.PAGE.read_text()) == coverage.PAGE.read_text(), (
         "python -m tests.coverage"
     )
+
+
+def test_the_page_on_optimizers_is_that_of_the_table_of_rules():
+    page = optimizer_table.PAGE.read_text()
+    assert optimizer_table.written(page) == page, "python -m tests.optimizer_table"

@@ -4,6 +4,17 @@ The only place that touches private Keras attributes. Each is named there with t
 public one serves, and `tests/test_keys.py` fails if Keras renames one.
 """
 
+from keras_flax_bridge._variables.decisions import NamedLeaf as NamedLeaf
+from keras_flax_bridge._variables.decisions import built_for as built_for
+from keras_flax_bridge._variables.decisions import copy_exclusions as copy_exclusions
+from keras_flax_bridge._variables.decisions import excludes_variables as excludes_variables
+from keras_flax_bridge._variables.decisions import group_of as group_of
+from keras_flax_bridge._variables.decisions import is_decayed as is_decayed
+from keras_flax_bridge._variables.decisions import is_overwritten as is_overwritten
+from keras_flax_bridge._variables.decisions import keeps as keeps
+from keras_flax_bridge._variables.decisions import learning_rate as learning_rate
+from keras_flax_bridge._variables.decisions import number as number
+from keras_flax_bridge._variables.decisions import takes_adam as takes_adam
 from keras_flax_bridge._variables.entries import BATCH_STAT as BATCH_STAT
 from keras_flax_bridge._variables.entries import FROZEN as FROZEN
 from keras_flax_bridge._variables.entries import OTHER as OTHER
@@ -36,7 +47,10 @@ from keras_flax_bridge._variables.trainers import is_overridden as is_overridden
 from keras_flax_bridge._variables.trainers import metrics_built as metrics_built
 from keras_flax_bridge._variables.trainers import takes_training as takes_training
 from keras_flax_bridge._variables.trainers import trainer as trainer
+from keras_flax_bridge._variables.twins import Twin as Twin
+from keras_flax_bridge._variables.twins import twin_of as twin_of
 from keras_flax_bridge._variables.values import finalized as finalized
 from keras_flax_bridge._variables.values import holds_value as holds_value
 from keras_flax_bridge._variables.values import move as move
 from keras_flax_bridge._variables.values import refresh as refresh
+from keras_flax_bridge._variables.whole import WholeTreeOptimizer as WholeTreeOptimizer

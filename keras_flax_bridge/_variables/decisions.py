@@ -1,0 +1,79 @@
+"""What an optimizer holds and decides for each variable: learning rate, decay, group, rule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keras_flax_bridge._variables.keys import contents
+from keras_flax_bridge._variables.values import holds_value
+
+
+def learning_rate(optimizer: Any) -> Any:
+    """The variable that holds the learning rate, or the schedule or function that gives it."""
+    return optimizer._learning_rate  # the public `learning_rate` is what it is at this moment
+
+
+def number(variable: Any) -> float | None:
+    """The value of a scalar variable; None where it moved or is traced."""
+    return float(variable.value) if holds_value(variable) else None
+
+
+def built_for(optimizer: Any) -> list[Any]:
+    """The variables an optimizer was built for, in order; none for one that isn't built."""
+    return list(optimizer._trainable_variables) if optimizer.built else []
+
+
+def keeps(optimizer: Any, attribute: str) -> bool:
+    """Whether what a built optimizer holds in an attribute is among its variables."""
+    known = {id(variable) for variable in optimizer.variables}
+    found = contents((), getattr(optimizer, attribute, None)) if optimizer.built else ()
+    return optimizer.built and all(id(variable) in known for _, variable in found)
+
+
+def is_overwritten(variable: Any) -> bool:
+    """Whether gradients replace a variable, as the scales of float8 training are."""
+    return getattr(variable, "overwrite_with_gradient", False)
+
+
+def is_decayed(optimizer: Any, variable: Any) -> bool:
+    """Whether weight decay applies to a variable, or to anything with a variable's name."""
+    # `_use_weight_decay`: no public method or config has what exclude_from_weight_decay was given
+    answer = optimizer._use_weight_decay(variable)
+    if variable.__class__ is NamedLeaf:  # kept by id, which another object may have tomorrow
+        optimizer._exclude_from_weight_decay_cache.pop(id(variable), None)
+    return answer
+
+
+def excludes_variables(optimizer: Any) -> bool:
+    """Whether variables were excluded from weight decay as objects, not by name."""
+    return bool(getattr(optimizer, "_exclude_from_weight_decay", None))
+
+
+def copy_exclusions(optimizer: Any, fresh: Any) -> None:
+    """Gives the names that are excluded from weight decay to an optimizer made from the config."""
+    pattern = getattr(optimizer, "_exclude_from_weight_decay_pattern", None)
+    if pattern is not None:  # the config lacks it
+        fresh.exclude_from_weight_decay(var_names=[pattern.pattern])
+
+
+def takes_adam(muon: Any, variable: Any) -> bool:
+    """Whether Muon updates a variable by Adam."""
+    return muon._should_use_adamw(variable)  # its rule on shapes and paths stands nowhere else
+
+
+def group_of(multi: Any, variable: Any) -> int:
+    """Which of a MultiOptimizer's optimizers has a variable."""
+    # `_var_to_optimizer_idx`, `_optimizer_map`: who gets what, after and before it is built
+    indices = getattr(multi, "_var_to_optimizer_idx", {})
+    if id(variable) in indices:
+        return indices[id(variable)]
+    return multi.optimizers.index(multi._optimizer_map(variable))
+
+
+class NamedLeaf:
+    """What stands for a variable where there is none: the name and the shape of a leaf."""
+
+    constraint = None
+
+    def __init__(self, path: tuple[str, ...], shape: tuple[int, ...]):
+        self.name, self.path, self.shape = path[-1] if path else "", "/".join(path), shape

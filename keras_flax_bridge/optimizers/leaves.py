@@ -1,0 +1,99 @@
+"""Which variable a leaf of a parameter tree stands for, where an optimizer decides variable by variable."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from keras_flax_bridge import _paths
+from keras_flax_bridge import _variables as V
+from keras_flax_bridge._paths import Path
+from keras_flax_bridge.errors import NotBuiltError, StructureMismatchError, UnsupportedOptimizerError
+
+
+class Leaves:
+    """The variables behind the leaves of parameter trees.
+
+    With a model every leaf is found by its structural key. Without one, by name and shape among the
+    variables that the optimizer was built for; leaves of which several variables are possible must
+    get the same answer from all of them. An optimizer that isn't built is asked for the leaf's name.
+    """
+
+    def __init__(self, optimizer: Any, model: Any = None):
+        self._name = getattr(optimizer, "name", "")
+        self._by_path: dict[Path, Any] = {}
+        self.variables = [] if optimizer is None else V.built_for(optimizer)
+        if model is not None:
+            self._by_path = {entry.path: entry.variable for entry in V.collect_layer(model)[0]}
+            self.variables = list(self._by_path.values())
+
+    def require_known(self, what: str) -> None:
+        """Checks that there are variables to ask.
+
+        Raises:
+            NotBuiltError: saying what can't be decided without.
+        """
+        if not self.variables:
+            raise NotBuiltError(
+                f"optimizer {self._name!r}",
+                got=f"an optimizer that isn't built, with {what}",
+                expected="the variables that it trains",
+                fix="Pass model=, or build the optimizer: optimizer.build(model.trainable_variables).",
+            )
+
+    def ask(self, tree: Any, question: Callable[[Any], Any], what: str) -> Any:
+        """A tree like `tree` with the answer for every leaf; a leaf may be None in it.
+
+        Raises:
+            StructureMismatchError: if a leaf is that of no variable.
+            UnsupportedOptimizerError: if the variables that a leaf may stand for differ in the answer.
+        """
+        treedef: Any
+        keys, treedef = jax.tree_util.tree_flatten_with_path(tree)
+        return treedef.unflatten(self._answers(keys, question, what))
+
+    def _answers(self, keys: list, question: Callable[[Any], Any], what: str) -> list[Any]:
+        everyone = [question(variable) for variable in self.variables]
+        if everyone and all(_same(answer, everyone[0]) for answer in everyone):
+            return [everyone[0]] * len(keys)  # then any tree will do, such as that of a Flax module
+        return [self._answer(path, leaf, question, what) for path, leaf in _paths.named(keys)]
+
+    def _answer(self, path: Path, leaf: Any, question: Callable[[Any], Any], what: str) -> Any:
+        answers = [question(variable) for variable in self._candidates(path, leaf)]
+        if not all(_same(answer, answers[0]) for answer in answers):
+            raise UnsupportedOptimizerError(
+                f"params/{_paths.join(path)}",
+                got=f"{len(answers)} variables of that name and shape, which differ in {what}",
+                expected="the model, which says which is which",
+                fix="Pass model=, and parameters as TrainState.from_keras(model) has them.",
+            )
+        return answers[0]
+
+    def _candidates(self, path: Path, leaf: Any) -> list[Any]:
+        if not self.variables:
+            return [V.NamedLeaf(path, tuple(leaf.shape))]
+        if path in self._by_path:
+            return [self._by_path[path]]
+        alike = [v for v in self.variables if tuple(v.shape) == tuple(leaf.shape)]
+        if self._by_path or not alike:
+            raise StructureMismatchError(
+                f"params/{_paths.join(path)}",
+                got=f"a leaf {_paths.spec(leaf)} that is that of no variable",
+                expected="the parameters that the optimizer was built for",
+                fix="Pass state.params of TrainState.from_keras(model), or that model's twin as model=.",
+            )
+        named = [v for v in alike if path and _stem(v.name) == _stem(path[-1])]
+        return named or alike
+
+
+def _stem(name: str) -> str:
+    """A name without the number that a second one of it gets."""
+    return re.sub(r"_\d+$", "", name)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two answers are equal; constraints are if their configs are."""
+    return a == b or (type(a) is type(b) and hasattr(a, "get_config") and a.get_config() == b.get_config())

@@ -1,0 +1,125 @@
+"""A whole `TrainState` from Keras's optimizer to optax and back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from keras_flax_bridge import _intake, _parts
+from keras_flax_bridge import _variables as V
+from keras_flax_bridge._apply import KerasApply
+from keras_flax_bridge._leaves import explained
+from keras_flax_bridge._transforms import KerasTransformation, trainee, transformation
+from keras_flax_bridge.errors import UnsupportedOptimizerError
+from keras_flax_bridge.optimizers.conversion import opt_state_from_optax
+from keras_flax_bridge.optimizers.native import Native
+from keras_flax_bridge.optimizers.states import packed
+
+log = logging.getLogger("keras_flax_bridge")
+
+
+class Moves:
+    """What a `TrainState` knows about changing its optimizer's side; everything else in it stays."""
+
+    def to_optax(self: Any, model: Any = None) -> Any:
+        """The state with native optax for the Keras optimizer, in the middle of training.
+
+        ``state.tx`` is `to_optax` of the optimizer and ``state.opt_state`` its state; parameters,
+        counts, slots and the learning rate go on. As `apply_gradients` has it, gradients are those of
+        the loss itself, also where the Keras optimizer scales the loss.
+
+        Args:
+            model: the model, compiled with an optimizer of the kind that trained the state, or not
+                compiled; None for the one the state was taken from. Of several models a dict.
+
+        Returns:
+            A new state; concrete or abstract, as this one is. Donate only one of the two.
+
+        Raises:
+            UnsupportedOptimizerError: if the optimizer or an option of it can't be converted, or the
+                state is optax's already.
+            StructureMismatchError: if the model has other parameters or its optimizer other slots.
+
+        Example:
+            >>> import jax, keras
+            >>> from keras_flax_bridge import TrainState
+            >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+            >>> model.compile("adam", "mse")
+            >>> state = TrainState.from_keras(model).to_optax()
+            >>> state = state.apply_gradients(grads=jax.tree.map(jax.numpy.ones_like, state.params))
+            >>> int(state.to_keras(model).opt_state["iteration"])
+            1
+        """
+        return _moved(self, model, _to_optax)
+
+    def to_keras(self: Any, model: Any = None) -> Any:
+        """The state with the optimizer of a compiled model in place of optax, in the middle of training.
+
+        Args:
+            model: a model compiled with an optimizer of the same rule and options; None for the one the
+                state was taken from. Of several models a dict.
+
+        Returns:
+            A new state; ``assign_to(model)`` then fills the optimizer's slots as well. Where the state
+            comes from a stock optimizer of optax whose rule is only near, a log line says what differs.
+
+        Raises:
+            NotBuiltError: if the model is not compiled.
+            StructureMismatchError: if slots are missing, or are those of other parameters.
+            UnsupportedOptimizerError: if the state is not that of the optimizer's rule.
+        """
+        return _moved(self, model, _to_keras)
+
+
+def _moved(state: Any, model: Any, move: Callable[[Any, Any], dict[str, Any]]) -> Any:
+    if not state.parts and not isinstance(model, Mapping):
+        return state.replace(**move(state, model))
+    model = dict.fromkeys(state.parts) if model is None else model
+    _parts.require_names(model, dict.fromkeys(state.parts), "models")
+    parts = {name: state.part(name) for name in model}
+    return state.with_parts(**{n: part.replace(**move(part, model[n])) for n, part in parts.items()})
+
+
+def _to_optax(state: Any, model: Any) -> dict[str, Any]:
+    if not isinstance(state.tx, KerasTransformation):
+        raise UnsupportedOptimizerError(
+            "state.tx",
+            got="an optax transformation",
+            expected="a Keras optimizer",
+            fix="The state is optax's already; state.to_keras(model) takes it to Keras.",
+        )
+    model = state.apply_fn.model if model is None else model
+    own = None if getattr(model, "compiled", False) else state.tx.optimizer
+    trained = _intake.built(trainee(model, optimizer=own), None)
+    V.collect_layer(trained)[0].leaves(state.params, "params")
+    tx = Native(trained.optimizer, trained, unscaled=True)
+    with explained({"opt_state": state.opt_state}):
+        opt_state = packed(tx, state.opt_state, state.params)
+    return {"tx": tx, "opt_state": opt_state, "apply_fn": KerasApply(trained)}
+
+
+def _to_keras(state: Any, model: Any) -> dict[str, Any]:
+    model = state.apply_fn.model if model is None else model
+    # a twin that was compiled for optax has no Keras optimizer: the conversion's own is the one
+    own = state.tx.optimizer if isinstance(state.tx, Native) and not model.compiled else None
+    trained = _intake.built(trainee(model, optimizer=own), None)
+    variables = V.collect(trained, metrics=False)
+    variables.params.leaves(state.params, "params")
+    with explained({"opt_state": state.opt_state}):
+        opt_state = _slots(state, trained)
+    variables.opt_state.leaves(opt_state, "opt_state")
+    return {"tx": transformation(trained, variables), "opt_state": opt_state, "apply_fn": KerasApply(trained)}
+
+
+def _slots(state: Any, trained: Any) -> Any:
+    if isinstance(state.tx, KerasTransformation):
+        return state.opt_state
+    opt_state, label = opt_state_from_optax(
+        trained.optimizer, state.opt_state, state.params, state.step, model=trained, label=True
+    )
+    if not label.exact:
+        log.warning(
+            "%s goes on by another rule than optax.%s: %s", trained.optimizer.name, label.stock, label.why
+        )
+    return opt_state

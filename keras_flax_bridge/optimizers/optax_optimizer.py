@@ -1,0 +1,267 @@
+"""`OptaxOptimizer`: an optax transformation as a Keras optimizer."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import keras
+import optax
+
+from keras_flax_bridge import _paths
+from keras_flax_bridge import _variables as V
+from keras_flax_bridge._leaves import from_disk, on_disk
+from keras_flax_bridge._paths import Path
+from keras_flax_bridge._transforms import taking_no_extra_arguments
+from keras_flax_bridge.errors import UnsupportedOptimizerError
+from keras_flax_bridge.optimizers.factories import (
+    OPTIONS,
+    Ready,
+    factory_of,
+    plain,
+    rate_of,
+    split,
+    takes_rate,
+)
+
+
+@keras.saving.register_keras_serializable("keras_flax_bridge")
+class OptaxOptimizer(V.WholeTreeOptimizer):
+    """An optax transformation as a `keras.optimizers.Optimizer`.
+
+    For ``compile`` and ``fit``, callbacks that set the learning rate, mixed precision with loss scaling,
+    and saving: ``.keras`` files and checkpoints resume bit for bit. The transformation sees all
+    parameters as a nested dict by ``variable.path``, in Keras's order; those without a gradient keep
+    their value and their state. Keras's own options (clipping, averages, accumulation, loss scale) work
+    around it.
+
+    Args:
+        transformation: the name of a function in optax (``"adamw"``, ``"contrib.muon"``), a function that
+            makes a transformation, or a transformation.
+        learning_rate: a number, a schedule of Keras or of optax, or None where the transformation is
+            ready or takes none. It is read at every step, so callbacks may set it.
+        name: the optimizer's name.
+        **arguments: those of the function, such as ``weight_decay=1e-4``; others are Keras's options, such
+            as ``clipnorm=1.0`` or ``use_ema=True``.
+
+    Attributes:
+        transformation: what it was made of.
+        slots: optax's state by name, one variable for each parameter that has one.
+        numbers: the rest of it by name, such as counts.
+
+    Raises:
+        UnsupportedOptimizerError: if optax has no such name, an argument is of neither, or, when it is
+            built, the transformation needs more than gradients, state and parameters
+            (`optax.lbfgs`, `optax.contrib.reduce_on_plateau`).
+
+    Example:
+        >>> import keras, numpy as np
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+        >>> model.compile(OptaxOptimizer("adamw", learning_rate=1e-3, weight_decay=1e-4), "mse")
+        >>> history = model.fit(np.ones((8, 4)), np.ones((8, 1)), epochs=2, verbose=0)
+        >>> sorted(model.optimizer.slots), int(model.optimizer.numbers["count"].value)
+        (['mu', 'nu'], 2)
+
+    Source: https://optax.readthedocs.io/en/latest/api/optimizers.html
+    """
+
+    def __init__(
+        self, transformation: Any, learning_rate: Any = None, *, name: str | None = None, **arguments: Any
+    ):
+        ready = transformation.transformation if isinstance(transformation, Ready) else plain(transformation)
+        factory = factory_of(ready)
+        own, options = split(factory, arguments)
+        if not takes_rate(factory) and learning_rate is not None:
+            raise UnsupportedOptimizerError(
+                "learning_rate",
+                got="one for a transformation that takes none: it has its own inside",
+                expected="None, or a function that takes one",
+                fix="Pass the function itself: OptaxOptimizer(optax.adam, learning_rate=...).",
+            )
+        if learning_rate is None and options.get("weight_decay") is not None:
+            raise UnsupportedOptimizerError(
+                "weight_decay",
+                got="Keras's weight decay, which multiplies by the learning rate, and no learning rate",
+                expected="a learning rate, or decay inside the transformation",
+                fix="Add optax.add_decayed_weights to the transformation.",
+            )
+        super().__init__(1.0 if learning_rate is None else rate_of(learning_rate), name=name, **options)
+        self._given = Ready(ready)  # wrapped, because Keras makes tuples anew that are set on an optimizer
+        self.arguments = own
+        self._has_rate = learning_rate is not None
+        self._made(0.1 if self._has_rate else None)  # arguments that don't fit are told now
+
+    @property
+    def transformation(self) -> Any:
+        """What it was made of: a name, a function or a transformation."""
+        return self._given.transformation
+
+    @property
+    def learning_rate(self) -> Any:
+        """The learning rate at this moment; 1 where the transformation has its own inside.
+
+        Raises:
+            UnsupportedOptimizerError: if it is set where the transformation has its own inside.
+        """
+        return super().learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: Any) -> None:
+        if not self._has_rate:
+            raise UnsupportedOptimizerError(
+                "learning_rate",
+                got="a transformation that has its own inside, which nothing outside reaches",
+                expected="a function that takes a learning rate",
+                fix="Pass the function itself: OptaxOptimizer(optax.adam, learning_rate=...).",
+            )
+        keras.optimizers.Optimizer.learning_rate.fset(self, value)
+
+    def _made(self, rate: Any) -> Any:
+        """The transformation at a learning rate; its state is the same at any."""
+        factory = factory_of(self.transformation)
+        if factory is None:
+            return optax.with_extra_args_support(self.transformation)
+        rates = {} if rate is None else {"learning_rate": rate}
+        try:
+            return optax.with_extra_args_support(factory(**rates, **self.arguments))
+        except TypeError as error:
+            raise UnsupportedOptimizerError(
+                "transformation",
+                got=f"arguments that it doesn't take ({error})",
+                expected="those of its signature",
+                fix="Pass the missing ones by name.",
+            ) from error
+
+    def build(self, variables: list[Any]) -> None:
+        """Makes a variable for every leaf of the transformation's state.
+
+        Args:
+            variables: the variables to train.
+
+        Raises:
+            UnsupportedOptimizerError: if the transformation needs more than gradients, state and params.
+        """
+        if self.built:
+            return
+        super().build(variables)
+        params = self._tree([variable.value for variable in variables])
+        tx = self._made(jnp.asarray(0.1) if self._has_rate else None)
+        state = tx.init(params)
+        with taking_no_extra_arguments(tx):
+            jax.eval_shape(tx.update, params, state, params)
+        self.slots: dict[str, list[Any]] = {}
+        self.numbers: dict[str, Any] = {}
+        self._keep(state, params)
+
+    def _keep(self, state: Any, params: Any) -> None:
+        """Variables for the leaves of a state, in an order that no name changes: by field, then by weight."""
+        owners = {path: i for i, path in enumerate(self._paths())}
+        leaves, self._treedef = jax.tree.flatten(state)
+        places = [_place(path, owners) for path in _paths.flatten(state)]
+        names = _short({prefix for prefix, _ in places}, [prefix for prefix, _ in places])
+        self._likes = [jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.asarray(leaf).dtype) for leaf in leaves]
+        self._places = [(names[prefix], owner) for prefix, owner in places]
+        slots: dict[str, list[Any]] = {}
+        numbers: dict[str, Any] = {}
+        count = len(owners)
+        order = list(dict.fromkeys(name for name, _ in self._places))
+        for leaf, (name, owner) in sorted(
+            zip(leaves, self._places, strict=True),
+            key=lambda item: (order.index(item[1][0]), item[1][1] or 0),
+        ):
+            variable = self._variable(jnp.asarray(on_disk(leaf)), name, owner)
+            if owner is None:
+                numbers[name] = variable
+            else:
+                slots.setdefault(name, [None] * count)[owner] = variable
+        self.slots, self.numbers = slots, numbers
+
+    def _variable(self, value: Any, name: str, owner: int | None) -> Any:
+        label = name.replace("/", "_")
+        if owner is not None:
+            label = f"{self.trained[owner].path.replace('/', '_')}_{label}"
+        return self.add_variable(
+            value.shape, lambda shape, dtype=None: jnp.copy(value), dtype=str(value.dtype), name=label
+        )
+
+    def _paths(self) -> list[Path]:
+        """Where each weight lies in the tree that the transformation sees: by its path if that is unique."""
+        paths = [tuple(variable.path.split("/")) for variable in self.trained]
+        inner = {path[:i] for path in paths for i in range(1, len(path))}
+        if len(set(paths)) < len(paths) or inner & set(paths):
+            return [(f"{i}_{'_'.join(path)}",) for i, path in enumerate(paths)]
+        return paths
+
+    def _tree(self, values: list[Any]) -> Any:
+        """A nested dict in Keras's order: sorted by name it would depend on what else a process built."""
+        tree: OrderedDict[str, Any] = OrderedDict()
+        for path, value in zip(self._paths(), values, strict=True):
+            node = tree
+            for name in path[:-1]:
+                node = node.setdefault(name, OrderedDict())
+            node[path[-1]] = value
+        return tree
+
+    def _state(self) -> Any:
+        held = [
+            self.numbers[name] if owner is None else self.slots[name][owner] for name, owner in self._places
+        ]
+        leaves = [from_disk(v.value, like) for v, like in zip(held, self._likes, strict=True)]
+        return jax.tree.unflatten(self._treedef, leaves)
+
+    def _update_all(self, gradients: Mapping[int, Any], learning_rate: Any) -> None:
+        values = [variable.value for variable in self.trained]
+        params = self._tree(values)
+        grads = [
+            jnp.asarray(gradients[i], v.dtype) if i in gradients else jnp.zeros_like(v)
+            for i, v in enumerate(values)
+        ]
+        rate = learning_rate.astype(optax.tree.dtype(params, "highest")) if self._has_rate else None
+        updates, state = self._made(rate).update(self._tree(grads), self._state(), params)
+        new = _paths.flatten(optax.apply_updates(params, updates))
+        for i, (path, variable) in enumerate(zip(self._paths(), self.trained, strict=True)):
+            if i in gradients:
+                self.assign(variable, new[path])
+        for leaf, (name, owner) in zip(jax.tree.leaves(state), self._places, strict=True):
+            if owner is None:
+                self.assign(self.numbers[name], on_disk(leaf))
+            elif owner in gradients:  # Keras leaves slots of variables without a gradient alone
+                self.assign(self.slots[name][owner], on_disk(leaf))
+
+    def get_config(self) -> dict[str, Any]:
+        """The config, with the name of the transformation and its arguments.
+
+        Returns:
+            A dict for `from_config`.
+
+        Raises:
+            UnsupportedOptimizerError: when a transformation that was made already is written to a file.
+        """
+        config = super().get_config()
+        taken = split(factory_of(self.transformation), dict.fromkeys(OPTIONS))[0]
+        config = {name: value for name, value in config.items() if name not in taken}
+        is_ready = factory_of(self.transformation) is None
+        config["transformation"] = self._given if is_ready else self.transformation
+        if not self._has_rate:
+            config["learning_rate"] = None
+        return config | self.arguments
+
+
+def _place(path: Path, owners: Mapping[Path, int]) -> tuple[Path, int | None]:
+    """A leaf of the state: what comes before the path of a parameter, and which; or it is no slot."""
+    found = [owner for owner in owners if path[len(path) - len(owner) :] == owner]
+    longest = max(found, key=len, default=None)
+    return (path, None) if longest is None else (path[: len(path) - len(longest)], owners[longest])
+
+
+def _short(prefixes: set[Path], order: list[Path]) -> dict[Path, str]:
+    """A name for each field: its last word where no other has it, else all of its path."""
+    words = {
+        prefix: next((name for name in reversed(prefix) if not name.isdigit()), "state")
+        for prefix in prefixes
+    }
+    unique = {prefix for prefix in prefixes if list(words.values()).count(words[prefix]) == 1}
+    return {prefix: words[prefix] if prefix in unique else "/".join(prefix) for prefix in order}
