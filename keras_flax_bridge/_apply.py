@@ -121,8 +121,8 @@ class KerasApply:
             kwargs.pop("training", None)
         wanted = _wanted(mutable)
         state = V.collect_layer(self.model)
-        outputs, non_trainable, losses = stateless(self.model, state, variables, args, kwargs, rngs)
-        updates = {"non_trainable": non_trainable, "losses": losses}
+        outputs, (_, after), losses = stateless(self.model, state, variables, args, kwargs, rngs)
+        updates = {"non_trainable": after, "losses": losses}
         return (outputs, {name: updates[name] for name in wanted}) if wanted else outputs
 
 
@@ -133,8 +133,8 @@ def stateless(
     args: tuple,
     kwargs: Mapping[str, Any],
     rngs: Any,
-) -> tuple[Any, dict[str, Any], list[Any]]:
-    """Calls a layer on ``{"params": ..., "non_trainable": ...}``: outputs, non-trainable state, losses.
+) -> tuple[Any, tuple[dict[str, Any], dict[str, Any]], list[Any]]:
+    """Calls a layer on ``{"params": ..., "non_trainable": ...}``: outputs, both trees afterwards, losses.
 
     Args:
         layer: a built Keras layer.
@@ -159,7 +159,7 @@ def stateless(
     after = values[len(params) :]
     drawn = [e for e, old, new in zip(non_trainable, before, after, strict=True) if new is not old]
     _refuse_placeholders(drawn, absent)
-    return outputs, non_trainable.tree(after), losses
+    return outputs, (params.tree(values[: len(params)]), non_trainable.tree(after)), losses
 
 
 def _derived(rngs: Any, collection: V.Collection) -> dict:

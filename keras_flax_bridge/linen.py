@@ -86,9 +86,10 @@ class ToLinen(nn.Module):
         variables = {"params": _chosen(values, params), "non_trainable": _chosen(values, non_trainable)}
         key = self.make_rng("dropout") if self._has_dropout_key() else None
         state = params, non_trainable
-        outputs, updates, losses = stateless(self.layer, state, variables, args, kwargs, key)
+        outputs, after, losses = stateless(self.layer, state, variables, args, kwargs, key)
         if not self.is_initializing():
-            self._store(boxes, _placed(non_trainable, updates), key)
+            placed = [_placed(entries, tree) for entries, tree in zip(state, after, strict=True)]
+            self._store(boxes, _paths.nest({**placed[0], **placed[1]}), key)
             for loss in losses:
                 self.sow("losses", "raised", loss)
         return outputs
@@ -133,7 +134,7 @@ class ToLinen(nn.Module):
         """Writes what the call changed into the collections that the caller made mutable."""
         for (collection, name), box in boxes.items():
             derived = collection == "seeds" and key is not None
-            if collection != "params" and not derived and self.is_mutable_collection(collection):
+            if not derived and self.is_mutable_collection(collection):
                 box.value = values[collection][name]
 
 
@@ -163,7 +164,7 @@ def _chosen(values: _paths.Flat, entries: V.Collection) -> dict[str, Any]:
     return _paths.nest({e.path: values[_place(e)] for e in entries if _place(e) in values})
 
 
-def _placed(entries: V.Collection, tree: Any) -> dict[str, Any]:
-    """The values of `tree` as Linen's collections."""
+def _placed(entries: V.Collection, tree: Any) -> _paths.Flat:
+    """The values of `tree` by their places among Linen's collections."""
     flat = _paths.flatten(tree)
-    return _paths.nest({_place(entry): flat[entry.path] for entry in entries})
+    return {_place(entry): flat[entry.path] for entry in entries}

@@ -104,7 +104,7 @@ def _build_as(twin: Any, layer: Any) -> None:
     if not getattr(type(layer).build, "_is_default", False):
         twin.build_from_config(layer.get_build_config())
     # `_build_shapes_dict`: the shapes that the layer was built for; its config loses their names
-    shapes = layer._build_shapes_dict or {}
+    shapes = {k: shape for k, shape in (layer._build_shapes_dict or {}).items() if shape is not None}
     specs = {name.removesuffix("_shape"): shapes_to_specs(twin, shape) for name, shape in shapes.items()}
     if specs and not is_complete(twin):
         first = next(iter(specs))
