@@ -13,38 +13,55 @@ import keras
 from keras_flax_bridge import _paths, _random
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._leaves import explained
-from keras_flax_bridge.errors import NotBuiltError, StructureMismatchError
+from keras_flax_bridge.errors import NotBuiltError, StructureMismatchError, UnsupportedLayerError
 
 
 def call(
     layer: Any, entries: Sequence[V.Entry], values: Sequence[Any], args: tuple, kwargs: Mapping[str, Any]
 ) -> tuple[Any, list[Any], list[Any]]:
-    """Calls a layer on given values: its outputs, the values afterwards, the losses it raised.
-
-    ``training`` is dropped where the layer's ``call`` doesn't take it, as Keras's own step does.
-    """
-    kwargs = dict(kwargs)
-    if not V.takes_training(layer):
-        kwargs.pop("training", None)
+    """Calls a layer on given values: its outputs, the values afterwards, the losses it raised."""
     mapping = [(entry.variable, value) for entry, value in zip(entries, values, strict=True)]
-    finalized = V.finalized(layer, entries, values)
-    with finalized, keras.StatelessScope(mapping, collect_losses=True) as scope:
-        outputs = layer(*args, **kwargs)
+    writable, finalized = V.writable(layer), V.finalized(layer, entries, values)
+    with writable, finalized, keras.StatelessScope(mapping, collect_losses=True) as scope:
+        try:
+            outputs = layer(*args, **kwargs)
+        except IndexError as error:
+            _explain_untraceable(layer, error)
+            raise
         losses = layer.losses
     return outputs, [scope.get_current_value(entry.variable) for entry in entries], losses
 
 
-def require_built_layer(layer: Any) -> None:
-    """Checks that something is a Keras layer that can be wrapped.
+def _explain_untraceable(layer: Any, error: IndexError) -> None:
+    if any(isinstance(part, keras.layers.RandomCrop) for part in V.parts(layer)):
+        raise UnsupportedLayerError(
+            f"layer {layer.name!r}",
+            got="RandomCrop under a trace, which takes random numbers for Python indices",
+            expected="a layer that jax can trace",
+            fix="Crop in the pipeline that makes the batches, or call it outside of jit.",
+        ) from error
+
+
+def require_layer(layer: Any) -> None:
+    """Checks that something is a Keras layer.
 
     Raises:
-        StructureMismatchError: if it is no Keras layer.
-        NotBuiltError: if it has no variables yet.
+        StructureMismatchError: if it is none.
     """
     if not isinstance(layer, keras.layers.Layer):
         raise StructureMismatchError(
             "layer", got=f"a {type(layer).__name__}", expected="a Keras layer or model", fix="Pass one."
         )
+
+
+def require_built_layer(layer: Any) -> None:
+    """Checks that something is a Keras layer that has its variables.
+
+    Raises:
+        StructureMismatchError: if it is no Keras layer.
+        NotBuiltError: if it has no variables yet.
+    """
+    require_layer(layer)
     if not layer.built:
         raise NotBuiltError(
             f"layer {layer.name!r}",
@@ -99,21 +116,50 @@ class KerasApply:
             OwnershipError: if a leaf was donated to a step.
         """
         _require_variables(variables)
-        _require_known(kwargs, self.model)
+        require_known(kwargs, self.model, "apply_fn")
+        if not V.takes_training(self.model):  # as Keras's own step does
+            kwargs.pop("training", None)
         wanted = _wanted(mutable)
-        params, non_trainable = V.collect_layer(self.model)
-        flat = _paths.flatten(variables.get("non_trainable", {}))
-        given = {**flat, **_derived(rngs, non_trainable)}
-        absent = {e.path: jnp.zeros((2,), jnp.uint32) for e in non_trainable if _lacks_seed(e, given)}
-        before = non_trainable.leaves(_paths.nest({**given, **absent}), "variables['non_trainable']")
-        weights = params.leaves(variables.get("params", {}), "variables['params']")
-        with explained({"variables": variables, "inputs": args}):
-            outputs, values, losses = call(self.model, params + non_trainable, weights + before, args, kwargs)
-        after = values[len(params) :]
-        drawn = [e for e, old, new in zip(non_trainable, before, after, strict=True) if new is not old]
-        _refuse_placeholders(drawn, absent)
-        updates = {"non_trainable": non_trainable.tree(after), "losses": losses}
+        state = V.collect_layer(self.model)
+        outputs, (_, after), losses = stateless(self.model, state, variables, args, kwargs, rngs)
+        updates = {"non_trainable": after, "losses": losses}
         return (outputs, {name: updates[name] for name in wanted}) if wanted else outputs
+
+
+def stateless(
+    layer: Any,
+    state: tuple[V.Collection, V.Collection],
+    variables: Mapping[str, Any],
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    rngs: Any,
+) -> tuple[Any, tuple[dict[str, Any], dict[str, Any]], list[Any]]:
+    """Calls a layer on ``{"params": ..., "non_trainable": ...}``: outputs, both trees afterwards, losses.
+
+    Args:
+        layer: a built Keras layer.
+        state: its variables: the trainable and the non-trainable ones.
+        variables: their values.
+        args: what the layer is called on.
+        kwargs: passed to the layer.
+        rngs: a key, or a dict of keys, from which all seeds derive; None for those of `variables`.
+
+    Raises:
+        StructureMismatchError: if `variables` isn't what the layer needs.
+        OwnershipError: if a leaf was donated to a step.
+    """
+    params, non_trainable = state
+    flat = _paths.flatten(variables.get("non_trainable", {}))
+    given = {**flat, **_derived(rngs, non_trainable)}
+    absent = {e.path: jnp.zeros((2,), jnp.uint32) for e in non_trainable if _lacks_seed(e, given)}
+    before = non_trainable.leaves(_paths.nest({**given, **absent}), "variables['non_trainable']")
+    weights = params.leaves(variables.get("params", {}), "variables['params']")
+    with explained({"variables": variables, "inputs": args}):
+        outputs, values, losses = call(layer, params + non_trainable, weights + before, args, kwargs)
+    after = values[len(params) :]
+    drawn = [e for e, old, new in zip(non_trainable, before, after, strict=True) if new is not old]
+    _refuse_placeholders(drawn, absent)
+    return outputs, (params.tree(values[: len(params)]), non_trainable.tree(after)), losses
 
 
 def _derived(rngs: Any, collection: V.Collection) -> dict:
@@ -140,13 +186,19 @@ def _require_variables(variables: Any) -> None:
         )
 
 
-def _require_known(kwargs: Mapping[str, Any], model: Any) -> None:
-    """Flax's words for what Keras calls training would be swallowed: Keras drops what it doesn't know."""
+def require_known(kwargs: Mapping[str, Any], model: Any, where: str) -> None:
+    """Checks that no argument is one of Flax's words for what Keras calls training.
+
+    It would be swallowed: a Functional model drops what it doesn't know.
+
+    Raises:
+        StructureMismatchError: naming the argument.
+    """
     swallowed = {"train", "deterministic", "use_running_average"} & kwargs.keys()
     unknown = swallowed - inspect.signature(model.call).parameters.keys()
     if unknown:
         raise StructureMismatchError(
-            "apply_fn",
+            where,
             got=f"the argument {', '.join(sorted(unknown))}",
             expected="training=",
             fix="A Keras model takes training=True or training=False, and drops what it doesn't know.",

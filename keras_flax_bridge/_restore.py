@@ -47,22 +47,22 @@ class Target(NamedTuple):
     scope: frozenset[Path] | None  # the stored subtrees that must be used up; None for everything
     put: Callable[[Flat], Any]
     of_weights: bool = True  # whether it is known what the first names stand for
+    optional: frozenset[Path] = frozenset()  # wanted, and left as they are where nothing is stored
 
 
 def target_of(like: Any, *, tops: Iterable[str] = TREES) -> Target:
     """The target that `like` stands for.
 
     Args:
-        like: a `keras.Model` or a dict of them, an `nnx.Module` or `nnx.State`, or a pytree of arrays
-            or `jax.ShapeDtypeStruct`.
+        like: a `keras.Model` or an `nnx.Module`, a dict of either, an `nnx.State`, or a pytree of arrays or
+            `jax.ShapeDtypeStruct`.
         tops: the first names in the checkpoint: where they are those of a state, so are `like`'s.
     """
-    if isinstance(like, nnx.Module):
-        return _nnx_target(like, _weights(tops))
-    if isinstance(like, keras.layers.Layer):
-        return _keras_target(like, {(): like}, _weights(tops))
-    if _are_models(like):
-        return _keras_target(like, {(name,): model for name, model in like.items()}, _weights(tops))
+    for kind, target in ((keras.layers.Layer, _keras_target), (nnx.Module, _nnx_target)):
+        if isinstance(like, kind):
+            return target(like, {(): like}, _weights(tops))
+        if _are_all(like, kind):
+            return target(like, {(name,): one for name, one in like.items()}, _weights(tops))
     places = unboxed(_paths.flatten(like))
     leaves = {name: _paths.flatten(like)[place] for name, place in places.items()}
     if isinstance(like, nnx.State):
@@ -98,9 +98,9 @@ def _subtrees(names: Iterable[str]) -> frozenset[Path]:
     return frozenset((name,) for name in names)
 
 
-def _are_models(like: Any) -> bool:
+def _are_all(like: Any, kind: type) -> bool:
     values = like.values() if isinstance(like, Mapping) else ()
-    return bool(values) and all(isinstance(value, keras.layers.Layer) for value in values)
+    return bool(values) and all(isinstance(value, kind) for value in values)
 
 
 def _keras_target(like: Any, models: Mapping[Path, Any], weights: frozenset[Path]) -> Target:
@@ -121,18 +121,28 @@ def _keras_target(like: Any, models: Mapping[Path, Any], weights: frozenset[Path
     return Target(wanted, frozenset(places) | weights, put)
 
 
-def _nnx_target(module: nnx.Module, weights: frozenset[Path]) -> Target:
-    flat = nnx.to_flat_state(nnx.state(module))
-    by_path = getattr(module, "variables_by_path", None)  # ToNNX says which key an attribute stands for
-    variables = by_path() if by_path else {tuple(map(str, path)): variable for path, variable in flat}
-    named = {("params", *path): variable for path, variable in variables.items()}
+def _nnx_target(like: Any, modules: Mapping[Path, nnx.Module], weights: frozenset[Path]) -> Target:
+    """The variables of some modules, each below its name in every tree."""
+    named = {
+        ("params", *prefix, *path): variable
+        for prefix, module in modules.items()
+        for path, variable in _nnx_variables(module).items()
+    }
 
     def put(values: Flat) -> Any:
         for path, value in values.items():
             named[path].set_value(value)
-        return module
+        return like
 
-    return Target({p: v.get_value() for p, v in named.items()}, weights, put)
+    # the states of RNNs: Keras doesn't track them, so that a TrainState lacks them
+    optional = frozenset(path for path, v in named.items() if v.get_metadata().get("optional"))
+    return Target({p: v.get_value() for p, v in named.items()}, weights, put, optional=optional)
+
+
+def _nnx_variables(module: Any) -> dict[Path, nnx.Variable]:
+    if hasattr(module, "variables_by_path"):  # ToNNX says which key an attribute stands for
+        return module.variables_by_path()
+    return {tuple(map(str, path)): variable for path, variable in nnx.to_flat_state(nnx.state(module))}
 
 
 def plan(stored: Flat, target: Target, where: str, options: Options) -> dict[Path, Path]:
@@ -160,7 +170,7 @@ def plan(stored: Flat, target: Target, where: str, options: Options) -> dict[Pat
         for path, place in found.items()
         if not _compatible(stored[place], wanted[path], options.cast)
     }
-    missing = {path: leaf for path, leaf in wanted.items() if path not in found}
+    missing = {p: leaf for p, leaf in wanted.items() if p not in found and p not in target.optional}
     difference = _paths.Diff(missing, left, mismatched)
     good = {path: place for path, place in found.items() if path not in mismatched}
     if (wanted and not good) or (difference and not options.partial):

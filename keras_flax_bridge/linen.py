@@ -10,13 +10,16 @@ import jax
 
 from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
-from keras_flax_bridge._apply import KerasApply, require_built_layer
+from keras_flax_bridge._apply import require_built_layer, require_known, require_layer, stateless
+from keras_flax_bridge._leaves import owned
+from keras_flax_bridge.errors import StructureMismatchError
 
 _COLLECTIONS = {
     V.PARAM: "params",
     V.FROZEN: "frozen",
     V.BATCH_STAT: "batch_stats",
-    V.OTHER: "batch_stats",  # state that calls may change, such as counters and RNN states
+    V.OTHER: "batch_stats",  # state that calls may change, such as counters
+    V.UNTRACKED: "batch_stats",  # and states of RNNs
     V.SEED: "seeds",
 }
 
@@ -26,16 +29,22 @@ class ToLinen(nn.Module):
 
     ``init(key, x)`` is pure: it draws by the layer's own initializers from `key`, and gives the
     collections ``params``, ``batch_stats``, ``frozen`` and ``seeds``. ``apply`` takes them with
-    ``mutable=[...]`` as usual; with ``rngs={"dropout": key}`` the Keras seeds derive from that key,
-    else they are those of ``seeds``.
+    ``mutable=[...]`` as usual, and returns as updated what it names; a call without it changes
+    nothing, seeds included. With ``rngs={"dropout": key}`` the Keras seeds derive from that key,
+    else they are those of ``seeds``. Losses that the layer raises come with ``mutable=["losses"]``.
+
+    A top name that is ``params`` itself is called ``params_``, since Linen refuses it.
 
     Attributes:
-        layer: a built Keras layer or model; its own values are neither read nor written.
+        layer: a Keras layer or model; its own values are neither read nor written. One that isn't
+            built is built by `init`.
+        training: whether calls train that don't say so themselves. In `nn.remat`, `nn.scan` and the
+            like, where arguments are traced, it is said here.
 
     Raises:
-        NotBuiltError: at `init`, if the layer has no variables yet.
         UnsupportedLayerError: at `init`, if the layer can't be built again from its config.
-        StructureMismatchError: at `apply`, if a collection is missing or of another structure.
+        StructureMismatchError: if `layer` is no Keras layer; at `apply`, if a collection is missing
+            or of another structure.
 
     Example:
         >>> import keras, numpy as np
@@ -43,18 +52,21 @@ class ToLinen(nn.Module):
         >>> variables = module.init(jax.random.key(0), np.ones((3, 4)))
         >>> jax.tree.map(np.shape, variables)
         {'params': {'dense': {'bias': (2,), 'kernel': (4, 2)}}}
+        >>> module.apply(module.from_keras_values(), np.ones((3, 4))).shape
+        (3, 2)
     """
 
     layer: Any
+    training: bool = False
 
     @nn.compact
-    def __call__(self, *args: Any, training: bool = False, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
         """Calls the layer on this module's variables.
 
         Args:
             *args: what the layer is called on.
-            training: passed where the layer takes it.
-            **kwargs: passed to the layer.
+            training: None for the module's own.
+            **kwargs: passed to the layer, such as ``mask`` or ``initial_state``.
 
         Returns:
             The layer's outputs.
@@ -62,23 +74,42 @@ class ToLinen(nn.Module):
         Raises:
             StructureMismatchError: if a collection is missing or of another structure.
         """
-        require_built_layer(self.layer)
-        params, non_trainable = V.collect_layer(self.layer)
+        require_layer(self.layer)
+        require_known(kwargs, self.layer, "ToLinen")
+        kwargs["training"] = self.training if training is None else training
+        _require_static(kwargs["training"])
+        if not V.is_complete(self.layer):
+            V.build_layer(self.layer, *args, **kwargs)
+        params, non_trainable = V.collect_state(self.layer)
         boxes = self._boxes(params + non_trainable)
         values = _paths.flatten(_paths.nest({place: box.value for place, box in boxes.items()}))
+        variables = {"params": _chosen(values, params), "non_trainable": _chosen(values, non_trainable)}
         key = self.make_rng("dropout") if self._has_dropout_key() else None
-        outputs, updates = KerasApply(self.layer)(
-            {"params": _chosen(values, params), "non_trainable": _chosen(values, non_trainable)},
-            *args,
-            mutable="non_trainable",
-            rngs=key,
-            training=training,
-            **kwargs,
-        )
+        state = params, non_trainable
+        outputs, after, losses = stateless(self.layer, state, variables, args, kwargs, key)
         if not self.is_initializing():
-            self._store(boxes, _placed(non_trainable, updates["non_trainable"]), key)
+            placed = [_placed(entries, tree) for entries, tree in zip(state, after, strict=True)]
+            self._store(boxes, _paths.nest({**placed[0], **placed[1]}), key)
+            for loss in losses:
+                self.sow("losses", "raised", loss)
         return outputs
 
+    @nn.nowrap
+    def from_keras_values(self) -> dict[str, Any]:
+        """The variables with the layer's present values, as copies.
+
+        Returns:
+            The collections that `init` gives.
+
+        Raises:
+            NotBuiltError: if the layer has no variables yet.
+            StructureMismatchError: if `layer` is no Keras layer.
+        """
+        require_built_layer(self.layer)
+        params, non_trainable = V.collect_state(self.layer)
+        return _paths.nest({_place(e): owned(e.variable.value) for e in params + non_trainable})
+
+    @nn.nowrap
     def _boxes(self, entries: V.Collection) -> dict[tuple[str, str], nn.Variable]:
         """One Linen variable for each first name in each collection; it holds the subtree below."""
         drawn = self._draw() if self.is_initializing() else {}
@@ -90,23 +121,42 @@ class ToLinen(nn.Module):
             if self.is_initializing() or self.has_variable(collection, name)
         }
 
+    @nn.nowrap
     def _draw(self) -> dict[_paths.Path, Any]:
         return V.initial_values(self.layer, self.make_rng("params"))
 
+    @nn.nowrap
     def _has_dropout_key(self) -> bool:
         return not self.is_initializing() and self.has_rng("dropout")
 
+    @nn.nowrap
     def _store(self, boxes: Mapping, values: Mapping, key: jax.Array | None) -> None:
         """Writes what the call changed into the collections that the caller made mutable."""
         for (collection, name), box in boxes.items():
             derived = collection == "seeds" and key is not None
-            if collection != "params" and not derived and self.is_mutable_collection(collection):
+            if not derived and self.is_mutable_collection(collection):
                 box.value = values[collection][name]
+
+
+def _require_static(training: Any) -> None:
+    if isinstance(training, jax.core.Tracer):
+        raise StructureMismatchError(
+            "ToLinen",
+            got="a traced value for training",
+            expected="True or False",
+            fix="Inside nn.remat, nn.scan or jit say it to the module: ToLinen(layer, training=True).",
+        )
 
 
 def _place(entry: V.Entry) -> _paths.Path:
     """Where a variable lies among Linen's collections."""
-    return (_COLLECTIONS[entry.kind], *entry.path)
+    first, *rest = entry.path
+    return (_COLLECTIONS[entry.kind], _name(first), *rest)
+
+
+def _name(first: str) -> str:
+    """A name right below a collection; for ``params``, which Linen takes for a mistake, another one."""
+    return f"{first}_" if first.rstrip("_") == "params" else first
 
 
 def _chosen(values: _paths.Flat, entries: V.Collection) -> dict[str, Any]:
@@ -114,7 +164,7 @@ def _chosen(values: _paths.Flat, entries: V.Collection) -> dict[str, Any]:
     return _paths.nest({e.path: values[_place(e)] for e in entries if _place(e) in values})
 
 
-def _placed(entries: V.Collection, tree: Any) -> dict[str, Any]:
-    """The values of `tree` as Linen's collections."""
+def _placed(entries: V.Collection, tree: Any) -> _paths.Flat:
+    """The values of `tree` by their places among Linen's collections."""
     flat = _paths.flatten(tree)
-    return _paths.nest({_place(entry): flat[entry.path] for entry in entries})
+    return {_place(entry): flat[entry.path] for entry in entries}

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import keras
 from flax import nnx
 
 from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
-from keras_flax_bridge._apply import call, require_built_layer
-from keras_flax_bridge._leaves import owned
-from keras_flax_bridge.errors import StructureMismatchError
+from keras_flax_bridge._apply import call, require_built_layer, require_known, require_layer
+from keras_flax_bridge._leaves import owned, require_values
+from keras_flax_bridge.errors import NotBuiltError, StructureMismatchError
 
 
 class KerasSeed(nnx.RngState):
@@ -26,48 +31,71 @@ _TYPES = {
     V.PARAM: nnx.Param,
     V.FROZEN: Frozen,
     V.BATCH_STAT: nnx.BatchStat,
-    V.OTHER: nnx.BatchStat,  # state that calls may change, such as counters and RNN states
+    V.OTHER: nnx.BatchStat,  # state that calls may change, such as counters
+    V.UNTRACKED: nnx.BatchStat,  # and states of RNNs
     V.SEED: KerasSeed,
 }
 
 
 class _Node(nnx.Module):
-    """One level of structural keys below a `ToNNX`."""
+    """One level of structural keys below a `ToNNX`; a list's or dict's items are read by ``[...]``."""
+
+    def __getitem__(self, key: Any) -> Any:
+        try:
+            return getattr(self, _attribute(self, str(key)))
+        except AttributeError as error:
+            raise (IndexError if isinstance(key, int) else KeyError)(key) from error
 
 
 class _Held:
     """What a `ToNNX` calls; two modules of one layer are one type to jit."""
 
-    def __init__(self, layer: Any, entries: tuple[V.Entry, ...]):
+    def __init__(self, layer: Any, entries: Sequence[V.Entry] = (), *, complete: bool = False):
         self.layer = layer
-        self.entries = entries
-        self._key = (id(layer), *((id(entry.variable), entry.kind) for entry in entries))
+        self.entries = tuple(entries)
+        self.complete = complete  # whether all sublayers are built, so that no call makes variables
+
+    @cached_property
+    def _key(self) -> tuple:
+        variables = ((id(entry.variable), entry.kind) for entry in self.entries)
+        return (id(self.layer), self.complete, *variables)
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self._key)  # jit asks for it at every call
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Held) and self._key == other._key
+        return self is other or (isinstance(other, _Held) and self._key == other._key)
 
     def __hash__(self) -> int:
-        return hash(self._key)
+        return self._hash
 
     def __deepcopy__(self, memo: dict) -> _Held:
         return self
+
+    @cached_property
+    def variables(self) -> frozenset[int]:
+        return frozenset(id(entry.variable) for entry in self.entries)
 
 
 class ToNNX(nnx.Module):
     """A Keras layer or model as an `nnx.Module`; no environment flag is needed.
 
-    Its attributes mirror the structural keys (``module.dense_1.kernel``): `nnx.Param` for trainable
-    weights, `nnx.BatchStat` for moving statistics and other state, `KerasSeed` for seeds and
-    `Frozen` for frozen weights. It holds copies: the layer's own values are neither read nor
-    written by a call. ``module.train()`` and ``module.eval()`` set the default of ``training``.
+    Its attributes mirror the structural keys (``module.dense_1.kernel``, ``module.blocks[0].kernel``):
+    `nnx.Param` for trainable weights, `nnx.BatchStat` for moving statistics and other state,
+    `KerasSeed` for seeds and `Frozen` for frozen weights. It holds copies: the layer's own values
+    are neither read nor written by a call. ``module.train()`` and ``module.eval()``, or
+    ``nnx.view(module, deterministic=...)``, set the default of ``training``.
 
     Args:
-        layer: a built Keras layer or model.
+        layer: a Keras layer or model. One that isn't built is built from `shape`, or by the first
+            call, whose arrays tell the shapes.
         rngs: None takes the layer's present values; `nnx.Rngs` draws new ones, from its
             ``params`` stream, by the layer's own initializers.
+        shape: of the input, with the batch's axis, such as ``(None, 28, 28)``, or a list or dict of
+            shapes; for a layer that isn't built.
 
     Raises:
-        NotBuiltError: if the layer has no variables yet.
         StructureMismatchError: if `layer` is no Keras layer, or `rngs` no `nnx.Rngs`.
         UnsupportedLayerError: with `rngs`, if the layer can't be built again from its config.
 
@@ -76,50 +104,197 @@ class ToNNX(nnx.Module):
         >>> module = ToNNX(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]))
         >>> module.dense.kernel.shape, module(np.ones((3, 4))).shape
         ((4, 2), (3, 2))
+        >>> ToNNX(keras.layers.Dense(2), rngs=nnx.Rngs(0), shape=(None, 4)).kernel.shape
+        (4, 2)
     """
 
-    def __init__(self, layer: keras.layers.Layer, *, rngs: nnx.Rngs | None = None):
-        require_built_layer(layer)
+    def __init__(self, layer: keras.layers.Layer, *, rngs: nnx.Rngs | None = None, shape: Any = None):
+        require_layer(layer)
         if rngs is not None and not isinstance(rngs, nnx.Rngs):
             raise StructureMismatchError(
                 "rngs", got=f"a {type(rngs).__name__}", expected="nnx.Rngs", fix="Pass rngs=nnx.Rngs(0)."
             )
-        params, non_trainable = V.collect_layer(layer)
-        self._held = _Held(layer, tuple(params + non_trainable))
+        if shape is not None and not V.is_complete(layer):
+            V.build_layer(layer, V.shapes_to_specs(layer, shape))
         self.deterministic = True
-        drawn = None if rngs is None else V.initial_values(layer, rngs.params())
-        for entry in self._held.entries:
-            value = owned(entry.variable.value) if drawn is None else drawn[entry.path]
-            node = _node(self, entry.path[:-1])
-            setattr(node, _attribute(node, entry.path[-1]), _TYPES[entry.kind](value))
+        self._held = _Held(layer)
+        key = None if rngs is None else rngs.params()
+        if layer.built:
+            _take_up(self, key, complete=V.is_complete(layer))
+        elif key is not None:
+            self.initial_key = nnx.RngKey(key, tag="params")  # until the first call builds the layer
 
-    def __call__(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
+    @classmethod
+    def _pytree__unflatten(cls, static: Any, node_attrs: Any) -> ToNNX:
+        module = super()._pytree__unflatten(static, node_attrs)
+        _COPIES.add(module)
+        return module
+
+    def __call__(
+        self, *args: Any, training: bool | None = None, return_losses: bool = False, **kwargs: Any
+    ) -> Any:
         """Calls the layer on this module's values, and updates its state.
 
         Args:
             *args: what the layer is called on.
             training: None for what ``train()`` or ``eval()`` set; inference at first, as in Keras.
-            **kwargs: passed to the layer.
+            return_losses: whether to return the losses too, as Keras's ``stateless_call`` does.
+            **kwargs: passed to the layer, such as ``mask`` or ``initial_state``.
 
         Returns:
-            The layer's outputs.
+            The layer's outputs, or ``(outputs, losses)``.
 
         Raises:
+            StructureMismatchError: if an argument is Flax's word for ``training``, or the layer got
+                variables since it was wrapped.
             ValueError: whatever the layer raises.
         """
+        require_known(kwargs, self._held.layer, "ToNNX")
         kwargs["training"] = not self.deterministic if training is None else training
-        variables = list(self.variables_by_path().values())
+        if not self._held.complete:
+            _build(self, args, kwargs)
+        _require_same_variables(self._held)
+        variables = _variables(self)
         before = [variable.get_value() for variable in variables]
-        outputs, after, _ = call(self._held.layer, self._held.entries, before, args, kwargs)
+        outputs, after, losses = call(self._held.layer, self._held.entries, before, args, kwargs)
         for variable, old, new in zip(variables, before, after, strict=True):
             if new is not old:
                 variable.set_value(new)
-        return outputs
+        _LOSSES[self] = _Raised(losses, variables)
+        if losses and hasattr(self, "__captures__"):  # inside nnx.capture
+            self.sow(nnx.Intermediate, "losses", losses)
+        return (outputs, losses) if return_losses else outputs
+
+    @property
+    def losses(self) -> list[jax.Array]:
+        """The losses that the last call raised: those of ``add_loss`` and of regularizers, scalars.
+
+        They are read where the module was called: in the same jitted function, in the function that
+        is differentiated. Across transformations they go as what the function returns
+        (``return_losses=True``), or by ``nnx.capture(..., nnx.Intermediate)``.
+
+        Raises:
+            StructureMismatchError: if this module wasn't called here, or got other values since.
+        """
+        raised = _LOSSES.get(self)
+        if raised is None or raised.is_stale(_variables(self)):
+            raise StructureMismatchError(
+                "losses",
+                got="a module that wasn't called here, or got other values since",
+                expected="a call of it before, in the same function",
+                fix="Read module.losses in the function that calls the module, and return them from it, "
+                "or call it with return_losses=True.",
+            )
+        return raised.losses
 
     def variables_by_path(self) -> dict[_paths.Path, nnx.Variable]:
         """The module's variables by structural path."""
-        nodes = {entry.path: _node(self, entry.path[:-1]) for entry in self._held.entries}
-        return {path: getattr(node, _attribute(node, path[-1])) for path, node in nodes.items()}
+        return {e.path: v for e, v in zip(self._held.entries, _variables(self), strict=True)}
+
+    def set_view(self, deterministic: bool | None = None) -> None:
+        """Sets the default of ``training``; `nnx.view` calls it.
+
+        Args:
+          deterministic: False for training, True for inference, None to leave it.
+
+        Raises:
+          TraceContextError: inside a transformation, on a module from outside of it.
+        """
+        # `nnx.view_info` reads the arguments above, and only if they are indented by two
+        if deterministic is not None:
+            self.deterministic = deterministic
+
+    def assign_to(self, layer: keras.layers.Layer) -> None:
+        """Writes the module's values into a Keras layer, all or nothing.
+
+        Args:
+            layer: the wrapped layer, or another of its architecture; it gets copies.
+
+        Raises:
+            NotBuiltError: if the layer, or the module, has no variables yet.
+            OwnershipError: if a value was donated, or is traced.
+            StructureMismatchError: if the layer has other variables; lists all of them.
+
+        Example:
+            >>> import keras
+            >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+            >>> module = ToNNX(model)
+            >>> module.dense.bias.set_value(module.dense.bias.get_value() + 1)
+            >>> module.assign_to(model)
+            >>> float(model.layers[0].bias[0])
+            1.0
+        """
+        _require_filled(self)
+        require_built_layer(layer)
+        params, non_trainable = V.collect_state(layer)
+        entries = params + non_trainable
+        values = {path: variable.get_value() for path, variable in self.variables_by_path().items()}
+        difference = _paths.diff(values, entries.specs())
+        if difference:
+            raise difference.error(f"layer {layer.name!r}", "It must be of the module's architecture.")
+        require_values(values)
+        new = [owned(values[entry.path]) for entry in entries]
+        for entry, value in zip(entries, new, strict=True):
+            entry.variable.assign(value)
+        V.refresh(layer)
+
+
+# what jax made as a pytree; under a transformation, what is added to such a copy is lost
+_COPIES: weakref.WeakSet[ToNNX] = weakref.WeakSet()
+
+
+def _is_tracing(inputs: Any) -> bool:
+    leaves = [*jax.tree.leaves(inputs), jnp.zeros(())]
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+
+
+# --- variables
+
+
+def _take_up(module: ToNNX, key: jax.Array | None, *, complete: bool) -> None:
+    """Gives a module the variables of its layer that it lacks: with present values, or drawn by a key."""
+    layer, known = module._held.layer, module._held.variables
+    params, non_trainable = V.collect_state(layer)
+    module._held = _Held(layer, params + non_trainable, complete=complete)
+    fresh = [entry for entry in module._held.entries if id(entry.variable) not in known]
+    drawn = None if key is None or not fresh else V.initial_values(layer, key)
+    for entry in fresh:
+        value = owned(entry.variable.value) if drawn is None else drawn[entry.path]
+        node = _node(module, entry.path[:-1])
+        setattr(node, _attribute(node, entry.path[-1]), _TYPES[entry.kind](value, **_metadata(entry)))
+
+
+def _build(module: ToNNX, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Builds what isn't built of a module's layer, for these inputs."""
+    if module in _COPIES and _is_tracing((args, kwargs)):
+        raise NotBuiltError(
+            f"ToNNX of layer {module._held.layer.name!r}",
+            got="a first call inside a transformation with graph=False, which would lose the variables",
+            expected="a module that has its variables",
+            fix="Call it once outside, or pass shape= when you make it.",
+        )
+    V.build_layer(module._held.layer, *args, **kwargs)
+    key = None
+    if "initial_key" in vars(module):
+        key = module.initial_key.get_value()
+        del module.initial_key
+    _take_up(module, key, complete=True)
+
+
+def _metadata(entry: V.Entry) -> dict[str, Any]:
+    """What nnx shall know of a variable beside its value: its sharding, whether checkpoints may lack it."""
+    sharding = V.partition(entry.variable)
+    placed = {} if sharding is None else {"out_sharding": tuple(sharding.spec), "mesh": sharding.mesh}
+    return {**placed, "optional": True} if entry.kind == V.UNTRACKED else placed
+
+
+def _variables(module: ToNNX) -> list[nnx.Variable]:
+    """The module's variables in the order of its entries.
+
+    No method: `nnx.tabulate` replaces all public methods, and traces each for itself.
+    """
+    nodes = [(_node(module, entry.path[:-1]), entry.path[-1]) for entry in module._held.entries]
+    return [getattr(node, _attribute(node, name)) for node, name in nodes]
 
 
 def _node(node: Any, path: _paths.Path) -> Any:
@@ -142,4 +317,44 @@ def _attribute(node: Any, name: str) -> str:
     return f"{name}_" if reserved else name
 
 
-_OWN = ("deterministic", "_held")
+_OWN = ("deterministic", "_held", "initial_key")
+
+
+def _require_filled(module: ToNNX) -> None:
+    if not module._held.entries and not module._held.complete:
+        raise NotBuiltError(
+            f"ToNNX of layer {module._held.layer.name!r}",
+            got="a module without variables",
+            expected="one whose layer is built",
+            fix="Call it on data, or pass shape= when you make it.",
+        )
+
+
+def _require_same_variables(held: _Held) -> None:
+    new = [variable.path for variable in held.layer.variables if id(variable) not in held.variables]
+    if new:
+        raise StructureMismatchError(
+            f"layer {held.layer.name!r}",
+            unexpected=new,
+            fix="The layer got variables after it was wrapped, as enable_lora does: wrap it again.",
+        )
+
+
+# --- losses
+
+
+class _Raised:
+    """The losses of a call, and the values that the module had after it."""
+
+    def __init__(self, losses: list[jax.Array], variables: Sequence[nnx.Variable]):
+        self.losses = losses
+        # weak, for old weights not to be kept
+        self.values = [weakref.ref(v.get_value()) for v in variables] if losses else []
+
+    def is_stale(self, variables: Sequence[nnx.Variable]) -> bool:
+        pairs = zip(self.values, variables, strict=False)
+        return any(value() is not variable.get_value() for value, variable in pairs)
+
+
+# beside the modules, not in them: an attribute that comes with a call would be a new state to jit
+_LOSSES: weakref.WeakKeyDictionary[ToNNX, _Raised] = weakref.WeakKeyDictionary()

@@ -259,10 +259,14 @@ def test_as_a_submodule(model, style):
     assert all(np.any(leaf) for leaf in jax.tree.leaves(grads["keras"]["head"]))
 
 
-@pytest.mark.parametrize("wrap", [kfb.ToNNX, lambda layer: kfb.ToLinen(layer).init(jax.random.key(0), X)])
-def test_an_unbuilt_layer_is_explained(wrap):
-    with pytest.raises(kfb.NotBuiltError, match="build"):
-        wrap(layers.Dense(2))
+def test_an_unbuilt_layer_is_built_at_its_first_call():
+    module = kfb.ToNNX(layers.Dense(2))
+    assert module(X).shape == (*X.shape[:-1], 2)
+    assert module.kernel.shape == (X.shape[-1], 2)
+    linen = kfb.ToLinen(layers.Dense(2))
+    variables = linen.init(jax.random.key(0), X)
+    assert variables["params"]["kernel"].shape == (X.shape[-1], 2)
+    assert linen.apply(variables, X).shape == (*X.shape[:-1], 2)
 
 
 def test_a_layer_that_has_no_config_is_explained():

@@ -11,6 +11,7 @@ from keras_flax_bridge import _paths
 from keras_flax_bridge._paths import Path
 
 PARAM, FROZEN, BATCH_STAT, SEED, OTHER = "param", "frozen", "batch_stat", "seed", "other"
+UNTRACKED = "untracked"  # a variable that Keras has in no list, such as the state of an RNN
 
 
 class Entry(NamedTuple):
@@ -67,3 +68,10 @@ class ModelVariables(NamedTuple):
 def variable_spec(variable: Any) -> jax.ShapeDtypeStruct:
     # `_dtype`: the public dtype is the autocast one inside a mixed-precision layer call
     return jax.ShapeDtypeStruct(tuple(variable.shape), variable._dtype)
+
+
+def partition(variable: Any) -> jax.sharding.NamedSharding | None:
+    """The sharding that a variable was given, by keras.distribution or its `layout`."""
+    # `_layout`: what keras.distribution chose when the variable was made; nothing public has it
+    layout = getattr(variable._layout, "backend_layout", variable._layout)
+    return layout if isinstance(layout, jax.sharding.NamedSharding) else None

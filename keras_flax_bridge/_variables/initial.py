@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,11 +13,11 @@ import jax.numpy as jnp
 import keras
 from keras.src.backend.common import global_state
 
-from keras_flax_bridge import _random
+from keras_flax_bridge import _paths, _random
 from keras_flax_bridge._paths import Path
 from keras_flax_bridge._variables.entries import SEED, Entry, variable_spec
-from keras_flax_bridge._variables.keys import collect_layer
-from keras_flax_bridge._variables.models import collect
+from keras_flax_bridge._variables.keys import collect_state
+from keras_flax_bridge._variables.models import build_layer, collect, is_complete, parts, shapes_to_specs
 from keras_flax_bridge._variables.values import move
 from keras_flax_bridge.errors import UnsupportedLayerError
 
@@ -25,19 +26,24 @@ def initial_values(layer: Any, key: jax.Array) -> dict[Path, Any]:
     """Initial values of all variables of a built layer as a pure function of a JAX key.
 
     Every initializer draws from a key of its own, made of `key` and the variable's path; also one
-    that was given a fixed seed.
+    that was given a fixed seed. A variable that the layer makes from a value starts with that value.
 
     Raises:
         UnsupportedLayerError: if the layer can't be built again from its config.
     """
-    return {path: draw(_random.fold(key, path)) for path, draw in _initializers(layer).items()}
+    initializers = _initializers(layer)
+    wanted = [entry.path for collection in collect_state(layer) for entry in collection]
+    missing = ", ".join(_paths.join(path) for path in wanted if path not in initializers)
+    if missing:
+        raise _cannot_rebuild(layer, f"its copy lacks {missing}")
+    return {path: initializers[path](_random.fold(key, path)) for path in wanted}
 
 
 def _initializers(layer: Any) -> dict[Path, Callable[[jax.Array], Any]]:
     """For every variable, by path, a function that draws its initial value from a key."""
-    with keras.StatelessScope(initialize_variables=False), _own_uninitialized():
+    with _without_values():
         twin = _rebuilt(layer)
-        entries = [entry for collection in collect_layer(twin) for entry in collection]
+        entries = [entry for collection in collect_state(twin) for entry in collection]
         return {entry.path: _drawer(entry) for entry in entries}
 
 
@@ -66,10 +72,10 @@ def forget_traced(model: Any) -> None:
     """
     entries = [entry for collection in collect(model) for entry in collection]
     move([entry for entry in entries if _is_traced(entry.variable._value)])
-    for layer in model._flatten_layers():
+    for layer in parts(model):
         leaked = [name for name, value in vars(layer).items() if _is_traced(value)]
         if leaked:
-            with keras.StatelessScope(initialize_variables=False), _own_uninitialized():
+            with _without_values():
                 twin = _rebuilt(layer)
             vars(layer).update({name: vars(twin)[name] for name in leaked})
 
@@ -80,18 +86,88 @@ def _is_traced(value: Any) -> bool:
 
 def _rebuilt(layer: Any) -> Any:
     """The layer built once more from its config; in a stateless scope, without values."""
+    classes = {type(part) for part in parts(layer)}
+    # registered or not; Keras's own would hide its operations of the same names, such as Add
+    own = {cls.__name__: cls for cls in classes if not cls.__module__.startswith("keras.")}
     try:
-        twin = type(layer).from_config(layer.get_config())
-        if not twin.built:
-            twin.build_from_config(layer.get_build_config())
+        with keras.saving.custom_object_scope(own):
+            twin = type(layer).from_config(layer.get_config())
+        if not is_complete(twin):
+            _build_as(twin, layer)
     except (NotImplementedError, TypeError, ValueError) as error:
-        raise UnsupportedLayerError(
-            f"layer {layer.name!r}",
-            got=f"a {type(layer).__name__} that can't be built again ({error})",
-            expected="get_config() and get_build_config() that rebuild it",
-            fix="Define them as Keras's guide on saving says, or take the layer's present values.",
-        ) from error
+        raise _cannot_rebuild(layer, str(error)) from error
     return twin
+
+
+def _build_as(twin: Any, layer: Any) -> None:
+    # `_is_default`: Keras's mark of a `build` that nobody wrote; it builds no sublayer
+    if not getattr(type(layer).build, "_is_default", False):
+        twin.build_from_config(layer.get_build_config())
+    # `_build_shapes_dict`: the shapes that the layer was built for; its config loses their names
+    shapes = {k: shape for k, shape in (layer._build_shapes_dict or {}).items() if shape is not None}
+    specs = {name.removesuffix("_shape"): shapes_to_specs(twin, shape) for name, shape in shapes.items()}
+    if specs and not is_complete(twin):
+        first = next(iter(specs))
+        build_layer(twin, specs.pop(first), **specs)
+
+
+def _cannot_rebuild(layer: Any, reason: str) -> UnsupportedLayerError:
+    return UnsupportedLayerError(
+        f"layer {layer.name!r}",
+        got=f"a {type(layer).__name__} that can't be built again ({reason})",
+        expected="get_config() and get_build_config() that rebuild it",
+        fix="Define them as Keras's guide on saving says, or take the layer's present values.",
+    )
+
+
+@contextlib.contextmanager
+def _without_values() -> Iterator[None]:
+    """Inside, layers are built and no initializer runs."""
+    with (
+        keras.StatelessScope(initialize_variables=False),
+        _own_uninitialized(),
+        _values_as_initializers(),
+    ):
+        yield
+
+
+class _Given:
+    """The initializer of a variable that was made from a value."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __call__(self, shape: Any, dtype: Any = None) -> Any:
+        return jnp.asarray(self.value, dtype)
+
+
+_PATCHING = threading.RLock()
+
+
+@contextlib.contextmanager
+def _values_as_initializers() -> Iterator[None]:
+    """Lets this thread make variables from values, as stateful RNNs do: a stateless scope refuses them."""
+    # no hook exists: Keras decides in `Variable.__init__` itself, whoever creates the variable
+    base, thread = keras.Variable, threading.get_ident()
+    plain: Any = base.__init__
+
+    def __init__(self: Any, initializer: Any, shape: Any = None, dtype: Any = None, **options: Any) -> None:  # noqa: N807
+        is_value = not callable(initializer) and not isinstance(initializer, str)
+        if is_value and threading.get_ident() == thread:
+            value = keras.ops.convert_to_tensor(initializer, dtype=dtype)
+            initializer, shape, dtype = _Given(value), value.shape, dtype or value.dtype
+        plain(self, initializer, shape=shape, dtype=dtype, **options)
+
+    with _PATCHING:
+        own = "__init__" in vars(base)
+        setattr(base, "__init__", __init__)  # noqa: B010, mypy knows no assignment to a method
+        try:
+            yield
+        finally:
+            if own:
+                setattr(base, "__init__", plain)  # noqa: B010
+            else:
+                del base.__init__
 
 
 @contextlib.contextmanager

@@ -11,7 +11,16 @@ import keras
 from keras.src.utils.naming import to_snake_case
 
 from keras_flax_bridge._paths import Path
-from keras_flax_bridge._variables.entries import BATCH_STAT, FROZEN, OTHER, PARAM, SEED, Collection, Entry
+from keras_flax_bridge._variables.entries import (
+    BATCH_STAT,
+    FROZEN,
+    OTHER,
+    PARAM,
+    SEED,
+    UNTRACKED,
+    Collection,
+    Entry,
+)
 from keras_flax_bridge.errors import UnsupportedLayerError
 
 
@@ -20,6 +29,17 @@ def collect_layer(layer: Any) -> tuple[Collection, Collection]:
     found = {id(entry.variable): entry for entry in _walk(layer, (), set())}
     trainable = [_known(found, v)._replace(kind=PARAM) for v in layer.trainable_variables]
     return Collection(trainable), Collection(_known(found, v) for v in layer.non_trainable_variables)
+
+
+def collect_state(layer: Any) -> tuple[Collection, Collection]:
+    """As `collect_layer`, and with the variables that Keras doesn't track, such as states of RNNs.
+
+    Keras's own functions on JAX lose what a call writes there.
+    """
+    params, non_trainable = collect_layer(layer)
+    known = {id(entry.variable) for entry in params + non_trainable}
+    found = {id(entry.variable): entry for entry in _walk(layer, (), set(), untracked=True)}
+    return params, non_trainable + (entry for key, entry in found.items() if key not in known)
 
 
 def _known(found: Mapping[int, Entry], variable: Any) -> Entry:
@@ -57,8 +77,11 @@ class Names:
         return (self._of_attribute[attribute], *path[1:])
 
 
-def _walk(layer: Any, path: Path, seen: set[int]) -> Iterator[Entry]:
-    """Entries of a layer and of all its sublayers, each variable once, at its first place."""
+def _walk(layer: Any, path: Path, seen: set[int], *, untracked: bool = False) -> Iterator[Entry]:
+    """Entries of a layer and of all its sublayers, each variable once, at its first place.
+
+    With `untracked`, then also the variables that attributes alone hold, even if they are another's.
+    """
     _require_arrays(layer)
     seen.add(id(layer))
     attributes, names = held_by(layer, _layer_bookkeeping()), Names()
@@ -67,9 +90,11 @@ def _walk(layer: Any, path: Path, seen: set[int]) -> Iterator[Entry]:
         if id(variable) not in seen:
             seen.add(id(variable))
             yield Entry((*path, *variable_name(variable, attributes, names)), variable, kind)
+    for variable in _held_variables(layer, seen) if untracked else ():
+        yield Entry((*path, *variable_name(variable, attributes, names)), variable, UNTRACKED)
     for name, child in children:
         if id(child) not in seen:
-            yield from _walk(child, (*path, *name), seen)
+            yield from _walk(child, (*path, *name), seen, untracked=untracked)
 
 
 def _require_arrays(layer: Any) -> None:
@@ -91,6 +116,13 @@ def _own_variables(layer: Any) -> Iterator[tuple[Any, str]]:
         yield variable, BATCH_STAT if variable.name.startswith("moving_") else OTHER
     for generator in layer._seed_generators:
         yield generator.state, SEED
+
+
+def _held_variables(layer: Any, known: set[int]) -> Iterator[Any]:
+    for name in public_first(vars(layer).keys() - _layer_bookkeeping()):
+        for _, item in contents((name,), vars(layer)[name]):
+            if isinstance(item, keras.Variable) and id(item) not in known:
+                yield item
 
 
 def _children(layer: Any, attributes: Mapping[int, Path], names: Names) -> Iterator[tuple[Path, Any]]:

@@ -45,6 +45,41 @@ def build(model: Any, batch: Any) -> None:
     model._symbolic_build(data_batch=symbolic)
 
 
+def parts(layer: Any) -> list[Any]:
+    """A layer and all of its sublayers."""
+    # `_flatten_layers`: the public `layers` exists on models only
+    return list(layer._flatten_layers())
+
+
+def is_complete(layer: Any) -> bool:
+    """Whether a layer and all of its sublayers are built."""
+    return all(part.built for part in parts(layer))
+
+
+def build_layer(layer: Any, *args: Any, **kwargs: Any) -> None:
+    """Builds a layer and its sublayers as a call on such arrays or specs would; nothing is computed.
+
+    Under a trace too, its variables get values that are not traced.
+    """
+    symbolic_args, symbolic_kwargs = keras.tree.map_structure(_symbolic, (args, kwargs))
+    # `_inbound_nodes`: a symbolic call leaves a node of a graph that isn't there
+    before = len(layer._inbound_nodes)
+    with jax.ensure_compile_time_eval():
+        layer(*symbolic_args, **symbolic_kwargs)
+    del layer._inbound_nodes[before:]
+
+
+def _symbolic(leaf: Any) -> Any:
+    if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+        return leaf
+    return keras.KerasTensor(leaf.shape, keras.backend.standardize_dtype(leaf.dtype))
+
+
+def shapes_to_specs(layer: Any, shapes: Any) -> Any:
+    """Inputs of these shapes, of the dtype that the layer computes in."""
+    return keras.tree.map_shape_structure(lambda s: keras.KerasTensor(s, layer.input_dtype), shapes)
+
+
 def specs(batch: Any) -> Any:
     """Shapes and dtypes of a batch, as jax would see it."""
     return jax.tree.map(_leaf_spec, batch)

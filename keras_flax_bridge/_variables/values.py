@@ -10,11 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import keras
+from flax import nnx
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 
 from keras_flax_bridge import _paths
 from keras_flax_bridge._variables.entries import Entry
+from keras_flax_bridge._variables.models import parts
 from keras_flax_bridge.errors import OwnershipError
 
 
@@ -62,8 +64,7 @@ def is_moved(variable: Any) -> bool:
 
 def _keepers(layer: Any) -> list[Any]:
     """Layers such as Normalization, which reads its statistics once, in `finalize_state`."""
-    # `_flatten_layers`: the public `layers` exists on models only
-    return [part for part in layer._flatten_layers() if hasattr(part, "finalize_state") and part.variables]
+    return [part for part in parts(layer) if hasattr(part, "finalize_state") and part.variables]
 
 
 @contextlib.contextmanager
@@ -81,6 +82,25 @@ def finalized(layer: Any, entries: Iterable[Entry], values: Iterable[Any]) -> It
         for keeper, attributes in zip(keepers, before, strict=True):
             vars(keeper).clear()
             vars(keeper).update(attributes)
+
+
+@contextlib.contextmanager
+def writable(layer: Any) -> Iterator[None]:
+    """Inside, layers may set attributes of theirs under any trace, in Keras's NNX mode too.
+
+    There a layer is an nnx.Module, and nnx keeps a module from being written under another trace
+    than it was made in; RNNs, among others, do write what they compute.
+    """
+    layers = parts(layer) if keras.config.is_nnx_enabled() else ()
+    # `_pytree__state`: where nnx keeps that trace; Keras makes it itself, so nothing public sets it
+    before = [(vars(part), vars(part)["_pytree__state"]) for part in layers]
+    for attributes, _ in before:
+        attributes["_pytree__state"] = nnx.pytreelib.PytreeState()
+    try:
+        yield
+    finally:
+        for attributes, state in before:
+            attributes["_pytree__state"] = state
 
 
 def refresh(model: Any) -> None:
