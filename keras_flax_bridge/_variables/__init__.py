@@ -13,6 +13,16 @@ from keras_flax_bridge._variables.entries import Collection as Collection
 from keras_flax_bridge._variables.entries import Entry as Entry
 from keras_flax_bridge._variables.entries import ModelVariables as ModelVariables
 from keras_flax_bridge._variables.entries import variable_spec as variable_spec
+from keras_flax_bridge._variables.graph import Node as Node
+from keras_flax_bridge._variables.graph import drawing as drawing
+from keras_flax_bridge._variables.graph import functional as functional
+from keras_flax_bridge._variables.graph import layer_names as layer_names
+from keras_flax_bridge._variables.graph import mask_of as mask_of
+from keras_flax_bridge._variables.graph import parts as parts
+from keras_flax_bridge._variables.graph import producer as producer
+from keras_flax_bridge._variables.graph import run_order as run_order
+from keras_flax_bridge._variables.graph import set_mask as set_mask
+from keras_flax_bridge._variables.graph import structure as structure
 from keras_flax_bridge._variables.initial import forget_traced as forget_traced
 from keras_flax_bridge._variables.initial import initial_values as initial_values
 from keras_flax_bridge._variables.keys import collect_layer as collect_layer

@@ -1,0 +1,540 @@
+"""Small native modules for what Keras computes and Flax has no exact module for.
+
+The source writer copies those that a model needs into its source, so they use jax and flax alone.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class Frozen(nnx.Variable):
+    """A weight or a constant that is not trained."""
+
+
+def freeze(module, *paths):
+    """Keeps parameters from training: those at the given paths, or all of a module."""
+    for name, value in list(vars(module).items()):
+        below = [path[1:] for path in paths if path[0] == name]
+        if paths and not below:
+            continue
+        rest = [path for path in below if path]
+        if isinstance(value, nnx.Param):
+            setattr(module, name, Frozen(value.get_value()))
+        elif isinstance(value, nnx.Module):
+            freeze(value, *rest)
+    return module
+
+
+class PReLU(nnx.Module):
+    """Leaky relu with a learned slope for every unit; nnx.PReLU learns one for all."""
+
+    def __init__(self, shape, *, param_dtype=jnp.float32):
+        self.negative_slope = nnx.Param(jnp.zeros(shape, param_dtype))
+
+    def __call__(self, x):
+        slope = self.negative_slope[...].astype(x.dtype)
+        return nnx.relu(x) - slope * nnx.relu(-x)
+
+
+class Scale(nnx.Module):
+    """Multiplies every channel by a learned factor; Flax has no module for it."""
+
+    def __init__(self, features, init=1.0, *, param_dtype=jnp.float32):
+        self.scale = nnx.Param(jnp.full((features,), init, param_dtype))
+
+    def __call__(self, x):
+        return x * self.scale[...].astype(x.dtype)
+
+
+class Normalization(nnx.Module):
+    """Shifts and scales by statistics that were measured once; Flax has none without training."""
+
+    def __init__(self, shape, *, invert=False, epsilon=1e-7, dtype=jnp.float32):
+        self.mean = Frozen(jnp.zeros(shape, jnp.float32))
+        self.variance = Frozen(jnp.ones(shape, jnp.float32))
+        self.count = Frozen(jnp.zeros((), jnp.int32))
+        self.invert = invert
+        self.epsilon = epsilon
+        self.dtype = dtype
+
+    def __call__(self, x):
+        x = jnp.asarray(x, self.dtype)
+        mean = self.mean[...].astype(self.dtype)
+        scale = jnp.maximum(jnp.sqrt(self.variance[...].astype(self.dtype)), self.epsilon)
+        return mean + x * scale if self.invert else (x - mean) / scale
+
+
+class EinsumBias(nnx.Module):
+    """An einsum with a bias over any axes of the output; nnx.Einsum's has all of the kernel's."""
+
+    def __init__(
+        self,
+        equation,
+        kernel_shape,
+        bias_shape,
+        *,
+        dtype=None,
+        param_dtype=jnp.float32,
+        rngs,
+    ):
+        init = nnx.initializers.lecun_normal()
+        flat = (math.prod(kernel_shape[:-1]), kernel_shape[-1])
+        kernel = init(rngs.params(), flat, param_dtype)
+        self.kernel = nnx.Param(kernel.reshape(kernel_shape))
+        self.bias = nnx.Param(jnp.zeros(bias_shape, param_dtype))
+        self.equation = equation
+        self.dtype = dtype
+
+    def __call__(self, x):
+        dtype = self.dtype or jnp.result_type(x, self.kernel[...])
+        kernel, bias = self.kernel[...].astype(dtype), self.bias[...].astype(dtype)
+        return jnp.einsum(self.equation, x.astype(dtype), kernel) + bias
+
+
+class Noise(nnx.Module):
+    """Base of noise that training adds; Flax has dropout alone."""
+
+    def __init__(self, rate, *, rngs):
+        self.rate = rate
+        self.deterministic = False
+        self.rngs = rngs.dropout.fork()
+
+    def __call__(self, x):
+        return x if self.deterministic or not self.rate else self.noisy(x, self.rngs())
+
+
+class GaussianNoise(Noise):
+    """Adds normal noise of a given standard deviation."""
+
+    def noisy(self, x, key):
+        """The noisy values."""
+        return x + self.rate * jax.random.normal(key, x.shape, x.dtype)
+
+
+class GaussianDropout(Noise):
+    """Multiplies by normal noise of the variance that dropout of this rate has."""
+
+    def noisy(self, x, key):
+        """The noisy values."""
+        scale = math.sqrt(self.rate / (1.0 - self.rate))
+        return x * (1.0 + scale * jax.random.normal(key, x.shape, x.dtype))
+
+
+class AlphaDropout(Noise):
+    """Dropout that keeps mean and variance of what went through a selu."""
+
+    def noisy(self, x, key):
+        """The noisy values."""
+        low = -1.0507009873554805 * 1.6732632423543772
+        scale = ((1.0 - self.rate) * (1.0 + self.rate * low**2)) ** -0.5
+        kept = jax.random.uniform(key, x.shape, jnp.float32) >= self.rate
+        return scale * jnp.where(kept, x, low) - scale * low * self.rate
+
+
+class ShapedDropout(nnx.Module):
+    """Dropout whose mask has a given shape; nnx.Dropout knows axes that share one draw alone."""
+
+    def __init__(self, rate, shape, *, rngs):
+        self.rate = rate
+        self.shape = shape
+        self.deterministic = False
+        self.rngs = rngs.dropout.fork()
+
+    def __call__(self, x):
+        if self.deterministic or not self.rate:
+            return x
+        shape = [d or size for d, size in zip(self.shape, x.shape)]
+        kept = jax.random.bernoulli(self.rngs(), 1.0 - self.rate, shape)
+        return jnp.where(kept, x / (1.0 - self.rate), 0.0)
+
+
+class Attention(nnx.Module):
+    """Attention with head sizes, a gate, scores or masked rows that nnx's can't have.
+
+    Rows of which every key is masked give 0 where Keras computes the scores itself.
+    """
+
+    def __init__(
+        self,
+        in_features,
+        key_features,
+        value_features,
+        num_heads,
+        key_dim,
+        value_dim,
+        out_features,
+        *,
+        num_kv_heads=None,
+        use_bias=True,
+        use_gate=False,
+        dropout_rate=0.0,
+        dtype=None,
+        param_dtype=jnp.float32,
+        rngs,
+    ):
+        kv_heads = num_kv_heads or num_heads
+        self.repeats = num_heads // kv_heads
+
+        def linear(features, out, axis=-1):
+            return nnx.LinearGeneral(
+                features,
+                out,
+                axis=axis,
+                use_bias=use_bias,
+                dtype=dtype,
+                param_dtype=param_dtype,
+                rngs=rngs,
+            )
+
+        self.query = linear(in_features, (num_heads, key_dim))
+        self.key = linear(key_features, (kv_heads, key_dim))
+        self.value = linear(value_features, (kv_heads, value_dim))
+        if use_gate:
+            self.gate = linear(in_features, (num_heads, value_dim))
+        self.out = linear((num_heads, value_dim), out_features, (-2, -1))
+        self.use_gate = use_gate
+        self.scale = key_dim**-0.5
+        self.dropout_rate = dropout_rate
+        if dropout_rate:
+            self.dropout = nnx.Dropout(dropout_rate, rngs=rngs)
+
+    def __call__(self, query, key, value, mask=None, return_scores=False):
+        gate = nnx.sigmoid(self.gate(query)) if self.use_gate else None
+        q, k, v = self.query(query), self.key(key), self.value(value)
+        k, v = jnp.repeat(k, self.repeats, axis=2), jnp.repeat(v, self.repeats, axis=2)
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q * jnp.asarray(self.scale, q.dtype), k)
+        if mask is not None:
+            low = -3e4 if scores.dtype == jnp.float16 else -1e9
+            scores = jnp.where(mask, scores, low)
+        scores = nnx.softmax(scores)
+        if mask is not None and (self.dropout_rate or return_scores):
+            scores = jnp.where(mask, scores, 0.0)
+        kept = self.dropout(scores) if self.dropout_rate else scores
+        y = jnp.einsum("bhqk,bkhd->bqhd", kept, v)
+        y = self.out(y if gate is None else y * gate)
+        return (y, scores) if return_scores else y
+
+
+class ScoreAttention(nnx.Module):
+    """Attention without projections, which nnx has as a function of other scores."""
+
+    def __init__(self, *, mode="dot", scale_shape=None, dropout_rate=0.0, rngs):
+        self.mode = mode
+        self.scale = nnx.data(None)
+        if scale_shape is not None:
+            self.scale = nnx.Param(jnp.ones(scale_shape))
+        if mode == "concat":
+            self.weight = nnx.Param(jnp.ones(()))
+        self.dropout = nnx.Dropout(dropout_rate, rngs=rngs)
+
+    def scores(self, query, key):
+        """How well every key fits every query."""
+        scale = 1.0 if self.scale is None else self.scale[...]
+        if self.mode == "dot":
+            return query @ jnp.swapaxes(key, -2, -1) * scale
+        both = query[..., :, None, :] + key[..., None, :, :]
+        if self.mode == "additive":
+            return jnp.sum(scale * jnp.tanh(both), axis=-1)
+        return self.weight[...] * jnp.sum(jnp.tanh(scale * both), axis=-1)
+
+    def __call__(self, q, v, k=None, mask=None, query_mask=None, return_scores=False):
+        scores = self.scores(q, v if k is None else k)
+        if mask is not None:
+            low = 65504.0 if scores.dtype == jnp.float16 else 1e9
+            scores = jnp.where(mask, scores, scores - low)
+        weights = self.dropout(nnx.softmax(scores))
+        y = weights @ v
+        if query_mask is not None:
+            y = jnp.where(query_mask[..., None], y, 0)
+        return (y, weights) if return_scores else y
+
+
+def causal(query, key):
+    """A mask that lets every position attend to itself and those before it."""
+    return jnp.tril(jnp.ones((query.shape[1], key.shape[1]), bool))
+
+
+def near(query, key, size):
+    """A mask that lets every position attend to those less than `size` away."""
+    rows, columns = jnp.arange(query.shape[1]), jnp.arange(key.shape[1])
+    return jnp.abs(rows[:, None] - columns) < size
+
+
+class RNN(nnx.Module):
+    """Runs a cell over time with a mask of any form; nnx.RNN takes lengths alone."""
+
+    def __init__(self, cell, *, reverse=False, zero_output_for_mask=False):
+        self.cell = cell
+        self.reverse = reverse
+        self.zero_output_for_mask = zero_output_for_mask
+
+    def __call__(self, x, mask=None, carry=None, return_carry=False):
+        xs = jnp.moveaxis(x, 1, 0)
+        if carry is None:
+            carry = self.cell.initialize_carry(xs.shape[1:])
+        carry = jax.tree.map(lambda a: a.astype(x.dtype), carry)
+
+        def step(carry, inputs):
+            x, kept = inputs
+            new, y = self.cell(carry, x)
+            if kept is None:
+                return new, y
+
+            def keep(a, b):
+                return jnp.where(kept.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+
+            before = jax.tree.leaves(carry)[-1]
+            before = jnp.zeros_like(y) if self.zero_output_for_mask else before
+            return jax.tree.map(keep, new, carry), keep(y, before)
+
+        masks = None if mask is None else jnp.moveaxis(mask, 1, 0)
+        carry, ys = jax.lax.scan(step, carry, (xs, masks), reverse=self.reverse)
+        ys = jnp.flip(ys, 0) if self.reverse else ys
+        ys = jnp.moveaxis(ys, 0, 1)
+        return (carry, ys) if return_carry else ys
+
+
+class LSTMCell(nnx.RNNCellBase):
+    """The cell of an LSTM without biases, which nnx.OptimizedLSTMCell can't leave out."""
+
+    def __init__(
+        self,
+        in_features,
+        hidden_features,
+        *,
+        gate_fn=nnx.sigmoid,
+        activation_fn=jnp.tanh,
+        dtype=None,
+        param_dtype=jnp.float32,
+        rngs,
+    ):
+        types = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        out = 4 * hidden_features
+        self.dense_i = nnx.Linear(in_features, out, use_bias=False, **types)
+        self.dense_h = nnx.Linear(hidden_features, out, use_bias=False, **types)
+        self.hidden_features = hidden_features
+        self.gate_fn = gate_fn
+        self.activation_fn = activation_fn
+        self.dtype = dtype or param_dtype
+
+    def __call__(self, carry, x):
+        c, h = carry
+        i, f, g, o = jnp.split(self.dense_i(x) + self.dense_h(h), 4, axis=-1)
+        c = self.gate_fn(f) * c + self.gate_fn(i) * self.activation_fn(g)
+        h = self.gate_fn(o) * self.activation_fn(c)
+        return (c, h), h
+
+    def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+        """The zeros at the start."""
+        zeros = jnp.zeros((*input_shape[:-1], self.hidden_features), self.dtype)
+        return zeros, zeros
+
+    @property
+    def num_feature_axes(self):
+        """How many axes of the input are features."""
+        return 1
+
+
+class SimpleCell(nnx.RNNCellBase):
+    """The cell of a simple RNN, with or without a bias; nnx.SimpleCell always has one."""
+
+    def __init__(
+        self,
+        in_features,
+        hidden_features,
+        *,
+        use_bias=True,
+        activation_fn=jnp.tanh,
+        dtype=None,
+        param_dtype=jnp.float32,
+        rngs,
+    ):
+        types = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.dense_i = nnx.Linear(
+            in_features,
+            hidden_features,
+            use_bias=use_bias,
+            **types,
+        )
+        self.dense_h = nnx.Linear(
+            hidden_features,
+            hidden_features,
+            use_bias=False,
+            **types,
+        )
+        self.hidden_features = hidden_features
+        self.activation_fn = activation_fn
+        self.dtype = dtype or param_dtype
+
+    def __call__(self, h, x):
+        h = self.activation_fn(self.dense_i(x) + self.dense_h(h))
+        return h, h
+
+    def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+        """The zeros at the start."""
+        return jnp.zeros((*input_shape[:-1], self.hidden_features), self.dtype)
+
+    @property
+    def num_feature_axes(self):
+        """How many axes of the input are features."""
+        return 1
+
+
+class GRUCell(nnx.RNNCellBase):
+    """Keras's GRU: its recurrent bias or reset before the product are not in nnx.GRUCell."""
+
+    def __init__(
+        self,
+        in_features,
+        hidden_features,
+        *,
+        use_bias=True,
+        reset_after=True,
+        gate_fn=nnx.sigmoid,
+        activation_fn=jnp.tanh,
+        dtype=None,
+        param_dtype=jnp.float32,
+        rngs,
+    ):
+        types = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        out = 3 * hidden_features
+        self.dense_i = nnx.Linear(in_features, out, use_bias=use_bias, **types)
+        self.dense_h = nnx.Linear(
+            hidden_features,
+            out,
+            use_bias=use_bias and reset_after,
+            **types,
+        )
+        self.hidden_features = hidden_features
+        self.reset_after = reset_after
+        self.gate_fn = gate_fn
+        self.activation_fn = activation_fn
+        self.dtype = dtype or param_dtype
+
+    def __call__(self, h, x):
+        xz, xr, xh = jnp.split(self.dense_i(x), 3, axis=-1)
+        if self.reset_after:
+            hz, hr, hh = jnp.split(self.dense_h(h), 3, axis=-1)
+            z, r = self.gate_fn(xz + hz), self.gate_fn(xr + hr)
+            new = self.activation_fn(xh + r * hh)
+        else:
+            kernel = self.dense_h.kernel[...].astype(self.dtype)
+            kz, kr, kh = jnp.split(kernel, 3, axis=-1)
+            z, r = self.gate_fn(xz + h @ kz), self.gate_fn(xr + h @ kr)
+            new = self.activation_fn(xh + (r * h) @ kh)
+        h = z * h + (1 - z) * new
+        return h, h
+
+    def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+        """The zeros at the start."""
+        return jnp.zeros((*input_shape[:-1], self.hidden_features), self.dtype)
+
+    @property
+    def num_feature_axes(self):
+        """How many axes of the input are features."""
+        return 1
+
+
+class ConvLSTMCell(nnx.RNNCellBase):
+    """The cell of a convolutional LSTM, which nnx has not."""
+
+    def __init__(
+        self,
+        in_features,
+        out_features,
+        kernel_size,
+        *,
+        strides=1,
+        padding="SAME",
+        kernel_dilation=1,
+        use_bias=True,
+        gate_fn=nnx.sigmoid,
+        activation_fn=jnp.tanh,
+        dtype=None,
+        param_dtype=jnp.float32,
+        rngs,
+    ):
+        types = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.conv_i = nnx.Conv(
+            in_features,
+            4 * out_features,
+            kernel_size,
+            strides=strides,
+            padding=padding,
+            kernel_dilation=kernel_dilation,
+            use_bias=use_bias,
+            **types,
+        )
+        self.conv_h = nnx.Conv(
+            out_features,
+            4 * out_features,
+            kernel_size,
+            use_bias=False,
+            **types,
+        )
+        self.out_features = out_features
+        self.axes = len(kernel_size)
+        self.gate_fn = gate_fn
+        self.activation_fn = activation_fn
+        self.dtype = dtype or param_dtype
+
+    def __call__(self, carry, x):
+        c, h = carry
+        i, f, g, o = jnp.split(self.conv_i(x) + self.conv_h(h), 4, axis=-1)
+        c = self.gate_fn(f) * c + self.gate_fn(i) * self.activation_fn(g)
+        h = self.gate_fn(o) * self.activation_fn(c)
+        return (c, h), h
+
+    def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+        """The zeros at the start, of the size that the convolution leaves."""
+        x = jax.ShapeDtypeStruct(input_shape, self.dtype)
+        size = jax.eval_shape(self.conv_i, x).shape[:-1]
+        zeros = jnp.zeros((*size, self.out_features), self.dtype)
+        return zeros, zeros
+
+    @property
+    def num_feature_axes(self):
+        """How many axes of the input are features."""
+        return self.axes + 1
+
+
+def unit_norm(x, axis=-1, epsilon=1e-12):
+    """Scales to length 1 along some axes."""
+    squares = jnp.sum(jnp.square(x), axis=axis, keepdims=True)
+    return x * jnp.minimum(jax.lax.rsqrt(squares), 1 / epsilon)
+
+
+def sparsemax(x):
+    """The projection onto the simplex; jax has none."""
+    ordered = jnp.flip(jnp.sort(x, axis=-1), axis=-1)
+    total = jnp.cumsum(ordered, axis=-1)
+    rank = jnp.arange(1, x.shape[-1] + 1, dtype=x.dtype)
+    inside = (1 + rank * ordered) > total
+    count = jnp.sum(inside, axis=-1, keepdims=True)
+    at = jnp.take_along_axis(total, count - 1, axis=-1)
+    return jnp.maximum(x - (at - 1) / count.astype(x.dtype), 0)
+
+
+class Bidirectional(nnx.Module):
+    """Runs two RNNs over time, one backwards, with a mask; nnx's takes lengths alone."""
+
+    def __init__(self, forward, backward, *, merge="concat"):
+        self.forward = forward
+        self.backward = backward
+        self.merge = merge
+
+    def __call__(self, x, mask=None, last=False):
+        a, b = self.forward(x, mask), self.backward(x, mask)
+        a, b = (a[:, -1], b[:, -1]) if last else (a, jnp.flip(b, 1))
+        if self.merge == "concat":
+            return jnp.concatenate([a, b], axis=-1)
+        if self.merge == "sum":
+            return a + b
+        if self.merge == "mul":
+            return a * b
+        return (a + b) / 2 if self.merge == "ave" else (a, b)
