@@ -148,15 +148,18 @@ class Forward:
         names = Locals(self.graph, merged, self.inputs, self.taken | RESERVED_NAMES).names
         lines = [line for target, text in self.unpacking for line in self._line(target, text)]
         for step in merged:
-            lines += self._step(step, names, loops)
+            is_last = step is merged[-1] and [f"«{out.number}»" for out in step.outs] == [self.graph.result]
+            lines += self._step(step, names, loops, is_last)
+            if is_last and id(step) not in loops:
+                return lines
         result = substituted(self.graph.result, lambda n: names[int(n)])
-        lines += [f"return {one_line(ast.parse(result, mode='eval').body)}"]
-        return _without_last_name(lines)
+        return [*lines, *self._line("return", result)]
 
     def _line(self, target: str, text: str) -> list[str]:
-        return [line[INDENTED:] for line in statement(f"{target} = ", text, " " * INDENTED)]
+        head = "return " if target == "return" else f"{target} = "
+        return [line[INDENTED:] for line in statement(head, text, " " * INDENTED)]
 
-    def _step(self, step: Step, names: dict[int, str], loops: dict[int, str]) -> list[str]:
+    def _step(self, step: Step, names: dict[int, str], loops: dict[int, str], is_last: bool) -> list[str]:
         target = ", ".join(names[out.number] for out in step.outs)
         if id(step) in loops:
             code = substituted(step.code, lambda n: "block" if n == "m" else names[int(n)])
@@ -167,7 +170,7 @@ class Forward:
             body = self._line(target, code)
             return [*start, head, *(f"    {line}" for line in body)]
         code = substituted(step.code, lambda n: self._module(step, n, names))
-        return self._line(target, code)
+        return self._line("return" if is_last else target, code)
 
     def _module(self, step: Step, place: str, names: dict[int, str]) -> str:
         if place != "m":
@@ -226,17 +229,6 @@ class Forward:
 def _depth(node: ast.AST) -> int:
     own = isinstance(node, (ast.Call, ast.BinOp))
     return own + max((_depth(child) for child in ast.iter_child_nodes(node)), default=0)
-
-
-def _without_last_name(lines: list[str]) -> list[str]:
-    """``x = f(x)`` and ``return x`` as one line."""
-    if len(lines) < 2:
-        return lines
-    *rest, before, last = lines
-    found = re.fullmatch(r"return (\w+)", last)
-    if found and before.startswith(f"{found[1]} = ") and fits(" " * INDENTED + f"return{before}"):
-        return [*rest, "return " + before.removeprefix(f"{found[1]} = ")]
-    return lines
 
 
 def _block_call(step: Step) -> list[int] | None:

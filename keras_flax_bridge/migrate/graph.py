@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -214,7 +215,7 @@ class GraphBuilder:
             graph = build_graph(self.drawing, inner, name)
             self.children[id(model)] = Child(name, graph, rule=type(model).__name__)
         argument = node.args[0] if node.args else next(iter(node.kwargs.values()))
-        return f"«m»({self.packed(argument)})"
+        return f"«m»({self.packed(_bare(argument))})"
 
     def _drawn(self, node: V.Node) -> str | None:
         """A layer without a rule: what its `call` does, where that draws a graph."""
@@ -266,19 +267,19 @@ class GraphBuilder:
 
     def build(self) -> Graph:
         inputs, outputs = V.structure(self.model)
-        self.graph.arguments = keras.tree.map_structure(self._input, inputs)
+        self.graph.arguments = keras.tree.map_structure(self._input, _bare(inputs))
         for output in keras.tree.flatten(outputs):
             try:
                 self.text(output)
             except Refusal as refusal:
                 self.drawing.problems.add(self.model, str(refusal))
                 self.texts[id(output)] = "None"
-        single = isinstance(outputs, (list, tuple)) and len(outputs) == 1
-        self.graph.result = self.packed(outputs[0] if single else outputs)
+        self.graph.result = self.packed(_bare(outputs))
         return self.graph
 
     def _input(self, tensor: Any) -> Value:
-        value = self.drawing.value(tensor.shape, tensor.dtype, tensor.name)
+        auto = re.fullmatch(r"(keras_tensor|input_layer)(_\d+)?", tensor.name)  # counted in the process
+        value = self.drawing.value(tensor.shape, tensor.dtype, "x" if auto else tensor.name)
         self.texts[id(tensor)] = str(value)
         self.graph.inputs.append(value)
         return value
@@ -291,6 +292,12 @@ def build_graph(drawing: Drawing, model: Any, name: str) -> Graph:
         drawing.graphs[id(model)] = builder.graph
         builder.build()
     return drawing.graphs[id(model)]
+
+
+def _bare(structure: Any) -> Any:
+    """A list of one tensor is that tensor, as to Keras."""
+    single = isinstance(structure, (list, tuple)) and len(structure) == 1
+    return structure[0] if single else structure
 
 
 def _frozen(weights: tuple[Weight, ...]) -> tuple[Path, ...]:

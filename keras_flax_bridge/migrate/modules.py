@@ -276,7 +276,7 @@ class RNN(nnx.Module):
     def __call__(self, x, mask=None, carry=None, return_carry=False):
         xs = jnp.moveaxis(x, 1, 0)
         if carry is None:
-            carry = self.cell.initialize_carry(xs.shape[1:])
+            carry = self.cell.initialize_carry(xs.shape[1:], nnx.Rngs(0))
         carry = jax.tree.map(lambda a: a.astype(x.dtype), carry)
 
         def step(carry, inputs):
@@ -510,14 +510,14 @@ def unit_norm(x, axis=-1, epsilon=1e-12):
 
 
 def sparsemax(x):
-    """The projection onto the simplex; jax has none."""
+    """Sparsemax as Keras computes it; jax has none."""
     ordered = jnp.flip(jnp.sort(x, axis=-1), axis=-1)
     total = jnp.cumsum(ordered, axis=-1)
-    rank = jnp.arange(1, x.shape[-1] + 1, dtype=x.dtype)
-    inside = (1 + rank * ordered) > total
+    rank = jnp.arange(1, x.shape[-1] + 1)
+    inside = ordered - (total - 1) / rank > 0
     count = jnp.sum(inside, axis=-1, keepdims=True)
-    at = jnp.take_along_axis(total, count - 1, axis=-1)
-    return jnp.maximum(x - (at - 1) / count.astype(x.dtype), 0)
+    total = jnp.sum(jnp.where(inside, total, 0.0), axis=-1, keepdims=True)
+    return jnp.maximum(x - (total - 1) / count, 0.0)
 
 
 class Bidirectional(nnx.Module):

@@ -135,8 +135,7 @@ def _attended(site: Site) -> str:
     query, key, value = (site.cast_tensor(t) for t in (heads.query, heads.key, heads.value))
     operands = [query, key, value]
     if plain:  # nnx takes the query for the key, and the key for the value
-        operands = operands[:2] if value == key else operands
-        operands = operands[:1] if key == query else operands
+        operands = [query] if query == key == value else operands[: 2 if key == value else 3]
     arguments = [*operands, *([f"mask={' & '.join(masks)}"] if masks else [])]
     arguments += ["return_scores=True"] if heads.scores else []
     return f"«m»({', '.join(arguments)})"
