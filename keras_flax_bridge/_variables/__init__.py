@@ -14,6 +14,7 @@ from keras_flax_bridge._variables.entries import Entry as Entry
 from keras_flax_bridge._variables.entries import ModelVariables as ModelVariables
 from keras_flax_bridge._variables.entries import variable_spec as variable_spec
 from keras_flax_bridge._variables.graph import Node as Node
+from keras_flax_bridge._variables.graph import application_layers as application_layers
 from keras_flax_bridge._variables.graph import drawing as drawing
 from keras_flax_bridge._variables.graph import functional as functional
 from keras_flax_bridge._variables.graph import layer_names as layer_names

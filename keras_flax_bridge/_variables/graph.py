@@ -110,3 +110,11 @@ def drawing(layer: Any) -> Iterator[None]:
 def parts(layer: Any) -> list[Any]:
     """A layer and all layers in it, each once."""
     return list({id(part): part for part in [layer, *layer._flatten_layers()]}.values())
+
+
+def application_layers() -> dict[str, type]:
+    """The layers that `keras.applications` defines for its own use; none has a public name."""
+    from keras.src.applications import convnext, inception_resnet_v2
+
+    classes = (convnext.LayerScale, convnext.StochasticDepth, inception_resnet_v2.CustomScaleLayer)
+    return {cls.__name__: cls for cls in classes}

@@ -1,9 +1,209 @@
-"""Finds what repeats in a graph."""
+"""Finds what repeats in a graph, and makes each repetition a graph of its own.
+
+A row of steps is a candidate where it stands again with other numbers in its constructors: the same
+expressions, the same wiring, the same kinds of modules. The best one, by the lines it saves, is cut
+out everywhere; then the search goes on in what is left, and inside what was cut out.
+"""
 
 from __future__ import annotations
 
-from keras_flax_bridge.migrate.ir import Graph
+import re
+from bisect import bisect_left
+from collections.abc import Hashable, Iterator
+from typing import NamedTuple
+
+from keras_flax_bridge.migrate.classes import child_signature
+from keras_flax_bridge.migrate.ir import Child, Graph, Step, Value, numbers, substituted
+
+LONGEST = 90  # steps in one block
+INPUTS = 3  # values that a block may read from outside
+CHILD_LINES, STEP_LINES = 1.7, 0.7  # what a module and a step take in the source
+CLASS_LINES, CALL_LINES = 7.0, 1.2  # what a class takes, and each use of it
+
+
+class Found(NamedTuple):
+    """A row of steps that stands in several places."""
+
+    score: float
+    length: int
+    starts: tuple[int, ...]
 
 
 def fold(graph: Graph) -> None:
-    """Turns what repeats into graphs of their own."""
+    """Turns what repeats into graphs of their own, in place."""
+    _fold(graph, set())
+
+
+def _fold(graph: Graph, seen: set[int]) -> None:
+    if id(graph) in seen:
+        return
+    seen.add(id(graph))
+    while True:
+        rows = _Rows(graph)
+        best = rows.best()
+        if best is None:
+            break
+        _cut(graph, best, rows)
+    for child in graph.children:
+        if isinstance(child.call, Graph):
+            _fold(child.call, seen)
+
+
+class _Rows:
+    """The steps of one graph as comparable tokens."""
+
+    def __init__(self, graph: Graph):
+        self.steps = graph.steps
+        self.made: dict[int, tuple[int, int]] = {}  # value: the step and the place it comes from
+        self.last: dict[int, int] = {}  # value: the last step that reads it
+        self.child_first: dict[int, int] = {}
+        self.child_last: dict[int, int] = {}
+        kinds: dict[Hashable, int] = {}
+        self.kinds: list[int] = []
+        self.args: list[list[int]] = []
+        signatures: dict[int, Hashable] = {}
+        for i, step in enumerate(self.steps):
+            args = step.args
+            self.args.append(args)
+            self.last |= dict.fromkeys(args, i)
+            for place, out in enumerate(step.outs):
+                self.made[out.number] = (i, place)
+            kind: Hashable = None
+            if step.child is not None:
+                self.child_first.setdefault(id(step.child), i)
+                self.child_last[id(step.child)] = i
+                if id(step.child) not in signatures:
+                    signatures[id(step.child)] = child_signature(step.child)
+                kind = signatures[id(step.child)]
+            order = {str(number): f"«{j}»" for j, number in enumerate(args)} | {"m": "«m»"}
+            text = substituted(step.code, order.__getitem__)
+            self.kinds.append(kinds.setdefault((text, len(step.outs), kind), len(kinds)))
+        self.last |= dict.fromkeys(numbers(graph.result), len(self.steps))
+        self.ends = self._ends()
+
+    def _ends(self) -> list[list[tuple[int, int]]]:
+        """For every place in the row, what was made before it and is read from it on, in order."""
+        ends: list[list[tuple[int, int]]] = [[]]
+        for i, step in enumerate(self.steps):
+            live = [item for item in ends[-1] if self.last.get(item[1], -1) > i]
+            live += [(i, out.number) for out in step.outs if self.last.get(out.number, -1) > i]
+            ends.append(live)
+        return ends
+
+    def best(self) -> Found | None:
+        """The row of steps whose repetition saves most."""
+        best: Found | None = None
+        for length, starts in self._repeated():
+            children = {id(s.child) for s in self.steps[starts[0] : starts[0] + length] if s.child is not None}
+            if not children:
+                continue
+            body = len(children) * CHILD_LINES + length * STEP_LINES
+            if best is not None and _score(body, len(starts)) <= best.score:
+                continue
+            closed = [start for start in starts if self._is_closed(start, length)]
+            apart = _apart(closed, length)
+            score = _score(body, len(apart))
+            if len(apart) > 1 and score > (best.score if best else 0):
+                best = Found(score, length, tuple(apart))
+        return best
+
+    def _repeated(self) -> Iterator[tuple[int, list[int]]]:
+        """Every length with the starts of rows that are alike."""
+        outside: dict[int, dict[int, int]] = {i: {} for i in range(len(self.steps))}
+        groups = [list(range(len(self.steps)))]
+        for length in range(1, LONGEST + 1):
+            found: list[list[int]] = []
+            for group in groups:
+                by_token: dict[Hashable, list[int]] = {}
+                for start in group:
+                    token = self._token(start, start + length - 1, outside[start])
+                    if token is not None:
+                        by_token.setdefault(token, []).append(start)
+                found += [starts for starts in by_token.values() if len(starts) > 1]
+            if not found:
+                return
+            groups = found
+            if length > 1:
+                yield from ((length, starts) for starts in found)
+
+    def _token(self, start: int, at: int, outside: dict[int, int]) -> Hashable:
+        """A step as one that starts the row there sees it; None where the row can't go on."""
+        if at >= len(self.steps):
+            return None
+        wires = []
+        for number in self.args[at]:
+            made, place = self.made.get(number, (-1, 0))
+            wires.append((made - start, place) if made >= start else outside.setdefault(number, -1 - len(outside)))
+        if len(outside) > INPUTS:
+            return None
+        child = self.steps[at].child
+        module = None
+        if child is not None:
+            first = self.child_first[id(child)]
+            if first < start:
+                return None  # a module that is shared with what stands before
+            module = first - start
+        return self.kinds[at], tuple(wires), module
+
+    def _is_closed(self, start: int, length: int) -> bool:
+        """Whether nothing but the last value is read outside, and no module is shared with it."""
+        end = start + length
+        live = self.ends[end]
+        inside = live[bisect_left(live, (start, -1)) :]
+        if [item[0] for item in inside] != [end - 1]:
+            return False
+        return all(
+            self.child_last[id(step.child)] < end for step in self.steps[start:end] if step.child is not None
+        )
+
+
+def _score(body: float, count: int) -> float:
+    return count * body - (body + CLASS_LINES + count * CALL_LINES)
+
+
+def _apart(starts: list[int], length: int) -> list[int]:
+    """Those that don't overlap, from the first on."""
+    kept: list[int] = []
+    for start in sorted(starts):
+        if not kept or start >= kept[-1] + length:
+            kept.append(start)
+    return kept
+
+
+def _cut(graph: Graph, found: Found, rows: _Rows) -> None:
+    """Puts one step in the place of every repetition."""
+    steps: list[Step] = []
+    at = 0
+    for start in found.starts:
+        steps += graph.steps[at:start]
+        at = start + found.length
+        steps.append(_block(graph, graph.steps[start:at], rows))
+    graph.steps = [*steps, *graph.steps[at:]]
+
+
+def _block(graph: Graph, inside: list[Step], rows: _Rows) -> Step:
+    made = {out.number for step in inside for out in step.outs}
+    outside = list(dict.fromkeys(n for step in inside for n in step.args if n not in made))
+    out = next(out for out in inside[-1].outs if rows.last.get(out.number, -1) >= 0)
+    name = _name([step.child.name for step in inside if step.child is not None])
+    values = [_value(graph, number) for number in outside]
+    block = Graph(name, values, None, inside, str(out))
+    call = f"«m»({', '.join(f'«{number}»' for number in outside)})"
+    return Step(call, (out,), Child(name, block, rule="a block"))
+
+
+def _value(graph: Graph, number: int) -> Value:
+    made = (out for step in graph.steps for out in step.outs)
+    return next(value for value in [*graph.inputs, *made] if value.number == number)
+
+
+def _name(names: list[str]) -> str:
+    """What the names of the modules in a block start with; ``block`` where they share nothing."""
+    words = [re.split(r"_+", name) for name in names]
+    head = []
+    for column in zip(*words, strict=False):
+        if len(set(column)) > 1:
+            break
+        head.append(column[0])
+    shared = "_".join(head)
+    return shared if len(names) > 1 and re.search(r"[A-Za-z]", shared) else "block"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from keras import layers as L  # noqa: N812 - the table has one of them a line
 
+from keras_flax_bridge import _variables as V
 from keras_flax_bridge.migrate.code import literal
 from keras_flax_bridge.migrate.ir import Call
 from keras_flax_bridge.migrate.rules import Rule, add
@@ -210,4 +211,32 @@ add(
     Rule(L.GaussianNoise, "GaussianNoise", {"rate": "stddev"}, code=_maybe, refuse=_on_floats),
     Rule(L.GaussianDropout, "GaussianDropout", {"rate": "rate"}, code=_maybe, refuse=_on_floats),
     Rule(L.AlphaDropout, "AlphaDropout", {"rate": "rate"}, code=_maybe, refuse=_shapeless),
+)
+
+
+# layers of keras.applications
+HELPERS = V.application_layers()
+
+
+def _scaled_sum(site: Site) -> str:
+    return f"{site.cast(0)} + {site.cast(1)} * {float(site.layer.scale)}"
+
+
+add(
+    Rule(
+        HELPERS["LayerScale"],
+        "Scale",
+        {"features": "projection_dim", "init": "init_values"},
+        {"gamma": "scale"},
+        lambda site: f"«m»({site.cast()})",
+        note="of ConvNeXt",
+    ),
+    Rule(
+        HELPERS["StochasticDepth"],
+        "nnx.Dropout",
+        {"rate": "drop_path_rate", "broadcast_dims": lambda s: tuple(range(1, len(s.shape())))},
+        code=_maybe,
+        note="of ConvNeXt",
+    ),
+    Rule(HELPERS["CustomScaleLayer"], code=_scaled_sum, note="of InceptionResNet"),
 )
