@@ -12,13 +12,20 @@ from bisect import bisect_left
 from collections.abc import Hashable, Iterator
 from typing import NamedTuple
 
-from keras_flax_bridge.migrate.classes import child_signature
+from keras_flax_bridge.migrate.classes import child_signature, literals
 from keras_flax_bridge.migrate.ir import Child, Graph, Step, Value, numbers, substituted
 
 LONGEST = 90  # steps in one block
 INPUTS = 3  # values that a block may read from outside
 CHILD_LINES, STEP_LINES = 1.7, 0.7  # what a module and a step take in the source
-CLASS_LINES, CALL_LINES = 7.0, 1.2  # what a class takes, and each use of it
+CLASS_LINES = 7.0  # what a class takes
+CHAINED, LOOSE = 0.4, 1.8  # what a use of it takes: in a loop over blocks, or on a line of its own
+LEAST, WORTH_A_NAME = 2, 4  # modules in a block, and in one that gets the bonus
+CHAIN_BONUS = 1.6  # a block that the whole signal goes through is what a person would name
+NAME_BONUS = 1.6  # the user's names say that this is a block
+WHOLE_BONUS = 1.05  # a residual block starts where its input is read twice
+SETTINGS = 6  # more would not read as one kind of block
+SETTING_LINES = 1.5  # what each setting of a block that differs takes
 
 
 class Found(NamedTuple):
@@ -54,6 +61,8 @@ class _Rows:
 
     def __init__(self, graph: Graph):
         self.steps = graph.steps
+        self.inputs = graph.inputs
+        self.values = {out.number: out for step in graph.steps for out in step.outs}
         self.made: dict[int, tuple[int, int]] = {}  # value: the step and the place it comes from
         self.last: dict[int, int] = {}  # value: the last step that reads it
         self.child_first: dict[int, int] = {}
@@ -94,16 +103,25 @@ class _Rows:
         """The row of steps whose repetition saves most."""
         best: Found | None = None
         for length, starts in self._repeated():
-            children = {id(s.child) for s in self.steps[starts[0] : starts[0] + length] if s.child is not None}
-            if not children:
+            inside = self.steps[starts[0] : starts[0] + length]
+            children = {id(step.child) for step in inside if _is_leaf(step.child)}
+            if len(children) < LEAST:
                 continue
             body = len(children) * CHILD_LINES + length * STEP_LINES
-            if best is not None and _score(body, len(starts)) <= best.score:
+            if best is not None and _score(body, len(starts), True) * NAME_BONUS * WHOLE_BONUS <= best.score:
                 continue
             closed = [start for start in starts if self._is_closed(start, length)]
             apart = _apart(closed, length)
-            score = _score(body, len(apart))
-            if len(apart) > 1 and score > (best.score if best else 0):
+            chained = len(children) >= WORTH_A_NAME and self._are_chained(apart, length)
+            if len(apart) < 2:
+                continue
+            settings = self._settings(apart, length)
+            named = NAME_BONUS if all(self._is_named(start, length) for start in apart) else 1.0
+            whole = WHOLE_BONUS if self._reads_twice(apart[0], length) else 1.0
+            score = _score(body, len(apart), chained) * named * whole - settings * SETTING_LINES
+            if settings > SETTINGS:
+                continue
+            if score > (best.score if best else 0):
                 best = Found(score, length, tuple(apart))
         return best
 
@@ -156,9 +174,71 @@ class _Rows:
             self.child_last[id(step.child)] < end for step in self.steps[start:end] if step.child is not None
         )
 
+    def _reads_twice(self, start: int, length: int) -> bool:
+        """Whether the first value that comes in is read by more than one step."""
+        first = self.args[start][0] if self.args[start] else -1
+        return sum(first in args for args in self.args[start : start + length]) > 1
 
-def _score(body: float, count: int) -> float:
-    return count * body - (body + CLASS_LINES + count * CALL_LINES)
+    def _are_chained(self, starts: list[int], length: int) -> bool:
+        """Whether most become part of a loop: one block after another, with the whole signal."""
+        known = {i for i, step in enumerate(self.steps) if step.child and isinstance(step.child.call, Graph)}
+        ends, begins = known | {start + length - 1 for start in starts}, known | set(starts)
+        in_loop = [
+            (start - 1 in ends or start + length in begins) and self._is_chained(start, length)
+            for start in starts
+        ]
+        return sum(in_loop) * 2 > len(starts)
+
+    def _is_named(self, start: int, length: int) -> bool:
+        """Whether the names inside start alike, with a number, and those before and after don't."""
+        end = start + length
+        names = [step.child.name for step in self.steps[start:end] if step.child is not None]
+        shared = _name(names)
+        around = [self._named_near(start - 1, -1), self._named_near(end, 1)]
+        return bool(re.search(r"\d", shared)) and not any(
+            name == shared or name.startswith(f"{shared}_") for name in around
+        )
+
+    def _named_near(self, at: int, way: int) -> str:
+        """The name of the nearest module before or after a place."""
+        while 0 <= at < len(self.steps):
+            child = self.steps[at].child
+            if child is not None:
+                return child.name
+            at += way
+        return ""
+
+    def _is_chained(self, start: int, length: int) -> bool:
+        """Whether the whole signal goes through: nothing else is read across either end."""
+        end = start + length
+        return self._crossing(start) <= 1 and self._crossing(end) == 1
+
+    def _crossing(self, at: int) -> int:
+        """How many values are read across a place; masks go along with the signal."""
+        made = (self.values[number] for _, number in self.ends[at])
+        inputs = sum(self.last.get(value.number, -1) >= at for value in self.inputs if value.dtype != "bool")
+        return inputs + sum(value.dtype != "bool" for value in made)
+
+    def _settings(self, starts: list[int], length: int) -> int:
+        """How many numbers in constructors differ between the places; alike columns count once."""
+        columns = zip(*(list(self._literals(start, length)) for start in starts), strict=True)
+        return len({column for column in columns if len(set(column)) > 1})
+
+    def _literals(self, start: int, length: int) -> Iterator[str]:
+        seen: set[int] = set()
+        for step in self.steps[start : start + length]:
+            if step.child is not None and id(step.child) not in seen:
+                seen.add(id(step.child))
+                yield from literals(step.child)
+
+
+def _is_leaf(child: Child | None) -> bool:
+    return child is not None and not isinstance(child.call, Graph)
+
+
+def _score(body: float, count: int, chained: bool) -> float:
+    saved = count * body - (body + CLASS_LINES + count * (CHAINED if chained else LOOSE))
+    return saved * CHAIN_BONUS if chained and saved > 0 else saved
 
 
 def _apart(starts: list[int], length: int) -> list[int]:

@@ -59,24 +59,26 @@ class Classes:
         words = [re.findall(r"[A-Za-z]+", graph.name) for graph in graphs]
         common = [word for word in words[0] if all(word in other for other in words)] or ["block"]
         text = "".join(word[0].upper() + word[1:] for word in dict.fromkeys(common))
-        name = identifier(text, self.taken.__contains__, "Block").replace("_", "")
+        name, count = text, 1
         while name in self.taken:
-            name += "2"
+            count += 1
+            name = f"{text}{count}"
         self.taken.add(name)
         return name
 
     def _parametrize(self, made: ClassDef) -> None:
         """Arguments that differ between the instances become parameters; equal columns are one."""
         columns = [list(self._arguments(graph)) for graph in made.instances]
+        rows = [row for row in zip(*columns, strict=True) if len({repr(cell[2]) for cell in row}) > 1]
+        outputs = [repr([cell[2] for cell in row]) for row in rows if row[0][1] == "out_features"]
         names: dict[str, str] = {}
-        for row in zip(*columns, strict=True):
+        for row in rows:
             (place, argument, _), values = row[0], [value for _, _, value in row]
-            if all(value == values[0] and type(value) is type(values[0]) for value in values):
-                continue
             key = repr(values)
             if key not in names:
+                hidden = argument == "out_features" and key != outputs[-1]
                 taken = [name for name, _ in made.parameters]
-                names[key] = identifier(argument, taken.__contains__, "size")
+                names[key] = identifier("hidden" if hidden else argument, taken.__contains__, "size")
                 made.parameters.append((names[key], values))
             made.holes[place] = names[key]
 
@@ -99,6 +101,15 @@ def _literals(place: tuple, call: Call) -> Iterator[tuple[tuple, str, Any]]:
                 yield from _literals((*place, name, i), item)
         elif is_number(value):
             yield (*place, name), name, value
+
+
+def literals(child: Child) -> Iterator[str]:
+    """The numbers in the constructors of a module and of all below it, in order."""
+    if isinstance(child.call, Graph):
+        for below in child.call.children:
+            yield from literals(below)
+    else:
+        yield from (repr(value) for _, _, value in _literals((), child.call))
 
 
 def is_number(value: Any) -> bool:

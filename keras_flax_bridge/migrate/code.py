@@ -72,7 +72,13 @@ def identifier(text: str, taken: Callable[[str], bool], default: str) -> str:
 
 def statement(head: str, expression: str, indent: str) -> list[str]:
     """The lines of ``head expression``, such as ``x = f(x)``, without needless parentheses."""
-    return _laid_out(head, ast.parse(expression, mode="eval").body, indent, "")
+    tree = ast.parse(expression, mode="eval").body
+    lines = _laid_out(head, tree, indent, "")
+    if len(lines) > 1:  # breaking a line may never change what it says
+        read = ast.parse("\n".join([f"def f():\n{indent}pass", *lines])).body[0].body[-1].value  # type: ignore
+        if ast.dump(read) != ast.dump(tree):
+            return [f"{indent}{head}{one_line(tree)}"]
+    return lines
 
 
 def one_line(node: ast.expr) -> str:
@@ -120,7 +126,51 @@ def _laid_out(head: str, node: ast.expr, indent: str, tail: str) -> list[str]:
         pairs = [(f"{one_line(k)}: ", v) for k, v in zip(node.keys, node.values, strict=True) if k]
         return _bracketed(f"{head}{{", pairs, indent, f"}}{tail}")
     inner = INDENT + indent
+    if isinstance(node, ast.Starred):
+        return _laid_out(f"{head}*", node.value, indent, tail)
+    if isinstance(node, (ast.GeneratorExp, ast.ListComp)):
+        left, right = "[]" if isinstance(node, ast.ListComp) else "()"
+        return [f"{indent}{head}{left}", *_generator(node, inner), f"{indent}{right}{tail}"]
+    if isinstance(node, ast.BinOp):
+        return _operation(head, node, indent, tail)
     return [f"{indent}{head}(", f"{inner}{one_line(node)}", f"{indent}){tail}"]
+
+
+def _operation(head: str, node: ast.BinOp, indent: str, tail: str) -> list[str]:
+    """An operation too long for a line: its last call opened, or one operand a line."""
+    *operands, last = _operands(node)
+    before = "".join(f"{sign}{one_line_in(operand, node)} " for sign, operand in operands)
+    hugged = f"{head}{before}{last[0]}"
+    if len(operands) == 1 and isinstance(last[1], ast.Call) and last[1].args:
+        if fits(f"{indent}{hugged}{one_line(last[1].func)}("):
+            return _laid_out(hugged, last[1], indent, tail)
+    inner = INDENT + indent
+    whole = f"{inner}{one_line(node)}"
+    if fits(whole):
+        return [f"{indent}{head}(", whole, f"{indent}){tail}"]
+    lines = [f"{inner}{sign}{one_line_in(operand, node)}" for sign, operand in [*operands, last]]
+    return [f"{indent}{head}(", *lines, f"{indent}){tail}"]
+
+
+def _operands(node: ast.expr) -> list[tuple[str, ast.expr]]:
+    """The operands of one precedence with the signs before them."""
+    if not isinstance(node, ast.BinOp):
+        return [("", node)]
+    sign = one_line(ast.BinOp(ast.Name("a"), node.op, ast.Name("b")))[1:-1].strip()
+    left = _operands(node.left) if _rank(node.left) == _rank(node) else [("", node.left)]
+    return [*left, (f"{sign} ", node.right)]
+
+
+def _rank(node: ast.expr) -> int:
+    if not isinstance(node, ast.BinOp):
+        return 0
+    return 1 if isinstance(node.op, (ast.Add, ast.Sub)) else 2
+
+
+def one_line_in(operand: ast.expr, node: ast.BinOp) -> str:
+    """An operand on one line, in the parentheses that it needs inside an operation."""
+    text = one_line(operand)
+    return f"({text})" if isinstance(operand, ast.BinOp) and _rank(operand) < _rank(node) else text
 
 
 def _bracketed(left: str, items: list[tuple[str, ast.expr]], indent: str, right: str) -> list[str]:

@@ -253,10 +253,14 @@ def shared_words(names: list[str]) -> str:
     """What names have in common, without what counts them.
 
     >>> shared_words(["conv2_block1_1_conv", "conv2_block2_1_conv"])
-    '1_conv'
+    'conv_1'
     """
     if len(set(names)) == 1:
         return names[0]
+    return "_".join(sorted(_shared(names).split("_"), key=str.isdigit))
+
+
+def _shared(names: list[str]) -> str:
     words = [re.split(r"_+", name) for name in names]
     tail: list[str] = []
     for column in zip(*(reversed(word) for word in words), strict=False):

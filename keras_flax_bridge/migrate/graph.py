@@ -103,9 +103,9 @@ class GraphBuilder:
 
     def constant(self, array: np.ndarray) -> str:
         if array.ndim == 0:
-            return f"jnp.{array.dtype}({literal(array.item())})"
+            return f"jnp.{array.dtype}({literal(_shortest(array))})"
         if array.size <= LITERAL_SIZE:
-            return f"jnp.array({literal(array.tolist())}, jnp.{array.dtype})"
+            return f"jnp.array({literal(_shortest(array))}, jnp.{array.dtype})"
         path = ("constants", str(len(self.drawing.constants)))
         self.drawing.constants[path] = array
         weight = Weight(path, ((),), kind="constant")
@@ -298,6 +298,13 @@ def _bare(structure: Any) -> Any:
     """A list of one tensor is that tensor, as to Keras."""
     single = isinstance(structure, (list, tuple)) and len(structure) == 1
     return structure[0] if single else structure
+
+
+def _shortest(array: np.ndarray) -> Any:
+    """Nested lists whose numbers have no more digits than their dtype holds."""
+    if array.ndim == 0:
+        return float(str(array)) if array.dtype.kind == "f" else array.item()
+    return [_shortest(item) for item in array]
 
 
 def _frozen(weights: tuple[Weight, ...]) -> tuple[Path, ...]:

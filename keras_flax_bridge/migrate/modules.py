@@ -65,7 +65,8 @@ class Normalization(nnx.Module):
     def __call__(self, x):
         x = jnp.asarray(x, self.dtype)
         mean = self.mean[...].astype(self.dtype)
-        scale = jnp.maximum(jnp.sqrt(self.variance[...].astype(self.dtype)), self.epsilon)
+        variance = self.variance[...].astype(self.dtype)
+        scale = jnp.maximum(jnp.sqrt(variance), self.epsilon)
         return mean + x * scale if self.invert else (x - mean) / scale
 
 
@@ -154,7 +155,7 @@ class ShapedDropout(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Attention with head sizes, a gate, scores or masked rows that nnx's can't have.
+    """Attention with head sizes, a gate or scores that nnx's can't have.
 
     Rows of which every key is masked give 0 where Keras computes the scores itself.
     """
@@ -218,6 +219,12 @@ class Attention(nnx.Module):
         y = jnp.einsum("bhqk,bkhd->bqhd", kept, v)
         y = self.out(y if gate is None else y * gate)
         return (y, scores) if return_scores else y
+
+
+def attention_or_zero(query, key, value, mask, **options):
+    """Attention that gives 0 where every key is masked, as Keras's does with dropout."""
+    y = nnx.dot_product_attention(query, key, value, mask=mask, **options)
+    return jnp.where(jnp.moveaxis(jnp.any(mask, axis=-1), 1, 2)[..., None], y, 0)
 
 
 class ScoreAttention(nnx.Module):

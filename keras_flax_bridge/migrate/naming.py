@@ -5,7 +5,7 @@ from __future__ import annotations
 from keras_flax_bridge.migrate.code import identifier
 from keras_flax_bridge.migrate.ir import Graph, Step, numbers
 
-SHORT = ("x", "y", "z")
+SHORT = tuple("xyzwuvabcdefgh")
 
 
 class Locals:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from keras import layers as L  # noqa: N812 - the table has one of them a line
 
+from keras_flax_bridge.migrate.code import Raw
 from keras_flax_bridge.migrate.ir import Call
 from keras_flax_bridge.migrate.rules import Rule, add
 from keras_flax_bridge.migrate.site import Refusal, Site, dtypes
@@ -55,9 +56,9 @@ class Heads:
         if np.ndim(shape) and len(shape) > 1:
             raise Refusal("an output_shape of several axes")
 
-    def is_plain(self, masked: bool) -> bool:
+    def is_plain(self) -> bool:
         """Whether nnx.MultiHeadAttention computes the same."""
-        own = self.gate or self.scores or self.value_dim != self.key_dim or (self.dropout and masked)
+        own = self.gate or self.scores or self.value_dim != self.key_dim
         return not own and self.key.shape[-1] == self.value.shape[-1]
 
 
@@ -89,8 +90,9 @@ def _module(site: Site) -> Call:
     heads = Heads(site)
     own: dict[str, Any] = {"use_bias": heads.use_bias, "dropout_rate": heads.dropout}
     own |= {name: value(site) for name, value in dtypes().items()}
-    if heads.is_plain(bool(_masks(site, heads))):
-        return Call("nnx.MultiHeadAttention", _plain(heads) | own)
+    if heads.is_plain():
+        empty = {"attention_fn": Raw("attention_or_zero")} if heads.dropout and _masks(site, heads) else {}
+        return Call("nnx.MultiHeadAttention", _plain(heads) | own | empty)
     return Call(
         "Attention",
         {
@@ -131,7 +133,7 @@ def _plain(heads: Heads) -> dict[str, Any]:
 def _attended(site: Site) -> str:
     heads = Heads(site)
     masks = _masks(site, heads)
-    plain = heads.is_plain(bool(masks))
+    plain = heads.is_plain()
     query, key, value = (site.cast_tensor(t) for t in (heads.query, heads.key, heads.value))
     operands = [query, key, value]
     if plain:  # nnx takes the query for the key, and the key for the value
@@ -149,7 +151,7 @@ add(
             {},
             HEADS,
             _attended,
-            note="`Attention` of ours where head sizes differ, for gates, scores, masks with dropout",
+            note="`Attention` of ours where head sizes differ, for gates and scores",
         )
         for layer in (L.MultiHeadAttention, L.GroupQueryAttention)
     ),

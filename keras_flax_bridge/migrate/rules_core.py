@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers as L  # noqa: N812 - the table has one of them a line
 
 from keras_flax_bridge.migrate.code import Raw, literal
@@ -305,12 +306,17 @@ def _normalization(site: Site) -> str:
     layer = site.layer
     if layer.input_mean is None:
         return f"«m»({site.x})"
-    mean = site.builder.constant(keras.ops.convert_to_numpy(layer.mean))
     variance = keras.ops.convert_to_numpy(layer.variance)
-    scale = site.builder.constant(keras.ops.convert_to_numpy(keras.ops.sqrt(variance)))
-    scale = f"jnp.maximum({scale}, {keras.config.epsilon()})"
-    x = f"jnp.asarray({site.x}, jnp.{site.compute_dtype})"
+    mean = _unpadded(site, keras.ops.convert_to_numpy(layer.mean))
+    scale = _unpadded(site, np.maximum(np.sqrt(variance), np.float32(keras.config.epsilon())))
+    x = site.let(f"jnp.asarray({site.x}, jnp.{site.compute_dtype})")
     return f"{mean} + {x} * {scale}" if layer.invert else f"({x} - {mean}) / {scale}"
+
+
+def _unpadded(site: Site, array: np.ndarray) -> str:
+    """A constant without leading axes of size 1, which broadcasting puts back."""
+    kept = next((i for i, size in enumerate(array.shape) if size != 1), array.ndim)
+    return site.builder.constant(array.reshape(array.shape[kept:]))
 
 
 def _broadcast(site: Site) -> tuple[int, ...]:

@@ -48,10 +48,10 @@ def write(root: Graph, class_name: str, docstring: str) -> Source:
     """Writes the source of a graph, after finding what repeats in it."""
     fold(root)
     classes = Classes(root, class_name, RESERVED | set(OWN_MODULES))
-    writers = [ClassWriter(made, classes) for made in classes.all]
+    helpers = Helpers(classes)
+    writers = [ClassWriter(made, classes, helpers) for made in classes.all]
     texts = [writer.text(docstring if writer.made.graph is root else "") for writer in writers]
-    helpers = Helpers(texts)
-    body = "\n\n\n".join(helpers.texts)
+    body = "\n\n\n".join(texts)
     own = _own_definitions(body)
     heads = [_imports("\n".join([*own, body])), *own, *helpers.definitions, body]
     return Source("\n\n\n".join(heads) + "\n", class_name, tuple(_weights(root, classes)))
@@ -155,8 +155,9 @@ def _name_of(value: Any) -> str:
 class ClassWriter:
     """Writes one class."""
 
-    def __init__(self, made: ClassDef, classes: Classes):
+    def __init__(self, made: ClassDef, classes: Classes, helpers: Helpers):
         self.made = made
+        self.helpers = helpers
         self.classes = classes
         self.graph = made.graph
         self.forward = Forward(made, classes)
@@ -193,6 +194,8 @@ class ClassWriter:
             text = f"{made.name}({', '.join([*items, 'rngs=rngs'])})"
         else:
             text = call_text(child.call, hole)
+            if not any(place[0] == position and place[1] != "num_features" for place in self.made.holes):
+                text = self.helpers.short(text, child)
         return _frozen(text, child)
 
     def _hole(self, position: int) -> Any:
@@ -238,14 +241,57 @@ def _define(name: str, arguments: Iterable[str], body: Iterable[str]) -> list[st
 
 
 class Helpers:
-    """Constructor calls that many lines share become functions.
+    """Normalizations whose settings several layers share, as functions of the size alone."""
 
-    Every normalization of a network has the same settings, which take three lines each time.
-    """
+    def __init__(self, classes: Classes):
+        counts: dict[tuple[str, str], int] = {}
+        for made in classes.all:
+            for child in made.graph.children:
+                key = _settings(child)
+                if key:
+                    counts[key] = counts.get(key, 0) + 1
+        self.names: dict[tuple[str, str], str] = {}
+        for key, count in counts.items():
+            if count >= SHARED:
+                name = NORMS[key[0]]
+                self.names[key] = identifier(name, set(self.names.values()).__contains__, name)
 
-    def __init__(self, texts: list[str]):
-        self.definitions: list[str] = []
-        self.texts = texts
+    @property
+    def definitions(self) -> list[str]:
+        return [
+            "\n".join(
+                [
+                    f"def {name}(features, *, rngs):",
+                    *statement("return ", f"{function}(features, {settings}, rngs=rngs)", INDENT),
+                ]
+            )
+            for (function, settings), name in self.names.items()
+        ]
+
+    def short(self, text: str, child: Child) -> str:
+        """The constructor call by the function that shares its settings."""
+        key = _settings(child)
+        if key not in self.names:
+            return text
+        return text.replace(key[0], self.names[key], 1).replace(f"{key[1]}, ", "", 1)  # type: ignore[index]
+
+
+SHARED = 3  # layers of the same settings are worth a function
+NORMS = {
+    "nnx.BatchNorm": "batch_norm",
+    "nnx.LayerNorm": "layer_norm",
+    "nnx.RMSNorm": "rms_norm",
+}
+
+
+def _settings(child: Child) -> tuple[str, str] | None:
+    """The normalization that a child is, and all its settings but the size."""
+    if isinstance(child.call, Graph) or child.call.function not in NORMS:
+        return None
+    text = call_text(child.call)
+    inside = text[len(child.call.function) + 1 : -len(", rngs=rngs)")]
+    _, _, settings = inside.partition(", ")
+    return (child.call.function, settings) if settings else None
 
 
 def _weights(root: Graph, classes: Classes) -> Iterable[Weight]:
