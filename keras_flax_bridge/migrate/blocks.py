@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections.abc import Hashable, Iterator
 from typing import NamedTuple
 
-from keras_flax_bridge.migrate.classes import child_signature, literals
+from keras_flax_bridge.migrate.classes import child_signature, literals, signature
 from keras_flax_bridge.migrate.ir import Child, Graph, Step, Value, numbers, substituted
 
 LONGEST = 90  # steps in one block
@@ -34,26 +34,28 @@ class Found(NamedTuple):
     score: float
     length: int
     starts: tuple[int, ...]
+    out: int  # which value of the last step is read outside
 
 
 def fold(graph: Graph) -> None:
     """Turns what repeats into graphs of their own, in place."""
-    _fold(graph, set())
+    _fold([graph], set())
 
 
-def _fold(graph: Graph, seen: set[int]) -> None:
-    if id(graph) in seen:
-        return
-    seen.add(id(graph))
-    while True:
-        rows = _Rows(graph)
-        best = rows.best()
-        if best is None:
-            break
-        _cut(graph, best, rows)
-    for child in graph.children:
-        if isinstance(child.call, Graph):
-            _fold(child.call, seen)
+def _fold(alike: list[Graph], seen: set[int]) -> None:
+    """Cuts graphs that will be one class, all in the same places."""
+    alike = [graph for graph in alike if id(graph) not in seen]
+    seen |= {id(graph) for graph in alike}
+    while alike and (found := _Rows(alike[0]).best()) is not None:
+        for graph in alike:
+            _cut(graph, found)
+    below: dict[Hashable, list[Graph]] = {}
+    for graph in alike:
+        for child in graph.children:
+            if isinstance(child.call, Graph) and id(child.call) not in seen:
+                below.setdefault(signature(child.call), []).append(child.call)
+    for graphs in below.values():
+        _fold(list({id(graph): graph for graph in graphs}.values()), seen)
 
 
 class _Rows:
@@ -71,6 +73,7 @@ class _Rows:
         self.kinds: list[int] = []
         self.args: list[list[int]] = []
         signatures: dict[int, Hashable] = {}
+        self.literals: dict[int, tuple[str, ...]] = {}
         for i, step in enumerate(self.steps):
             args = step.args
             self.args.append(args)
@@ -83,6 +86,7 @@ class _Rows:
                 self.child_last[id(step.child)] = i
                 if id(step.child) not in signatures:
                     signatures[id(step.child)] = child_signature(step.child)
+                    self.literals[id(step.child)] = tuple(literals(step.child))
                 kind = signatures[id(step.child)]
             order = {str(number): f"«{j}»" for j, number in enumerate(args)} | {"m": "«m»"}
             text = substituted(step.code, order.__getitem__)
@@ -104,9 +108,9 @@ class _Rows:
         best: Found | None = None
         for length, starts in self._repeated():
             inside = self.steps[starts[0] : starts[0] + length]
-            children = {id(step.child) for step in inside if _is_leaf(step.child)}
-            if len(children) < LEAST:
-                continue
+            children = {id(step.child) for step in inside if step.child is not None}
+            if len(children) < LEAST or all(_is_block(step.child) for step in inside):
+                continue  # blocks alone are a loop already
             body = len(children) * CHILD_LINES + length * STEP_LINES
             if best is not None and _score(body, len(starts), True) * NAME_BONUS * WHOLE_BONUS <= best.score:
                 continue
@@ -115,14 +119,17 @@ class _Rows:
             chained = len(children) >= WORTH_A_NAME and self._are_chained(apart, length)
             if len(apart) < 2:
                 continue
-            settings = self._settings(apart, length)
             named = NAME_BONUS if all(self._is_named(start, length) for start in apart) else 1.0
             whole = WHOLE_BONUS if self._reads_twice(apart[0], length) else 1.0
-            score = _score(body, len(apart), chained) * named * whole - settings * SETTING_LINES
-            if settings > SETTINGS:
+            score = _score(body, len(apart), chained) * named * whole
+            if score <= (best.score if best else 0):
                 continue
-            if score > (best.score if best else 0):
-                best = Found(score, length, tuple(apart))
+            settings = self._settings(apart, length)
+            score -= settings * SETTING_LINES
+            if settings <= SETTINGS and score > (best.score if best else 0):
+                last = apart[0] + length - 1
+                out = next(number for made, number in reversed(self.ends[last + 1]) if made == last)
+                best = Found(score, length, tuple(apart), self.made[out][1])
         return best
 
     def _repeated(self) -> Iterator[tuple[int, list[int]]]:
@@ -181,7 +188,7 @@ class _Rows:
 
     def _are_chained(self, starts: list[int], length: int) -> bool:
         """Whether most become part of a loop: one block after another, with the whole signal."""
-        known = {i for i, step in enumerate(self.steps) if step.child and isinstance(step.child.call, Graph)}
+        known = {i for i, step in enumerate(self.steps) if _is_block(step.child)}
         ends, begins = known | {start + length - 1 for start in starts}, known | set(starts)
         in_loop = [
             (start - 1 in ends or start + length in begins) and self._is_chained(start, length)
@@ -229,11 +236,11 @@ class _Rows:
         for step in self.steps[start : start + length]:
             if step.child is not None and id(step.child) not in seen:
                 seen.add(id(step.child))
-                yield from literals(step.child)
+                yield from self.literals[id(step.child)]
 
 
-def _is_leaf(child: Child | None) -> bool:
-    return child is not None and not isinstance(child.call, Graph)
+def _is_block(child: Child | None) -> bool:
+    return child is not None and isinstance(child.call, Graph)
 
 
 def _score(body: float, count: int, chained: bool) -> float:
@@ -250,31 +257,27 @@ def _apart(starts: list[int], length: int) -> list[int]:
     return kept
 
 
-def _cut(graph: Graph, found: Found, rows: _Rows) -> None:
+def _cut(graph: Graph, found: Found) -> None:
     """Puts one step in the place of every repetition."""
+    values = {value.number: value for value in graph.inputs}
+    values |= {out.number: out for step in graph.steps for out in step.outs}
     steps: list[Step] = []
     at = 0
     for start in found.starts:
         steps += graph.steps[at:start]
         at = start + found.length
-        steps.append(_block(graph, graph.steps[start:at], rows))
+        steps.append(_block(graph.steps[start:at], found.out, values))
     graph.steps = [*steps, *graph.steps[at:]]
 
 
-def _block(graph: Graph, inside: list[Step], rows: _Rows) -> Step:
+def _block(inside: list[Step], place: int, values: dict[int, Value]) -> Step:
     made = {out.number for step in inside for out in step.outs}
     outside = list(dict.fromkeys(n for step in inside for n in step.args if n not in made))
-    out = next(out for out in inside[-1].outs if rows.last.get(out.number, -1) >= 0)
+    out = inside[-1].outs[place]
     name = _name([step.child.name for step in inside if step.child is not None])
-    values = [_value(graph, number) for number in outside]
-    block = Graph(name, values, None, inside, str(out))
+    block = Graph(name, [values[number] for number in outside], None, inside, str(out))
     call = f"«m»({', '.join(f'«{number}»' for number in outside)})"
     return Step(call, (out,), Child(name, block, rule="a block"))
-
-
-def _value(graph: Graph, number: int) -> Value:
-    made = (out for step in graph.steps for out in step.outs)
-    return next(value for value in [*graph.inputs, *made] if value.number == number)
 
 
 def _name(names: list[str]) -> str:
