@@ -33,16 +33,21 @@ class Target(NamedTuple):
     wanted: Flat
     scope: frozenset[Path] | None  # the stored subtrees that must be used up; None for everything
     put: Callable[[Flat], Any]
+    ignored: frozenset[Path] = frozenset()  # structural keys that have no place in it
 
 
-def target_of(like: Any, *, ours: bool) -> Target:
+def target_of(like: Any, *, ours: bool, weights: Any = None) -> Target:
     """The target that `like` stands for.
 
     Args:
         like: a `keras.Model` or a dict of them, an `nnx.Module`, or a pytree of arrays or
             `jax.ShapeDtypeStruct`.
         ours: whether the checkpoint is of this package, so that its trees are known.
+        weights: a `WeightMap` between the variables of a Keras model and those of a Flax model.
     """
+    weights = getattr(type(like), "weight_map", None) if weights is None else weights
+    if weights is not None:
+        return _mapped_target(like, weights)
     if isinstance(like, nnx.Module):
         return _nnx_target(like)
     if isinstance(like, keras.layers.Layer):
@@ -104,6 +109,30 @@ def _nnx_target(module: nnx.Module) -> Target:
     return Target({p: v.get_value() for p, v in named.items()}, _subtrees(WEIGHTS), put)
 
 
+def _mapped_target(like: Any, weights: Any) -> Target:
+    """A Flax model that is filled from Keras's variables; or the reverse, if `like` is a Keras model."""
+    seeds = frozenset((*weights.seeds, *weights.only_keras))
+    if isinstance(like, keras.layers.Layer):
+        specs = {entry.path: V.variable_spec(entry.variable) for c in V.collect_layer(like) for entry in c}
+        names = {path: path if weights.linen else ("params", *path) for path in weights.flax_specs(specs)}
+        wanted = {names[path]: spec for path, spec in weights.flax_specs(specs).items()}
+        back = {name: path for path, name in names.items()}
+        lacking = frozenset(path if weights.linen else ("params", *path) for path in weights.only_flax)
+        return Target(
+            wanted,
+            _subtrees(WEIGHTS),
+            lambda values: weights.to_keras({back[p]: v for p, v in values.items()}, like=like),
+            frozenset(path[1:] for path in lacking),
+        )
+    flat = weights.leaves(like)
+    wanted = {("params", *key): leaf for key, leaf in weights.keras_values(flat)}
+
+    def put(values: Flat) -> Any:
+        return weights.put(like, dict(weights.flax_values({path[1:]: v for path, v in values.items()})))
+
+    return Target(wanted, _subtrees(WEIGHTS), put, seeds)
+
+
 def plan(
     stored: Flat, target: Target, where: str, *, include: Include, rename: Rename, partial: bool
 ) -> dict[Path, Path]:
@@ -125,6 +154,7 @@ def plan(
         name: stored[path]
         for name, path in names.items()
         if path not in used and chosen(name) and _within(name, target.scope)
+        if name[1:] not in target.ignored
     }
     mismatched = {
         path: (stored[place], wanted[path])

@@ -55,7 +55,9 @@ def is_count(value: Any) -> bool:
 def metadata(state: Any, model: Any) -> dict[str, Any]:
     """What lies beside the leaves: versions, and the config of the model where it has one."""
     versions = {name: packages.version(name) for name in ("keras", "jax", "flax", "orbax-checkpoint")}
-    return {"format": _FORMAT, "versions": versions, **_configs.of_state(state, model)}
+    weights = getattr(type(state), "weight_map", None)  # of a module that kfb.migrate made
+    mapped = {} if weights is None else {"weight_map": weights.to_json()}
+    return {"format": _FORMAT, "versions": versions, **mapped, **_configs.of_state(state, model)}
 
 
 def best_rule(keep_best: str | tuple[str, str]) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import keras
+from flax import nnx
 
 from keras_flax_bridge import _configs, _keras_files, _orbax, _paths, _restore, _saving
 from keras_flax_bridge._leaves import from_disk
@@ -71,7 +72,8 @@ def restore(
         include: leaves to restore: a regular expression, or a list of path prefixes; the others
             stay as they are in `like`.
         rename: how stored paths are called in `like`: a dict, pairs of regular expression and
-            replacement, or a function.
+            replacement, or a function; or a `kfb.migrate.WeightMap` between a Keras and a Flax
+            model.
         partial: True restores what matches and logs what doesn't.
         verify: whether every leaf is compared with the checksum that was written. With `step` None
             a damaged step is passed over for the newest that is whole, with a warning.
@@ -112,8 +114,15 @@ def restored(
         return _keras_files.restore_weights(folder, like)
     stored: Any = _keras_files.KerasFile(folder) if folder.is_file() else _orbax.Stored(folder)
     where = f"checkpoint {folder}"
-    target = _restore.target_of(like, ours=bool(stored.metadata))
-    pairs = _restore.plan(stored.specs, target, where, include=include, rename=rename, partial=partial)
+    weights = rename if hasattr(rename, "flax_values") else None  # a WeightMap moves and turns at once
+    target = _restore.target_of(like, ours=bool(stored.metadata), weights=weights)
+    if isinstance(like, nnx.Module) and rename is None and not target.wanted.keys() & stored.specs.keys():
+        from keras_flax_bridge.migrate.ejected import map_for  # on first use: its tables take a while
+
+        weights = map_for(like, stored.metadata, folder)
+        target = _restore.target_of(like, ours=True, weights=weights)
+    names = None if weights else rename
+    pairs = _restore.plan(stored.specs, target, where, include=include, rename=names, partial=partial)
     targets = {
         place: _restore.placement(stored.specs[place], target.wanted[path]) for path, place in pairs.items()
     }

@@ -24,6 +24,7 @@ class Row(NamedTuple):
     random: bool = False  # what training computes is drawn
     tolerance: float = 1e-5
     fast: bool = False
+    exact: bool = True  # False: Keras itself computes in float32 here
 
     def model(self) -> keras.Model:
         """A model of this layer alone, with weights and statistics that are not at their start."""

@@ -19,6 +19,7 @@ from keras_flax_bridge._variables.graph import drawing as drawing
 from keras_flax_bridge._variables.graph import functional as functional
 from keras_flax_bridge._variables.graph import layer_names as layer_names
 from keras_flax_bridge._variables.graph import mask_of as mask_of
+from keras_flax_bridge._variables.graph import own_name as own_name
 from keras_flax_bridge._variables.graph import parts as parts
 from keras_flax_bridge._variables.graph import producer as producer
 from keras_flax_bridge._variables.graph import run_order as run_order

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import keras
 from keras.src.backend.common.masking import get_keras_mask, set_keras_mask  # no public name
+from keras.src.utils.naming import to_snake_case
 
-from keras_flax_bridge._variables.keys import Names, graph_children, graph_classes
+from keras_flax_bridge._variables.keys import Names, graph_children, graph_classes, has_auto_name
 
 
 class Node(NamedTuple):
@@ -118,3 +119,8 @@ def application_layers() -> dict[str, type]:
 
     classes = (convnext.LayerScale, convnext.StochasticDepth, inception_resnet_v2.CustomScaleLayer)
     return {cls.__name__: cls for cls in classes}
+
+
+def own_name(operation: Any) -> str:
+    """The name that the user gave, else the class in snake case: never what Keras counted."""
+    return to_snake_case(type(operation).__name__) if has_auto_name(operation) else operation.name

@@ -7,5 +7,11 @@ from keras_flax_bridge.migrate import rules_recurrent as _recurrent  # noqa: F40
 from keras_flax_bridge.migrate import rules_shape as _shape  # noqa: F401
 from keras_flax_bridge.migrate.convert import to_nnx as to_nnx
 from keras_flax_bridge.migrate.convert import to_source as to_source
+from keras_flax_bridge.migrate.maps import WeightMap as WeightMap
 from keras_flax_bridge.migrate.report import ConversionReport as ConversionReport
 from keras_flax_bridge.migrate.rules import register_rule as register_rule
+from keras_flax_bridge.migrate.weights import slots_to_keras as slots_to_keras
+from keras_flax_bridge.migrate.weights import slots_to_nnx as slots_to_nnx
+from keras_flax_bridge.migrate.weights import to_keras as to_keras
+from keras_flax_bridge.migrate.weights import to_nnx_state as to_nnx_state
+from keras_flax_bridge.migrate.weights import weight_map as weight_map

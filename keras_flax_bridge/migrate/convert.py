@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import linecache
 from collections.abc import Iterator
 from typing import Any
@@ -16,10 +17,12 @@ from keras_flax_bridge import _variables as V
 from keras_flax_bridge._leaves import owned
 from keras_flax_bridge._paths import Path
 from keras_flax_bridge.errors import NotBuiltError, StructureMismatchError, UnsupportedLayerError
+from keras_flax_bridge.migrate.code import identifier
 from keras_flax_bridge.migrate.graph import Drawing, build_graph
+from keras_flax_bridge.migrate.maps import Pair, WeightMap
 from keras_flax_bridge.migrate.report import ConversionReport
 from keras_flax_bridge.migrate.selfcheck import check, tolerance_of
-from keras_flax_bridge.migrate.source import Source, write
+from keras_flax_bridge.migrate.source import RESERVED, Source, write
 from keras_flax_bridge.migrate.transforms import forward
 from keras_flax_bridge.nnx import ToNNX
 
@@ -35,6 +38,7 @@ class Conversion:
             graph = build_graph(self.drawing, drawable(model), model.name)
         self.drawing.problems.raise_any(model)
         self._require_all_mapped()
+        class_name = identifier(class_name, lambda n: keyword.iskeyword(n) or n in RESERVED, "Model")
         self.source: Source = write(graph, class_name, f"The Keras model {_plain(model.name)}.")
 
     def _require_all_mapped(self) -> None:
@@ -59,6 +63,13 @@ class Conversion:
         scope: dict[str, Any] = {"__name__": "keras_flax_bridge.migrated", "islands": made}
         exec(compile(text, name, "exec"), scope)
         return scope[self.source.class_name]
+
+    def weight_map(self) -> WeightMap:
+        """Where every variable of the model lies in the module."""
+        weights = [w for w in self.source.weights if w.kind != "constant"]
+        pairs = [Pair((w.key,), w.paths, w.transforms, w.kind) for w in weights]
+        seeds = [entry.path for entry in self.drawing.entries.values() if entry.kind == V.SEED]
+        return WeightMap(pairs, seeds=seeds)
 
     def values(self, values: dict[Path, Any]) -> Iterator[tuple[Path, Any]]:
         """What every native leaf holds, out of the Keras values by structural key."""
@@ -119,7 +130,7 @@ def to_nnx(
         report = _report(conversion, check(model, module))
     cls: Any = type(module)
     cls.conversion_report = report  # of the class: nnx.split and nnx.clone keep it
-    cls.keras_weights = conversion.source.weights
+    cls.weight_map = conversion.weight_map()
     return module
 
 

@@ -134,6 +134,9 @@ class GraphBuilder:
         self.graph.steps.append(Step("«m»[...]", (value,), child))
         return str(value)
 
+    def _name(self, operation: Any) -> str:
+        return self.names.get(id(operation)) or V.own_name(operation)
+
     # calls
     def emit(self, node: V.Node) -> None:
         """Adds the steps of a call, after those of what it reads."""
@@ -150,7 +153,7 @@ class GraphBuilder:
         if codes is None:
             return
         before, self.current = self.current, self.children.get(id(operation))
-        hint = self.names.get(id(operation), operation.name)
+        hint = self._name(operation)
         outs = tuple(self.drawing.value(t.shape, t.dtype, hint) for t in node.outputs)
         self.graph.steps.append(Step(codes, outs, self.current if "«m»" in codes else None))
         self.current = before
@@ -175,7 +178,7 @@ class GraphBuilder:
         child = self.children.get(id(layer))
         fresh = child is None
         if fresh:
-            child = Child(self.names.get(id(layer), layer.name), Call("", {}), rule=type(layer).__name__)
+            child = Child(self._name(layer), Call("", {}), rule=type(layer).__name__)
         before, self.current = self.current, child
         try:
             call, code = rule.applied(site)
@@ -211,7 +214,7 @@ class GraphBuilder:
         if any(V.mask_of(tensor) is not None for tensor in node.inputs):
             return self._drawn(node)  # its layers see a mask that its own graph does not know
         if id(model) not in self.children:
-            name = self.names.get(id(model), model.name)
+            name = self._name(model)
             graph = build_graph(self.drawing, inner, name)
             self.children[id(model)] = Child(name, graph, rule=type(model).__name__)
         argument = node.args[0] if node.args else next(iter(node.kwargs.values()))
@@ -237,7 +240,7 @@ class GraphBuilder:
     def _island(self, node: V.Node) -> str:
         layer = node.operation
         if id(layer) not in self.children:
-            name = self.names.get(id(layer), layer.name)
+            name = self._name(layer)
             number = len(self.drawing.islands)
             self.drawing.islands[str(number)] = layer
             weights = tuple(self._island_weights(layer))
