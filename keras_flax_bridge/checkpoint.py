@@ -116,7 +116,7 @@ def restored(
     where = f"checkpoint {folder}"
     weights = rename if hasattr(rename, "flax_values") else None  # a WeightMap moves and turns at once
     target = _restore.target_of(like, ours=bool(stored.metadata), weights=weights)
-    if isinstance(like, nnx.Module) and rename is None and not target.wanted.keys() & stored.specs.keys():
+    if isinstance(like, nnx.Module) and rename is None and not target.wanted.keys() <= stored.specs.keys():
         from keras_flax_bridge.migrate.ejected import map_for  # on first use: its tables take a while
 
         weights = map_for(like, stored.metadata, folder)

@@ -5,6 +5,8 @@ from keras_flax_bridge.migrate import rules_conv as _conv  # noqa: F401
 from keras_flax_bridge.migrate import rules_core as _core  # noqa: F401
 from keras_flax_bridge.migrate import rules_recurrent as _recurrent  # noqa: F401
 from keras_flax_bridge.migrate import rules_shape as _shape  # noqa: F401
+from keras_flax_bridge.migrate.compare import ComparisonReport as ComparisonReport
+from keras_flax_bridge.migrate.compare import compare as compare
 from keras_flax_bridge.migrate.convert import to_nnx as to_nnx
 from keras_flax_bridge.migrate.convert import to_source as to_source
 from keras_flax_bridge.migrate.maps import WeightMap as WeightMap

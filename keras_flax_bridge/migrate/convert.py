@@ -18,7 +18,7 @@ from keras_flax_bridge._leaves import owned
 from keras_flax_bridge._paths import Path
 from keras_flax_bridge.errors import NotBuiltError, StructureMismatchError, UnsupportedLayerError
 from keras_flax_bridge.migrate.code import identifier
-from keras_flax_bridge.migrate.graph import Drawing, build_graph
+from keras_flax_bridge.migrate.graph import Drawing, build_root
 from keras_flax_bridge.migrate.maps import Pair, WeightMap
 from keras_flax_bridge.migrate.report import ConversionReport
 from keras_flax_bridge.migrate.selfcheck import check, tolerance_of
@@ -30,16 +30,19 @@ from keras_flax_bridge.nnx import ToNNX
 class Conversion:
     """One conversion: the source, and where everything lies in the module that it makes."""
 
-    def __init__(self, model: Any, class_name: str, fallback: str):
+    def __init__(self, model: Any, class_name: str, fallback: str, *, watch: bool = False):
         require_built(model)
         self.model = model
         self.drawing = Drawing(model, fallback)
+        self.watched: list[tuple[str, Any]] = []  # names and tensors of what every layer gives
         with V.drawing(model):
-            graph = build_graph(self.drawing, drawable(model), model.name)
+            graph, self.watched = build_root(self.drawing, drawable(model), model.name, watch)
         self.drawing.problems.raise_any(model)
         self._require_all_mapped()
         class_name = identifier(class_name, lambda n: keyword.iskeyword(n) or n in RESERVED, "Model")
-        self.source: Source = write(graph, class_name, f"The Keras model {_plain(model.name)}.")
+        self.source: Source = write(
+            graph, class_name, f"The Keras model {_plain(model.name)}.", folded=not watch
+        )
 
     def _require_all_mapped(self) -> None:
         entries = self.drawing.entries.values()
@@ -70,6 +73,14 @@ class Conversion:
         pairs = [Pair((w.key,), w.paths, w.transforms, w.kind) for w in weights]
         seeds = [entry.path for entry in self.drawing.entries.values() if entry.kind == V.SEED]
         return WeightMap(pairs, seeds=seeds)
+
+    def module(self, values: dict[Path, Any], rngs: nnx.Rngs) -> Any:
+        """The module in inference mode: built without computing anything, then given its values."""
+        constants = {path: jnp.asarray(a) for path, a in self.drawing.constants.items()}
+        made = abstract(self.module_class())
+        fill(made, dict(self.values(values | constants)), rngs)
+        made.eval()
+        return made
 
     def values(self, values: dict[Path, Any]) -> Iterator[tuple[Path, Any]]:
         """What every native leaf holds, out of the Keras values by structural key."""
@@ -122,9 +133,7 @@ def to_nnx(
     _require_choice("fallback", fallback, ("error", "bridge"))
     conversion = Conversion(model, class_name, fallback)
     values = {e.path: owned(e.variable.value) for e in conversion.drawing.entries.values()}
-    values |= {path: jnp.asarray(a) for path, a in conversion.drawing.constants.items()}
-    module = _filled(conversion, values, nnx.Rngs(0) if rngs is None else rngs)
-    module.eval()
+    module = conversion.module(values, nnx.Rngs(0) if rngs is None else rngs)
     report = _report(conversion, None)
     if check_outputs:
         report = _report(conversion, check(model, module))
@@ -217,14 +226,6 @@ def _require_choice(where: str, got: Any, allowed: tuple[str, ...]) -> None:
         raise StructureMismatchError(
             where, got=repr(got), expected=" or ".join(map(repr, allowed)), fix="See the docs of to_nnx."
         )
-
-
-def _filled(conversion: Conversion, values: dict[Path, Any], rngs: nnx.Rngs) -> Any:
-    """The module, built without computing anything, then given its values."""
-    cls = conversion.module_class()
-    module = abstract(cls)
-    fill(module, dict(conversion.values(values)), rngs)
-    return module
 
 
 def abstract(cls: Any) -> Any:

@@ -79,6 +79,7 @@ class GraphBuilder:
         self.texts: dict[int, str] = {}
         self.children: dict[Any, Child] = {}
         self.done: set[int] = set()
+        self.nodes: list[V.Node] = []
         self.current: Child | None = None
 
     # what rules ask for
@@ -143,6 +144,7 @@ class GraphBuilder:
         if node.key in self.done:
             return
         self.done.add(node.key)
+        self.nodes.append(node)
         for tensor in node.inputs:
             self.text(tensor)
         operation = node.operation
@@ -280,12 +282,37 @@ class GraphBuilder:
         self.graph.result = self.packed(_bare(outputs))
         return self.graph
 
+    def layer_outputs(self) -> list[tuple[str, Any]]:
+        """What every layer of the graph gives, by its name, in the order in which Keras runs them."""
+        calls = {node.key: node for node in self.nodes}
+        ordered = [calls[key] for key in V.run_order(self.model) if key in calls]
+        return [
+            (self._name(node.operation), tensor)
+            for node in ordered
+            if isinstance(node.operation, keras.layers.Layer)
+            for tensor in node.outputs
+        ]
+
     def _input(self, tensor: Any) -> Value:
         auto = re.fullmatch(r"(keras_tensor|input_layer)(_\d+)?", tensor.name)  # counted in the process
         value = self.drawing.value(tensor.shape, tensor.dtype, "x" if auto else tensor.name)
         self.texts[id(tensor)] = str(value)
         self.graph.inputs.append(value)
         return value
+
+
+def build_root(drawing: Drawing, model: Any, name: str, watch: bool) -> tuple[Graph, list[tuple[str, Any]]]:
+    """The graph of a whole model; with `watch` one that returns what every layer gives.
+
+    Returns:
+        The graph, and the names and tensors of what it returns in place of the outputs.
+    """
+    builder = GraphBuilder(drawing, model, name)
+    builder.build()
+    watched = builder.layer_outputs() if watch else []
+    if watched:
+        builder.graph.result = builder.packed([tensor for _, tensor in watched])
+    return builder.graph, watched
 
 
 def build_graph(drawing: Drawing, model: Any, name: str) -> Graph:

@@ -44,9 +44,10 @@ class Source(NamedTuple):
     weights: tuple[Weight, ...]
 
 
-def write(root: Graph, class_name: str, docstring: str) -> Source:
+def write(root: Graph, class_name: str, docstring: str, *, folded: bool = True) -> Source:
     """Writes the source of a graph, after finding what repeats in it."""
-    fold(root)
+    if folded:
+        fold(root)
     classes = Classes(root, class_name, RESERVED | set(OWN_MODULES))
     helpers = Helpers(classes)
     writers = [ClassWriter(made, classes, helpers) for made in classes.all]
