@@ -10,6 +10,7 @@ from keras_flax_bridge.migrate.compare import compare as compare
 from keras_flax_bridge.migrate.convert import to_nnx as to_nnx
 from keras_flax_bridge.migrate.convert import to_source as to_source
 from keras_flax_bridge.migrate.maps import WeightMap as WeightMap
+from keras_flax_bridge.migrate.match import match as match
 from keras_flax_bridge.migrate.report import ConversionReport as ConversionReport
 from keras_flax_bridge.migrate.rules import register_rule as register_rule
 from keras_flax_bridge.migrate.weights import slots_to_keras as slots_to_keras
