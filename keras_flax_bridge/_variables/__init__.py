@@ -15,6 +15,8 @@ from keras_flax_bridge._variables.entries import ModelVariables as ModelVariable
 from keras_flax_bridge._variables.entries import variable_spec as variable_spec
 from keras_flax_bridge._variables.graph import Node as Node
 from keras_flax_bridge._variables.graph import application_layers as application_layers
+from keras_flax_bridge._variables.graph import build_shapes as build_shapes
+from keras_flax_bridge._variables.graph import child_names as child_names
 from keras_flax_bridge._variables.graph import drawing as drawing
 from keras_flax_bridge._variables.graph import functional as functional
 from keras_flax_bridge._variables.graph import layer_names as layer_names

@@ -11,7 +11,15 @@ import keras
 from keras.src.backend.common.masking import get_keras_mask, set_keras_mask  # no public name
 from keras.src.utils.naming import to_snake_case
 
-from keras_flax_bridge._variables.keys import Names, graph_children, graph_classes, has_auto_name
+from keras_flax_bridge._variables.keys import (
+    Names,
+    _children,
+    _layer_bookkeeping,
+    graph_children,
+    graph_classes,
+    has_auto_name,
+    held_by,
+)
 
 
 class Node(NamedTuple):
@@ -124,3 +132,18 @@ def application_layers() -> dict[str, type]:
 def own_name(operation: Any) -> str:
     """The name that the user gave, else the class in snake case: never what Keras counted."""
     return to_snake_case(type(operation).__name__) if has_auto_name(operation) else operation.name
+
+
+def child_names(layer: Any) -> dict[int, str]:
+    """The names of the sublayers of a layer after the attributes that hold them, by their ids."""
+    attributes = held_by(layer, _layer_bookkeeping())
+    return {id(child): "_".join(path) for path, child in _children(layer, attributes, Names())}
+
+
+def build_shapes(model: Any) -> Any:
+    """The shapes that a model was built with, in the structure that it was called with; or None."""
+    config = model.get_build_config() or {}
+    found = config.get("input_shape", config.get("shapes_dict"))
+    if isinstance(found, dict) and len(found) == 1:
+        found = next(iter(found.values()))
+    return found

@@ -136,7 +136,7 @@ def _layers(model: Any, target: Any, x: Any) -> Iterator[Difference]:
     watched = Conversion(model, "Watched", "bridge", watch=True)
     values = keras_values(model) | dict(wmap.keras_values(flax_values(target)))
     native = watched.module(values, nnx.Rngs(0))(x)
-    inner = V.functional(model)
+    inner = watched.graph_model
     wanted = keras.Model(V.structure(inner)[0], [tensor for _, tensor in watched.watched])(x, training=False)
     for (name, _), got, value in zip(watched.watched, native, keras.tree.flatten(wanted), strict=True):
         yield _between(name, got, value)

@@ -18,6 +18,7 @@ from keras_flax_bridge._leaves import owned
 from keras_flax_bridge._paths import Path
 from keras_flax_bridge.errors import NotBuiltError, StructureMismatchError, UnsupportedLayerError
 from keras_flax_bridge.migrate.code import identifier
+from keras_flax_bridge.migrate.draw import as_functional
 from keras_flax_bridge.migrate.graph import Drawing, build_root
 from keras_flax_bridge.migrate.maps import Pair, WeightMap
 from keras_flax_bridge.migrate.report import ConversionReport
@@ -36,12 +37,14 @@ class Conversion:
         self.drawing = Drawing(model, fallback)
         self.watched: list[tuple[str, Any]] = []  # names and tensors of what every layer gives
         with V.drawing(model):
-            graph, self.watched = build_root(self.drawing, drawable(model), model.name, watch)
+            self.graph_model = V.functional(model) or as_functional(model)
+            names = {} if V.functional(model) is not None else V.child_names(model)
+            graph, self.watched = build_root(self.drawing, self.graph_model, model.name, watch, names)
         self.drawing.problems.raise_any(model)
         self._require_all_mapped()
         class_name = identifier(class_name, lambda n: keyword.iskeyword(n) or n in RESERVED, "Model")
         self.source: Source = write(
-            graph, class_name, f"The Keras model {_plain(model.name)}.", folded=not watch
+            graph, class_name, f"The Keras model {_plain(V.own_name(model))}.", folded=not watch
         )
 
     def _require_all_mapped(self) -> None:
@@ -136,7 +139,7 @@ def to_nnx(
     module = conversion.module(values, nnx.Rngs(0) if rngs is None else rngs)
     report = _report(conversion, None)
     if check_outputs:
-        report = _report(conversion, check(model, module))
+        report = _report(conversion, check(model, module, conversion.graph_model))
     cls: Any = type(module)
     cls.conversion_report = report  # of the class: nnx.split and nnx.clone keep it
     cls.weight_map = conversion.weight_map()
@@ -186,19 +189,6 @@ def _plain(name: str) -> str:
     text = "".join(c if c.isascii() and (c.isalnum() or c in "_-. ") else "_" for c in name)
     head, _, count = text.rpartition("_")
     return head if count.isdigit() and head in ("sequential", "functional", "model") else text
-
-
-def drawable(model: Any) -> Any:
-    """The Functional model to convert."""
-    inner = V.functional(model)
-    if inner is None:
-        raise UnsupportedLayerError(
-            f"model {model.name!r}",
-            got=f"a {type(model).__name__}, whose class overrides call",
-            expected="a Sequential or Functional model",
-            fix="Bridge it with kfb.ToNNX(model).",
-        )
-    return inner
 
 
 def require_built(model: Any) -> None:

@@ -14,7 +14,7 @@ from keras_flax_bridge import _variables as V
 from keras_flax_bridge._paths import Path
 from keras_flax_bridge.errors import UnsupportedLayerError
 from keras_flax_bridge.migrate import rules
-from keras_flax_bridge.migrate.code import literal
+from keras_flax_bridge.migrate.code import Raw, literal
 from keras_flax_bridge.migrate.draw import drawn
 from keras_flax_bridge.migrate.ir import Call, Child, Graph, Step, Value, Weight
 from keras_flax_bridge.migrate.operations import operation_code
@@ -127,7 +127,7 @@ class GraphBuilder:
         return self._read(self._holder(name, shape, dtype, kind, weight))
 
     def _holder(self, name: str, shape: Any, dtype: str, kind: str, weight: Weight) -> Child:
-        zeros = Call("jnp.zeros", {"shape": tuple(shape), "dtype": f"jnp.{dtype}"}, rngs=False)
+        zeros = Call("jnp.zeros", {"shape": tuple(shape), "dtype": Raw(f"jnp.{dtype}")}, rngs=False)
         return Child(name, Call(kind, {"value": zeros}, rngs=False), (weight,), rule="a variable")
 
     def _read(self, child: Child) -> str:
@@ -301,13 +301,16 @@ class GraphBuilder:
         return value
 
 
-def build_root(drawing: Drawing, model: Any, name: str, watch: bool) -> tuple[Graph, list[tuple[str, Any]]]:
+def build_root(
+    drawing: Drawing, model: Any, name: str, watch: bool, names: dict[int, str]
+) -> tuple[Graph, list[tuple[str, Any]]]:
     """The graph of a whole model; with `watch` one that returns what every layer gives.
 
     Returns:
         The graph, and the names and tensors of what it returns in place of the outputs.
     """
     builder = GraphBuilder(drawing, model, name)
+    builder.names |= names
     builder.build()
     watched = builder.layer_outputs() if watch else []
     if watched:

@@ -14,15 +14,22 @@ BATCH, LENGTH = 2, 8  # of axes whose size is open
 ROUNDING = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 
 
-def random_input(model: Any, rng: np.random.Generator) -> Any:
-    """A batch of the shapes and dtypes that a Functional model takes.
+def random_input(model: Any, graph: Any, rng: np.random.Generator) -> Any:
+    """A batch of the shapes and dtypes that the graph of a model takes.
 
     Integers are below what every embedding of the model knows.
     """
-    inputs, _ = V.structure(V.functional(model))
+    inputs, _ = V.structure(graph)
     sizes = [layer.input_dim for layer in V.parts(model) if isinstance(layer, keras.layers.Embedding)]
     most = min(sizes, default=2)
+    inputs = inputs[0] if isinstance(inputs, (list, tuple)) and len(inputs) == 1 else inputs
+    if sizes and V.functional(model) is None:  # a drawn model does not say which inputs are ids
+        return keras.tree.map_structure(lambda tensor: _ids(tensor, most, rng), inputs)
     return keras.tree.map_structure(lambda tensor: _random(tensor, most, rng), inputs)
+
+
+def _ids(tensor: Any, most: int, rng: np.random.Generator) -> np.ndarray:
+    return rng.integers(0, most, (BATCH, *(size or LENGTH for size in tensor.shape[1:]))).astype("int32")
 
 
 def _random(tensor: Any, most: int, rng: np.random.Generator) -> np.ndarray:
@@ -59,13 +66,13 @@ def tolerance_of(model: Any) -> float:
     return max(ROUNDING.get(kind, 0.0) for kind in kinds)
 
 
-def check(model: Any, module: Any) -> float:
+def check(model: Any, module: Any, graph: Any) -> float:
     """The measured difference of the outputs in inference.
 
     Raises:
         UnsupportedLayerError: if it is more than rounding.
     """
-    x = random_input(model, np.random.default_rng(0))
+    x = random_input(model, graph, np.random.default_rng(0))
     measured = difference(module(x), model(x, training=False))
     if not measured <= tolerance_of(model):
         raise UnsupportedLayerError(
