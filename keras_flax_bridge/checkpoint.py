@@ -114,7 +114,7 @@ def restored(
         return _keras_files.restore_weights(folder, like)
     stored: Any = _keras_files.KerasFile(folder) if folder.is_file() else _orbax.Stored(folder)
     where = f"checkpoint {folder}"
-    weights = rename if hasattr(rename, "flax_values") else None  # a WeightMap moves and turns at once
+    weights: Any = rename if hasattr(rename, "flax_values") else None  # a WeightMap moves and turns at once
     target = _restore.target_of(like, ours=bool(stored.metadata), weights=weights)
     if isinstance(like, nnx.Module) and rename is None and not target.wanted.keys() <= stored.specs.keys():
         from keras_flax_bridge.migrate.ejected import map_for  # on first use: its tables take a while

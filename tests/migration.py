@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
-from keras import layers as L  # noqa: N812 - the table has one of them a line
+from keras import layers as L
 from keras import ops
 
 
@@ -32,8 +32,10 @@ class Row(NamedTuple):
         inputs = [keras.Input(shape, dtype="int32" if self.ids else None) for shape in self.shapes]
         tensors = [L.Masking()(x) for x in inputs] if self.masked else inputs
         called = self.make()
-        outputs = called(*tensors) if isinstance(called, Function) else called(
-            tensors[0] if len(tensors) == 1 else tensors
+        outputs = (
+            called(*tensors)
+            if isinstance(called, Function)
+            else called(tensors[0] if len(tensors) == 1 else tensors)
         )
         model = keras.Model(inputs[0] if len(inputs) == 1 else inputs, outputs)
         rng = np.random.default_rng(4)
@@ -262,7 +264,7 @@ POOLS = [
         }),
         *rows(f"average_pool{size}", shape, {
             "": lambda size=size: getattr(L, f"AveragePooling{size.upper()}")(2),
-            "same": lambda size=size: getattr(L, f"AveragePooling{size.upper()}")(3, strides=2, padding="same"),
+            "same": lambda size=size: getattr(L, f"AveragePooling{size.upper()}")(3, 2, padding="same"),
             "first": lambda size=size: getattr(L, f"AveragePooling{size.upper()}")(2, **FIRST),
         }, fast=("same",) if size == "2d" else ()),
         *rows(f"global_max{size}", shape, {

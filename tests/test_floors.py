@@ -45,6 +45,7 @@ INSIDE = {
         "report",
         "activations",
         "modules",
+        "modules_recurrent",
         "site",
         "rules",
         "rules_core",
@@ -65,6 +66,9 @@ INSIDE = {
         "convert",
         "weights",
         "ejected",
+        "compare",
+        "alignment",
+        "match",
         "__init__",
     ],
 }

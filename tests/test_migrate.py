@@ -2,8 +2,6 @@
 
 from functools import cached_property
 
-import keras_flax_bridge as kfb
-
 import jax
 import jax.numpy as jnp
 import keras
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import keras_flax_bridge as kfb
 from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
 from tests import migration

@@ -1,10 +1,10 @@
 """Migration to native Flax: the same model, the same weights, no Keras at call time."""
 
-from keras_flax_bridge.migrate import rules_attention as _attention  # noqa: F401 - fills the table
-from keras_flax_bridge.migrate import rules_conv as _conv  # noqa: F401
-from keras_flax_bridge.migrate import rules_core as _core  # noqa: F401
-from keras_flax_bridge.migrate import rules_recurrent as _recurrent  # noqa: F401
-from keras_flax_bridge.migrate import rules_shape as _shape  # noqa: F401
+import keras_flax_bridge.migrate.rules_attention as _attention  # noqa: F401 - fills the table
+import keras_flax_bridge.migrate.rules_conv as _conv  # noqa: F401
+import keras_flax_bridge.migrate.rules_core as _core  # noqa: F401
+import keras_flax_bridge.migrate.rules_recurrent as _recurrent  # noqa: F401
+import keras_flax_bridge.migrate.rules_shape as _shape  # noqa: F401
 from keras_flax_bridge.migrate.compare import ComparisonReport as ComparisonReport
 from keras_flax_bridge.migrate.compare import compare as compare
 from keras_flax_bridge.migrate.convert import to_nnx as to_nnx

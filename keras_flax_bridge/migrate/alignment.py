@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from flax import nnx
-from scipy.optimize import linear_sum_assignment
+from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
 from keras_flax_bridge import _paths
 from keras_flax_bridge._paths import Path
@@ -78,7 +78,7 @@ def _made(node: Any, path: Path, seen: set[int]) -> Iterator[Path]:
     if id(node) in seen:
         return
     seen.add(id(node))
-    items = vars(node).items() if isinstance(node, nnx.Module) else ()
+    items: Any = vars(node).items() if isinstance(node, nnx.Module) else ()
     if isinstance(node, (list, tuple, nnx.List)):
         items = ((str(i), item) for i, item in enumerate(node))
     elif isinstance(node, (dict, nnx.Dict)):
@@ -218,7 +218,9 @@ def _joined(part: Shape, whole: Shape) -> tuple[Transform, ...] | None:
     axis = len(flat) - 1
     if whole == (*flat[:-1], 3 * width):
         return (Split(axis, (width,) * 3), *_reshaped(flat, part))
-    apart = (3, *part) if is_bias or len(whole) == len(part) + 1 and whole[0] == 3 else (part[0], 3, *part[1:])
+    apart = (
+        (3, *part) if is_bias or (len(whole) == len(part) + 1 and whole[0] == 3) else (part[0], 3, *part[1:])
+    )
     if whole == apart:
         at = apart.index(3)
         cut = (*apart[:at], 1, *apart[at + 1 :])

@@ -158,7 +158,9 @@ class _Rows:
         wires = []
         for number in self.args[at]:
             made, place = self.made.get(number, (-1, 0))
-            wires.append((made - start, place) if made >= start else outside.setdefault(number, -1 - len(outside)))
+            wires.append(
+                (made - start, place) if made >= start else outside.setdefault(number, -1 - len(outside))
+            )
         if len(outside) > INPUTS:
             return None
         child = self.steps[at].child

@@ -32,6 +32,7 @@ class ClassDef:
 
     @property
     def graph(self) -> Graph:
+        """The graph that is written."""
         return self.instances[0]
 
     def values(self, instance: Graph) -> dict[str, Any]:
@@ -156,7 +157,8 @@ def child_signature(child: Child) -> tuple:
 
 
 def call_signature(call: Call) -> tuple:
-    parts = []
+    """The constructor and its arguments, numbers by their type alone."""
+    parts: list[tuple] = []
     for name, value in call.arguments.items():
         if isinstance(value, Call):
             parts.append((name, call_signature(value)))

@@ -108,6 +108,7 @@ def _closed_up(found: re.Match) -> str:
 
 
 def fits(text: str) -> bool:
+    """Whether a line is not too long."""
     return len(text) <= WIDTH
 
 
@@ -141,9 +142,9 @@ def _operation(head: str, node: ast.BinOp, indent: str, tail: str) -> list[str]:
     *operands, last = _operands(node)
     before = "".join(f"{sign}{one_line_in(operand, node)} " for sign, operand in operands)
     hugged = f"{head}{before}{last[0]}"
-    if len(operands) == 1 and isinstance(last[1], ast.Call) and last[1].args:
-        if fits(f"{indent}{hugged}{one_line(last[1].func)}("):
-            return _laid_out(hugged, last[1], indent, tail)
+    opens = len(operands) == 1 and isinstance(last[1], ast.Call) and last[1].args
+    if opens and fits(f"{indent}{hugged}{one_line(last[1].func)}("):  # type: ignore[attr-defined]
+        return _laid_out(hugged, last[1], indent, tail)
     inner = INDENT + indent
     whole = f"{inner}{one_line(node)}"
     if fits(whole):

@@ -70,9 +70,7 @@ class ComparisonReport(NamedTuple):
         word = "ok: within" if self.ok else "not ok: differs by more than"
         lines = [f"{word} {self.tolerance:g}"]
         lines += [f"  output {_said(difference)}" for difference in self.outputs]
-        lines += [
-            f"  {'layer ' if self.is_close(d) else 'DIFFERS '}{_said(d)}" for d in self.layers
-        ]
+        lines += [f"  {'layer ' if self.is_close(d) else 'DIFFERS '}{_said(d)}" for d in self.layers]
         return "\n".join(lines)
 
 

@@ -228,7 +228,7 @@ def abstract(cls: Any) -> Any:
     def make() -> Any:
         rngs = nnx.Rngs(0)
         key = jax.random.key(0)
-        rngs.params = lambda: key  # type: ignore[method-assign, assignment]
+        vars(rngs)["params"] = lambda: key
         return cls(rngs=rngs)
 
     return nnx.eval_shape(make)
@@ -275,4 +275,3 @@ def _dropped(model: Any) -> Iterator[str]:
         for name, value in vars(layer).items():
             if value is not None and name.endswith(("_regularizer", "_constraint")):
                 yield f"{name} of {layer.name!r}"
-

@@ -45,5 +45,3 @@ def _map_of(metadata: Mapping[str, Any], folder: Any) -> WeightMap | None:
         return Conversion(_configs.build(metadata["model"], folder), "Model", "error").weight_map()
     except BridgeError:  # a model that can't be rebuilt or converted made no such source
         return None
-
-

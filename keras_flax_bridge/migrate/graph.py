@@ -9,11 +9,11 @@ from typing import Any
 import keras
 import numpy as np
 
+import keras_flax_bridge.migrate.rules as rules
 from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._paths import Path
 from keras_flax_bridge.errors import UnsupportedLayerError
-from keras_flax_bridge.migrate import rules
 from keras_flax_bridge.migrate.code import Raw, literal
 from keras_flax_bridge.migrate.draw import drawn
 from keras_flax_bridge.migrate.ir import Call, Child, Graph, Step, Value, Weight
@@ -30,11 +30,13 @@ class Problems:
         self.lines: list[str] = []
 
     def add(self, operation: Any, reason: str) -> None:
+        """Notes one, once."""
         line = f"{type(operation).__name__} {operation.name!r}: {reason}"
         if line not in self.lines:
             self.lines.append(line)
 
     def raise_any(self, model: Any) -> None:
+        """Raises UnsupportedLayerError with all that was noted."""
         if not self.lines:
             return
         listed = "\n".join(f"  {line}" for line in self.lines)
@@ -63,6 +65,7 @@ class Drawing:
         self.kept: list[Any] = []  # drawn tensors: their ids must stay theirs
 
     def value(self, shape: Any, dtype: Any, hint: str) -> Value:
+        """A value with the next number."""
         number = len(self.values)
         self.values[number] = Value(number, tuple(shape), str(dtype), hint)
         return self.values[number]
@@ -84,6 +87,7 @@ class GraphBuilder:
 
     # what rules ask for
     def text(self, tensor: Any) -> str:
+        """The expression of a tensor, after the steps that compute it."""
         if id(tensor) not in self.texts:
             node = V.producer(tensor)
             if node is None:
@@ -92,10 +96,12 @@ class GraphBuilder:
         return self.texts[id(tensor)]
 
     def name(self, tensor: Any, code: str) -> None:
+        """Says which expression a tensor stands for."""
         self.drawing.kept.append(tensor)
         self.texts[id(tensor)] = code
 
     def let(self, code: str, hint: str, shape: Any, dtype: str) -> str:
+        """A value of its own for an expression, unless it is one."""
         if code.startswith("«") and code.find("»") == len(code) - 1:
             return code
         value = self.drawing.value(shape, dtype, hint)
@@ -103,6 +109,7 @@ class GraphBuilder:
         return str(value)
 
     def constant(self, array: np.ndarray) -> str:
+        """An array of the graph: a literal where it is small, else a frozen variable."""
         if array.ndim == 0:
             return f"jnp.{array.dtype}({literal(_shortest(array))})"
         if array.size <= LITERAL_SIZE:
@@ -113,6 +120,7 @@ class GraphBuilder:
         return self._held("constant", array.shape, str(array.dtype), "Frozen", weight)
 
     def variable(self, variable: Any) -> str:
+        """A Keras variable that an operation reads, as one of the module."""
         entry = self.drawing.entries[id(variable)]
         key = id(variable)
         if key not in self.children:
@@ -148,6 +156,7 @@ class GraphBuilder:
         for tensor in node.inputs:
             self.text(tensor)
         operation = node.operation
+        codes: str | None
         try:
             codes = self._codes(node)
         except Refusal as refusal:
@@ -174,7 +183,7 @@ class GraphBuilder:
             return self._nested(operation, inner, node)
         return self._drawn(node)
 
-    def _by_rule(self, rule: rules.Rule, node: V.Node) -> str:
+    def _by_rule(self, rule: rules.Rule, node: V.Node) -> Any:
         site = Site(self, node)
         layer = node.operation
         child = self.children.get(id(layer))
@@ -211,7 +220,7 @@ class GraphBuilder:
                 self.drawing.mapped.add(own.path)
                 yield Weight(own.path, tuple(map(_paths.split, paths)), tuple(transforms), own.kind)
 
-    def _nested(self, model: Any, inner: Any, node: V.Node) -> str:
+    def _nested(self, model: Any, inner: Any, node: V.Node) -> str | None:
         """A model inside the model: a class of its own."""
         if any(V.mask_of(tensor) is not None for tensor in node.inputs):
             return self._drawn(node)  # its layers see a mask that its own graph does not know
@@ -271,6 +280,7 @@ class GraphBuilder:
         return self.text(value) if isinstance(value, keras.KerasTensor) else literal(value)
 
     def build(self) -> Graph:
+        """The whole graph, from its outputs back."""
         inputs, outputs = V.structure(self.model)
         self.graph.arguments = keras.tree.map_structure(self._input, _bare(inputs))
         for output in keras.tree.flatten(outputs):
@@ -346,4 +356,3 @@ def _frozen(weights: tuple[Weight, ...]) -> tuple[Path, ...]:
     frozen = [path for w in held if w.kind == V.FROZEN for path in w.paths]
     whole = frozen and all(w.kind == V.FROZEN for w in held)
     return ((),) if whole else tuple(frozen)
-

@@ -237,7 +237,6 @@ class WeightMap:
                 fix="Write it again with wmap.save(path).",
             ) from error
 
-
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> WeightMap:
         """The map that `to_json` described.

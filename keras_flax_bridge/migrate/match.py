@@ -46,9 +46,7 @@ class Ours(NamedTuple):
     seeds: tuple[Path, ...]
 
 
-def match(
-    model: keras.Model, target: Any, *, sample: Any = None, apply: Callable | None = None
-) -> WeightMap:
+def match(model: keras.Model, target: Any, *, sample: Any = None, apply: Callable | None = None) -> WeightMap:
     """Finds where every variable of a Keras model lies in a Flax model with other names.
 
     Layers are aligned by what they hold, up to reshapes, transposes, and query, key and value in one
@@ -112,9 +110,7 @@ def _ours(model: Any) -> Ours:
     weights = [w for w in conversion.source.weights if w.kind != "constant"]
     module = abstract(conversion.module_class())
     shapes = {tuple(map(str, p)): leaf.get_value().shape for p, leaf in nnx.to_flat_state(nnx.state(module))}
-    behind = {
-        path: Pair((w.key,), w.paths, w.transforms, w.kind) for w in weights for path in w.paths
-    }
+    behind = {path: Pair((w.key,), w.paths, w.transforms, w.kind) for w in weights for path in w.paths}
     leaves = [(path, tuple(shapes[path])) for w in weights for path in w.paths]
     return Ours(grouped(leaves), behind, module, conversion.weight_map().seeds)
 
@@ -307,6 +303,9 @@ def _run(target: Any, wmap: WeightMap, sample: Any, apply: Callable | None) -> A
         return jax.tree.leaves(module(sample))
     if apply is None:
         raise StructureMismatchError(
-            "apply", got="none", expected="the function that runs the variables", fix="Pass apply=model.apply."
+            "apply",
+            got="none",
+            expected="the function that runs the variables",
+            fix="Pass apply=model.apply.",
         )
     return jax.tree.leaves(apply(_paths.fill(target, values), sample))

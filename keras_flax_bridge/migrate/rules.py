@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import keras
 
-from keras_flax_bridge import _paths
 from keras_flax_bridge.errors import StructureMismatchError
 from keras_flax_bridge.migrate.ir import Call
 from keras_flax_bridge.migrate.site import Refusal, Site
@@ -45,8 +45,8 @@ class Rule(NamedTuple):
 
     layer: type
     module: Any = None
-    config: Mapping[str, Any] = {}
-    weights: Any = {}
+    config: Mapping[str, Any] = MappingProxyType({})
+    weights: Any = MappingProxyType({})
     code: Any = "{module}({x})"
     activation: str | None = None
     refuse: Callable[[Site], str | None] | None = None
@@ -163,12 +163,11 @@ def register_rule(
             fix="Pass the class itself: register_rule(MyLayer, ...).",
         )
     targets = {key: _target(to) for key, to in (weights or {}).items()}
-    constant = {n: _constant(v) for n, v in (config or {}).items()}
     own: Any = module
     if isinstance(module, type):
         own = module.__name__
         OWN_MODULES[own] = module
-    RULES[layer] = Rule(layer, own, constant, targets, call, activation)
+    RULES[layer] = Rule(layer, own, config or {}, targets, call, activation)
 
 
 OWN_MODULES: dict[str, type] = {}  # classes that users' rules name, by name
@@ -181,16 +180,13 @@ def _target(to: Any) -> str | To:
     return To(path, transforms if callable(transforms) else lambda site, shape: tuple(transforms))
 
 
-def _constant(value: Any) -> Any:
-    return value
-
-
 def table() -> str:
     """All rules as a Markdown table, in the order in which they were added."""
     rows = ["| Keras | native | weights | note |", "| --- | --- | --- | --- |"]
     for rule in RULES.values():
         found = {} if callable(rule.weights) else rule.weights
-        weights = ", ".join(_moved(key, to) for key, to in found.items()) or ("as its parts" if callable(rule.weights) else "")
+        moved = ", ".join(_moved(key, to) for key, to in found.items())
+        weights = "as its parts" if callable(rule.weights) else moved
         module = rule.module if isinstance(rule.module, str) else _native(rule)
         rows.append(f"| `{rule.layer.__name__}` | {module} | {weights} | {rule.note} |")
     return "\n".join(rows)
@@ -205,7 +201,3 @@ def _moved(key: str, to: str | To) -> str:
         return f"`{key}`" if key == to else f"`{key}` -> `{to}`"
     paths = (to.paths,) if isinstance(to.paths, str) else to.paths
     return f"`{key}` -> {', '.join(f'`{path}`' for path in paths)} ({to.note})"
-
-
-def split(path: str) -> _paths.Path:
-    return _paths.split(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from keras import layers as L  # noqa: N812 - the table has one of them a line
+from keras import layers as L
 
 from keras_flax_bridge.migrate.code import Raw
 from keras_flax_bridge.migrate.ir import Call

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from keras import layers as L  # noqa: N812 - the table has one of them a line
+from keras import layers as L
 
 from keras_flax_bridge.migrate.code import literal
 from keras_flax_bridge.migrate.ir import Call
@@ -37,6 +37,7 @@ def channels_back(site: Site, y: str) -> str:
 
 
 def convolved(site: Site) -> str:
+    """The call of a convolution."""
     return channels_back(site, f"«m»({channels_last(site, site.x)})")
 
 
@@ -102,9 +103,7 @@ def _transposed_padding(site: Site) -> Any:
     strides, windows = sizes(layer.strides), sizes(layer.kernel_size)
     count, outputs = len(windows), layer.output_padding
     extra: Any = (outputs,) * count if outputs is None or isinstance(outputs, int) else outputs
-    return tuple(
-        _pads(*axis, layer.padding) for axis in zip(windows, strides, dilation, extra, strict=True)
-    )
+    return tuple(_pads(*axis, layer.padding) for axis in zip(windows, strides, dilation, extra, strict=True))
 
 
 def _pads(window: int, stride: int, dilation: int, extra: int | None, padding: str) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import layers as L  # noqa: N812 - the table has one of them a line
+from keras import layers as L
 
 from keras_flax_bridge.migrate.code import Raw, literal
 from keras_flax_bridge.migrate.rules import ABSENT, Rule, To, add

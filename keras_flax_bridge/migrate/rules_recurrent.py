@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 import keras
-from keras import layers as L  # noqa: N812 - the table has one of them a line
+from keras import layers as L
 
 from keras_flax_bridge.migrate.ir import Call
 from keras_flax_bridge.migrate.rules import Rule, To, add
@@ -37,6 +37,7 @@ def cell_call(cell: Any, inputs: int, site: Site) -> Call:
 
 
 def conv_cell_call(cell: Any, site: Site) -> Call:
+    """The native cell that computes what a convolutional LSTM cell computes."""
     if cell.dropout or cell.recurrent_dropout:
         raise Refusal("dropout inside the recurrence")
     return Call(
@@ -112,6 +113,7 @@ def _rnn(site: Site) -> Call:
 
 
 def rnn_call(layer: Any, cell: Call) -> Call:
+    """The module that runs a cell over time."""
     arguments = {"cell": cell, "reverse": layer.go_backwards}
     zero = bool(getattr(layer, "zero_output_for_mask", False))
     return Call("RNN", {**arguments, "zero_output_for_mask": zero}, rngs=False)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from keras import layers as L  # noqa: N812 - the table has one of them a line
+from keras import layers as L
 
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge.migrate.code import literal
@@ -103,9 +103,7 @@ add(
 def _operands(site: Site) -> list[str]:
     """All inputs, in one dtype, with the axes that Keras puts in for those of lower rank."""
     rank = max(len(tensor.shape) for tensor in site.node.inputs)
-    return [
-        site.cast(i) + _new_axes(rank - len(tensor.shape)) for i, tensor in enumerate(site.node.inputs)
-    ]
+    return [site.cast(i) + _new_axes(rank - len(tensor.shape)) for i, tensor in enumerate(site.node.inputs)]
 
 
 def _new_axes(count: int) -> str:

@@ -65,6 +65,7 @@ class Site:
         return self.cast_tensor(self.node.inputs[index])
 
     def cast_tensor(self, tensor: Any) -> str:
+        """The expression of a tensor in the layer's compute dtype, as Keras casts it."""
         text = self.builder.text(tensor)
         differs = is_float(tensor.dtype) and tensor.dtype != self.compute_dtype
         return f"{text}.astype(jnp.{self.compute_dtype})" if self.layer.autocast and differs else text
@@ -101,10 +102,12 @@ class Site:
     # dtypes
     @property
     def compute_dtype(self) -> str:
+        """The dtype that the layer computes in."""
         return self.layer.compute_dtype
 
     @property
     def channels_first(self) -> bool:
+        """Whether channels come right after the batch."""
         return getattr(self.layer, "data_format", None) == "channels_first"
 
     @property
@@ -167,8 +170,10 @@ HALF = ("bfloat16", "float16")
 
 
 def dtype(name: str) -> Raw:
+    """A dtype as the source names it."""
     return Raw(f"jnp.{name}")
 
 
 def is_float(name: Any) -> bool:
+    """Whether a dtype is one of real numbers."""
     return "float" in str(name)

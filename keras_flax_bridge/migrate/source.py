@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 from flax import nnx
 
+import keras_flax_bridge.migrate.modules as modules
+import keras_flax_bridge.migrate.modules_recurrent as modules_recurrent
 from keras_flax_bridge._paths import Path
-from keras_flax_bridge.migrate import modules
 from keras_flax_bridge.migrate.blocks import fold
 from keras_flax_bridge.migrate.classes import ClassDef, Classes
 from keras_flax_bridge.migrate.code import INDENT, WIDTH, Raw, identifier, literal, one_line, statement
@@ -24,8 +25,9 @@ import ast  # isort: skip
 
 OWN: dict[str, Any] = {
     name: thing
-    for name, thing in vars(modules).items()
-    if getattr(thing, "__module__", "") == modules.__name__
+    for file in (modules, modules_recurrent)
+    for name, thing in vars(file).items()
+    if getattr(thing, "__module__", "") == file.__name__
 }
 RESERVED = {"jax", "jnp", "nnx", "self", "rngs", "islands", "functools", *OWN}
 
@@ -99,7 +101,8 @@ def parameters(function: str) -> dict[str, inspect.Parameter]:
         thing = {"nnx": nnx, "jnp": _jnp()}[root]
         for name in rest:
             thing = getattr(thing, name)
-    found = dict(inspect.signature(thing.__init__ if isinstance(thing, type) else thing).parameters)
+    made: Any = getattr(thing, "__init__") if isinstance(thing, type) else thing  # noqa: B009
+    found = dict(inspect.signature(made).parameters)  # of a class nnx shows *args alone
     return {name: parameter for name, parameter in found.items() if name != "self"}
 
 
@@ -113,7 +116,8 @@ def call_text(call: Call, hole: Any = lambda *place: None, place: tuple = ()) ->
     """A constructor call with Flax's defaults left out."""
     if call.function.startswith("islands["):
         return call.function
-    positional, named = [], []
+    positional: list[str] = []
+    named: list[str] = []
     known = parameters(call.function)
     for name, value in call.arguments.items():
         if name == "*":
@@ -124,7 +128,11 @@ def call_text(call: Call, hole: Any = lambda *place: None, place: tuple = ()) ->
             continue
         text = filled or _argument(value, hole, (*place, name))
         parameter = known[name]
-        if parameter.default is parameter.empty and parameter.kind is not parameter.KEYWORD_ONLY and not named:
+        if (
+            parameter.default is parameter.empty
+            and parameter.kind is not parameter.KEYWORD_ONLY
+            and not named
+        ):
             positional.append(text)
         else:
             named.append(f"{name}={text}")
@@ -274,7 +282,7 @@ class Helpers:
         key = _settings(child)
         if key not in self.names:
             return text
-        return text.replace(key[0], self.names[key], 1).replace(f"{key[1]}, ", "", 1)  # type: ignore[index]
+        return text.replace(key[0], self.names[key], 1).replace(f"{key[1]}, ", "", 1)
 
 
 SHARED = 3  # layers of the same settings are worth a function

@@ -19,9 +19,11 @@ class Reshape(NamedTuple):
     after: tuple[int, ...]
 
     def forward(self, arrays: Arrays) -> Arrays:
+        """From Keras to Flax."""
         return [array.reshape(self.after) for array in arrays]
 
     def inverse(self, arrays: Arrays) -> Arrays:
+        """From Flax to Keras."""
         return [array.reshape(self.before) for array in arrays]
 
     def __str__(self) -> str:
@@ -34,9 +36,11 @@ class Transpose(NamedTuple):
     axes: tuple[int, ...]
 
     def forward(self, arrays: Arrays) -> Arrays:
+        """From Keras to Flax."""
         return [array.transpose(self.axes) for array in arrays]
 
     def inverse(self, arrays: Arrays) -> Arrays:
+        """From Flax to Keras."""
         return [array.transpose(tuple(np.argsort(self.axes).tolist())) for array in arrays]
 
     def __str__(self) -> str:
@@ -50,10 +54,12 @@ class Split(NamedTuple):
     sizes: tuple[int, ...]
 
     def forward(self, arrays: Arrays) -> Arrays:
+        """From Keras to Flax."""
         cuts = np.cumsum(self.sizes)[:-1].tolist()
         return [part for array in arrays for part in jnp.split(array, cuts, self.axis)]
 
     def inverse(self, arrays: Arrays) -> Arrays:
+        """From Flax to Keras."""
         return [jnp.concatenate(arrays, self.axis)]
 
     def __str__(self) -> str:
@@ -67,9 +73,11 @@ class Merge(NamedTuple):
     sizes: tuple[int, ...]
 
     def forward(self, arrays: Arrays) -> Arrays:
+        """From Keras to Flax."""
         return Split(*self).inverse(arrays)
 
     def inverse(self, arrays: Arrays) -> Arrays:
+        """From Flax to Keras."""
         return Split(*self).forward(arrays)
 
     def __str__(self) -> str:
