@@ -1,5 +1,7 @@
 """The bridge between Keras 3 on JAX and Flax, optax and Orbax."""
 
+import importlib
+
 from keras_flax_bridge import _backend
 
 _backend.ensure_jax()  # before anything below imports Keras
@@ -43,3 +45,9 @@ from keras_flax_bridge.steps import make_predict_step as make_predict_step
 from keras_flax_bridge.steps import make_train_step as make_train_step
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    if name == "migrate":  # on first use: its tables take a while to load
+        return importlib.import_module("keras_flax_bridge.migrate")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -48,16 +48,21 @@ class Target(NamedTuple):
     put: Callable[[Flat], Any]
     of_weights: bool = True  # whether it is known what the first names stand for
     optional: frozenset[Path] = frozenset()  # wanted, and left as they are where nothing is stored
+    ignored: frozenset[Path] = frozenset()  # structural keys that have no place in it
 
 
-def target_of(like: Any, *, tops: Iterable[str] = TREES) -> Target:
+def target_of(like: Any, *, tops: Iterable[str] = TREES, weights: Any = None) -> Target:
     """The target that `like` stands for.
 
     Args:
         like: a `keras.Model` or an `nnx.Module`, a dict of either, an `nnx.State`, or a pytree of arrays or
             `jax.ShapeDtypeStruct`.
         tops: the first names in the checkpoint: where they are those of a state, so are `like`'s.
+        weights: a `WeightMap` between the variables of a Keras model and those of a Flax model.
     """
+    weights = getattr(type(like), "weight_map", None) if weights is None else weights
+    if weights is not None:
+        return _mapped_target(like, weights, _weights(tops))
     for kind, target in ((keras.layers.Layer, _keras_target), (nnx.Module, _nnx_target)):
         if isinstance(like, kind):
             return target(like, {(): like}, _weights(tops))
@@ -145,6 +150,30 @@ def _nnx_variables(module: Any) -> dict[Path, nnx.Variable]:
     return {tuple(map(str, path)): variable for path, variable in nnx.to_flat_state(nnx.state(module))}
 
 
+def _mapped_target(like: Any, weights: Any, scope: frozenset[Path]) -> Target:
+    """A Flax model that is filled from Keras's variables; or the reverse, if `like` is a Keras model."""
+    seeds = frozenset((*weights.seeds, *weights.only_keras))
+    if isinstance(like, keras.layers.Layer):
+        specs = {entry.path: V.variable_spec(entry.variable) for c in V.collect_layer(like) for entry in c}
+        names = {path: path if weights.linen else ("params", *path) for path in weights.flax_specs(specs)}
+        wanted = {names[path]: spec for path, spec in weights.flax_specs(specs).items()}
+        back = {name: path for path, name in names.items()}
+        lacking = frozenset(path if weights.linen else ("params", *path) for path in weights.only_flax)
+        return Target(
+            wanted,
+            scope,
+            lambda values: weights.to_keras({back[p]: v for p, v in values.items()}, like=like),
+            ignored=frozenset(path[1:] for path in lacking),
+        )
+    flat = weights.leaves(like)
+    wanted = {("params", *key): leaf for key, leaf in weights.keras_values(flat)}
+
+    def put(values: Flat) -> Any:
+        return weights.put(like, dict(weights.flax_values({path[1:]: v for path, v in values.items()})))
+
+    return Target(wanted, scope, put, ignored=seeds)
+
+
 def plan(stored: Flat, target: Target, where: str, options: Options) -> dict[Path, Path]:
     """The stored path of every wanted leaf.
 
@@ -164,6 +193,7 @@ def plan(stored: Flat, target: Target, where: str, options: Options) -> dict[Pat
         name: stored[path]
         for name, path in names.items()
         if path not in used and chosen(name) and _within(name, target.scope)
+        if name[1:] not in target.ignored
     }
     mismatched = {
         path: (stored[place], wanted[path])

@@ -55,7 +55,9 @@ def is_count(value: Any) -> bool:
 
 def metadata(state: Any, model: Any) -> dict[str, Any]:
     """What lies beside the leaves: versions, and the config of the model where it has one."""
-    return {"format": _FORMAT, "versions": _versions(), **_configs.of_state(state, model)}
+    weights = getattr(type(state), "weight_map", None)  # of a module that kfb.migrate made
+    mapped = {} if weights is None else {"weight_map": weights.to_json()}
+    return {"format": _FORMAT, "versions": _versions(), **mapped, **_configs.of_state(state, model)}
 
 
 @cache

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import keras
+from flax import nnx
 
 from keras_flax_bridge import _across, _configs, _foreign, _keras_files, _orbax, _paths, _restore, _saving
 from keras_flax_bridge._leaves import from_disk
@@ -75,7 +76,8 @@ def restore(
         include: leaves to restore: a regular expression, or a list of path prefixes; the others
             stay as they are in `like`.
         rename: how stored paths are called in `like`: a dict, pairs of regular expression and
-            replacement, or a function.
+            replacement, or a function; or a `kfb.migrate.WeightMap` between a Keras and a Flax
+            model.
         partial: True restores what matches and logs what doesn't.
         verify: whether every leaf is compared with the checksum that was written. With `step` None
             a damaged step is passed over for the newest that is whole, with a warning.
@@ -112,12 +114,14 @@ def restored(folder: FilePath, like: Any, data: Any, options: Options) -> Any:
     if folder.name.endswith(".weights.h5"):
         return _keras_files.restore_weights(folder, like)
     stored: Any = _keras_files.KerasFile(folder) if folder.is_file() else _orbax.Stored(folder)
-    target = _restore.target_of(like, tops=_foreign.tops(stored))
+    target = _target(like, stored, options)
     names = _foreign.names(stored, like, target)
     specs = {name: stored.specs[place] for name, place in names.items()}
     way = _across.detour(like, specs) if options.include is None and options.rename is None else None
     if way is not None:
         return way.back(restored(folder, way.like, data, options))
+    if hasattr(options.rename, "flax_values"):  # a WeightMap, which the target knows of already
+        options = options._replace(rename=None)
     pairs = _restore.plan(specs, target, f"checkpoint {folder}", options)
     places = {path: names[name] for path, name in pairs.items()}
     values = stored.load(
@@ -128,6 +132,20 @@ def restored(folder: FilePath, like: Any, data: Any, options: Options) -> Any:
     if data is not None:
         stored.load_data(data)
     return target.put({path: from_disk(values[p], target.wanted[path]) for path, p in places.items()})
+
+
+def _target(like: Any, stored: Any, options: Options) -> _restore.Target:
+    """What is to be filled; a Flax module that the bridge or a `WeightMap` knows, from Keras's variables."""
+    tops = _foreign.tops(stored)
+    weights: Any = options.rename if hasattr(options.rename, "flax_values") else None
+    target = _restore.target_of(like, tops=tops, weights=weights)
+    lacks = not target.wanted.keys() <= stored.specs.keys() | target.optional
+    if lacks and isinstance(like, nnx.Module) and options.rename is None and stored.metadata:
+        from keras_flax_bridge.migrate.ejected import map_for  # on first use: its tables take a while
+
+        weights = map_for(like, stored.metadata, stored.path)
+        target = _restore.target_of(like, tops=tops, weights=weights)
+    return target
 
 
 def stored_position(path: Any) -> Any:

@@ -46,9 +46,9 @@ def build(model: Any, batch: Any) -> None:
 
 
 def parts(layer: Any) -> list[Any]:
-    """A layer and all of its sublayers."""
+    """A layer and all of its sublayers, each once."""
     # `_flatten_layers`: the public `layers` exists on models only
-    return list(layer._flatten_layers())
+    return list({id(part): part for part in [layer, *layer._flatten_layers()]}.values())
 
 
 def is_complete(layer: Any) -> bool:

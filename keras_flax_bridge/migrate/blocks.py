@@ -1,0 +1,294 @@
+"""Finds what repeats in a graph, and makes each repetition a graph of its own.
+
+A row of steps is a candidate where it stands again with other numbers in its constructors: the same
+expressions, the same wiring, the same kinds of modules. The best one, by the lines it saves, is cut
+out everywhere; then the search goes on in what is left, and inside what was cut out.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Hashable, Iterator
+from typing import NamedTuple
+
+from keras_flax_bridge.migrate.classes import child_signature, literals, signature
+from keras_flax_bridge.migrate.ir import Child, Graph, Step, Value, numbers, substituted
+
+LONGEST = 90  # steps in one block
+INPUTS = 3  # values that a block may read from outside
+CHILD_LINES, STEP_LINES = 1.7, 0.7  # what a module and a step take in the source
+CLASS_LINES = 7.0  # what a class takes
+CHAINED, LOOSE = 0.4, 1.8  # what a use of it takes: in a loop over blocks, or on a line of its own
+LEAST, WORTH_A_NAME = 2, 4  # modules in a block, and in one that gets the bonus
+CHAIN_BONUS = 1.6  # a block that the whole signal goes through is what a person would name
+NAME_BONUS = 1.6  # the user's names say that this is a block
+WHOLE_BONUS = 1.05  # a residual block starts where its input is read twice
+SETTINGS = 6  # more would not read as one kind of block
+SETTING_LINES = 1.5  # what each setting of a block that differs takes
+
+
+class Found(NamedTuple):
+    """A row of steps that stands in several places."""
+
+    score: float
+    length: int
+    starts: tuple[int, ...]
+    out: int  # which value of the last step is read outside
+
+
+def fold(graph: Graph) -> None:
+    """Turns what repeats into graphs of their own, in place."""
+    _fold([graph], set())
+
+
+def _fold(alike: list[Graph], seen: set[int]) -> None:
+    """Cuts graphs that will be one class, all in the same places."""
+    alike = [graph for graph in alike if id(graph) not in seen]
+    seen |= {id(graph) for graph in alike}
+    while alike and (found := _Rows(alike[0]).best()) is not None:
+        for graph in alike:
+            _cut(graph, found)
+    below: dict[Hashable, list[Graph]] = {}
+    for graph in alike:
+        for child in graph.children:
+            if isinstance(child.call, Graph) and id(child.call) not in seen:
+                below.setdefault(signature(child.call), []).append(child.call)
+    for graphs in below.values():
+        _fold(list({id(graph): graph for graph in graphs}.values()), seen)
+
+
+class _Rows:
+    """The steps of one graph as comparable tokens."""
+
+    def __init__(self, graph: Graph):
+        self.steps = graph.steps
+        self.inputs = graph.inputs
+        self.values = {out.number: out for step in graph.steps for out in step.outs}
+        self.made: dict[int, tuple[int, int]] = {}  # value: the step and the place it comes from
+        self.last: dict[int, int] = {}  # value: the last step that reads it
+        self.child_first: dict[int, int] = {}
+        self.child_last: dict[int, int] = {}
+        kinds: dict[Hashable, int] = {}
+        self.kinds: list[int] = []
+        self.args: list[list[int]] = []
+        signatures: dict[int, Hashable] = {}
+        self.literals: dict[int, tuple[str, ...]] = {}
+        for i, step in enumerate(self.steps):
+            args = step.args
+            self.args.append(args)
+            self.last |= dict.fromkeys(args, i)
+            for place, out in enumerate(step.outs):
+                self.made[out.number] = (i, place)
+            kind: Hashable = None
+            if step.child is not None:
+                self.child_first.setdefault(id(step.child), i)
+                self.child_last[id(step.child)] = i
+                if id(step.child) not in signatures:
+                    signatures[id(step.child)] = child_signature(step.child)
+                    self.literals[id(step.child)] = tuple(literals(step.child))
+                kind = signatures[id(step.child)]
+            order = {str(number): f"«{j}»" for j, number in enumerate(args)} | {"m": "«m»"}
+            text = substituted(step.code, order.__getitem__)
+            self.kinds.append(kinds.setdefault((text, len(step.outs), kind), len(kinds)))
+        self.last |= dict.fromkeys(numbers(graph.result), len(self.steps))
+        self.ends = self._ends()
+
+    def _ends(self) -> list[list[tuple[int, int]]]:
+        """For every place in the row, what was made before it and is read from it on, in order."""
+        ends: list[list[tuple[int, int]]] = [[]]
+        for i, step in enumerate(self.steps):
+            live = [item for item in ends[-1] if self.last.get(item[1], -1) > i]
+            live += [(i, out.number) for out in step.outs if self.last.get(out.number, -1) > i]
+            ends.append(live)
+        return ends
+
+    def best(self) -> Found | None:
+        """The row of steps whose repetition saves most."""
+        best: Found | None = None
+        for length, starts in self._repeated():
+            inside = self.steps[starts[0] : starts[0] + length]
+            children = {id(step.child) for step in inside if step.child is not None}
+            if len(children) < LEAST or all(_is_block(step.child) for step in inside):
+                continue  # blocks alone are a loop already
+            body = len(children) * CHILD_LINES + length * STEP_LINES
+            if best is not None and _score(body, len(starts), True) * NAME_BONUS * WHOLE_BONUS <= best.score:
+                continue
+            closed = [start for start in starts if self._is_closed(start, length)]
+            apart = _apart(closed, length)
+            chained = len(children) >= WORTH_A_NAME and self._are_chained(apart, length)
+            if len(apart) < 2:
+                continue
+            named = NAME_BONUS if all(self._is_named(start, length) for start in apart) else 1.0
+            whole = WHOLE_BONUS if self._reads_twice(apart[0], length) else 1.0
+            score = _score(body, len(apart), chained) * named * whole
+            if score <= (best.score if best else 0):
+                continue
+            settings = self._settings(apart, length)
+            score -= settings * SETTING_LINES
+            if settings <= SETTINGS and score > (best.score if best else 0):
+                last = apart[0] + length - 1
+                out = next(number for made, number in reversed(self.ends[last + 1]) if made == last)
+                best = Found(score, length, tuple(apart), self.made[out][1])
+        return best
+
+    def _repeated(self) -> Iterator[tuple[int, list[int]]]:
+        """Every length with the starts of rows that are alike."""
+        outside: dict[int, dict[int, int]] = {i: {} for i in range(len(self.steps))}
+        groups = [list(range(len(self.steps)))]
+        for length in range(1, LONGEST + 1):
+            found: list[list[int]] = []
+            for group in groups:
+                by_token: dict[Hashable, list[int]] = {}
+                for start in group:
+                    token = self._token(start, start + length - 1, outside[start])
+                    if token is not None:
+                        by_token.setdefault(token, []).append(start)
+                found += [starts for starts in by_token.values() if len(starts) > 1]
+            if not found:
+                return
+            groups = found
+            if length > 1:
+                yield from ((length, starts) for starts in found)
+
+    def _token(self, start: int, at: int, outside: dict[int, int]) -> Hashable:
+        """A step as one that starts the row there sees it; None where the row can't go on."""
+        if at >= len(self.steps):
+            return None
+        wires = []
+        for number in self.args[at]:
+            made, place = self.made.get(number, (-1, 0))
+            wires.append(
+                (made - start, place) if made >= start else outside.setdefault(number, -1 - len(outside))
+            )
+        if len(outside) > INPUTS:
+            return None
+        child = self.steps[at].child
+        module = None
+        if child is not None:
+            first = self.child_first[id(child)]
+            if first < start:
+                return None  # a module that is shared with what stands before
+            module = first - start
+        return self.kinds[at], tuple(wires), module
+
+    def _is_closed(self, start: int, length: int) -> bool:
+        """Whether nothing but the last value is read outside, and no module is shared with it."""
+        end = start + length
+        live = self.ends[end]
+        inside = live[bisect_left(live, (start, -1)) :]
+        if [item[0] for item in inside] != [end - 1]:
+            return False
+        return all(
+            self.child_last[id(step.child)] < end for step in self.steps[start:end] if step.child is not None
+        )
+
+    def _reads_twice(self, start: int, length: int) -> bool:
+        """Whether the first value that comes in is read by more than one step."""
+        first = self.args[start][0] if self.args[start] else -1
+        return sum(first in args for args in self.args[start : start + length]) > 1
+
+    def _are_chained(self, starts: list[int], length: int) -> bool:
+        """Whether most become part of a loop: one block after another, with the whole signal."""
+        known = {i for i, step in enumerate(self.steps) if _is_block(step.child)}
+        ends, begins = known | {start + length - 1 for start in starts}, known | set(starts)
+        in_loop = [
+            (start - 1 in ends or start + length in begins) and self._is_chained(start, length)
+            for start in starts
+        ]
+        return sum(in_loop) * 2 > len(starts)
+
+    def _is_named(self, start: int, length: int) -> bool:
+        """Whether the names inside start alike, with a number, and those before and after don't."""
+        end = start + length
+        names = [step.child.name for step in self.steps[start:end] if step.child is not None]
+        shared = _name(names)
+        around = [self._named_near(start - 1, -1), self._named_near(end, 1)]
+        return bool(re.search(r"\d", shared)) and not any(
+            name == shared or name.startswith(f"{shared}_") for name in around
+        )
+
+    def _named_near(self, at: int, way: int) -> str:
+        """The name of the nearest module before or after a place."""
+        while 0 <= at < len(self.steps):
+            child = self.steps[at].child
+            if child is not None:
+                return child.name
+            at += way
+        return ""
+
+    def _is_chained(self, start: int, length: int) -> bool:
+        """Whether the whole signal goes through: nothing else is read across either end."""
+        end = start + length
+        return self._crossing(start) <= 1 and self._crossing(end) == 1
+
+    def _crossing(self, at: int) -> int:
+        """How many values are read across a place; masks go along with the signal."""
+        made = (self.values[number] for _, number in self.ends[at])
+        inputs = sum(self.last.get(value.number, -1) >= at for value in self.inputs if value.dtype != "bool")
+        return inputs + sum(value.dtype != "bool" for value in made)
+
+    def _settings(self, starts: list[int], length: int) -> int:
+        """How many numbers in constructors differ between the places; alike columns count once."""
+        columns = zip(*(list(self._literals(start, length)) for start in starts), strict=True)
+        return len({column for column in columns if len(set(column)) > 1})
+
+    def _literals(self, start: int, length: int) -> Iterator[str]:
+        seen: set[int] = set()
+        for step in self.steps[start : start + length]:
+            if step.child is not None and id(step.child) not in seen:
+                seen.add(id(step.child))
+                yield from self.literals[id(step.child)]
+
+
+def _is_block(child: Child | None) -> bool:
+    return child is not None and isinstance(child.call, Graph)
+
+
+def _score(body: float, count: int, chained: bool) -> float:
+    saved = count * body - (body + CLASS_LINES + count * (CHAINED if chained else LOOSE))
+    return saved * CHAIN_BONUS if chained and saved > 0 else saved
+
+
+def _apart(starts: list[int], length: int) -> list[int]:
+    """Those that don't overlap, from the first on."""
+    kept: list[int] = []
+    for start in sorted(starts):
+        if not kept or start >= kept[-1] + length:
+            kept.append(start)
+    return kept
+
+
+def _cut(graph: Graph, found: Found) -> None:
+    """Puts one step in the place of every repetition."""
+    values = {value.number: value for value in graph.inputs}
+    values |= {out.number: out for step in graph.steps for out in step.outs}
+    steps: list[Step] = []
+    at = 0
+    for start in found.starts:
+        steps += graph.steps[at:start]
+        at = start + found.length
+        steps.append(_block(graph.steps[start:at], found.out, values))
+    graph.steps = [*steps, *graph.steps[at:]]
+
+
+def _block(inside: list[Step], place: int, values: dict[int, Value]) -> Step:
+    made = {out.number for step in inside for out in step.outs}
+    outside = list(dict.fromkeys(n for step in inside for n in step.args if n not in made))
+    out = inside[-1].outs[place]
+    name = _name([step.child.name for step in inside if step.child is not None])
+    block = Graph(name, [values[number] for number in outside], None, inside, str(out))
+    call = f"«m»({', '.join(f'«{number}»' for number in outside)})"
+    return Step(call, (out,), Child(name, block, rule="a block"))
+
+
+def _name(names: list[str]) -> str:
+    """What the names of the modules in a block start with; ``block`` where they share nothing."""
+    words = [re.split(r"_+", name) for name in names]
+    head = []
+    for column in zip(*words, strict=False):
+        if len(set(column)) > 1:
+            break
+        head.append(column[0])
+    shared = "_".join(head)
+    return shared if len(names) > 1 and re.search(r"[A-Za-z]", shared) else "block"

@@ -1,0 +1,159 @@
+"""Compares a Keras model with a Flax model on one batch: outputs, and every layer between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import keras
+import numpy as np
+from flax import nnx
+
+from keras_flax_bridge import _variables as V
+from keras_flax_bridge.errors import StructureMismatchError
+from keras_flax_bridge.migrate.convert import Conversion, require_built
+from keras_flax_bridge.migrate.maps import WeightMap, flax_values, keras_values
+from keras_flax_bridge.migrate.selfcheck import tolerance_of
+
+
+class Difference(NamedTuple):
+    """How far two arrays are apart.
+
+    Attributes:
+        name: the output's path, or the layer's.
+        absolute: the largest difference.
+        relative: the same, relative to the largest value of the Keras side.
+        note: why they can't be compared; empty where they can.
+    """
+
+    name: str
+    absolute: float
+    relative: float
+    note: str = ""
+
+
+class ComparisonReport(NamedTuple):
+    """What `compare` found.
+
+    Attributes:
+        outputs: one difference for every output.
+        layers: one for every layer that has a counterpart, in the order in which they run.
+        tolerance: the relative difference that counts as rounding.
+
+    Example:
+        >>> report = ComparisonReport((Difference("out", 1e-8, 2e-8),), (), 1e-5)
+        >>> print(report)
+        ok: within 1e-05
+          output out  max abs 1.0e-08, relative 2.0e-08
+    """
+
+    outputs: tuple[Difference, ...]
+    layers: tuple[Difference, ...]
+    tolerance: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether all outputs are the same but for rounding."""
+        return all(self.is_close(difference) for difference in self.outputs)
+
+    @property
+    def first(self) -> Difference | None:
+        """The first layer that differs by more than rounding, or None."""
+        return next((d for d in self.layers if not self.is_close(d)), None)
+
+    def is_close(self, difference: Difference) -> bool:
+        """Whether a difference is rounding."""
+        return not difference.note and difference.relative <= self.tolerance
+
+    def __str__(self) -> str:
+        word = "ok: within" if self.ok else "not ok: differs by more than"
+        lines = [f"{word} {self.tolerance:g}"]
+        lines += [f"  output {_said(difference)}" for difference in self.outputs]
+        lines += [f"  {'layer ' if self.is_close(d) else 'DIFFERS '}{_said(d)}" for d in self.layers]
+        return "\n".join(lines)
+
+
+def _said(difference: Difference) -> str:
+    name, absolute, relative, note = difference
+    return f"{name}  {note or f'max abs {absolute:.1e}, relative {relative:.1e}'}"
+
+
+def compare(
+    model: keras.Model,
+    target: nnx.Module | Callable,
+    x: Any,
+    *,
+    layers: bool = False,
+    tolerance: float | None = None,
+) -> ComparisonReport:
+    """Runs a Keras model and a Flax model on one batch in inference and compares what they give.
+
+    Args:
+        model: a built Keras model.
+        target: an `nnx.Module`, run as it is, so call ``eval()`` first if it is of your own; or any
+            function of the batch, such as ``lambda x: linen_model.apply(variables, x)``.
+        x: the batch, in the structure that the model takes.
+        layers: whether every layer between is compared too; for a module that `to_nnx` made.
+        tolerance: the relative difference that counts as rounding; None for what the model's
+            dtypes allow.
+
+    Returns:
+        A report: ``report.ok``, ``report.first``; printed, it says all of it.
+
+    Raises:
+        NotBuiltError: if the model has no variables yet.
+        StructureMismatchError: if the numbers of outputs differ, or if layers are asked of a module
+            that `to_nnx` did not make.
+
+    Example:
+        >>> from keras_flax_bridge.migrate import to_nnx
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> compare(model, to_nnx(model), np.ones((3, 4), "float32")).ok
+        True
+    """
+    require_built(model)
+    limit = tolerance_of(model) if tolerance is None else tolerance
+    between = tuple(_layers(model, target, x)) if layers else ()
+    return ComparisonReport(tuple(_outputs(target(x), model(x, training=False))), between, limit)
+
+
+def _layers(model: Any, target: Any, x: Any) -> Iterator[Difference]:
+    """Every layer's output on both sides, in the order in which they run.
+
+    The native side is a module of the same graph and the target's weights that returns all of them.
+    """
+    wmap = getattr(type(target), "weight_map", None)
+    if not isinstance(wmap, WeightMap):
+        raise StructureMismatchError(
+            "target",
+            got=f"a {type(target).__name__} whose layers are not known",
+            expected="a module that kfb.migrate.to_nnx made",
+            fix="Leave out layers=True, or compare parts of the models.",
+        )
+    watched = Conversion(model, "Watched", "bridge", watch=True)
+    values = keras_values(model) | dict(wmap.keras_values(flax_values(target)))
+    native = watched.module(values, nnx.Rngs(0))(x)
+    inner = watched.graph_model
+    wanted = keras.Model(V.structure(inner)[0], [tensor for _, tensor in watched.watched])(x, training=False)
+    for (name, _), got, value in zip(watched.watched, native, keras.tree.flatten(wanted), strict=True):
+        yield _between(name, got, value)
+
+
+def _outputs(got: Any, wanted: Any) -> Iterator[Difference]:
+    a, b = jax.tree.leaves(got), jax.tree_util.tree_flatten_with_path(wanted)[0]
+    if len(a) != len(b):
+        raise StructureMismatchError(
+            "outputs", got=f"{len(a)} arrays", expected=f"{len(b)}, as Keras gives", fix="Compare the same."
+        )
+    for one, (path, other) in zip(a, b, strict=True):
+        yield _between(jax.tree_util.keystr(path) or "the only one", one, other)
+
+
+def _between(name: str, got: Any, wanted: Any) -> Difference:
+    a, b = np.asarray(got, "float64"), np.asarray(wanted, "float64")
+    if a.shape != b.shape:
+        return Difference(name, np.inf, np.inf, f"shapes {a.shape} and {b.shape}")
+    absolute = float(np.max(np.abs(a - b), initial=0.0))
+    largest = float(np.max(np.abs(b), initial=0.0)) or 1.0
+    return Difference(name, absolute, absolute / largest)

@@ -1,0 +1,277 @@
+"""The live module: made by running the written source, then filled with the model's weights."""
+
+from __future__ import annotations
+
+import keyword
+import linecache
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import keras
+from flax import nnx
+
+from keras_flax_bridge import _paths
+from keras_flax_bridge import _variables as V
+from keras_flax_bridge._leaves import owned
+from keras_flax_bridge._paths import Path
+from keras_flax_bridge.errors import NotBuiltError, StructureMismatchError, UnsupportedLayerError
+from keras_flax_bridge.migrate.code import identifier
+from keras_flax_bridge.migrate.draw import as_functional
+from keras_flax_bridge.migrate.graph import Drawing, build_root
+from keras_flax_bridge.migrate.maps import Pair, WeightMap
+from keras_flax_bridge.migrate.report import ConversionReport
+from keras_flax_bridge.migrate.selfcheck import check, tolerance_of
+from keras_flax_bridge.migrate.source import RESERVED, Source, write
+from keras_flax_bridge.migrate.transforms import forward
+from keras_flax_bridge.nnx import ToNNX
+
+
+class Conversion:
+    """One conversion: the source, and where everything lies in the module that it makes."""
+
+    def __init__(self, model: Any, class_name: str, fallback: str, *, watch: bool = False):
+        require_built(model)
+        self.model = model
+        self.drawing = Drawing(model, fallback)
+        self.watched: list[tuple[str, Any]] = []  # names and tensors of what every layer gives
+        with V.drawing(model):
+            self.graph_model = V.functional(model) or as_functional(model)
+            names = {} if V.functional(model) is not None else V.child_names(model)
+            graph, self.watched = build_root(self.drawing, self.graph_model, model.name, watch, names)
+        self.drawing.problems.raise_any(model)
+        self._require_all_mapped()
+        class_name = identifier(class_name, lambda n: keyword.iskeyword(n) or n in RESERVED, "Model")
+        self.source: Source = write(
+            graph, class_name, f"The Keras model {_plain(V.own_name(model))}.", folded=not watch
+        )
+
+    def _require_all_mapped(self) -> None:
+        entries = self.drawing.entries.values()
+        left = [e for e in entries if e.kind != V.SEED and e.path not in self.drawing.mapped]
+        if left:
+            raise UnsupportedLayerError(
+                f"model {self.model.name!r}",
+                got="variables that the drawn graph does not read: "
+                + ", ".join(_paths.join(entry.path) for entry in left),
+                expected="every variable in the graph from inputs to outputs",
+                fix="Leave out layers that are not used, or bridge the model with kfb.ToNNX.",
+            )
+
+    def module_class(self) -> Any:
+        """The class of the source, made by running it."""
+        text = self.source.text
+        name = f"<keras_flax_bridge {self.source.class_name} {abs(hash(text)):x}>"
+        linecache.cache[name] = (len(text), None, text.splitlines(True), name)  # for tracebacks
+        islands = {int(number): layer for number, layer in self.drawing.islands.items()}
+        made = {number: ToNNX(layer) for number, layer in islands.items()}
+        scope: dict[str, Any] = {"__name__": "keras_flax_bridge.migrated", "islands": made}
+        exec(compile(text, name, "exec"), scope)
+        return scope[self.source.class_name]
+
+    def weight_map(self) -> WeightMap:
+        """Where every variable of the model lies in the module."""
+        weights = [w for w in self.source.weights if w.kind != "constant"]
+        pairs = [Pair((w.key,), w.paths, w.transforms, w.kind) for w in weights]
+        seeds = [entry.path for entry in self.drawing.entries.values() if entry.kind == V.SEED]
+        return WeightMap(pairs, seeds=seeds)
+
+    def module(self, values: dict[Path, Any], rngs: nnx.Rngs) -> Any:
+        """The module in inference mode: built without computing anything, then given its values."""
+        constants = {path: jnp.asarray(a) for path, a in self.drawing.constants.items()}
+        made = abstract(self.module_class())
+        fill(made, dict(self.values(values | constants)), rngs)
+        made.eval()
+        return made
+
+    def values(self, values: dict[Path, Any]) -> Iterator[tuple[Path, Any]]:
+        """What every native leaf holds, out of the Keras values by structural key."""
+        for weight in self.source.weights:
+            arrays = forward(weight.transforms, [values[weight.key]])
+            yield from zip(weight.paths, arrays, strict=True)
+
+
+def to_nnx(
+    model: keras.Model,
+    *,
+    rngs: nnx.Rngs | None = None,
+    fallback: str = "error",
+    check_outputs: bool = True,
+    class_name: str = "Model",
+) -> nnx.Module:
+    """Converts a Keras model into native Flax NNX modules, with its weights; no Keras at call time.
+
+    The module's class is made by running the very source that `to_source` writes. It starts in
+    inference mode, as Keras does; ``module.train()`` and ``module.eval()`` switch. What was
+    converted by which rule, what was dropped, and the measured difference of the outputs are in
+    ``module.conversion_report``.
+
+    Args:
+        model: a built Sequential, Functional or subclassed model.
+        rngs: where the keys of dropout come from, by its ``dropout`` stream; ``nnx.Rngs(0)`` by
+            default.
+        fallback: ``"error"`` names all layers that have no rule; ``"bridge"`` keeps each as a
+            `ToNNX` inside the native module.
+        check_outputs: whether both are run on a random input and compared.
+        class_name: the name of the module's class.
+
+    Returns:
+        An ordinary `nnx.Module`: `nnx.jit`, `nnx.split` and optax work on it. It holds copies of
+        the weights.
+
+    Raises:
+        NotBuiltError: if the model has no variables yet.
+        UnsupportedLayerError: naming all layers and operations without a rule at once, or if the
+            outputs differ.
+
+    Example:
+        >>> import keras, numpy as np
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, "relu")])
+        >>> module = to_nnx(model)
+        >>> x = np.ones((3, 4), "float32")
+        >>> bool(np.allclose(module(x), model(x))), module.dense.kernel.shape
+        (True, (4, 2))
+    """
+    _require_choice("fallback", fallback, ("error", "bridge"))
+    conversion = Conversion(model, class_name, fallback)
+    values = {e.path: owned(e.variable.value) for e in conversion.drawing.entries.values()}
+    module = conversion.module(values, nnx.Rngs(0) if rngs is None else rngs)
+    report = _report(conversion, None)
+    if check_outputs:
+        report = _report(conversion, check(model, module, conversion.graph_model))
+    cls: Any = type(module)
+    cls.conversion_report = report  # of the class: nnx.split and nnx.clone keep it
+    cls.weight_map = conversion.weight_map()
+    return module
+
+
+def to_source(model: keras.Model, *, class_name: str = "Model") -> str:
+    """Writes a Keras model as standalone Python that imports only jax and flax.
+
+    Layers have the user's names, repeated blocks are a class and a loop, and settings that are
+    Flax's defaults are left out. The same model gives the same text.
+
+    Args:
+        model: a built Sequential, Functional or subclassed model.
+        class_name: the name of the model's class; made an identifier where it isn't one.
+
+    Returns:
+        The source. ``nnx.update(Model(rngs=nnx.Rngs(0)), kfb.migrate.to_nnx_state(model))`` has
+        the model's weights.
+
+    Raises:
+        NotBuiltError: if the model has no variables yet.
+        UnsupportedLayerError: naming all layers and operations without a rule at once.
+
+    Example:
+        >>> import keras
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, "relu")])
+        >>> print(to_source(model))
+        from flax import nnx
+        <BLANKLINE>
+        <BLANKLINE>
+        class Model(nnx.Module):
+            \"\"\"The Keras model sequential.\"\"\"
+        <BLANKLINE>
+            def __init__(self, *, rngs):
+                self.dense = nnx.Linear(4, 2, rngs=rngs)
+        <BLANKLINE>
+            def __call__(self, x):
+                return nnx.relu(self.dense(x))
+        <BLANKLINE>
+    """
+    return Conversion(model, class_name, "error").source.text
+
+
+def _plain(name: str) -> str:
+    """A model's name as it may stand in a docstring; a counter at its end is not the user's."""
+    text = "".join(c if c.isascii() and (c.isalnum() or c in "_-. ") else "_" for c in name)
+    head, _, count = text.rpartition("_")
+    return head if count.isdigit() and head in ("sequential", "functional", "model") else text
+
+
+def require_built(model: Any) -> None:
+    """Checks that there is a model with variables.
+
+    Raises:
+        StructureMismatchError: if it is no Keras model.
+        NotBuiltError: if it isn't built.
+    """
+    if not isinstance(model, keras.layers.Layer):
+        raise StructureMismatchError(
+            "model", got=f"a {type(model).__name__}", expected="a keras.Model", fix="Pass the model itself."
+        )
+    if not model.built:
+        raise NotBuiltError(
+            f"model {model.name!r}",
+            got="a model without variables",
+            expected="a built model",
+            fix="Give it a keras.Input, or call it once on a batch.",
+        )
+
+
+def _require_choice(where: str, got: Any, allowed: tuple[str, ...]) -> None:
+    if got not in allowed:
+        raise StructureMismatchError(
+            where, got=repr(got), expected=" or ".join(map(repr, allowed)), fix="See the docs of to_nnx."
+        )
+
+
+def abstract(cls: Any) -> Any:
+    """A module of shapes and dtypes.
+
+    The keys of weights that will be overwritten are one and the same: drawing each from a stream
+    would write to a variable for every one, which costs more than all the rest.
+    """
+
+    def make() -> Any:
+        rngs = nnx.Rngs(0)
+        key = jax.random.key(0)
+        vars(rngs)["params"] = lambda: key
+        return cls(rngs=rngs)
+
+    return nnx.eval_shape(make)
+
+
+def fill(module: Any, values: dict[Path, Any], rngs: nnx.Rngs) -> None:
+    """Puts a value in every leaf; keys come from `rngs`.
+
+    Raises:
+        StructureMismatchError: if a value has no leaf of its shape, or a leaf no value.
+    """
+    leaves = {_names(path): leaf for path, leaf in nnx.to_flat_state(nnx.state(module))}
+    keys = [leaf for leaf in leaves.values() if isinstance(leaf, nnx.RngKey)]
+    drawn = iter(jax.random.split(rngs.dropout(), max(len(keys), 1)))
+    expected = {p: leaf.get_value() for p, leaf in leaves.items() if not isinstance(leaf, nnx.RngState)}
+    difference = _paths.diff(values, expected)
+    if difference:
+        raise difference.error("the weights of the module", "This is a mistake in a rule: report it.")
+    for path, leaf in leaves.items():
+        if isinstance(leaf, nnx.RngKey):
+            leaf.set_value(next(drawn))
+        elif isinstance(leaf, nnx.RngCount):
+            leaf.set_value(jnp.zeros((), jnp.uint32))
+        else:
+            leaf.set_value(values[path])
+
+
+def _names(path: tuple) -> Path:
+    return tuple(map(str, path))
+
+
+def _report(conversion: Conversion, checked: float | None) -> ConversionReport:
+    model = conversion.model
+    layers: dict[str, str] = {}
+    for weight in conversion.source.weights:
+        layers.setdefault(_paths.join(weight.key[:-1]), _paths.join(weight.paths[0][:-1]))
+    dropped = tuple(_dropped(model))
+    limit = None if checked is None else tolerance_of(model)
+    return ConversionReport(model.name, tuple(layers.items()), dropped, checked, limit)
+
+
+def _dropped(model: Any) -> Iterator[str]:
+    for layer in V.parts(model):
+        for name, value in vars(layer).items():
+            if value is not None and name.endswith(("_regularizer", "_constraint")):
+                yield f"{name} of {layer.name!r}"

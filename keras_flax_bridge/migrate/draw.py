@@ -1,0 +1,153 @@
+"""What a layer without a rule computes: its `call`, drawn on symbolic tensors, with guards.
+
+Drawing runs the user's Python once, so three things would go wrong in silence: what does not depend
+on an input becomes a constant (found by a variable that stays unmapped), assignments run while
+drawing (found by what they leave), and ``if training:`` keeps one branch (found by drawing both).
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import keras
+
+from keras_flax_bridge import _variables as V
+from keras_flax_bridge.errors import UnsupportedLayerError
+from keras_flax_bridge.migrate.site import Refusal, is_float
+
+
+def drawn(builder: Any, node: V.Node) -> list[Any]:
+    """The tensors that the layer's own `call` gives for those of a call, in a graph of their own.
+
+    Raises:
+        Refusal: if it can't be drawn, or not without losing something.
+    """
+    layer = node.operation
+    fresh: dict[int, Any] = {}
+
+    def stand_in(value: Any) -> Any:
+        if not isinstance(value, keras.KerasTensor):
+            return value
+        if id(value) not in fresh:
+            fresh[id(value)] = _stand_in(builder, layer, value)
+        return fresh[id(value)]
+
+    args = keras.tree.map_structure(stand_in, node.args)
+    kwargs = keras.tree.map_structure(stand_in, node.kwargs)
+    builder.names |= V.child_names(layer)
+    outputs = keras.tree.flatten(_both_modes(layer, args, kwargs))
+    builder.drawing.kept += outputs
+    return outputs
+
+
+def _stand_in(builder: Any, layer: Any, tensor: Any) -> Any:
+    """A tensor without history for one that comes in, in the dtype that Keras casts it to."""
+    cast = layer.autocast and is_float(tensor.dtype)
+    dtype = layer.compute_dtype if cast else tensor.dtype
+    text = builder.text(tensor)
+    code = text if str(dtype) == str(tensor.dtype) else f"{text}.astype(jnp.{dtype})"
+    new = keras.KerasTensor(tensor.shape, dtype=dtype)
+    builder.name(new, builder.let(code, "x", tensor.shape, str(dtype)))
+    mask = V.mask_of(tensor)
+    if mask is not None:
+        new_mask = keras.KerasTensor(mask.shape, dtype="bool")
+        builder.name(new_mask, builder.text(mask))
+        V.set_mask(new, new_mask)
+    return new
+
+
+def _both_modes(layer: Any, args: Any, kwargs: Any) -> Any:
+    """What `call` gives, after checking that training computes the same graph.
+
+    Raises:
+        Refusal: if `call` can't be drawn.
+    """
+    kwargs = {name: value for name, value in kwargs.items() if name != "training"}
+    if "training" not in inspect.signature(layer.call).parameters:
+        return _once(layer, args, kwargs)
+    outputs = _once(layer, args, {**kwargs, "training": False})
+    training = _once(layer, args, {**kwargs, "training": True})
+    if _form(outputs) != _form(training):
+        raise Refusal("its call computes another graph in training (`if training:`), and it has no rule")
+    return outputs
+
+
+def _once(layer: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    with keras.StatelessScope() as scope:
+        try:
+            outputs = layer.call(*args, **kwargs)
+        except Refusal:
+            raise
+        except Exception as error:
+            said = str(error).strip().splitlines()
+            raise Refusal(
+                f"no rule, and its call can't be drawn symbolically ({type(error).__name__}: "
+                f"{said[0][:120] if said else ''})"
+            ) from error
+    held = [entry for collection in V.collect_layer(layer) for entry in collection]
+    assigned = [e.variable.name for e in held if scope.get_current_value(e.variable) is not None]
+    if assigned:
+        raise Refusal(f"no rule, and its call assigns to {', '.join(assigned)} outside of any sublayer")
+    if not all(isinstance(output, keras.KerasTensor) for output in keras.tree.flatten(outputs)):
+        raise Refusal("no rule, and its call gives values that don't depend on its inputs")
+    return outputs
+
+
+def _form(outputs: Any) -> list[Any]:
+    """A graph as plain values: which operation is called on what; equal for equal graphs."""
+    order: dict[int, int] = {}
+    form: list[Any] = []
+
+    def number(tensor: Any) -> int:
+        if id(tensor) not in order:
+            node = V.producer(tensor)
+            if node is not None:
+                wires = tuple(number(source) for source in node.inputs)
+                form.append((_identity(node), wires))
+                for output in node.outputs:
+                    order[id(output)] = len(order)
+            else:
+                order[id(tensor)] = len(order)
+                form.append(("in", tuple(tensor.shape)))
+        return order[id(tensor)]
+
+    found = [number(tensor) for tensor in keras.tree.flatten(outputs)]
+    return [*form, found]
+
+
+def _identity(node: V.Node) -> Any:
+    operation = node.operation
+    if isinstance(operation, keras.layers.Layer):
+        return id(operation)
+    settings = {n: v for n, v in vars(operation).items() if not n.startswith("_") and n != "name"}
+    plain = [a for a in keras.tree.flatten(node.args) if not isinstance(a, keras.KerasTensor)]
+    return type(operation).__name__, repr(sorted(settings.items())), repr(plain)
+
+
+def as_functional(model: Any) -> Any:
+    """A subclassed model as a Functional one of the same layers and variables.
+
+    Raises:
+        UnsupportedLayerError: if its `call` can't be drawn, saying why and what to do.
+    """
+    shapes = V.build_shapes(model)
+    fix = "Bridge it with kfb.ToNNX(model), or register a rule for the layers that its call spells out."
+    if shapes is None:
+        raise UnsupportedLayerError(
+            f"model {model.name!r}",
+            got="a subclassed model whose input shapes are not known",
+            expected="a model that was called on a batch",
+            fix=f"Call it once on a batch. {fix}",
+        )
+    inputs = keras.tree.map_shape_structure(lambda s: keras.Input(batch_shape=(None, *s[1:])), shapes)
+    try:
+        outputs = _both_modes(model, (inputs,), {})
+    except Refusal as refusal:
+        raise UnsupportedLayerError(
+            f"model {model.name!r}",
+            got=f"a {type(model).__name__}: {refusal}",
+            expected="a call that gives the same graph whenever it runs",
+            fix=fix,
+        ) from None
+    return keras.Model(inputs, outputs, name="functional")

@@ -1,0 +1,358 @@
+"""From a Keras model to the intermediate form, by the rules; everything that has none is named at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+import keras_flax_bridge.migrate.rules as rules
+from keras_flax_bridge import _paths
+from keras_flax_bridge import _variables as V
+from keras_flax_bridge._paths import Path
+from keras_flax_bridge.errors import UnsupportedLayerError
+from keras_flax_bridge.migrate.code import Raw, literal
+from keras_flax_bridge.migrate.draw import drawn
+from keras_flax_bridge.migrate.ir import Call, Child, Graph, Step, Value, Weight
+from keras_flax_bridge.migrate.operations import operation_code
+from keras_flax_bridge.migrate.site import Refusal, Site
+
+LITERAL_SIZE = 16  # larger constants become a variable of the module
+
+
+class Problems:
+    """Layers and operations that can't be converted, collected to be named at once."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def add(self, operation: Any, reason: str) -> None:
+        """Notes one, once."""
+        line = f"{type(operation).__name__} {operation.name!r}: {reason}"
+        if line not in self.lines:
+            self.lines.append(line)
+
+    def raise_any(self, model: Any) -> None:
+        """Raises UnsupportedLayerError with all that was noted."""
+        if not self.lines:
+            return
+        listed = "\n".join(f"  {line}" for line in self.lines)
+        raise UnsupportedLayerError(
+            f"model {model.name!r}",
+            got=f"{len(self.lines)} layers or operations without a native counterpart:\n{listed}\n",
+            expected="a rule for each",
+            fix="Register a rule for each class with kfb.migrate.register_rule, keep them as Keras "
+            "layers with to_nnx(model, fallback='bridge'), or bridge the model with kfb.ToNNX.",
+        )
+
+
+class Drawing:
+    """What the graphs of one model share: its variables, problems, and the count of its values."""
+
+    def __init__(self, model: Any, fallback: str = "error"):
+        entries = [entry for collection in V.collect_layer(model) for entry in collection]
+        self.entries = {id(entry.variable): entry for entry in entries}
+        self.problems = Problems()
+        self.fallback = fallback
+        self.values: dict[int, Value] = {}
+        self.constants: dict[Path, np.ndarray] = {}
+        self.islands: dict[str, Any] = {}
+        self.mapped: set[Path] = set()
+        self.graphs: dict[int, Graph] = {}
+        self.kept: list[Any] = []  # drawn tensors: their ids must stay theirs
+
+    def value(self, shape: Any, dtype: Any, hint: str) -> Value:
+        """A value with the next number."""
+        number = len(self.values)
+        self.values[number] = Value(number, tuple(shape), str(dtype), hint)
+        return self.values[number]
+
+
+class GraphBuilder:
+    """Builds the graph of one Functional model; rules see it as their `Builder`."""
+
+    def __init__(self, drawing: Drawing, model: Any, name: str):
+        self.drawing = drawing
+        self.graph = Graph(name)
+        self.model = model
+        self.names = V.layer_names(model)
+        self.texts: dict[int, str] = {}
+        self.children: dict[Any, Child] = {}
+        self.done: set[int] = set()
+        self.nodes: list[V.Node] = []
+        self.current: Child | None = None
+
+    # what rules ask for
+    def text(self, tensor: Any) -> str:
+        """The expression of a tensor, after the steps that compute it."""
+        if id(tensor) not in self.texts:
+            node = V.producer(tensor)
+            if node is None:
+                raise Refusal("a tensor that does not come from the model's inputs")
+            self.emit(node)
+        return self.texts[id(tensor)]
+
+    def name(self, tensor: Any, code: str) -> None:
+        """Says which expression a tensor stands for."""
+        self.drawing.kept.append(tensor)
+        self.texts[id(tensor)] = code
+
+    def let(self, code: str, hint: str, shape: Any, dtype: str) -> str:
+        """A value of its own for an expression, unless it is one."""
+        if code.startswith("«") and code.find("»") == len(code) - 1:
+            return code
+        value = self.drawing.value(shape, dtype, hint)
+        self.graph.steps.append(Step(code, (value,), self.current if "«m»" in code else None))
+        return str(value)
+
+    def constant(self, array: np.ndarray) -> str:
+        """An array of the graph: a literal where it is small, else a frozen variable."""
+        if array.ndim == 0:
+            return f"jnp.{array.dtype}({literal(_shortest(array))})"
+        if array.size <= LITERAL_SIZE:
+            return f"jnp.array({literal(_shortest(array))}, jnp.{array.dtype})"
+        path = ("constants", str(len(self.drawing.constants)))
+        self.drawing.constants[path] = array
+        weight = Weight(path, ((),), kind="constant")
+        return self._held("constant", array.shape, str(array.dtype), "Frozen", weight)
+
+    def variable(self, variable: Any) -> str:
+        """A Keras variable that an operation reads, as one of the module."""
+        entry = self.drawing.entries[id(variable)]
+        key = id(variable)
+        if key not in self.children:
+            kind = "nnx.Param" if entry.kind == V.PARAM else "Frozen"
+            spec = V.variable_spec(variable)
+            weight = Weight(entry.path, ((),), kind=entry.kind)
+            self.children[key] = self._holder(entry.path[-1], spec.shape, str(spec.dtype), kind, weight)
+            self.drawing.mapped.add(entry.path)
+        return self._read(self.children[key])
+
+    def _held(self, name: str, shape: Any, dtype: str, kind: str, weight: Weight) -> str:
+        return self._read(self._holder(name, shape, dtype, kind, weight))
+
+    def _holder(self, name: str, shape: Any, dtype: str, kind: str, weight: Weight) -> Child:
+        zeros = Call("jnp.zeros", {"shape": tuple(shape), "dtype": Raw(f"jnp.{dtype}")}, rngs=False)
+        return Child(name, Call(kind, {"value": zeros}, rngs=False), (weight,), rule="a variable")
+
+    def _read(self, child: Child) -> str:
+        value = self.drawing.value((), "float32", child.name)
+        self.graph.steps.append(Step("«m»[...]", (value,), child))
+        return str(value)
+
+    def _name(self, operation: Any) -> str:
+        return self.names.get(id(operation)) or V.own_name(operation)
+
+    # calls
+    def emit(self, node: V.Node) -> None:
+        """Adds the steps of a call, after those of what it reads."""
+        if node.key in self.done:
+            return
+        self.done.add(node.key)
+        self.nodes.append(node)
+        for tensor in node.inputs:
+            self.text(tensor)
+        operation = node.operation
+        codes: str | None
+        try:
+            codes = self._codes(node)
+        except Refusal as refusal:
+            codes = self._fallback(node, str(refusal))
+        if codes is None:
+            return
+        before, self.current = self.current, self.children.get(id(operation))
+        hint = self._name(operation)
+        outs = tuple(self.drawing.value(t.shape, t.dtype, hint) for t in node.outputs)
+        self.graph.steps.append(Step(codes, outs, self.current if "«m»" in codes else None))
+        self.current = before
+        for tensor, value in zip(node.outputs, outs, strict=True):
+            self.texts[id(tensor)] = str(value)
+
+    def _codes(self, node: V.Node) -> str | None:
+        operation = node.operation
+        if not isinstance(operation, keras.layers.Layer):
+            return operation_code(Site(self, node))
+        rule = rules.rule_for(operation)
+        if rule is not None:
+            return self._by_rule(rule, node)
+        inner = V.functional(operation)
+        if inner is not None:
+            return self._nested(operation, inner, node)
+        return self._drawn(node)
+
+    def _by_rule(self, rule: rules.Rule, node: V.Node) -> Any:
+        site = Site(self, node)
+        layer = node.operation
+        child = self.children.get(id(layer))
+        fresh = child is None
+        if fresh:
+            child = Child(self._name(layer), Call("", {}), rule=type(layer).__name__)
+        before, self.current = self.current, child
+        try:
+            call, code = rule.applied(site)
+        finally:
+            self.current = before
+        if call is not None and fresh:
+            assert child is not None
+            child.call = call
+            child.weights = tuple(self._weights(rule, site))
+            child.frozen = _frozen(child.weights)
+        if call is not None:
+            self.children[id(layer)] = child  # type: ignore[assignment]
+        return code
+
+    def _weights(self, rule: rules.Rule, site: Site) -> Iterator[Weight]:
+        """Where the variables of a layer go; one without a place is an error."""
+        targets = rule.targets(site)
+        for collection in V.collect_layer(site.layer):
+            for entry in collection:
+                if entry.kind == V.SEED:
+                    continue
+                key = _paths.join(entry.path)
+                if key not in targets:
+                    raise Refusal(f"its variable {key!r} has no place in the rule")
+                spec = V.variable_spec(entry.variable)
+                paths, transforms = rules.target(targets[key], site, spec.shape)
+                own = self.drawing.entries[id(entry.variable)]
+                self.drawing.mapped.add(own.path)
+                yield Weight(own.path, tuple(map(_paths.split, paths)), tuple(transforms), own.kind)
+
+    def _nested(self, model: Any, inner: Any, node: V.Node) -> str | None:
+        """A model inside the model: a class of its own."""
+        if any(V.mask_of(tensor) is not None for tensor in node.inputs):
+            return self._drawn(node)  # its layers see a mask that its own graph does not know
+        if id(model) not in self.children:
+            name = self._name(model)
+            graph = build_graph(self.drawing, inner, name)
+            self.children[id(model)] = Child(name, graph, rule=type(model).__name__)
+        argument = node.args[0] if node.args else next(iter(node.kwargs.values()))
+        return f"«m»({self.packed(_bare(argument))})"
+
+    def _drawn(self, node: V.Node) -> str | None:
+        """A layer without a rule: what its `call` does, where that draws a graph."""
+        outputs = drawn(self, node)
+        for tensor, output in zip(node.outputs, outputs, strict=True):
+            self.texts[id(tensor)] = self.text(output)
+        return None
+
+    def _fallback(self, node: V.Node, reason: str) -> str | None:
+        """What stands for a call that can't be converted: an island of Keras, or nothing yet."""
+        operation = node.operation
+        if self.drawing.fallback == "bridge" and isinstance(operation, keras.layers.Layer):
+            return self._island(node)
+        self.drawing.problems.add(operation, reason)
+        for tensor in node.outputs:
+            self.texts[id(tensor)] = str(self.drawing.value(tensor.shape, tensor.dtype, "missing"))
+        return None
+
+    def _island(self, node: V.Node) -> str:
+        layer = node.operation
+        if id(layer) not in self.children:
+            name = self._name(layer)
+            number = len(self.drawing.islands)
+            self.drawing.islands[str(number)] = layer
+            weights = tuple(self._island_weights(layer))
+            call = Call(f"islands[{number}]", {}, rngs=False)
+            self.children[id(layer)] = Child(name, call, weights, rule="ToNNX")
+        arguments = [self.packed(a) for a in node.args]
+        arguments += [f"{k}={self.packed(v)}" for k, v in node.kwargs.items() if k != "training"]
+        return f"«m»({', '.join(arguments)})"
+
+    def _island_weights(self, layer: Any) -> Iterator[Weight]:
+        for collection in V.collect_layer(layer):
+            for entry in collection:
+                own = self.drawing.entries[id(entry.variable)]
+                self.drawing.mapped.add(own.path)
+                yield Weight(own.path, (entry.path,), (), own.kind)
+
+    # the whole
+    def packed(self, value: Any) -> str:
+        """The expression of a structure of tensors."""
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{literal(str(k))}: {self.packed(v)}" for k, v in value.items()) + "}"
+        if isinstance(value, (list, tuple)):
+            items = ", ".join(map(self.packed, value))
+            tail = "," if isinstance(value, tuple) and len(value) == 1 else ""
+            return f"[{items}]" if isinstance(value, list) else f"({items}{tail})"
+        return self.text(value) if isinstance(value, keras.KerasTensor) else literal(value)
+
+    def build(self) -> Graph:
+        """The whole graph, from its outputs back."""
+        inputs, outputs = V.structure(self.model)
+        self.graph.arguments = keras.tree.map_structure(self._input, _bare(inputs))
+        for output in keras.tree.flatten(outputs):
+            try:
+                self.text(output)
+            except Refusal as refusal:
+                self.drawing.problems.add(self.model, str(refusal))
+                self.texts[id(output)] = "None"
+        self.graph.result = self.packed(_bare(outputs))
+        return self.graph
+
+    def layer_outputs(self) -> list[tuple[str, Any]]:
+        """What every layer of the graph gives, by its name, in the order in which Keras runs them."""
+        calls = {node.key: node for node in self.nodes}
+        ordered = [calls[key] for key in V.run_order(self.model) if key in calls]
+        return [
+            (self._name(node.operation), tensor)
+            for node in ordered
+            if isinstance(node.operation, keras.layers.Layer)
+            for tensor in node.outputs
+        ]
+
+    def _input(self, tensor: Any) -> Value:
+        auto = re.fullmatch(r"(keras_tensor|input_layer)(_\d+)?", tensor.name)  # counted in the process
+        value = self.drawing.value(tensor.shape, tensor.dtype, "x" if auto else tensor.name)
+        self.texts[id(tensor)] = str(value)
+        self.graph.inputs.append(value)
+        return value
+
+
+def build_root(
+    drawing: Drawing, model: Any, name: str, watch: bool, names: dict[int, str]
+) -> tuple[Graph, list[tuple[str, Any]]]:
+    """The graph of a whole model; with `watch` one that returns what every layer gives.
+
+    Returns:
+        The graph, and the names and tensors of what it returns in place of the outputs.
+    """
+    builder = GraphBuilder(drawing, model, name)
+    builder.names |= names
+    builder.build()
+    watched = builder.layer_outputs() if watch else []
+    if watched:
+        builder.graph.result = builder.packed([tensor for _, tensor in watched])
+    return builder.graph, watched
+
+
+def build_graph(drawing: Drawing, model: Any, name: str) -> Graph:
+    """The graph of a Functional model; one that is used in two places is built once."""
+    if id(model) not in drawing.graphs:
+        builder = GraphBuilder(drawing, model, name)
+        drawing.graphs[id(model)] = builder.graph
+        builder.build()
+    return drawing.graphs[id(model)]
+
+
+def _bare(structure: Any) -> Any:
+    """A list of one tensor is that tensor, as to Keras."""
+    single = isinstance(structure, (list, tuple)) and len(structure) == 1
+    return structure[0] if single else structure
+
+
+def _shortest(array: np.ndarray) -> Any:
+    """Nested lists whose numbers have no more digits than their dtype holds."""
+    if array.ndim == 0:
+        return float(str(array)) if array.dtype.kind == "f" else array.item()
+    return [_shortest(item) for item in array]
+
+
+def _frozen(weights: tuple[Weight, ...]) -> tuple[Path, ...]:
+    """Paths of the parameters that Keras keeps from training; `((),)` where it is all of them."""
+    held = [w for w in weights if w.kind in (V.PARAM, V.FROZEN)]
+    frozen = [path for w in held if w.kind == V.FROZEN for path in w.paths]
+    whole = frozen and all(w.kind == V.FROZEN for w in held)
+    return ((),) if whole else tuple(frozen)

@@ -1,0 +1,344 @@
+"""`WeightMap`: where every Keras variable lies in a Flax model, as data that moves trees both ways."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path as FilePath
+from typing import Any, NamedTuple
+
+import jax
+import keras
+from flax import nnx
+
+from keras_flax_bridge import _paths
+from keras_flax_bridge import _variables as V
+from keras_flax_bridge._paths import Flat, Path
+from keras_flax_bridge.errors import CheckpointError, StructureMismatchError
+from keras_flax_bridge.migrate.transforms import Transform, forward, from_json, inverse, shapes, to_json
+
+_FORMAT = 1
+
+
+class Pair(NamedTuple):
+    """Variables that hold the same numbers on both sides.
+
+    Attributes:
+        keras: structural keys of the Keras variables; several where Flax has them joined.
+        flax: paths in the Flax model; several where Flax has them apart.
+        transforms: what turns the first into the second.
+        kind: what the variable is to Keras: ``param``, ``frozen``, ``batch_stat`` or ``other``.
+    """
+
+    keras: tuple[Path, ...]
+    flax: tuple[Path, ...]
+    transforms: tuple[Transform, ...] = ()
+    kind: str = V.PARAM
+
+
+class WeightMap:
+    """Where every Keras variable lies in a Flax model.
+
+    It moves weights, gradients and optimizer slots, in both directions and bit for bit. Print it
+    for a table; `save` writes JSON to keep and edit; `kfb.restore` takes it as ``rename=``.
+
+    Args:
+        pairs: the variables that belong together.
+        seeds: structural keys of Keras's seeds, which have no counterpart in Flax.
+        only_keras: keys of Keras variables that the Flax model lacks.
+        only_flax: paths that the Keras model lacks.
+        notes: what else differs, such as settings that change the outputs.
+        linen: whether the Flax model is of Linen variables, whose paths start with a collection.
+        model: the Keras model whose weights `to_flax` takes by default.
+
+    Example:
+        >>> import keras
+        >>> from keras_flax_bridge import migrate
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> print(migrate.to_nnx(model).weight_map.table())
+        dense/kernel  ->  dense/kernel
+        dense/bias    ->  dense/bias
+    """
+
+    def __init__(
+        self,
+        pairs: Iterable[Pair],
+        *,
+        seeds: Iterable[Path] = (),
+        only_keras: Iterable[Path] = (),
+        only_flax: Iterable[Path] = (),
+        notes: Iterable[str] = (),
+        linen: bool = False,
+        model: Any = None,
+    ):
+        self.pairs = tuple(pairs)
+        self.seeds = tuple(seeds)
+        self.only_keras = tuple(only_keras)
+        self.only_flax = tuple(only_flax)
+        self.notes = tuple(notes)
+        self.linen = linen
+        self.model = model
+
+    def __repr__(self) -> str:
+        return f"WeightMap of {len(self.pairs)} pairs\n{self.table()}"
+
+    def table(self) -> str:
+        """One line for every pair, then what one side lacks, then what else differs."""
+        rows = [
+            (_listed(pair.keras), _listed(pair.flax), ", ".join(map(str, pair.transforms)))
+            for pair in self.pairs
+        ]
+        width = max((len(row[0]) for row in rows), default=0)
+        lines = [f"{a:<{width}}  ->  {b}{f'  ({how})' if how else ''}" for a, b, how in rows]
+        lines += [f"only in Keras: {_paths.join(path)}" for path in self.only_keras]
+        lines += [f"only in Flax: {_paths.join(path)}" for path in self.only_flax]
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    # moving
+    def to_flax(self, source: Any = None) -> dict[str, Any]:
+        """Keras values in the places and shapes that they have in the Flax model.
+
+        Args:
+            source: None for the model that the map was made with; a `keras.Model`; a `TrainState`;
+                or any tree that is shaped like its ``params``, such as an optimizer slot.
+
+        Returns:
+            A nested dict of arrays; for a tree that holds part of the variables, that part.
+
+        Raises:
+            StructureMismatchError: naming the variables that half of a pair lacks.
+        """
+        flat = keras_values(self.model if source is None else source)
+        return _paths.nest(dict(self.flax_values(flat)))
+
+    def to_keras(self, target: Any, *, like: Any = None) -> Any:
+        """Flax values in the places and shapes that they have in the Keras model.
+
+        Args:
+            target: an `nnx.Module`, an `nnx.State`, Linen variables, or a nested dict such as
+                gradients or an optimizer slot.
+            like: a `keras.Model`, which is filled in place; a `TrainState`, of which a new one is
+                made; None for the model that the map was made with, or for a nested dict.
+
+        Returns:
+            The model, the state, or a nested dict by structural keys.
+
+        Raises:
+            StructureMismatchError: listing variables that are missing or of another shape; nothing
+                was assigned.
+        """
+        values = dict(self.keras_values(flax_values(target)))
+        like = self.model if like is None else like
+        if like is None:
+            return _paths.nest(values)
+        return _assigned(like, values, set(self.only_keras))
+
+    def flax_values(self, flat: Flat) -> Iterable[tuple[Path, Any]]:
+        """Flax leaves out of Keras leaves by structural key."""
+        for pair in self.pairs:
+            arrays = _whole(pair.keras, flat)
+            if arrays is not None:
+                yield from zip(pair.flax, forward(pair.transforms, arrays), strict=True)
+
+    def keras_values(self, flat: Flat) -> Iterable[tuple[Path, Any]]:
+        """Keras leaves by structural key out of Flax leaves."""
+        for pair in self.pairs:
+            arrays = _whole(pair.flax, flat)
+            if arrays is not None:
+                abstract = isinstance(arrays[0], jax.ShapeDtypeStruct)
+                back = shapes(pair.transforms, arrays, back=True) if abstract else None
+                yield from zip(pair.keras, back or inverse(pair.transforms, arrays), strict=True)
+
+    def flax_specs(self, specs: Flat) -> Flat:
+        """Shapes and dtypes of the Flax leaves out of those of the Keras variables."""
+        found: Flat = {}
+        for pair in self.pairs:
+            arrays = _whole(pair.keras, specs)
+            if arrays is not None:
+                found |= dict(zip(pair.flax, shapes(pair.transforms, arrays), strict=True))
+        return found
+
+    # what `kfb.restore` asks for
+    def leaves(self, target: Any) -> Flat:
+        """Every leaf of a Flax model by path."""
+        return flax_values(target)
+
+    def put(self, target: Any, values: Flat) -> Any:
+        """Puts leaves in their places: a module is updated, of anything else a new one is made."""
+        if not isinstance(target, nnx.Module):
+            return _paths.fill(target, values)
+        for path, leaf in nnx.to_flat_state(nnx.state(target)):
+            name = tuple(map(str, path))
+            if name in values:
+                leaf.set_value(_placed(values[name], leaf.get_value()))
+        return target
+
+    # files
+    def save(self, path: Any) -> None:
+        """Writes the map as JSON.
+
+        Args:
+            path: the file.
+
+        Raises:
+            OSError: if it can't be written.
+        """
+        FilePath(path).write_text(json.dumps(self.to_json(), indent=1) + "\n")
+
+    def to_json(self) -> dict[str, Any]:
+        """The map as plain JSON types.
+
+        Raises:
+            TypeError: if a transform has a setting that JSON has not.
+        """
+        return {
+            "format": _FORMAT,
+            "pairs": [
+                {
+                    "keras": list(map(_paths.join, pair.keras)),
+                    "flax": list(map(_paths.join, pair.flax)),
+                    "transforms": list(map(to_json, pair.transforms)),
+                    "kind": pair.kind,
+                }
+                for pair in self.pairs
+            ],
+            **{name: list(map(_paths.join, getattr(self, name))) for name in _LISTS},
+            "notes": list(self.notes),
+            "linen": self.linen,
+        }
+
+    @classmethod
+    def load(cls, path: Any) -> WeightMap:
+        """Reads a map that `save` wrote.
+
+        Args:
+            path: the file.
+
+        Returns:
+            The map; it knows no model.
+
+        Raises:
+            CheckpointError: if the file holds no map.
+
+        Example:
+            >>> import tempfile
+            >>> file = tempfile.mkdtemp() + "/map.json"
+            >>> WeightMap([Pair((("a", "kernel"),), (("b", "w"),))]).save(file)
+            >>> print(WeightMap.load(file).table())
+            a/kernel  ->  b/w
+        """
+        try:
+            return cls.from_json(json.loads(FilePath(path).read_text()))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                str(path),
+                got=f"a file that can't be read as a map ({type(error).__name__}: {error})",
+                expected="JSON that WeightMap.save wrote",
+                fix="Write it again with wmap.save(path).",
+            ) from error
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> WeightMap:
+        """The map that `to_json` described.
+
+        Raises:
+            KeyError: if something is missing in it.
+        """
+        pairs = [
+            Pair(
+                tuple(map(_paths.split, pair["keras"])),
+                tuple(map(_paths.split, pair["flax"])),
+                tuple(map(from_json, pair["transforms"])),
+                pair["kind"],
+            )
+            for pair in found["pairs"]
+        ]
+        lists = {name: tuple(map(_paths.split, found[name])) for name in _LISTS}
+        return cls(pairs, **lists, notes=found["notes"], linen=found["linen"])
+
+
+_LISTS = ("seeds", "only_keras", "only_flax")
+
+
+def _listed(paths: Sequence[Path]) -> str:
+    return " + ".join(map(_paths.join, paths))
+
+
+def _whole(paths: Sequence[Path], flat: Flat) -> list[Any] | None:
+    """The leaves of one side of a pair; None where there are none."""
+    found = [path for path in paths if path in flat]
+    if found and len(found) < len(paths):
+        missing = [_paths.join(path) for path in paths if path not in flat]
+        raise StructureMismatchError(
+            "the weights",
+            missing=missing,
+            report="\n".join(f"  missing     {path}" for path in missing),
+            fix="They belong together with others that are there: pass all of them.",
+        )
+    return [flat[path] for path in paths] if found else None
+
+
+def keras_values(source: Any) -> Flat:
+    """Every value of a model, a state or a tree by structural key.
+
+    Raises:
+        StructureMismatchError: if it is none of these.
+    """
+    if isinstance(source, keras.layers.Layer):
+        return {e.path: e.variable.value for collection in V.collect_layer(source) for e in collection}
+    if hasattr(source, "params") and hasattr(source, "non_trainable"):
+        return _paths.flatten(source.params) | _paths.flatten(source.non_trainable)
+    if isinstance(source, Mapping):
+        return _paths.flatten(source)
+    raise StructureMismatchError(
+        "source",
+        got=f"a {type(source).__name__}",
+        expected="a keras.Model, a TrainState, or a tree shaped like params",
+        fix="Pass the model whose weights you want.",
+    )
+
+
+def flax_values(target: Any) -> Flat:
+    """Every value of a module, a state, Linen variables or a tree by path."""
+    if isinstance(target, nnx.Module):
+        target = nnx.state(target)
+    if isinstance(target, nnx.State):
+        return {tuple(map(str, p)): _value(leaf) for p, leaf in nnx.to_flat_state(target)}
+    return {path: _value(leaf) for path, leaf in _paths.flatten(target).items()}
+
+
+def _value(leaf: Any) -> Any:
+    return leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
+
+
+def _placed(value: Any, before: Any) -> Any:
+    """A value where the one before it lies."""
+    sharding = getattr(before, "sharding", None)
+    return value if sharding is None else jax.device_put(value, sharding)
+
+
+def _assigned(like: Any, values: Flat, lacking: set[Path]) -> Any:
+    """The Keras side with the given values, after checking every one of them."""
+    if isinstance(like, keras.layers.Layer):
+        entries = {e.path: e for c in V.collect_layer(like) for e in c if e.kind != V.SEED}
+        expected = {p: V.variable_spec(e.variable) for p, e in entries.items() if p not in lacking}
+        _require(values, expected, f"model {like.name!r}")
+        for path in expected:
+            entries[path].variable.assign(values[path])
+        V.refresh(like)
+        return like
+    trees = {name: _paths.flatten(getattr(like, name)) for name in ("params", "non_trainable")}
+    both = trees["params"] | trees["non_trainable"]
+    expected = {path: leaf for path, leaf in both.items() if path in values or path in trees["params"]}
+    _require(values, {p: leaf for p, leaf in expected.items() if p not in lacking}, "the state")
+    new = {
+        name: _paths.fill(getattr(like, name), {p: v for p, v in values.items() if p in flat})
+        for name, flat in trees.items()
+    }
+    return like.replace(**new)
+
+
+def _require(values: Flat, expected: Flat, where: str) -> None:
+    difference = _paths.diff(values, expected)
+    if difference:
+        raise difference.error(where, "Nothing was assigned. The map was made for another model.")

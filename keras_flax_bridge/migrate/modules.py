@@ -1,0 +1,293 @@
+"""Small native modules for what Keras computes and Flax has no exact module for.
+
+The source writer copies those that a model needs into its source, so they use jax and flax alone.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class Frozen(nnx.Variable):
+    """A weight or a constant that is not trained."""
+
+
+def freeze(module, *paths):
+    """Keeps parameters from training: those at the given paths, or all of a module."""
+    for name, value in list(vars(module).items()):
+        below = [path[1:] for path in paths if path[0] == name]
+        if paths and not below:
+            continue
+        rest = [path for path in below if path]
+        if isinstance(value, nnx.Param):
+            setattr(module, name, Frozen(value.get_value()))
+        elif isinstance(value, nnx.Module):
+            freeze(value, *rest)
+    return module
+
+
+class PReLU(nnx.Module):
+    """Leaky relu with a learned slope for every unit; nnx.PReLU learns one for all."""
+
+    def __init__(self, shape, *, param_dtype=jnp.float32):
+        self.negative_slope = nnx.Param(jnp.zeros(shape, param_dtype))
+
+    def __call__(self, x):
+        slope = self.negative_slope[...].astype(x.dtype)
+        return nnx.relu(x) - slope * nnx.relu(-x)
+
+
+class Scale(nnx.Module):
+    """Multiplies every channel by a learned factor; Flax has no module for it."""
+
+    def __init__(self, features, init=1.0, *, param_dtype=jnp.float32):
+        self.scale = nnx.Param(jnp.full((features,), init, param_dtype))
+
+    def __call__(self, x):
+        return x * self.scale[...].astype(x.dtype)
+
+
+class Normalization(nnx.Module):
+    """Shifts and scales by statistics that were measured once; Flax has none without training."""
+
+    def __init__(self, shape, *, invert=False, epsilon=1e-7, dtype=jnp.float32):
+        self.mean = Frozen(jnp.zeros(shape, jnp.float32))
+        self.variance = Frozen(jnp.ones(shape, jnp.float32))
+        self.count = Frozen(jnp.zeros((), jnp.int32))
+        self.invert = invert
+        self.epsilon = epsilon
+        self.dtype = dtype
+
+    def __call__(self, x):
+        x = jnp.asarray(x, self.dtype)
+        mean = self.mean[...].astype(self.dtype)
+        variance = self.variance[...].astype(self.dtype)
+        scale = jnp.maximum(jnp.sqrt(variance), self.epsilon)
+        return mean + x * scale if self.invert else (x - mean) / scale
+
+
+class EinsumBias(nnx.Module):
+    """An einsum with a bias over any axes of the output; nnx.Einsum's has all of the kernel's."""
+
+    def __init__(
+        self,
+        equation,
+        kernel_shape,
+        bias_shape,
+        *,
+        dtype=None,
+        param_dtype=jnp.float32,
+        rngs,
+    ):
+        init = nnx.initializers.lecun_normal()
+        flat = (math.prod(kernel_shape[:-1]), kernel_shape[-1])
+        kernel = init(rngs.params(), flat, param_dtype)
+        self.kernel = nnx.Param(kernel.reshape(kernel_shape))
+        self.bias = nnx.Param(jnp.zeros(bias_shape, param_dtype))
+        self.equation = equation
+        self.dtype = dtype
+
+    def __call__(self, x):
+        dtype = self.dtype or jnp.result_type(x, self.kernel[...])
+        kernel, bias = self.kernel[...].astype(dtype), self.bias[...].astype(dtype)
+        return jnp.einsum(self.equation, x.astype(dtype), kernel) + bias
+
+
+class Noise(nnx.Module):
+    """Base of noise that training adds; Flax has dropout alone."""
+
+    def __init__(self, rate, *, rngs):
+        self.rate = rate
+        self.deterministic = False
+        self.rngs = rngs.dropout.fork()
+
+    def __call__(self, x):
+        return x if self.deterministic or not self.rate else self.noisy(x, self.rngs())
+
+    def noisy(self, x, key):
+        """The noisy values, drawn with a key."""
+        raise NotImplementedError
+
+
+class GaussianNoise(Noise):
+    """Adds normal noise of a given standard deviation."""
+
+    def noisy(self, x, key):
+        """The noisy values."""
+        return x + self.rate * jax.random.normal(key, x.shape, x.dtype)
+
+
+class GaussianDropout(Noise):
+    """Multiplies by normal noise of the variance that dropout of this rate has."""
+
+    def noisy(self, x, key):
+        """The noisy values."""
+        scale = math.sqrt(self.rate / (1.0 - self.rate))
+        return x * (1.0 + scale * jax.random.normal(key, x.shape, x.dtype))
+
+
+class AlphaDropout(Noise):
+    """Dropout that keeps mean and variance of what went through a selu."""
+
+    def noisy(self, x, key):
+        """The noisy values."""
+        low = -1.0507009873554805 * 1.6732632423543772
+        scale = ((1.0 - self.rate) * (1.0 + self.rate * low**2)) ** -0.5
+        kept = jax.random.uniform(key, x.shape, jnp.float32) >= self.rate
+        return scale * jnp.where(kept, x, low) - scale * low * self.rate
+
+
+class ShapedDropout(nnx.Module):
+    """Dropout whose mask has a given shape; nnx.Dropout knows axes that share one draw alone."""
+
+    def __init__(self, rate, shape, *, rngs):
+        self.rate = rate
+        self.shape = shape
+        self.deterministic = False
+        self.rngs = rngs.dropout.fork()
+
+    def __call__(self, x):
+        if self.deterministic or not self.rate:
+            return x
+        shape = [d or size for d, size in zip(self.shape, x.shape, strict=True)]
+        kept = jax.random.bernoulli(self.rngs(), 1.0 - self.rate, shape)
+        return jnp.where(kept, x / (1.0 - self.rate), 0.0)
+
+
+class Attention(nnx.Module):
+    """Attention with head sizes, a gate or scores that nnx's can't have.
+
+    Rows of which every key is masked give 0 where Keras computes the scores itself.
+    """
+
+    def __init__(
+        self,
+        in_features,
+        key_features,
+        value_features,
+        num_heads,
+        key_dim,
+        value_dim,
+        out_features,
+        *,
+        num_kv_heads=None,
+        use_bias=True,
+        use_gate=False,
+        dropout_rate=0.0,
+        dtype=None,
+        param_dtype=jnp.float32,
+        rngs,
+    ):
+        kv_heads = num_kv_heads or num_heads
+        self.repeats = num_heads // kv_heads
+
+        def linear(features, out, axis=-1):
+            return nnx.LinearGeneral(
+                features,
+                out,
+                axis=axis,
+                use_bias=use_bias,
+                dtype=dtype,
+                param_dtype=param_dtype,
+                rngs=rngs,
+            )
+
+        self.query = linear(in_features, (num_heads, key_dim))
+        self.key = linear(key_features, (kv_heads, key_dim))
+        self.value = linear(value_features, (kv_heads, value_dim))
+        if use_gate:
+            self.gate = linear(in_features, (num_heads, value_dim))
+        self.out = linear((num_heads, value_dim), out_features, (-2, -1))
+        self.use_gate = use_gate
+        self.scale = key_dim**-0.5
+        self.dropout_rate = dropout_rate
+        if dropout_rate:
+            self.dropout = nnx.Dropout(dropout_rate, rngs=rngs)
+
+    def __call__(self, query, key, value, mask=None, return_scores=False):
+        gate = nnx.sigmoid(self.gate(query)) if self.use_gate else None
+        q, k, v = self.query(query), self.key(key), self.value(value)
+        k, v = jnp.repeat(k, self.repeats, axis=2), jnp.repeat(v, self.repeats, axis=2)
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q * jnp.asarray(self.scale, q.dtype), k)
+        if mask is not None:
+            low = -3e4 if scores.dtype == jnp.float16 else -1e9
+            scores = jnp.where(mask, scores, low)
+        scores = nnx.softmax(scores)
+        if mask is not None and (self.dropout_rate or return_scores):
+            scores = jnp.where(mask, scores, 0.0)
+        kept = self.dropout(scores) if self.dropout_rate else scores
+        y = jnp.einsum("bhqk,bkhd->bqhd", kept, v)
+        y = self.out(y if gate is None else y * gate)
+        return (y, scores) if return_scores else y
+
+
+def attention_or_zero(query, key, value, mask, **options):
+    """Attention that gives 0 where every key is masked, as Keras's does with dropout."""
+    y = nnx.dot_product_attention(query, key, value, mask=mask, **options)
+    return jnp.where(jnp.moveaxis(jnp.any(mask, axis=-1), 1, 2)[..., None], y, 0)
+
+
+class ScoreAttention(nnx.Module):
+    """Attention without projections, which nnx has as a function of other scores."""
+
+    def __init__(self, *, mode="dot", scale_shape=None, dropout_rate=0.0, rngs):
+        self.mode = mode
+        self.scale = nnx.data(None)
+        if scale_shape is not None:
+            self.scale = nnx.Param(jnp.ones(scale_shape))
+        if mode == "concat":
+            self.weight = nnx.Param(jnp.ones(()))
+        self.dropout = nnx.Dropout(dropout_rate, rngs=rngs)
+
+    def scores(self, query, key):
+        """How well every key fits every query."""
+        scale = 1.0 if self.scale is None else self.scale[...]
+        if self.mode == "dot":
+            return query @ jnp.swapaxes(key, -2, -1) * scale
+        both = query[..., :, None, :] + key[..., None, :, :]
+        if self.mode == "additive":
+            return jnp.sum(scale * jnp.tanh(both), axis=-1)
+        return self.weight[...] * jnp.sum(jnp.tanh(scale * both), axis=-1)
+
+    def __call__(self, q, v, k=None, mask=None, query_mask=None, return_scores=False):
+        scores = self.scores(q, v if k is None else k)
+        if mask is not None:
+            low = 65504.0 if scores.dtype == jnp.float16 else 1e9
+            scores = jnp.where(mask, scores, scores - low)
+        weights = self.dropout(nnx.softmax(scores))
+        y = weights @ v
+        if query_mask is not None:
+            y = jnp.where(query_mask[..., None], y, 0)
+        return (y, weights) if return_scores else y
+
+
+def causal(query, key):
+    """A mask that lets every position attend to itself and those before it."""
+    return jnp.tril(jnp.ones((query.shape[1], key.shape[1]), bool))
+
+
+def near(query, key, size):
+    """A mask that lets every position attend to those less than `size` away."""
+    rows, columns = jnp.arange(query.shape[1]), jnp.arange(key.shape[1])
+    return jnp.abs(rows[:, None] - columns) < size
+
+
+def unit_norm(x, axis=-1, epsilon=1e-12):
+    """Scales to length 1 along some axes."""
+    squares = jnp.sum(jnp.square(x), axis=axis, keepdims=True)
+    return x * jnp.minimum(jax.lax.rsqrt(squares), 1 / epsilon)
+
+
+def sparsemax(x):
+    """Sparsemax as Keras computes it; jax has none."""
+    ordered = jnp.flip(jnp.sort(x, axis=-1), axis=-1)
+    total = jnp.cumsum(ordered, axis=-1)
+    rank = jnp.arange(1, x.shape[-1] + 1)
+    inside = ordered - (total - 1) / rank > 0
+    count = jnp.sum(inside, axis=-1, keepdims=True)
+    total = jnp.sum(jnp.where(inside, total, 0.0), axis=-1, keepdims=True)
+    return jnp.maximum(x - (total - 1) / count, 0.0)

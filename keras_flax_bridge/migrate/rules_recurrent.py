@@ -1,0 +1,222 @@
+"""Rules of layers that run over time."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import keras
+from keras import layers as L
+
+from keras_flax_bridge.migrate.ir import Call
+from keras_flax_bridge.migrate.rules import Rule, To, add
+from keras_flax_bridge.migrate.rules_conv import one_for_all, sizes
+from keras_flax_bridge.migrate.rules_core import features
+from keras_flax_bridge.migrate.site import Refusal, Site, activation_function, dtypes
+from keras_flax_bridge.migrate.transforms import Reshape, Split, Transform
+
+
+# cells
+def cell_call(cell: Any, inputs: int, site: Site) -> Call:
+    """The native cell that computes what a Keras cell computes."""
+    if cell.dropout or cell.recurrent_dropout:
+        raise Refusal("dropout inside the recurrence")
+    types = {name: value(site) for name, value in dtypes().items()}
+    act: dict[str, Any] = {"activation_fn": activation_function(cell.activation)}
+    if hasattr(cell, "recurrent_activation"):
+        act = {"gate_fn": activation_function(cell.recurrent_activation), **act}
+    if type(cell) is L.LSTMCell:
+        name = "nnx.OptimizedLSTMCell" if cell.use_bias else "LSTMCell"
+        return Call(name, {"in_features": inputs, "hidden_features": cell.units, **act, **types})
+    biased = {"in_features": inputs, "hidden_features": cell.units, "use_bias": cell.use_bias}
+    if type(cell) is L.GRUCell:
+        return Call("GRUCell", {**biased, "reset_after": cell.reset_after, **act, **types})
+    if type(cell) is L.SimpleRNNCell:
+        return Call("SimpleCell", {**biased, **act, **types})
+    raise Refusal(f"a cell of the class {type(cell).__name__}")
+
+
+def conv_cell_call(cell: Any, site: Site) -> Call:
+    """The native cell that computes what a convolutional LSTM cell computes."""
+    if cell.dropout or cell.recurrent_dropout:
+        raise Refusal("dropout inside the recurrence")
+    return Call(
+        "ConvLSTMCell",
+        {
+            "in_features": features(site),
+            "out_features": cell.filters,
+            "kernel_size": sizes(cell.kernel_size),
+            "strides": one_for_all(cell.strides),
+            "padding": cell.padding.upper(),
+            "kernel_dilation": one_for_all(cell.dilation_rate),
+            "use_bias": cell.use_bias,
+            "gate_fn": activation_function(cell.recurrent_activation),
+            "activation_fn": activation_function(cell.activation),
+            **{name: value(site) for name, value in dtypes().items()},
+        },
+    )
+
+
+DENSE = {"kernel": "dense_i/kernel", "recurrent_kernel": "dense_h/kernel"}
+
+
+def _two_biases(site: Site, shape: tuple[int, ...]) -> tuple[Transform, ...]:
+    """Keras's GRU keeps both biases in one array of two rows, unless it resets before the product."""
+    if len(shape) == 1:
+        return ()
+    return (Split(0, (1, 1)), Reshape((1, shape[1]), (shape[1],)))
+
+
+def cell_weights(cell: Any) -> dict[str, str | To]:
+    """Where the weights of a cell lie in the native one."""
+    if isinstance(cell, L.LSTMCell):
+        return {**DENSE, "bias": "dense_h/bias"}
+    if isinstance(cell, L.GRUCell) and cell.reset_after:
+        return {**DENSE, "bias": To(("dense_i/bias", "dense_h/bias"), _two_biases, "one row each")}
+    if isinstance(cell, (L.GRUCell, L.SimpleRNNCell)):
+        return {**DENSE, "bias": "dense_i/bias"}
+    return {"kernel": "conv_i/kernel", "recurrent_kernel": "conv_h/kernel", "bias": "conv_i/bias"}
+
+
+def below(prefix: str, key: str, weights: dict[str, str | To]) -> dict[str, str | To]:
+    """The weights of a part, by the keys and the paths of the whole."""
+    return {f"{key}/{name}": _below(prefix, to) for name, to in weights.items()}
+
+
+def _below(prefix: str, to: str | To) -> str | To:
+    if isinstance(to, str):
+        return f"{prefix}/{to}"
+    paths = to.paths if isinstance(to.paths, tuple) else (to.paths,)
+    return to._replace(paths=tuple(f"{prefix}/{path}" for path in paths))
+
+
+# one direction
+def _refused(site: Site) -> str | None:
+    layer = site.layer
+    if layer.stateful:
+        return "state that is kept between batches"
+    if layer.unroll and site.mask() and layer.zero_output_for_mask:
+        return "zero_output_for_mask where it is unrolled"
+    return None
+
+
+def _rnn(site: Site) -> Call:
+    layer = site.layer
+    convolutional = isinstance(layer, (L.ConvLSTM1D, L.ConvLSTM2D, L.ConvLSTM3D))
+    if convolutional:
+        if site.channels_first:
+            raise Refusal("channels first")
+        cell = conv_cell_call(layer.cell, site)
+    else:
+        cell = cell_call(layer.cell, features(site), site)
+    return rnn_call(layer, cell)
+
+
+def rnn_call(layer: Any, cell: Call) -> Call:
+    """The module that runs a cell over time."""
+    arguments = {"cell": cell, "reverse": layer.go_backwards}
+    zero = bool(getattr(layer, "zero_output_for_mask", False))
+    return Call("RNN", {**arguments, "zero_output_for_mask": zero}, rngs=False)
+
+
+_rnn.names = "`RNN` of ours around a cell"  # type: ignore[attr-defined]
+
+
+def _carry(cell: Any, states: list[str]) -> str:
+    """Keras keeps (h, c), Flax (c, h)."""
+    return f"({', '.join(reversed(states))})" if len(states) > 1 else states[0]
+
+
+def _run(site: Site) -> Any:
+    layer = site.layer
+    sequence = site.node.inputs[0]
+    given = site.argument("mask")
+    mask = site.mask(sequence) if given is None else site.text(given)
+    arguments = [site.cast_tensor(sequence), *([f"mask={mask}"] if mask else [])]
+    initial = site.argument("initial_state")
+    if initial is not None:
+        states = initial if isinstance(initial, (list, tuple)) else [initial]
+        arguments.append(f"carry={_carry(layer.cell, [site.cast_tensor(s) for s in states])}")
+    if not layer.return_state:
+        code = f"«m»({', '.join(arguments)})"
+        return code if layer.return_sequences else f"{code}[:, -1]"
+    both = site.let(f"«m»({', '.join([*arguments, 'return_carry=True'])})", "carry_and_outputs")
+    outputs = f"{both}[1]" if layer.return_sequences else f"{both}[1][:, -1]"
+    single = len(layer.state_size) == 1
+    states = [f"{both}[0]"] if single else [f"{both}[0][1]", f"{both}[0][0]"]
+    return f"{outputs}, {', '.join(states)}"
+
+
+def _weights(site: Site) -> dict[str, str | To]:
+    return below("cell", "cell", cell_weights(site.layer.cell))
+
+
+add(
+    *(
+        Rule(layer, _rnn, {}, _weights, _run, refuse=_refused, note=note)
+        for layer, note in (
+            (L.LSTM, "`nnx.OptimizedLSTMCell`; any mask"),
+            (L.GRU, "a cell of ours; `reset_after` or not"),
+            (L.SimpleRNN, "a cell of ours"),
+            (L.RNN, "around a cell of these"),
+            (L.ConvLSTM1D, "a cell of ours"),
+            (L.ConvLSTM2D, "a cell of ours"),
+            (L.ConvLSTM3D, "a cell of ours"),
+        )
+    ),
+)
+
+
+# two directions
+def _both_ways(site: Site) -> Call:
+    layer = site.layer
+    if layer.return_state or layer.stateful or site.argument("initial_state") is not None:
+        raise Refusal("states that go in or come out")
+    calls: dict[str, Any] = {}
+    for name, part in _parts(layer):
+        if type(part) not in (L.LSTM, L.GRU, L.SimpleRNN):
+            raise Refusal(f"a {name} layer of the class {type(part).__name__}")
+        calls[name] = rnn_call(part, cell_call(part.cell, features(site), site))
+    return Call("Bidirectional", {**calls, "merge": layer.merge_mode}, rngs=False)
+
+
+_both_ways.names = "`Bidirectional` of ours"  # type: ignore[attr-defined]
+
+
+def _parts(layer: Any) -> tuple[tuple[str, Any], ...]:
+    return ("forward", layer.forward_layer), ("backward", layer.backward_layer)
+
+
+def _ran_both_ways(site: Site) -> str:
+    mask = site.mask()
+    arguments = [site.cast(), *([f"mask={mask}"] if mask else [])]
+    arguments += [] if site.layer.return_sequences else ["last=True"]
+    return f"«m»({', '.join(arguments)})"
+
+
+def _weights_of_both(site: Site) -> dict[str, str | To]:
+    return {
+        key: to
+        for name, part in _parts(site.layer)
+        for key, to in below(f"{name}/cell", f"{name}_layer/cell", cell_weights(part.cell)).items()
+    }
+
+
+# one layer at every time
+def _distributed(site: Site) -> str:
+    """The inner layer's own rule, with batch and time as one axis."""
+    inner = site.layer.layer
+    if isinstance(inner, L.BatchNormalization) and inner.trainable:
+        raise Refusal("statistics that are updated at every time")
+    if site.mask() and "mask" in inspect.signature(inner.call).parameters:
+        raise Refusal("a mask that the layer inside reads")
+    flat = keras.KerasTensor((None, *site.shape()[2:]), site.node.inputs[0].dtype)
+    site.builder.name(flat, site.let(f"{site.x}.reshape(-1, *{site.x}.shape[2:])"))
+    y = site.builder.text(inner(flat))
+    return f"{y}.reshape(*{site.x}.shape[:2], *{y}.shape[1:])"
+
+
+add(
+    Rule(L.Bidirectional, _both_ways, {}, _weights_of_both, _ran_both_ways, note="every merge mode"),
+    Rule(L.TimeDistributed, code=_distributed, note="batch and time as one axis"),
+)

@@ -1,0 +1,240 @@
+"""Rules of the layers that move, merge or drop values and hold no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from keras import layers as L
+
+from keras_flax_bridge import _variables as V
+from keras_flax_bridge.migrate.code import literal
+from keras_flax_bridge.migrate.ir import Call
+from keras_flax_bridge.migrate.rules import Rule, add
+from keras_flax_bridge.migrate.site import Refusal, Site, is_float
+
+
+def _flatten(site: Site) -> str:
+    x = site.cast()
+    if site.channels_first and len(site.shape()) > 2:
+        x = f"jnp.moveaxis({x}, 1, -1)"
+    return f"{x}.reshape({site.x}.shape[0], -1)" if len(site.shape()) > 1 else f"{x}[:, None]"
+
+
+def _reshape(site: Site) -> str:
+    target, sizes = list(site.node.outputs[0].shape[1:]), list(site.shape()[1:])
+    if None not in target and [d for d in target if d != 1] == sizes and 1 not in sizes and target != sizes:
+        kept = ", ".join("None" if d == 1 else ":" for d in target)  # only axes of size 1 are new
+        return f"{site.cast()}[:, {kept}]"
+    wanted = [-1 if d is None else d for d in site.layer.target_shape]
+    return f"{site.cast()}.reshape({', '.join([f'{site.x}.shape[0]', *map(str, wanted)])})"
+
+
+def _padded(site: Site) -> str:
+    pads = [tuple(map(int, pair)) for pair in _pairs(site.layer.padding)]
+    whole = [(0, 0), (0, 0), *pads] if site.channels_first else [(0, 0), *pads, (0, 0)]
+    return f"jnp.pad({site.cast()}, {literal(tuple(whole))})"
+
+
+def _pairs(value: Any) -> list[tuple[int, int]]:
+    return [value] if isinstance(value[0], (int, np.integer)) else list(value)
+
+
+def _cropped(site: Site) -> str:
+    cuts = [f"{a or ''}:{-b if b else ''}" for a, b in _pairs(site.layer.cropping)]
+    return f"{site.cast()}[{', '.join([':', *([':'] if site.channels_first else []), *cuts])}]"
+
+
+def _upsampled(site: Site) -> str:
+    layer, x = site.layer, site.cast()
+    size = (layer.size,) if isinstance(layer.size, int) else tuple(layer.size)
+    first = 2 if site.channels_first else 1
+    method = getattr(layer, "interpolation", "nearest")
+    if method == "nearest":
+        for axis, times in enumerate(size, first):
+            x = f"jnp.repeat({x}, {times}, axis={axis})"
+        return x
+    height, width = (f"{site.x}.shape[{first + i}] * {times}" for i, times in enumerate(size))
+    return _resized(site, x, height, width, method, False)
+
+
+def _resized(site: Site, x: str, height: Any, width: Any, method: str, antialias: bool) -> str:
+    batch, channels = f"{site.x}.shape[0]", f"{site.x}.shape[{1 if site.channels_first else 3}]"
+    if len(site.shape()) == 3:
+        raise Refusal("images without a batch")
+    shape = [batch, channels, height, width] if site.channels_first else [batch, height, width, channels]
+    target = f"({', '.join(map(str, shape))})"
+    return f"jax.image.resize({x}, {target}, {literal(method)}, antialias={antialias})"
+
+
+def _resizing(site: Site) -> str:
+    layer = site.layer
+    if layer.crop_to_aspect_ratio or layer.pad_to_aspect_ratio:
+        raise Refusal("cropping or padding to an aspect ratio")
+    x = f"jnp.asarray({site.x}, jnp.{site.compute_dtype})"
+    antialias = bool(getattr(layer, "antialias", False))
+    return _resized(site, x, layer.height, layer.width, layer.interpolation, antialias)
+
+
+def _permuted(site: Site) -> str:
+    return f"jnp.transpose({site.cast()}, {literal((0, *site.layer.dims))})"
+
+
+def _masked(site: Site) -> str:
+    mask = site.mask(site.node.outputs[0])
+    return f"{site.cast()} * {mask}[..., None].astype(jnp.{site.compute_dtype})"
+
+
+add(
+    Rule(L.Flatten, code=_flatten),
+    Rule(L.Reshape, code=_reshape),
+    Rule(L.Permute, code=_permuted),
+    Rule(L.RepeatVector, code=lambda s: f"jnp.repeat({s.cast()}[:, None], {s.layer.n}, axis=1)"),
+    *(Rule(layer, code=_padded) for layer in (L.ZeroPadding1D, L.ZeroPadding2D, L.ZeroPadding3D)),
+    *(Rule(layer, code=_cropped) for layer in (L.Cropping1D, L.Cropping2D, L.Cropping3D)),
+    *(Rule(layer, code=_upsampled) for layer in (L.UpSampling1D, L.UpSampling2D, L.UpSampling3D)),
+    Rule(L.Resizing, code=_resizing, note="`jax.image.resize`"),
+    Rule(L.Masking, code=_masked, note="its mask goes where Keras's goes"),
+)
+
+
+# merging
+def _operands(site: Site) -> list[str]:
+    """All inputs, in one dtype, with the axes that Keras puts in for those of lower rank."""
+    rank = max(len(tensor.shape) for tensor in site.node.inputs)
+    return [site.cast(i) + _new_axes(rank - len(tensor.shape)) for i, tensor in enumerate(site.node.inputs)]
+
+
+def _new_axes(count: int) -> str:
+    return f"[:, {', '.join(['None'] * count)}]" if count else ""
+
+
+def _joined(operator: str) -> Callable[[Site], str]:
+    return lambda site: f" {operator} ".join(_operands(site))
+
+
+def _folded(function: str) -> Callable[[Site], str]:
+    def code(site: Site) -> str:
+        first, *rest = _operands(site)
+        for operand in rest:
+            first = f"jnp.{function}({first}, {operand})"
+        return first
+
+    return code
+
+
+def _average(site: Site) -> str:
+    operands = _operands(site)
+    return f"({' + '.join(operands)}) / {len(operands)}"
+
+
+def _concatenated(site: Site) -> str:
+    items = ", ".join(site.cast(i) for i in range(len(site.node.inputs)))
+    return f"jnp.concatenate([{items}], axis={site.layer.axis})"
+
+
+def _dot(site: Site) -> str:
+    axes: Any = site.layer.axes
+    ranks = [len(tensor.shape) for tensor in site.node.inputs]
+    axes = (axes, axes) if isinstance(axes, int) else axes
+    a, b = (axis % rank for axis, rank in zip(axes, ranks, strict=True))
+    left = "bcdef"[: ranks[0]]
+    right = ["b", *"uvwxyz"[: ranks[1] - 1]]
+    right[b] = left[a]
+    out = [axis for axis in left if axis != left[a]] + [axis for axis in right[1:] if axis != left[a]]
+    x, y = site.cast(0), site.cast(1)
+    if site.layer.normalize:
+        x, y = f"unit_norm({x}, {a})", f"unit_norm({y}, {b})"
+    product = f'jnp.einsum("{left},{"".join(right)}->{"".join(out)}", {x}, {y})'
+    return product if len(out) > 1 else f"{product}[:, None]"
+
+
+add(
+    Rule(L.Add, code=_joined("+")),
+    Rule(L.Subtract, code=_joined("-")),
+    Rule(L.Multiply, code=_joined("*")),
+    Rule(L.Average, code=_average),
+    Rule(L.Maximum, code=_folded("maximum")),
+    Rule(L.Minimum, code=_folded("minimum")),
+    Rule(L.Concatenate, code=_concatenated),
+    Rule(L.Dot, code=_dot),
+)
+
+
+# dropout and noise
+def _dropout(site: Site) -> Call | None:
+    layer = site.layer
+    if not layer.rate:
+        return None
+    shape = layer.noise_shape
+    if shape is not None and any(d not in (None, 1) for d in shape):
+        return Call("ShapedDropout", {"rate": layer.rate, "shape": tuple(shape)})
+    shared = () if shape is None else tuple(i for i, d in enumerate(shape) if d == 1)
+    return Call("nnx.Dropout", {"rate": layer.rate, "broadcast_dims": shared})
+
+
+_dropout.names = "`nnx.Dropout`"  # type: ignore[attr-defined]
+
+
+def _spatial(site: Site) -> tuple[int, ...]:
+    first = 2 if site.channels_first else 1
+    return tuple(range(first, first + len(site.shape()) - 2))
+
+
+def _maybe(site: Site) -> str:
+    return f"«m»({site.cast()})" if site.has_module else site.cast()
+
+
+def _shapeless(site: Site) -> str | None:
+    return "a noise_shape" if getattr(site.layer, "noise_shape", None) is not None else None
+
+
+def _on_floats(site: Site) -> str | None:
+    return None if is_float(site.node.inputs[0].dtype) else "its input is not of floats"
+
+
+add(
+    Rule(L.Dropout, _dropout, code=_maybe, note="its own stream of keys"),
+    *(
+        Rule(
+            layer,
+            "nnx.Dropout",
+            {"rate": "rate", "broadcast_dims": _spatial},
+            code=_maybe,
+            note="`broadcast_dims`",
+        )
+        for layer in (L.SpatialDropout1D, L.SpatialDropout2D, L.SpatialDropout3D)
+    ),
+    Rule(L.GaussianNoise, "GaussianNoise", {"rate": "stddev"}, code=_maybe, refuse=_on_floats),
+    Rule(L.GaussianDropout, "GaussianDropout", {"rate": "rate"}, code=_maybe, refuse=_on_floats),
+    Rule(L.AlphaDropout, "AlphaDropout", {"rate": "rate"}, code=_maybe, refuse=_shapeless),
+)
+
+
+# layers of keras.applications
+HELPERS = V.application_layers()
+
+
+def _scaled_sum(site: Site) -> str:
+    return f"{site.cast(0)} + {site.cast(1)} * {float(site.layer.scale)}"
+
+
+add(
+    Rule(
+        HELPERS["LayerScale"],
+        "Scale",
+        {"features": "projection_dim", "init": "init_values"},
+        {"gamma": "scale"},
+        lambda site: f"«m»({site.cast()})",
+        note="of ConvNeXt",
+    ),
+    Rule(
+        HELPERS["StochasticDepth"],
+        "nnx.Dropout",
+        {"rate": "drop_path_rate", "broadcast_dims": lambda s: tuple(range(1, len(s.shape())))},
+        code=_maybe,
+        note="of ConvNeXt",
+    ),
+    Rule(HELPERS["CustomScaleLayer"], code=_scaled_sum, note="of InceptionResNet"),
+)

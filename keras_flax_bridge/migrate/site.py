@@ -1,0 +1,179 @@
+"""What a rule sees: one call of one layer or operation, and the expressions of what goes in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import keras
+import numpy as np
+
+from keras_flax_bridge import _variables as V
+from keras_flax_bridge.migrate.activations import ACTIVATIONS
+from keras_flax_bridge.migrate.code import Raw, literal
+
+
+class Refusal(Exception):  # noqa: N818 - it never leaves the package
+    """Why a layer or an operation has no native counterpart."""
+
+
+class Builder(Protocol):
+    """What builds the graph: it knows the expression of every tensor."""
+
+    def text(self, tensor: Any) -> str:
+        """The expression of a tensor that was computed."""
+
+    def let(self, code: str, hint: str, shape: Any, dtype: str) -> str:
+        """A value of its own for an expression that is read twice."""
+
+    def name(self, tensor: Any, code: str) -> None:
+        """Says which expression a tensor stands for."""
+
+    def constant(self, array: np.ndarray) -> str:
+        """The expression of an array that the graph holds."""
+
+    def variable(self, variable: Any) -> str:
+        """The expression of a Keras variable that an operation reads."""
+
+
+class Site:
+    """One call of a layer or an operation.
+
+    Attributes:
+        layer: what is called.
+        node: the call.
+    """
+
+    def __init__(self, builder: Builder, node: V.Node):
+        self.builder = builder
+        self.node = node
+        self.layer = node.operation
+        self.has_module = False
+
+    # what goes in
+    @property
+    def x(self) -> str:
+        """The expression of the first input."""
+        return self.builder.text(self.node.inputs[0])
+
+    def xs(self) -> list[str]:
+        """The expressions of all inputs."""
+        return [self.builder.text(tensor) for tensor in self.node.inputs]
+
+    def cast(self, index: int = 0) -> str:
+        """The expression of an input in the layer's compute dtype, as Keras casts it."""
+        return self.cast_tensor(self.node.inputs[index])
+
+    def cast_tensor(self, tensor: Any) -> str:
+        """The expression of a tensor in the layer's compute dtype, as Keras casts it."""
+        text = self.builder.text(tensor)
+        differs = is_float(tensor.dtype) and tensor.dtype != self.compute_dtype
+        return f"{text}.astype(jnp.{self.compute_dtype})" if self.layer.autocast and differs else text
+
+    def shape(self, index: int = 0) -> tuple[int | None, ...]:
+        """The shape of an input; None for the size of the batch."""
+        return tuple(self.node.inputs[index].shape)
+
+    def argument(self, name: str) -> Any:
+        """What was passed under a name: a KerasTensor, or any value; None where nothing was."""
+        return self.node.argument(name)
+
+    def text(self, value: Any) -> str:
+        """The expression of anything that was passed."""
+        if isinstance(value, keras.KerasTensor):
+            return self.builder.text(value)
+        if isinstance(value, keras.Variable):
+            return self.builder.variable(value)
+        if isinstance(value, (list, tuple)) and not isinstance(value, str):
+            items = ", ".join(map(self.text, value))
+            return f"[{items}]" if isinstance(value, list) else f"({items},)"
+        if hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, np.generic):
+            return self.builder.constant(np.asarray(value))
+        try:
+            return literal(value)
+        except TypeError as error:
+            raise Refusal(f"{error} (in an argument of {type(self.layer).__name__})") from None
+
+    def mask(self, tensor: Any = None) -> str | None:
+        """The expression of the mask that comes with a tensor, or None."""
+        mask = V.mask_of(self.node.inputs[0] if tensor is None else tensor)
+        return None if mask is None else self.builder.text(mask)
+
+    # dtypes
+    @property
+    def compute_dtype(self) -> str:
+        """The dtype that the layer computes in."""
+        return self.layer.compute_dtype
+
+    @property
+    def channels_first(self) -> bool:
+        """Whether channels come right after the batch."""
+        return getattr(self.layer, "data_format", None) == "channels_first"
+
+    @property
+    def channels(self) -> int:
+        """The size of the channel axis of the first input."""
+        size = self.shape()[1 if self.channels_first else -1]
+        if size is None:
+            raise Refusal("the size of the channel axis is not known")
+        return size
+
+    # what comes out
+    def let(self, code: str, hint: str = "x") -> str:
+        """Gives an expression that is read twice a name, unless it is one."""
+        output = self.node.outputs[0]
+        return self.builder.let(code, hint, output.shape, output.dtype)
+
+    def activated(self, activation: Any, code: str) -> str:
+        """The expression with a Keras activation applied."""
+        template = activation_template(activation)
+        if template.count("{x}") > 1:
+            code = self.let(code)
+        return template.format(x=code)
+
+
+def activation_template(activation: Any) -> str:
+    """The expression of a Keras activation, with ``{x}`` in it.
+
+    Raises:
+        Refusal: if it is a function of the user's own.
+    """
+    if activation is None:
+        return "{x}"
+    try:
+        return ACTIVATIONS[activation]
+    except (KeyError, TypeError):
+        name = getattr(activation, "__name__", type(activation).__name__)
+        raise Refusal(f"the activation {name!r} has no counterpart in Flax") from None
+
+
+def activation_function(activation: Any) -> Raw:
+    """A Keras activation as the source passes it on: a name where there is one, else a lambda."""
+    template = activation_template(activation)
+    if template.endswith("({x})") and template.count("{x}") == 1 and "(" not in template[:-5]:
+        return Raw(template[:-5])
+    return Raw("lambda x: " + template.format(x="x"))
+
+
+def dtypes(**names: str) -> dict[str, Callable[[Site], Any]]:
+    """The config of a module's ``dtype`` and ``param_dtype`` after the layer's policy."""
+    return {"dtype": _dtype, "param_dtype": lambda site: dtype(site.layer.variable_dtype)}
+
+
+def _dtype(site: Site) -> Any:
+    # None computes in the dtype of input and weights together, which is right but for the half ones
+    half = site.compute_dtype in HALF or site.compute_dtype != site.layer.variable_dtype
+    return dtype(site.compute_dtype) if half else None
+
+
+HALF = ("bfloat16", "float16")
+
+
+def dtype(name: str) -> Raw:
+    """A dtype as the source names it."""
+    return Raw(f"jnp.{name}")
+
+
+def is_float(name: Any) -> bool:
+    """Whether a dtype is one of real numbers."""
+    return "float" in str(name)

@@ -1,0 +1,318 @@
+"""The source: standalone Python that imports jax and flax alone, and reads as if written by hand."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable
+from functools import cache
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from flax import nnx
+
+import keras_flax_bridge.migrate.modules as modules
+import keras_flax_bridge.migrate.modules_recurrent as modules_recurrent
+from keras_flax_bridge._paths import Path
+from keras_flax_bridge.migrate.blocks import fold
+from keras_flax_bridge.migrate.classes import ClassDef, Classes
+from keras_flax_bridge.migrate.code import INDENT, WIDTH, Raw, identifier, literal, one_line, statement
+from keras_flax_bridge.migrate.forward import Forward
+from keras_flax_bridge.migrate.ir import Call, Child, Graph, Weight
+from keras_flax_bridge.migrate.rules import OWN_MODULES
+
+import ast  # isort: skip
+
+OWN: dict[str, Any] = {
+    name: thing
+    for file in (modules, modules_recurrent)
+    for name, thing in vars(file).items()
+    if getattr(thing, "__module__", "") == file.__name__
+}
+RESERVED = {"jax", "jnp", "nnx", "self", "rngs", "islands", "functools", *OWN}
+
+
+class Source(NamedTuple):
+    """The written source and what it holds.
+
+    Attributes:
+        text: the source.
+        class_name: the class of the model in it.
+        weights: where every variable lies: its key, the paths in the whole module, the transforms.
+    """
+
+    text: str
+    class_name: str
+    weights: tuple[Weight, ...]
+
+
+def write(root: Graph, class_name: str, docstring: str, *, folded: bool = True) -> Source:
+    """Writes the source of a graph, after finding what repeats in it."""
+    if folded:
+        fold(root)
+    classes = Classes(root, class_name, RESERVED | set(OWN_MODULES))
+    helpers = Helpers(classes)
+    writers = [ClassWriter(made, classes, helpers) for made in classes.all]
+    texts = [writer.text(docstring if writer.made.graph is root else "") for writer in writers]
+    body = "\n\n\n".join(texts)
+    own = _own_definitions(body)
+    heads = [_imports("\n".join([*own, body])), *own, *helpers.definitions, body]
+    return Source("\n\n\n".join(heads) + "\n", class_name, tuple(_weights(root, classes)))
+
+
+def _imports(body: str) -> str:
+    lines = []
+    if re.search(r"\bmath\.", body):
+        lines += ["import math", ""]
+    if re.search(r"\bjax\.", body):
+        lines.append("import jax")
+    if re.search(r"\bjnp\.", body):
+        lines.append("import jax.numpy as jnp")
+    return "\n".join([*lines, "from flax import nnx"])
+
+
+def _own_definitions(body: str) -> list[str]:
+    """The modules of ours that a text names, and those that they name, in their own order."""
+    available = {**OWN, **OWN_MODULES}
+    found: set[str] = set()
+    texts = [body]
+    while texts:
+        text = texts.pop()
+        for name in available.keys() - found:
+            if re.search(rf"(?<![\w.\"']){name}\b", text):
+                found.add(name)
+                texts.append(_definition(available[name]))
+    return [_definition(thing) for name, thing in available.items() if name in found]
+
+
+@cache
+def _definition(thing: Any) -> str:
+    return inspect.getsource(thing).rstrip()
+
+
+# constructors
+@cache
+def parameters(function: str) -> dict[str, inspect.Parameter]:
+    """The parameters of a constructor that the source names."""
+    if function in OWN or function in OWN_MODULES:
+        thing = {**OWN, **OWN_MODULES}[function]
+    else:
+        root, *rest = function.split(".")
+        thing = {"nnx": nnx, "jnp": _jnp()}[root]
+        for name in rest:
+            thing = getattr(thing, name)
+    made: Any = getattr(thing, "__init__") if isinstance(thing, type) else thing  # noqa: B009
+    found = dict(inspect.signature(made).parameters)  # of a class nnx shows *args alone
+    return {name: parameter for name, parameter in found.items() if name != "self"}
+
+
+def _jnp() -> ModuleType:
+    import jax.numpy as jnp
+
+    return jnp
+
+
+def call_text(call: Call, hole: Any = lambda *place: None, place: tuple = ()) -> str:
+    """A constructor call with Flax's defaults left out."""
+    if call.function.startswith("islands["):
+        return call.function
+    positional: list[str] = []
+    named: list[str] = []
+    known = parameters(call.function)
+    for name, value in call.arguments.items():
+        if name == "*":
+            positional += [call_text(item, hole, (*place, name, i)) for i, item in enumerate(value)]
+            continue
+        filled = hole(*place, name)
+        if filled is None and _is_default(known[name], value):
+            continue
+        text = filled or _argument(value, hole, (*place, name))
+        parameter = known[name]
+        if (
+            parameter.default is parameter.empty
+            and parameter.kind is not parameter.KEYWORD_ONLY
+            and not named
+        ):
+            positional.append(text)
+        else:
+            named.append(f"{name}={text}")
+    if call.rngs and "rngs" in known:
+        named.append("rngs=rngs")
+    return f"{call.function}({', '.join([*positional, *named])})"
+
+
+def _argument(value: Any, hole: Any, place: tuple) -> str:
+    return call_text(value, hole, place) if isinstance(value, Call) else literal(value)
+
+
+def _is_default(parameter: inspect.Parameter, value: Any) -> bool:
+    if parameter.default is parameter.empty:
+        return False
+    if isinstance(value, Raw):
+        return value == _name_of(parameter.default)
+    return type(value) is type(parameter.default) and value == parameter.default
+
+
+def _name_of(value: Any) -> str:
+    """How the source names a default: a dtype or a function."""
+    name = getattr(value, "__name__", None) or str(value)
+    if name in ("float32", "bfloat16", "float16", "float64"):
+        return f"jnp.{name}"
+    return {"tanh": "jnp.tanh", "sigmoid": "nnx.sigmoid"}.get(name, name)
+
+
+class ClassWriter:
+    """Writes one class."""
+
+    def __init__(self, made: ClassDef, classes: Classes, helpers: Helpers):
+        self.made = made
+        self.helpers = helpers
+        self.classes = classes
+        self.graph = made.graph
+        self.forward = Forward(made, classes)
+        made.places = self.forward.places
+
+    def text(self, docstring: str) -> str:
+        made = self.made
+        names = [name for name, _ in made.parameters]
+        head = f"class {made.name}(nnx.Module):"
+        lines = [head, *([f'{INDENT}"""{docstring}"""', ""] if docstring else [])]
+        inside = self._constructor()
+        keys = ["*, rngs"] if any("rngs" in line for line in inside) or not names else []
+        lines += _define("__init__", ["self", *names, *(keys or ["*, rngs"])], inside or ["pass"])
+        lines.append("")
+        lines += _define("__call__", ["self", *self.forward.arguments], self.forward.lines())
+        return "\n".join(lines)
+
+    def _constructor(self) -> list[str]:
+        lines: list[str] = []
+        for attribute, positions in self.forward.attributes():
+            head = f"self.{attribute} = "
+            texts = [self._made(position) for position in positions]
+            single = self.made.places[positions[0]] == (attribute,)
+            lines += statement(head, texts[0] if single else _listed(texts), INDENT * 2)
+        return [line[len(INDENT * 2) :] for line in lines]
+
+    def _made(self, position: int) -> str:
+        child = self.graph.children[position]
+        hole = self._hole(position)
+        if isinstance(child.call, Graph):
+            made = self.classes.of[id(child.call)]
+            values = made.values(child.call)
+            items = [hole(name) or literal(value) for name, value in values.items()]
+            text = f"{made.name}({', '.join([*items, 'rngs=rngs'])})"
+        else:
+            text = call_text(child.call, hole)
+            if not any(place[0] == position and place[1] != "num_features" for place in self.made.holes):
+                text = self.helpers.short(text, child)
+        return _frozen(text, child)
+
+    def _hole(self, position: int) -> Any:
+        return lambda *place: self.made.holes.get((position, *place))
+
+
+def _frozen(text: str, child: Child) -> str:
+    if not child.frozen or isinstance(child.call, Graph):
+        return text
+    if isinstance(child.call, Call) and child.call.function == "Frozen":
+        return text
+    paths = "".join(f", {literal(path)}" for path in child.frozen if path)
+    return f"freeze({text}{paths})"
+
+
+def _listed(texts: list[str]) -> str:
+    """A list of modules; those that are alike in a row are made in a loop."""
+    runs: list[tuple[str, int]] = []
+    for text in texts:
+        if runs and runs[-1][0] == text:
+            runs[-1] = (text, runs[-1][1] + 1)
+        else:
+            runs.append((text, 1))
+    if len(runs) == 1:
+        return f"nnx.List([{runs[0][0]} for _ in range({runs[0][1]})])"
+    items = [text if count == 1 else f"*({text} for _ in range({count}))" for text, count in runs]
+    return f"nnx.List([{', '.join(items)}])"
+
+
+def _define(name: str, arguments: Iterable[str], body: Iterable[str]) -> list[str]:
+    head = f"{INDENT}def {name}({', '.join(arguments)}):"
+    if len(head) <= WIDTH:
+        lines = [head]
+    else:
+        listed = ", ".join(arguments)
+        inner = f"{INDENT * 2}{listed}"
+        if len(inner) <= WIDTH:
+            lines = [f"{INDENT}def {name}(", inner, f"{INDENT}):"]
+        else:
+            each = [f"{INDENT * 2}{a}," for a in listed.split(", ")]
+            lines = [f"{INDENT}def {name}(", *each, f"{INDENT}):"]
+    return [*lines, *(f"{INDENT * 2}{line}" if line else "" for line in body)]
+
+
+class Helpers:
+    """Normalizations whose settings several layers share, as functions of the size alone."""
+
+    def __init__(self, classes: Classes):
+        counts: dict[tuple[str, str], int] = {}
+        for made in classes.all:
+            for child in made.graph.children:
+                key = _settings(child)
+                if key:
+                    counts[key] = counts.get(key, 0) + 1
+        self.names: dict[tuple[str, str], str] = {}
+        for key, count in counts.items():
+            if count >= SHARED:
+                name = NORMS[key[0]]
+                self.names[key] = identifier(name, set(self.names.values()).__contains__, name)
+
+    @property
+    def definitions(self) -> list[str]:
+        return [
+            "\n".join(
+                [
+                    f"def {name}(features, *, rngs):",
+                    *statement("return ", f"{function}(features, {settings}, rngs=rngs)", INDENT),
+                ]
+            )
+            for (function, settings), name in self.names.items()
+        ]
+
+    def short(self, text: str, child: Child) -> str:
+        """The constructor call by the function that shares its settings."""
+        key = _settings(child)
+        if key not in self.names:
+            return text
+        return text.replace(key[0], self.names[key], 1).replace(f"{key[1]}, ", "", 1)
+
+
+SHARED = 3  # layers of the same settings are worth a function
+NORMS = {
+    "nnx.BatchNorm": "batch_norm",
+    "nnx.LayerNorm": "layer_norm",
+    "nnx.RMSNorm": "rms_norm",
+}
+
+
+def _settings(child: Child) -> tuple[str, str] | None:
+    """The normalization that a child is, and all its settings but the size."""
+    if isinstance(child.call, Graph) or child.call.function not in NORMS:
+        return None
+    text = call_text(child.call)
+    inside = text[len(child.call.function) + 1 : -len(", rngs=rngs)")]
+    _, _, settings = inside.partition(", ")
+    return (child.call.function, settings) if settings else None
+
+
+def _weights(root: Graph, classes: Classes) -> Iterable[Weight]:
+    """Every variable with its paths from the root of the module."""
+
+    def place(graph: Graph, child: Child) -> Path:
+        made = classes.of[id(graph)]
+        return made.places[next(i for i, c in enumerate(graph.children) if c is child)]
+
+    for path, child in root.walk((), place):
+        for weight in child.weights:
+            yield weight._replace(paths=tuple((*path, *below) for below in weight.paths))
+
+
+__all__ = ["Source", "ast", "identifier", "one_line", "write"]
