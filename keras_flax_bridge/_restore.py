@@ -63,8 +63,9 @@ def target_of(like: Any, *, tops: Iterable[str] = TREES) -> Target:
         return _keras_target(like, {(): like}, _weights(tops))
     if _are_models(like):
         return _keras_target(like, {(name,): model for name, model in like.items()}, _weights(tops))
-    places = unboxed(_paths.flatten(like))
-    leaves = {name: _paths.flatten(like)[place] for name, place in places.items()}
+    flat = _paths.flatten(like)
+    places = unboxed(flat)
+    leaves = {name: flat[place] for name, place in places.items()}
     if isinstance(like, nnx.State):
         places = {("params", *name): place for name, place in places.items()}
         leaves = {("params", *name): leaf for name, leaf in leaves.items()}
