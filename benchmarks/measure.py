@@ -1,7 +1,7 @@
 """The harness of the benchmarks: competitors run in turn in one process, compared within a round.
 
-A machine that others use drifts: what is compared is run side by side, A B C A B C, and ratios are
-of medians, with the spread that the ratios of single rounds have.
+A machine that others use drifts: what is compared is run side by side, A B C, B C A, C A B, and
+ratios are of medians, with the spread that the ratios of single rounds have.
 """
 
 from __future__ import annotations
@@ -69,12 +69,14 @@ Seconds = dict[str, dict[str, list[float]]]  # by phase, by competitor, one numb
 def run(work: Work, rounds: int, *, warm: bool) -> Seconds:
     """The seconds of every competitor in every round; with `warm` a round before them isn't counted."""
     seconds: Seconds = {}
+    names = list(work.competitors)
     for turn in range(-warm, rounds):
-        for name, competitor in work.competitors.items():
+        first = turn % len(names)  # another one begins each round: a place in it may be worth something
+        for name in names[first:] + names[:first]:
             gc.collect()
             os.sync()  # nobody pays for what the one before left to write
             clock = Clock()
-            work.check(competitor(clock))
+            work.check(work.competitors[name](clock))
             for phase, value in clock.seconds.items() if turn >= 0 else ():
                 seconds.setdefault(phase, {}).setdefault(name, []).append(value)
     return seconds
