@@ -314,7 +314,7 @@ def _compatible(stored: Any, wanted: Any, cast: bool) -> bool:
     wanted = on_disk(wanted)
     if cast and hasattr(stored, "shape") and hasattr(wanted, "shape"):
         return stored.shape == wanted.shape and _kind(stored) == _kind(wanted)
-    return not _paths.diff({(): stored}, {(): wanted})
+    return _paths.same(stored, wanted)
 
 
 def _kind(leaf: Any) -> str:
