@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,6 +33,12 @@ SMALL = (256,)  # 1 KB of float32
 BIG = (3000, 1000)  # 12 MB
 TOGETHER = 10  # weights in a layer
 
+SIZES = {  # how many small leaves, how many big ones, and so many times the rounds
+    "100 leaves of 1 KB": (100, 0, 6),
+    "1000 leaves of 1 KB": (1000, 0, 2),
+    "5000 leaves of 1 KB": (5000, 0, 1),
+    "500 MB: 2000 leaves of 1 KB, 41 of 12 MB": (2000, 41, 1),
+}
 TREE, PACKED = "kfb tree", "kfb packed"
 SAME, DEFAULT = "Orbax, uncompressed as ours", "Orbax, default"
 CALLBACK, H5, TENSORS, SYNCED = "OrbaxCheckpoint", ".weights.h5", "safetensors", "safetensors, on disk"
@@ -205,18 +211,12 @@ def works(smoke: bool) -> Iterator[measure.Work]:
     missing = {TENSORS, SYNCED} if find_spec("safetensors") is None else set()
     for name in sorted(missing):
         measure.console.print(f"{name}: left out, the package is not installed")
-    sizes: Mapping[str, tuple[int, int]] = {
-        "100 leaves of 1 KB": (100, 0),
-        "1000 leaves of 1 KB": (1000, 0),
-        "5000 leaves of 1 KB": (5000, 0),
-        "500 MB: 2000 leaves of 1 KB, 41 of 12 MB": (2000, 41),
-    }
-    for name, (small, big) in {"smoke": (12, 1)}.items() if smoke else sizes.items():
+    for name, (small, big, times) in {"smoke": (12, 1, 1)}.items() if smoke else SIZES.items():
         subject = Subject.of([SMALL] * small + [BIG] * big)
         entered = {key: value for key, value in COMPETITORS.items() if key not in missing}
         rows = {key: in_fresh_folder(value, subject) for key, value in entered.items()}
         wanted = [t for t in targets(small, big > 0) if t.against not in missing]
-        yield measure.Work(name, rows, wanted, subject.require_equal)
+        yield measure.Work(name, rows, wanted, subject.require_equal, times)
 
 
 if __name__ == "__main__":

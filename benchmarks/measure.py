@@ -1,7 +1,7 @@
 """The harness of the benchmarks: competitors run in turn in one process, compared within a round.
 
-A machine that others use drifts: what is compared is run side by side, A B C A B C, and ratios are
-of medians, with the spread that the ratios of single rounds have.
+A machine that others use drifts: what is compared is run side by side, A B C, B C A, C A B, and
+ratios are of medians, with the spread that the ratios of single rounds have.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, NamedTuple
 
+import jax
 from rich.console import Console
 from rich.table import Table
 
@@ -61,6 +62,7 @@ class Work(NamedTuple):
     competitors: Mapping[str, Competitor]
     targets: Sequence[Target]
     check: Callable[[Any], None]  # raises AssertionError if what came out is wrong; its time isn't taken
+    times: int = 1  # so many times the rounds: what is short is noisy
 
 
 Seconds = dict[str, dict[str, list[float]]]  # by phase, by competitor, one number a round
@@ -69,12 +71,14 @@ Seconds = dict[str, dict[str, list[float]]]  # by phase, by competitor, one numb
 def run(work: Work, rounds: int, *, warm: bool) -> Seconds:
     """The seconds of every competitor in every round; with `warm` a round before them isn't counted."""
     seconds: Seconds = {}
+    names = list(work.competitors)
     for turn in range(-warm, rounds):
-        for name, competitor in work.competitors.items():
+        first = turn % len(names)  # another one begins each round: a place in it may be worth something
+        for name in names[first:] + names[:first]:
             gc.collect()
             os.sync()  # nobody pays for what the one before left to write
             clock = Clock()
-            work.check(competitor(clock))
+            work.check(work.competitors[name](clock))
             for phase, value in clock.seconds.items() if turn >= 0 else ():
                 seconds.setdefault(phase, {}).setdefault(name, []).append(value)
     return seconds
@@ -95,60 +99,51 @@ def compared(seconds: Seconds, target: Target) -> dict[str, Any]:
     return {**target._asdict(), "ratio": ratio, "quartiles": rounds, "reached": reached}
 
 
-def machine(packages: Iterable[str] = ()) -> dict[str, Any]:
+def machine(packages: Iterable[str]) -> dict[str, Any]:
     """What the numbers were taken on."""
-    import jax
-
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else ()
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     known = {dist.metadata["Name"] for dist in metadata.distributions()}
     return {
-        "cpu": names[0] if names else platform.processor(),
         "cores": os.cpu_count(),
         "device": jax.devices()[0].device_kind,
-        "system": platform.system(),
+        "system": platform.platform(),
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in (*PACKAGES, *packages) if name in known},
     }
 
 
 def show(work: str, seconds: Seconds, ratios: Sequence[Mapping[str, Any]]) -> None:
+    """Prints the times and the ratios of a row."""
     times = Table("phase", "competitor", "median s", "quartiles", title=work)
-    for phase, by_name in seconds.items():
-        for name, values in by_name.items():
-            times.add_row(phase, name, f"{median(values):.4f}", "{:.4f} - {:.4f}".format(*spread(values)))
-    console.print(times)
+    for phase, name, values in ((p, n, v) for p, by_name in seconds.items() for n, v in by_name.items()):
+        times.add_row(phase, name, f"{median(values):.4f}", "{:.4f} - {:.4f}".format(*spread(values)))
     rows = Table("phase", "ratio of", "to", "medians", "quartiles of rounds", "target", title=work)
     for row in ratios:
         target = "" if row["at_most"] is None else f"<= {row['at_most']}: {'yes' if row['reached'] else 'NO'}"
-        quartiles = "{:.3f} - {:.3f}".format(*row["quartiles"])
-        rows.add_row(
-            row["phase"], row["competitor"], row["against"], f"{row['ratio']:.3f}", quartiles, target
-        )
-    console.print(rows)
+        numbers = f"{row['ratio']:.3f}", "{:.3f} - {:.3f}".format(*row["quartiles"])
+        rows.add_row(row["phase"], row["competitor"], row["against"], *numbers, target)
+    console.print(times, rows)
+
+
+def keep(name: str, work: str, row: Mapping[str, Any]) -> None:
+    """Puts a row into the file of results, in place of one of that name."""
+    file = RESULTS / f"{name}.json"
+    file.parent.mkdir(exist_ok=True)
+    rows = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps({**rows, work: row}, indent=1) + "\n")
 
 
 def main(name: str, works: Callable[[bool], Iterable[Work]], *, packages: Iterable[str] = ()) -> None:
-    """Runs a benchmark from the command line.
-
-    Args:
-        name: of the file of results, without its ending.
-        works: the rows, tiny ones if called with True; made one after the other.
-        packages: names of packages whose versions matter beside the usual ones.
-    """
+    """Runs a benchmark from the command line; `works` gives its rows, tiny ones if called with True."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--smoke", action="store_true", help="tiny sizes; checks what comes out, no times")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", default="", help="rows whose name has this in it; others stay as they are")
     args = parser.parse_args()
-    found = []
-    for work in works(args.smoke):
-        seconds = run(work, 1 if args.smoke else args.rounds, warm=not args.smoke)
+    for work in (work for work in works(args.smoke) if args.only in work.name):
+        rounds = 1 if args.smoke else args.rounds * work.times
+        seconds = run(work, rounds, warm=not args.smoke)
         ratios = [compared(seconds, target) for target in work.targets]
         show(work.name, seconds, ratios)
-        found.append({"work": work.name, "ratios": ratios, "seconds": seconds})
-    report = {"machine": machine(packages), "rounds": args.rounds, "works": found}
-    text = json.dumps(report, indent=1)
-    if not args.smoke:  # its times mean nothing
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{name}.json").write_text(text + "\n")
+        if not args.smoke:  # its times mean nothing
+            row = {"machine": machine(packages), "rounds": rounds, "ratios": ratios, "seconds": seconds}
+            keep(name, work.name, row)

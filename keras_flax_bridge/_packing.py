@@ -42,14 +42,11 @@ def pack(flat: _paths.Flat, host: Mapping[_paths.Path, np.ndarray]) -> tuple[np.
     parts = [leaf.tobytes() for leaf in small.values()]
     begins = accumulate(map(len, parts), initial=0)
     index: Index = {
-        _paths.join(path): (begin, dtype_name(leaf.dtype), leaf.shape)
+        _paths.join(path): (begin, _paths.dtype_name(leaf.dtype), leaf.shape)
         for (path, leaf), begin in zip(small.items(), begins, strict=False)
     }
     buffer = np.frombuffer(b"".join([*parts, b"\0"]), np.uint8)  # Orbax stores no empty array
     return buffer, index, {path: leaf for path, leaf in flat.items() if path not in small}
-
-
-dtype_name = cache(str)  # numpy takes microseconds for it
 
 
 def specs(index: Mapping[str, Any]) -> dict[_paths.Path, jax.ShapeDtypeStruct]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -140,8 +141,15 @@ def diff(got: Mapping[Path, Any], expected: Mapping[Path, Any]) -> Diff:
     missing = {path: leaf for path, leaf in expected.items() if path not in got}
     unexpected = {path: leaf for path, leaf in got.items() if path not in expected}
     both = ((path, got[path], leaf) for path, leaf in expected.items() if path in got)
-    mismatched = {path: (a, b) for path, a, b in both if _shape_dtype(a) != _shape_dtype(b)}
-    return Diff(missing, unexpected, mismatched)
+    return Diff(missing, unexpected, {path: (a, b) for path, a, b in both if not same(a, b)})
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two leaves have one shape and dtype."""
+    return _shape_dtype(a) == _shape_dtype(b)
+
+
+dtype_name = cache(str)  # numpy takes microseconds for it
 
 
 def require_paths(tree: Any, like: Any, where: str) -> None:
@@ -158,7 +166,7 @@ def require_paths(tree: Any, like: Any, where: str) -> None:
 
 
 def _shape_dtype(leaf: Any) -> tuple:
-    return tuple(getattr(leaf, "shape", ())), str(getattr(leaf, "dtype", type(leaf).__name__))
+    return tuple(getattr(leaf, "shape", ())), dtype_name(getattr(leaf, "dtype", type(leaf).__name__))
 
 
 def _joined(paths: Iterable[Path]) -> list[str]:

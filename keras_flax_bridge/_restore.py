@@ -68,8 +68,9 @@ def target_of(like: Any, *, tops: Iterable[str] = TREES, weights: Any = None) ->
             return target(like, {(): like}, _weights(tops))
         if _are_all(like, kind):
             return target(like, {(name,): one for name, one in like.items()}, _weights(tops))
-    places = unboxed(_paths.flatten(like))
-    leaves = {name: _paths.flatten(like)[place] for name, place in places.items()}
+    flat = _paths.flatten(like)
+    places = unboxed(flat)
+    leaves = {name: flat[place] for name, place in places.items()}
     if isinstance(like, nnx.State):
         places = {("params", *name): place for name, place in places.items()}
         leaves = {("params", *name): leaf for name, leaf in leaves.items()}
@@ -353,7 +354,7 @@ def _compatible(stored: Any, wanted: Any, cast: bool) -> bool:
     wanted = on_disk(wanted)
     if cast and hasattr(stored, "shape") and hasattr(wanted, "shape"):
         return stored.shape == wanted.shape and _kind(stored) == _kind(wanted)
-    return not _paths.diff({(): stored}, {(): wanted})
+    return _paths.same(stored, wanted)
 
 
 def _kind(leaf: Any) -> str:

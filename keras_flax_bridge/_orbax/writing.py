@@ -73,7 +73,7 @@ def is_empty(leaf: Any) -> bool:
 def _spec(leaf: Any) -> Any:
     """Dtype and shape of an array; of a number or a text, a value of its type."""
     if hasattr(leaf, "dtype"):
-        return _packing.dtype_name(leaf.dtype), leaf.shape
+        return _paths.dtype_name(leaf.dtype), leaf.shape
     return next(
         (kind() for kind in (int, float, str) if isinstance(leaf, kind)), None
     )  # Orbax refuses others
@@ -84,7 +84,7 @@ _UNKNOWN = ("uint1", "int1", "uint2", "uint4", "float8_e4m3")  # dtypes that Orb
 
 def _as_bytes(flat: _paths.Flat) -> tuple[_paths.Flat, dict[str, str]]:
     """Leaves of a dtype that Orbax can't store as their bytes, and the dtype of each such leaf by path."""
-    dtypes = {path: _packing.dtype_name(getattr(leaf, "dtype", None)) for path, leaf in flat.items()}
+    dtypes = {path: _paths.dtype_name(getattr(leaf, "dtype", None)) for path, leaf in flat.items()}
     viewed = {path: dtype for path, dtype in dtypes.items() if dtype in _UNKNOWN}
     plain = {path: np.asarray(leaf).view(np.uint8) if path in viewed else leaf for path, leaf in flat.items()}
     return plain, {_paths.join(path): dtype for path, dtype in viewed.items()}
