@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from itertools import count
 from typing import Any
 
@@ -17,9 +18,14 @@ class Preemption:
 
     Under `jax.distributed` it is jax that gets the signal, and all processes are told at one step.
     Without, only the main thread of a process gets signals: elsewhere nothing is noticed.
+
+    Args:
+        is_on: whether what is watched still runs, told by the frame in which a signal comes. It is for who
+            can't know that an exception ended it; then the signal does what it did before.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, is_on: Callable[[Any], bool] = lambda frame: True) -> None:
+        self._is_on = is_on
         self._came = False
         self._asked: int | None = None
         self._before: Any = None
@@ -44,7 +50,11 @@ class Preemption:
         return self._came
 
     def _notice(self, number: int, frame: Any) -> None:
-        self._came = True
+        if self._is_on(frame):
+            self._came = True
+        else:
+            self.end()
+            signal.raise_signal(number)
 
     def __enter__(self) -> Preemption:
         self.begin()

@@ -115,7 +115,7 @@ class TrainStateCheckpoint(keras.callbacks.Callback):
         self._open().close()  # says at once what is wrong
         self._every = save_freq if isinstance(save_freq, int) else None
         self._manager: Any = None
-        self._preemption = Preemption()
+        self._preemption = Preemption(self._is_fitting)
 
     # --- what Keras calls
 
@@ -139,6 +139,7 @@ class TrainStateCheckpoint(keras.callbacks.Callback):
         self._start = self._step
         self._function = _unwatched(self._fitted.train_function)
         self._fitted.train_function = _Watched(self._function, self._train)
+        self._preemption.end()  # of a `fit` that an exception ended
         self._preemption.begin()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
@@ -254,6 +255,14 @@ class TrainStateCheckpoint(keras.callbacks.Callback):
             for tree, values in zip(variables, state, strict=True)
             for pair in zip(tree, values, strict=True)
         ]
+
+    def _is_fitting(self, frame: Any) -> bool:
+        """Whether the model's `fit` is among the callers: no callback is told when an exception ended it."""
+        while frame is not None:
+            if frame.f_code.co_name == "fit" and frame.f_locals.get("self") is self._fitted:
+                return True
+            frame = frame.f_back
+        return False
 
     def _seen(self) -> int:
         return int(V.iterations(self._fitted.optimizer))

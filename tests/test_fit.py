@@ -267,6 +267,20 @@ def test_sigterm_ends_with_a_checkpoint(tmp_path):
     assert int(state.opt_state["iteration"]) == (step // BATCHES + 1) * BATCHES
 
 
+def test_after_an_exception_sigterm_is_what_it_was(tmp_path):
+    came = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    try:
+        fit(tmp_path, DATA["arrays"], kill=2)
+        signal.raise_signal(signal.SIGTERM)
+        assert came == [signal.SIGTERM]
+        fit(tmp_path, DATA["arrays"])
+        signal.raise_signal(signal.SIGTERM)
+        assert came == [signal.SIGTERM] * 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_a_save_that_failed_in_the_background_is_raised_at_the_end(tmp_path, monkeypatch):
     def failing(*args, **kwargs):
         return Failed()
