@@ -185,6 +185,7 @@ def test_an_own_predict_step_is_kept():
 
 def test_ctrl_c_leaves_a_state_that_can_be_assigned():
     """A real SIGINT: it nearly always comes while the compiled step runs, after it took the buffers over."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job may ignore it
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((6,)), *(layers.Dense(256) for _ in range(3)), layers.Dense(3)])
     model.compile("adam", "mse")
@@ -199,6 +200,7 @@ def test_ctrl_c_leaves_a_state_that_can_be_assigned():
         timer.join()
         state.assign_to(model)
         assert int(state.step) == int(model.optimizer.iterations.value)
+    signal.signal(signal.SIGINT, before)
 
 
 def test_a_model_compiled_again_asks_for_a_new_step(model):
