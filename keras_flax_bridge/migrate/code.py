@@ -25,7 +25,7 @@ def literal(value: Any) -> str:
     """A value as Python writes it; a string can't leave its quotes.
 
     >>> literal((1, None)), literal('a"b'), literal(Raw("jnp.tanh"))
-    ('(1, None)', "'a\\"b'", 'jnp.tanh')
+    ('(1, None)', '\\'a"b\\'', 'jnp.tanh')
     """
     if isinstance(value, Raw):
         return str(value)
