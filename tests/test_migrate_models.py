@@ -16,6 +16,7 @@ from keras import layers as L
 import keras_flax_bridge as kfb
 from keras_flax_bridge import _paths
 from keras_flax_bridge.migrate import rules
+from tests import rule_table
 from tests.models import applications, native
 
 RNG = np.random.default_rng(0)
@@ -519,3 +520,8 @@ def test_misuse_is_explained():
         migrate.to_nnx(convnet(), fallback="none")
     with pytest.raises(kfb.StructureMismatchError, match="match"):
         migrate.to_keras(Theirs(nnx.Rngs(0)), convnet())
+
+
+def test_the_table_of_rules_is_that_of_the_code():
+    page = rule_table.PAGE.read_text()
+    assert rule_table.written(page) == page, "python -m tests.rule_table"
