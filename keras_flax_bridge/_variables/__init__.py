@@ -30,13 +30,15 @@ from keras_flax_bridge._variables.graph import Node as Node
 from keras_flax_bridge._variables.graph import application_layers as application_layers
 from keras_flax_bridge._variables.graph import build_shapes as build_shapes
 from keras_flax_bridge._variables.graph import child_names as child_names
+from keras_flax_bridge._variables.graph import deletes_masks as deletes_masks
 from keras_flax_bridge._variables.graph import drawing as drawing
 from keras_flax_bridge._variables.graph import functional as functional
 from keras_flax_bridge._variables.graph import layer_names as layer_names
 from keras_flax_bridge._variables.graph import mask_of as mask_of
 from keras_flax_bridge._variables.graph import own_name as own_name
 from keras_flax_bridge._variables.graph import producer as producer
-from keras_flax_bridge._variables.graph import run_order as run_order
+from keras_flax_bridge._variables.graph import rerun as rerun
+from keras_flax_bridge._variables.graph import run_nodes as run_nodes
 from keras_flax_bridge._variables.graph import set_mask as set_mask
 from keras_flax_bridge._variables.graph import structure as structure
 from keras_flax_bridge._variables.initial import forget_traced as forget_traced

@@ -84,12 +84,6 @@ def _node(node: Any) -> Node:
     )
 
 
-def run_order(model: Any) -> list[int]:
-    """The keys of the calls of a Functional model, in the order in which Keras runs them."""
-    by_depth = model._nodes_by_depth  # what `call` goes through
-    return [id(node) for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
-
-
 def mask_of(tensor: Any) -> Any:
     """The mask that Keras computed along with a tensor, or None."""
     return get_keras_mask(tensor)
@@ -143,3 +137,56 @@ def build_shapes(model: Any) -> Any:
     if isinstance(found, dict) and len(found) == 1:
         found = next(iter(found.values()))
     return found
+
+
+class Rerun(NamedTuple):
+    """A Functional model drawn again, with the masks that its layers really see.
+
+    Attributes:
+        outputs: its outputs, in their structure.
+        tensors: the new tensor for each one of the model's own, by id.
+        aliases: tensors that stand for others without their mask, by id.
+    """
+
+    outputs: Any
+    tensors: dict[int, Any]
+    aliases: dict[int, Any]
+
+
+def deletes_masks(model: Any) -> bool:
+    """Whether a call of the model takes masks off tensors, which drawing it does not do."""
+    return any(type(layer) is keras.layers.MultiHeadAttention for layer in model.layers)
+
+
+def rerun(model: Any, inputs: Any = None) -> Rerun:
+    """Draws a Functional model again as it runs: attention takes the masks off what it is given.
+
+    `MultiHeadAttention.call` does so on the tensors themselves, so layers that read them afterwards
+    see no mask. Keras draws a layer on copies: the graph of the model keeps the masks.
+    """
+    given = model.inputs if inputs is None else keras.tree.flatten(inputs)
+    tensors = {id(old): new for old, new in zip(model.inputs, given, strict=True)}
+    aliases: dict[int, Any] = {}
+
+    def now(value: Any) -> Any:
+        return tensors.get(id(value), value) if isinstance(value, keras.KerasTensor) else value
+
+    for node in run_nodes(model):
+        args, kwargs = keras.tree.map_structure(now, (node.args, node.kwargs))
+        outputs = keras.tree.flatten(node.operation(*args, **kwargs))
+        tensors |= {id(old): new for old, new in zip(node.outputs, outputs, strict=True)}
+        if type(node.operation) is keras.layers.MultiHeadAttention:
+            for tensor in node.inputs:
+                current = now(tensor)
+                if get_keras_mask(current) is not None:
+                    alias = keras.KerasTensor(current.shape, dtype=current.dtype)
+                    aliases[id(alias)] = current
+                    tensors[id(tensor)] = alias
+    return Rerun(keras.tree.map_structure(now, model._outputs_struct), tensors, aliases)
+
+
+def run_nodes(model: Any) -> list[Node]:
+    """The calls of a Functional model in the order in which Keras runs them."""
+    by_depth = model._nodes_by_depth  # what `call` goes through
+    nodes = [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
+    return [_node(node) for node in nodes if node.operation is not None and not node.is_input]

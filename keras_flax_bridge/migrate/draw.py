@@ -36,6 +36,12 @@ def drawn(builder: Any, node: V.Node) -> list[Any]:
     args = keras.tree.map_structure(stand_in, node.args)
     kwargs = keras.tree.map_structure(stand_in, node.kwargs)
     builder.names |= V.child_names(layer)
+    inner = V.functional(layer)
+    if inner is not None:
+        rerun = V.rerun(inner, args[0] if args else next(iter(kwargs.values())))
+        builder.aliases |= rerun.aliases
+        builder.drawing.kept.append(rerun)
+        return keras.tree.flatten(rerun.outputs)
     outputs = keras.tree.flatten(_both_modes(layer, args, kwargs))
     builder.drawing.kept += outputs
     return outputs

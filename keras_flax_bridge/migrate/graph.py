@@ -82,12 +82,15 @@ class GraphBuilder:
         self.texts: dict[int, str] = {}
         self.children: dict[Any, Child] = {}
         self.done: set[int] = set()
-        self.nodes: list[V.Node] = []
+        self.tensors: dict[int, Any] = {}  # what stands for the model's own tensors
+        self.aliases: dict[int, Any] = {}  # tensors that stand for others without their mask
         self.current: Child | None = None
 
     # what rules ask for
     def text(self, tensor: Any) -> str:
         """The expression of a tensor, after the steps that compute it."""
+        if id(tensor) in self.aliases:
+            return self.text(self.aliases[id(tensor)])
         if id(tensor) not in self.texts:
             node = V.producer(tensor)
             if node is None:
@@ -152,7 +155,6 @@ class GraphBuilder:
         if node.key in self.done:
             return
         self.done.add(node.key)
-        self.nodes.append(node)
         for tensor in node.inputs:
             self.text(tensor)
         operation = node.operation
@@ -281,8 +283,9 @@ class GraphBuilder:
 
     def build(self) -> Graph:
         """The whole graph, from its outputs back."""
-        inputs, outputs = V.structure(self.model)
+        inputs, _ = V.structure(self.model)
         self.graph.arguments = keras.tree.map_structure(self._input, _bare(inputs))
+        outputs = self._drawn_as_run()
         for output in keras.tree.flatten(outputs):
             try:
                 self.text(output)
@@ -292,16 +295,29 @@ class GraphBuilder:
         self.graph.result = self.packed(_bare(outputs))
         return self.graph
 
-    def layer_outputs(self) -> list[tuple[str, Any]]:
+    def watched(self) -> list[tuple[str, Any]]:
         """What every layer of the graph gives, by its name, in the order in which Keras runs them."""
-        calls = {node.key: node for node in self.nodes}
-        ordered = [calls[key] for key in V.run_order(self.model) if key in calls]
         return [
             (self._name(node.operation), tensor)
-            for node in ordered
+            for node in V.run_nodes(self.model)
             if isinstance(node.operation, keras.layers.Layer)
             for tensor in node.outputs
         ]
+
+    def watch(self, tensors: list[Any]) -> None:
+        """Returns tensors of the model in place of its outputs."""
+        self.graph.result = self.packed([self.tensors.get(id(tensor), tensor) for tensor in tensors])
+
+    def _drawn_as_run(self) -> Any:
+        """The outputs, in a graph with the masks that layers see when the model runs."""
+        outputs = V.structure(self.model)[1]
+        if not V.deletes_masks(self.model):
+            return outputs
+        rerun = V.rerun(self.model)
+        self.tensors = rerun.tensors
+        self.aliases |= rerun.aliases
+        self.drawing.kept.append(rerun)
+        return rerun.outputs
 
     def _input(self, tensor: Any) -> Value:
         auto = re.fullmatch(r"(keras_tensor|input_layer)(_\d+)?", tensor.name)  # counted in the process
@@ -322,9 +338,9 @@ def build_root(
     builder = GraphBuilder(drawing, model, name)
     builder.names |= names
     builder.build()
-    watched = builder.layer_outputs() if watch else []
+    watched = builder.watched() if watch else []
     if watched:
-        builder.graph.result = builder.packed([tensor for _, tensor in watched])
+        builder.watch([tensor for _, tensor in watched])
     return builder.graph, watched
 
 

@@ -76,7 +76,6 @@ NUMPY: dict[str, Function] = {
     "ExpandDims": Function("jnp.expand_dims", AXIS),
     "LogicalAnd": Function("jnp.logical_and"),
     "LogicalNot": Function("jnp.logical_not"),
-    "LogicalOr": Function("jnp.logical_or"),
     "LogicalXor": Function("jnp.logical_xor"),
     "Moveaxis": Function("jnp.moveaxis", ("source", "destination")),
     "OnesLike": Function("jnp.ones_like", ("dtype",)),
@@ -301,12 +300,18 @@ def _moments(site: Site) -> str:
     return f"jnp.mean({site.x}, {options}), jnp.var({site.x}, {options})"
 
 
+def _or(site: Site) -> str:
+    a, b = _positional(site, 2)  # masks of tensors that are added are mostly one and the same
+    return a if a == b else f"jnp.logical_or({a}, {b})"
+
+
 def _top_k(site: Site) -> str:
     return f"jax.lax.top_k({site.x}, {site.layer.k})"
 
 
 SPECIAL: dict[str, Callable[[Site], str]] = {
     "numpy.GetItem": _item,
+    "numpy.LogicalOr": _or,
     "numpy.Reshape": _reshape,
     "numpy.Einsum": _einsum,
     "numpy.Split": _split,

@@ -96,6 +96,9 @@ class Site:
 
     def mask(self, tensor: Any = None) -> str | None:
         """The expression of the mask that comes with a tensor, or None."""
+        recorded = self.node.kwargs.get("mask") if tensor is None else None
+        if isinstance(recorded, keras.KerasTensor):  # what Keras passes when it runs the graph
+            return self.builder.text(recorded)
         mask = V.mask_of(self.node.inputs[0] if tensor is None else tensor)
         return None if mask is None else self.builder.text(mask)
 
