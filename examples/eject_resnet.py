@@ -37,6 +37,7 @@ def relative(got, wanted) -> float:
 
 
 def main() -> None:
+    """Ejects the model, runs both sides, and trains one step on each."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("out", nargs="?", default="resnet50.py", type=Path)
     parser.add_argument("--side", type=int, default=32, help="height and width of the images")
