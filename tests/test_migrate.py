@@ -4,7 +4,6 @@ from functools import cached_property
 
 import jax
 import jax.numpy as jnp
-import keras
 import numpy as np
 import pytest
 from flax import nnx
@@ -137,16 +136,3 @@ def test_a_layer_in_float32(row):
     check_source(sides)
     if row.random:
         check_random(sides)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("row", [pytest.param(r, id=r.name) for r in migration.EVERY if r.exact])
-def test_a_layer_in_float64(row):
-    with jax.enable_x64(True):
-        keras.config.set_floatx("float64")
-        keras.config.set_dtype_policy("float64")
-        try:
-            check_both(Sides(row, "float64"), 1e-10)
-        finally:
-            keras.config.set_floatx("float32")
-            keras.config.set_dtype_policy("float32")
