@@ -278,6 +278,7 @@ def test_the_source_of_a_transformer_is_short():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The structure of `inputs` doesn't match")  # they want a list of one
 @pytest.mark.parametrize("family", applications.FAMILIES)
 def test_families(family, tmp_path):
     model = applications.build(family)
