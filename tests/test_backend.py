@@ -52,6 +52,13 @@ def test_orbax_and_grain_wait_until_they_are_used():
     assert done.stdout.strip() == "[]"
 
 
+def test_importing_starts_no_device():
+    """`jax.distributed.initialize` must come before the first use of one, and may come after the import."""
+    code = "import keras_flax_bridge, jax\njax.config.update('jax_platforms', 'nowhere')\njax.devices()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "nowhere" in done.stderr.splitlines()[-1]
+
+
 def test_errors_survive_pickling_and_keras_s_traceback_filter():
     import pickle
 

@@ -135,7 +135,8 @@ def _schedule_free(o: Any, lr: Schedule, leaves: Leaves) -> tuple[Transformation
     return (optax.contrib.schedule_free(base, 1.0, b1=o.beta_1, weight_lr_power=0.0),)
 
 
-RmsWithCountState: Any = type(optax.scale_by_rms(bias_correction=True).init({}))  # optax exports no name
+# optax exports no name; nothing is computed, which at import would start jax's backend
+RmsWithCountState: Any = type(jax.eval_shape(optax.scale_by_rms(bias_correction=True).init, {}))
 
 
 def _always(optimizer: Any) -> bool:
