@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -73,7 +72,8 @@ def _of_weights(tree: Any, weights: Flat, rules: Rules, names: Mapping[Path, str
         return _of_metadata(tree)
     if isinstance(rules, keras.distribution.LayoutMap):
         return _of_layout_map(rules, weights, names)
-    pairs = [(_pattern(rule), spec) for rule, spec in _pairs(rules)]
+    fix = "It is searched for in paths such as 'params/dense/kernel'."
+    pairs = [(_paths.pattern(rule, "rules", fix), spec) for rule, spec in _pairs(rules)]
     found: dict[Path, Layout] = {}
     matched: set[str] = set()
     for path in weights:
@@ -99,18 +99,6 @@ def _pairs(rules: Any) -> list[tuple[str, PartitionSpec]]:
             fix="Pass rules=[('kernel$', PartitionSpec(None, 'model'))].",
         )
     return list(rules)
-
-
-def _pattern(text: Any) -> re.Pattern:
-    try:
-        return re.compile(text)
-    except (re.error, TypeError) as error:
-        raise StructureMismatchError(
-            "rules",
-            got=f"{text!r}, which is no regular expression ({error})",
-            expected="one",
-            fix="It is searched for in paths such as 'params/dense/kernel'.",
-        ) from error
 
 
 def _require_used(unused: Iterable[str], weights: Iterable[Path]) -> None:
@@ -196,18 +184,19 @@ def _require_fit(leaves: Mapping[Path, tuple[Any, PartitionSpec]], mesh: Mesh | 
 def _misfit(shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh | AbstractMesh) -> str:
     if len(spec) > len(shape):
         return f"{len(spec)} axes for {len(shape)}"
-    for size, axes in zip(shape, spec, strict=False):
-        names = axes_of(axes)
-        unknown = [name for name in names if name not in mesh.shape]
-        if unknown:
-            return f"the mesh has no axis {unknown[0]!r}"
-        parts = math.prod(mesh.shape[name] for name in names)
-        if size % parts:
-            return f"{size} is not divided by {parts}"
-    return ""
+    unknown = [name for entry in spec for name in _axes(entry) if name not in mesh.shape]
+    if unknown:
+        return f"the mesh has no axis {unknown[0]!r}"
+    pairs = zip(shape, parts(spec, mesh.shape), strict=False)
+    return next((f"{size} is not divided by {count}" for size, count in pairs if size % count), "")
 
 
-def axes_of(entry: Any) -> tuple[str, ...]:
+def parts(spec: PartitionSpec, sizes: Mapping[str, int]) -> list[int]:
+    """Into how many parts a spec cuts each of its axes."""
+    return [math.prod(sizes[name] for name in _axes(entry)) for entry in spec]
+
+
+def _axes(entry: Any) -> tuple[str, ...]:
     """The mesh axes in one entry of a spec."""
     if entry is None or entry is PartitionSpec.UNCONSTRAINED:
         return ()

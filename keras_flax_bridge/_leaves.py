@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -56,10 +57,17 @@ def placed(value: Any, sharding: jax.sharding.Sharding) -> Any:
         return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)
     if sharding.is_fully_addressable:
         return jax.device_put(value, sharding)
-    host = np.asarray(
-        value
-    )  # jax 0.10's device_put makes arrays of other processes' devices that can't be read
+    # device_put of jax 0.10 gives arrays here whose shards can't be read
+    host = np.asarray(value)
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+def size_of(leaf: Any) -> int:
+    """The bytes of a leaf, be it abstract; of a number those that jax gives it."""
+    if not hasattr(leaf, "dtype"):
+        return 4
+    stored = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+    return math.prod(stored.shape) * jnp.dtype(stored.dtype).itemsize
 
 
 class Whole:

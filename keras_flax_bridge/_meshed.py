@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +9,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from keras_flax_bridge import _paths
-from keras_flax_bridge._layouts import Rules, automatic, axes_of
+from keras_flax_bridge import _layouts, _paths
+from keras_flax_bridge._layouts import Rules, automatic
 from keras_flax_bridge._leaves import placed, require_values
 from keras_flax_bridge.errors import StructureMismatchError
 from keras_flax_bridge.sharding import shardings_for
@@ -88,7 +87,7 @@ class Meshed:
             StructureMismatchError: naming the leaves that can't be split.
         """
         spec, shape = self._batches.spec, self._mesh.shape
-        parts = [math.prod(shape[name] for name in axes_of(entry)) for entry in spec]
+        parts = _layouts.parts(spec, shape)
         if parts and not self._leading:
             parts[0] = max(parts[0] // jax.process_count(), 1)  # each process passes its own rows
         wrong = [
@@ -106,7 +105,3 @@ class Meshed:
                 fix=f"The mesh is {dict(shape)}, batch_spec {tuple(spec)}. Drop the last, smaller batch "
                 "of an epoch, or choose another batch size.",
             )
-
-
-def _sharding(leaf: Any) -> Any:
-    return getattr(leaf, "sharding", None)

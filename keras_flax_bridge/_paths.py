@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -171,6 +172,20 @@ def _shape_dtype(leaf: Any) -> tuple:
 
 def _joined(paths: Iterable[Path]) -> list[str]:
     return [join(path) for path in paths]
+
+
+def pattern(text: Any, where: str, fix: str) -> re.Pattern:
+    """A regular expression that a user gave, to be searched for in paths.
+
+    Raises:
+        StructureMismatchError: if it is none.
+    """
+    try:
+        return re.compile(text)
+    except (re.error, TypeError) as error:
+        raise StructureMismatchError(
+            where, got=f"{text!r}, which is no regular expression ({error})", expected="one", fix=fix
+        ) from error
 
 
 _HINT_LIMIT = 200  # difflib compares every pair: beyond this many leaves a hint costs seconds

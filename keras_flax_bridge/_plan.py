@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from keras_flax_bridge import _layouts, _paths
-from keras_flax_bridge._layouts import axes_of
+from keras_flax_bridge._leaves import size_of
 from keras_flax_bridge.state import TrainState
 
 Rules = list[tuple[str, PartitionSpec]]
@@ -78,19 +77,14 @@ def _spec(
 def _plan(name: str, flat: _paths.Flat, found: Mapping[_paths.Path, Any], axes: Mapping[str, int]) -> Plan:
     per_device = dict.fromkeys(KINDS, 0)
     for path, leaf in flat.items():
-        parts = math.prod(axes[axis] for entry in found[path].spec for axis in axes_of(entry))
-        per_device[_kind(path)] += _bytes(leaf) // parts
-    return Plan(name, per_device, sum(map(_bytes, flat.values())))
+        per_device[_kind(path)] += size_of(leaf) // math.prod(_layouts.parts(found[path].spec, axes))
+    return Plan(name, per_device, sum(map(size_of, flat.values())))
 
 
 def _kind(path: _paths.Path) -> str:
     if path[0] == "opt_state":
         return "averages" if any(name in _AVERAGES for name in path) else "slots"
     return "params" if path[0] == "params" else "other"
-
-
-def _bytes(leaf: Any) -> int:
-    return math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize
 
 
 def abstract(build: Callable[[], Any], optimizer: Any) -> Any:

@@ -269,22 +269,13 @@ def _chooser(include: Include) -> Callable[[Path], bool]:
     )
     _require_form(include, texts, "include", "a regular expression, or a list of prefixes")
     if isinstance(include, (str, re.Pattern)):
-        pattern = _pattern(include, "include")
+        pattern = _paths.pattern(include, "include", _LITERALLY)
         return lambda path: pattern.search(_paths.join(path)) is not None
     prefixes = [_paths.split(prefix) for prefix in include]
     return lambda path: _within(path, prefixes)
 
 
-def _pattern(text: Any, where: str) -> re.Pattern:
-    try:
-        return re.compile(text)
-    except (re.error, TypeError) as error:
-        raise StructureMismatchError(
-            where,
-            got=f"{text!r}, which is no regular expression ({error})",
-            expected="one",
-            fix="Escape what is meant literally, or pass a list of prefixes.",
-        ) from error
+_LITERALLY = "Escape what is meant literally, or pass a list of prefixes."
 
 
 def _require_form(argument: Any, allowed: bool, where: str, expected: str) -> None:
@@ -334,7 +325,9 @@ def _renamer(rename: Rename) -> Callable[[str], str]:
     _require_form(
         rename, pairs, "rename", "a dict, a function, or pairs of regular expression and replacement"
     )
-    compiled = [(_pattern(pattern, "rename"), replacement) for pattern, replacement in rename]
+    compiled = [
+        (_paths.pattern(pattern, "rename", _LITERALLY), replacement) for pattern, replacement in rename
+    ]
     return lambda name: _substituted(name, compiled)
 
 

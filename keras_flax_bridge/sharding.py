@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from keras_flax_bridge import _layouts, _parts, _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._layouts import Rules
-from keras_flax_bridge._leaves import is_abstract, owned, placed, require_values
+from keras_flax_bridge._leaves import is_abstract, owned, placed, require_values, size_of
 
 
 def shardings_for(state: Any, mesh: Mesh, rules: Rules) -> Any:
@@ -39,6 +38,7 @@ def shardings_for(state: Any, mesh: Mesh, rules: Rules) -> Any:
             divided as a spec wants it.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> from jax.sharding import PartitionSpec as P
         >>> mesh = jax.make_mesh((1,), ("model",))
         >>> weights = {"params": {"dense": {"kernel": jnp.zeros((4, 8)), "bias": jnp.zeros(8)}}}
@@ -70,6 +70,7 @@ def shard(state: Any, mesh: Mesh, rules: Rules) -> Any:
         OwnershipError: if a leaf was donated.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> from jax.sharding import PartitionSpec as P
         >>> mesh = jax.make_mesh((1,), ("model",))
         >>> state = shard({"params": {"kernel": jnp.zeros((4, 8))}}, mesh, [("kernel", P(None, "model"))])
@@ -116,6 +117,7 @@ class ShardingReport(NamedTuple):
         rules: one row for each rule and spec.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> from jax.sharding import PartitionSpec as P
         >>> mesh = jax.make_mesh((1,), ("model",))
         >>> weights = {"params": {"kernel": jnp.zeros((4, 8)), "bias": jnp.zeros(8)}}
@@ -163,6 +165,7 @@ def sharding_report(state: Any, mesh: Mesh, rules: Rules) -> ShardingReport:
         StructureMismatchError: as `shardings_for`.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> from jax.sharding import PartitionSpec as P
         >>> weights = {"params": {"kernel": jnp.zeros((4, 8))}}
         >>> sharding_report(weights, jax.make_mesh((1,), ("model",)), [("kernel", P())]).per_device
@@ -178,19 +181,11 @@ def sharding_report(state: Any, mesh: Mesh, rules: Rules) -> ShardingReport:
 
 
 def _row(layout: _layouts.Layout, leaves: Mapping[_paths.Path, Any], mesh: Mesh) -> RuleReport:
-    shards = math.prod(mesh.shape[name] for entry in layout.spec for name in _layouts.axes_of(entry))
-    size = sum(_bytes(leaf) for leaf in leaves.values())
+    shards = math.prod(_layouts.parts(layout.spec, mesh.shape))
+    size = sum(map(size_of, leaves.values()))
     return RuleReport(
         layout.rule, layout.spec, len(leaves), _paths.join(next(iter(leaves))), shards, size, size // shards
     )
-
-
-def _bytes(leaf: Any) -> int:
-    if not hasattr(leaf, "dtype"):
-        return 4
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.eval_shape(jax.random.key_data, leaf)
-    return math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize
 
 
 def keras_names(state: Any) -> dict[_paths.Path, str]:

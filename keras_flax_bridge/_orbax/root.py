@@ -78,9 +78,8 @@ class Root:
                 self._checkpointer.close()
 
     def steps(self) -> list[int]:
-        return list(
-            steps_in(self.path)
-        )  # Orbax's own list doesn't know what other processes write and delete
+        # Orbax's own list doesn't know what other processes write and delete
+        return list(steps_in(self.path))
 
     def logged(self, name: str) -> dict[int, float]:
         """A logged value by step, for the steps that have one."""

@@ -74,9 +74,8 @@ def _spec(leaf: Any) -> Any:
     """Dtype and shape of an array; of a number or a text, a value of its type."""
     if hasattr(leaf, "dtype"):
         return _paths.dtype_name(leaf.dtype), leaf.shape
-    return next(
-        (kind() for kind in (int, float, str) if isinstance(leaf, kind)), None
-    )  # Orbax refuses others
+    kinds = (int, float, str)  # Orbax refuses others
+    return next((kind() for kind in kinds if isinstance(leaf, kind)), None)
 
 
 _UNKNOWN = ("uint1", "int1", "uint2", "uint4", "float8_e4m3")  # dtypes that Orbax's storage doesn't know
