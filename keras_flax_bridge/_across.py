@@ -9,6 +9,7 @@ import jax
 import keras
 
 from keras_flax_bridge import _paths
+from keras_flax_bridge._leaves import placed_like
 from keras_flax_bridge._paths import Path
 from keras_flax_bridge._transforms import KerasTransformation
 from keras_flax_bridge.errors import BridgeError
@@ -22,15 +23,16 @@ class Detour(NamedTuple):
     back: Callable[[Any], Any]
 
 
-def detour(like: Any, stored: Iterable[Path]) -> Detour | None:
+def detour(like: Any, wanted: Iterable[Path], stored: Iterable[Path]) -> Detour | None:
     """The way through the other side, if what is stored is the state of that one and not of this.
 
     Args:
         like: what was asked for: a `TrainState`, or a compiled model.
+        wanted: the paths of its leaves.
         stored: the paths in the checkpoint.
     """
-    slots = {path[1:] for path in stored if path[0] == "opt_state"}
-    if not slots:
+    slots, own = ({path[1:] for path in paths if path[0] == "opt_state"} for paths in (stored, wanted))
+    if not slots or slots == own:
         return None
     try:
         return _of_model(like, slots) if isinstance(like, keras.Model) else _of_state(like, slots)
@@ -39,7 +41,7 @@ def detour(like: Any, stored: Iterable[Path]) -> Detour | None:
 
 
 def _of_state(like: Any, slots: set[Path]) -> Detour | None:
-    if not isinstance(like, TrainState) or like.parts or slots == _paths.flatten(like.opt_state).keys():
+    if not isinstance(like, TrainState) or like.parts:
         return None
     is_keras = isinstance(like.tx, KerasTransformation)
     abstract = like.replace(opt_state=_shapes(like.opt_state))
@@ -49,7 +51,7 @@ def _of_state(like: Any, slots: set[Path]) -> Detour | None:
 
     def back(state: Any) -> Any:
         made = state.to_keras() if is_keras else state.to_optax()
-        placed = jax.tree.map(_placed, made.opt_state, like.opt_state)
+        placed = jax.tree.map(placed_like, made.opt_state, like.opt_state)
         return made.replace(opt_state=placed, tx=like.tx, apply_fn=like.apply_fn)
 
     return Detour(other, back)
@@ -72,8 +74,3 @@ def _of_model(model: Any, slots: set[Path]) -> Detour | None:
 
 def _shapes(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
-
-
-def _placed(made: Any, like: Any) -> Any:
-    sharding = getattr(like, "sharding", None)
-    return made if sharding is None else jax.device_put(made, sharding)

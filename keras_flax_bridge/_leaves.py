@@ -39,7 +39,7 @@ def owned(value: Any) -> Any:
 def placed_like(value: Any, other: Any) -> Any:
     """An array on the devices on which another lies."""
     sharding = getattr(other, "sharding", None)
-    if isinstance(other, jax.core.Tracer) or sharding is None or value.sharding == sharding:
+    if isinstance(other, jax.core.Tracer) or sharding in (None, getattr(value, "sharding", None)):
         return value
     return placed(value, sharding)
 

@@ -84,7 +84,10 @@ def target_of(like: Any, *, tops: Iterable[str] = TREES, weights: Any = None) ->
     found = {path[0] for path in leaves}
     plain = isinstance(like, Mapping) and found <= COLLECTIONS and "params" in tops
     of_weights = plain or isinstance(like, nnx.State)
-    put = lambda values: _paths.fill(like, {places[path]: value for path, value in values.items()})  # noqa: E731
+
+    def put(values: Flat) -> Any:
+        return _paths.fill(like, {places[path]: value for path, value in values.items()})
+
     return Target(leaves, _weights(tops) if of_weights else None, put, of_weights)
 
 

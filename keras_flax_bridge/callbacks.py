@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import keras
@@ -194,17 +194,17 @@ class TrainStateCheckpoint(keras.callbacks.Callback):
             self._to_pass -= len(batches)
             return self._logs, state
         if self._from is not None:
-            self._check(batches)
+            self._check(self._from, batches)
+            self._from = None
         if self._due:
             with keras.StatelessScope(self._held(state)):
                 self._save(batches)
         self._passing, self._pulled = False, len(batches)
         return self._function(state, iter(batches))
 
-    def _check(self, batches: list[Any]) -> None:
+    def _check(self, at: _Position, batches: list[Any]) -> None:
         """Warns if the first batches after the break are others than they were to be."""
-        at, self._from = self._from, None
-        if at is None or at.epoch != self._epoch:
+        if at.epoch != self._epoch:
             return
         self._batch = at.batch
         if at.batches not in (None, _integrity.fingerprint(batches)):
@@ -250,11 +250,7 @@ class TrainStateCheckpoint(keras.callbacks.Callback):
         model = self._fitted
         trees = (model.trainable_variables, model.non_trainable_variables)
         variables = (*trees, model.optimizer.variables, model.metrics_variables)
-        return [
-            pair
-            for tree, values in zip(variables, state, strict=True)
-            for pair in zip(tree, values, strict=True)
-        ]
+        return list(zip(chain(*variables), chain(*state), strict=True))
 
     def _is_fitting(self, frame: Any) -> bool:
         """Whether the model's `fit` is among the callers: no callback is told when an exception ended it."""

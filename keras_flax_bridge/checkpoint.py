@@ -114,14 +114,18 @@ def restored(folder: FilePath, like: Any, data: Any, options: Options) -> Any:
     if folder.name.endswith(".weights.h5"):
         return _keras_files.restore_weights(folder, like)
     stored: Any = _keras_files.KerasFile(folder) if folder.is_file() else _orbax.Stored(folder)
-    target = _target(like, stored, options)
+    weights: Any = options.rename if hasattr(options.rename, "flax_values") else None  # a WeightMap
+    if weights is not None:
+        options = options._replace(rename=None)
+    elif options.rename is None and isinstance(like, nnx.Module):
+        weights = _map_for(like, stored)
+    target = _restore.target_of(like, tops=_foreign.tops(stored), weights=weights)
     names = _foreign.names(stored, like, target)
     specs = {name: stored.specs[place] for name, place in names.items()}
-    way = _across.detour(like, specs) if options.include is None and options.rename is None else None
+    alike = options.include is None and options.rename is None and weights is None
+    way = _across.detour(like, target.wanted, specs) if alike else None
     if way is not None:
         return way.back(restored(folder, way.like, data, options))
-    if hasattr(options.rename, "flax_values"):  # a WeightMap, which the target knows of already
-        options = options._replace(rename=None)
     pairs = _restore.plan(specs, target, f"checkpoint {folder}", options)
     places = {path: names[name] for path, name in pairs.items()}
     values = stored.load(
@@ -134,24 +138,20 @@ def restored(folder: FilePath, like: Any, data: Any, options: Options) -> Any:
     return target.put({path: from_disk(values[p], target.wanted[path]) for path, p in places.items()})
 
 
-def _target(like: Any, stored: Any, options: Options) -> _restore.Target:
-    """What is to be filled; a Flax module that the bridge or a `WeightMap` knows, from Keras's variables."""
-    tops = _foreign.tops(stored)
-    weights: Any = options.rename if hasattr(options.rename, "flax_values") else None
-    target = _restore.target_of(like, tops=tops, weights=weights)
-    lacks = not target.wanted.keys() <= stored.specs.keys() | target.optional
-    if lacks and isinstance(like, nnx.Module) and options.rename is None and stored.metadata:
-        from keras_flax_bridge.migrate.ejected import map_for  # on first use: its tables take a while
+def _map_for(module: nnx.Module, stored: Any) -> Any:
+    """The `WeightMap` of a module that `kfb.migrate` wrote, where other leaves than its own are stored."""
+    target = _restore.target_of(module, tops=_foreign.tops(stored))
+    if not stored.metadata or target.wanted.keys() <= stored.specs.keys() | target.optional:
+        return None
+    from keras_flax_bridge.migrate.ejected import map_for  # on first use: its tables take a while
 
-        weights = map_for(like, stored.metadata, stored.path)
-        target = _restore.target_of(like, tops=tops, weights=weights)
-    return target
+    return map_for(module, stored.metadata, stored.path)
 
 
 def stored_position(path: Any) -> Any:
     """The position of a data iterator in the newest checkpoint that can be read, as it gave it; or None."""
-    read = lambda folder: _orbax.Stored(folder).metadata.get("data")  # noqa: E731
-    return (from_newest(candidates(path, None), read)[0] or {}).get("json")
+    read = from_newest(candidates(path, None), lambda folder: _orbax.Stored(folder).metadata.get("data"))
+    return (read[0] or {}).get("json")
 
 
 def from_newest(

@@ -13,7 +13,7 @@ import keras
 from rich.console import Console
 from rich.table import Table
 
-from keras_flax_bridge import _plan
+from keras_flax_bridge import _keras_files, _plan
 from keras_flax_bridge.errors import BridgeError, StructureMismatchError
 
 _AXES = ("data", "model", "expert", "stage")  # names of a mesh's axes, in the order of its sizes
@@ -96,8 +96,6 @@ def _optimizer(name: str, ema: bool) -> Any:
 def _builder(model: str) -> Callable[[], Any]:
     """What builds the model: nothing is built yet."""
     if model.endswith(".keras"):
-        from keras_flax_bridge import _keras_files
-
         loaded = _keras_files.load_model(Path(model))
         return lambda: loaded.__class__.from_config(loaded.get_config())
     module, _, function = model.partition(":")

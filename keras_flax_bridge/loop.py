@@ -86,7 +86,10 @@ def train(
     watch = _Watch(state, callbacks, verbose, feed, epochs)
     run = _Run(watch.begin(state), train_step, feed, manager)
     with Preemption() as preemption, run.kept_in(given):
-        over = lambda: preemption.came(run.count) or watch.stopped or _reached(run.count, steps)  # noqa: E731
+
+        def over() -> bool:
+            return preemption.came(run.count) or watch.stopped or _reached(run.count, steps)
+
         while not over() and not _reached(feed.epoch, epochs):
             epoch, logs = feed.epoch, run.epoch(watch, over)
             if logs:

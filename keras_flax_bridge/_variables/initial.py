@@ -165,7 +165,7 @@ def _values_as_initializers() -> Iterator[None]:
             yield
         finally:
             if own:
-                setattr(base, "__init__", plain)  # noqa: B010
+                setattr(base, "__init__", plain)  # noqa: B010, as above
             else:
                 del base.__init__
 

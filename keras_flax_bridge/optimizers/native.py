@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import keras
@@ -285,7 +286,7 @@ def _around(optimizer: Any, lr: Schedule, leaves: Leaves, unscaled: bool) -> Tra
         overwrite = optimizer.ema_overwrite_frequency
         tx = W.average_parameters(tx, optimizer.ema_momentum, overwrite, steps or 1)
     if any(variable.constraint is not None for variable in leaves.variables):
-        question = lambda variable: variable.constraint  # noqa: E731
+        question = attrgetter("constraint")
         tx = W.constrain_parameters(tx, lambda tree: leaves.ask(tree, question, "their constraint"))
     return tx
 
@@ -294,7 +295,10 @@ def _decay_of(optimizer: Any) -> Callable[[Any], float | None] | None:
     """The decay of each variable; None where there is none at all."""
     if isinstance(optimizer, K.Muon):
         rates = {True: optimizer.adam_weight_decay, False: optimizer.weight_decay}
-        by_kind = lambda v: rates[V.takes_adam(optimizer, v)] if V.is_decayed(optimizer, v) else None  # noqa: E731
+
+        def by_kind(variable: Any) -> float | None:
+            return rates[V.takes_adam(optimizer, variable)] if V.is_decayed(optimizer, variable) else None
+
         return by_kind if any(rate is not None for rate in rates.values()) else None
     if optimizer.weight_decay is None:
         return None

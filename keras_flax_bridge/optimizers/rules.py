@@ -121,7 +121,10 @@ def _muon(o: Any, lr: Schedule, leaves: Leaves) -> tuple[Transformation, ...]:
             S.scale_by_keras_muon(o.momentum, o.nesterov, o.ns_steps, coefficients, o.rms_rate), _L(lr)
         ),
     }
-    label = lambda variable: "adam" if V.takes_adam(o, variable) else "muon"  # noqa: E731
+
+    def label(variable: Any) -> str:
+        return "adam" if V.takes_adam(o, variable) else "muon"
+
     return (optax.partition(groups, lambda tree: leaves.ask(tree, label, "who updates them")),)
 
 

@@ -187,11 +187,12 @@ def scale_by_keras_factored_rms(beta_2_decay: float, eps: float) -> Transformati
     """
 
     def init(params: Any) -> Any:
-        none = lambda x: jnp.zeros((1,), x.dtype)  # noqa: E731  what optax holds in place of nothing
-        rows = lambda x: jnp.zeros(x.shape[:-1], x.dtype) if x.ndim > 1 else none(x)  # noqa: E731
-        columns = lambda x: jnp.zeros(x.shape[:-2] + x.shape[-1:], x.dtype) if x.ndim > 1 else none(x)  # noqa: E731
-        whole = lambda x: none(x) if x.ndim > 1 else jnp.zeros_like(x)  # noqa: E731
-        trees = (jax.tree.map(function, params) for function in (rows, columns, whole))
+        def zeros(x: Any) -> tuple:
+            factored = x.shape[:-1], x.shape[:-2] + x.shape[-1:], (1,)  # (1,): what optax holds for nothing
+            shapes = factored if x.ndim > 1 else ((1,), (1,), x.shape)
+            return tuple(jnp.zeros(shape, x.dtype) for shape in shapes)
+
+        trees = map_columns(3, zeros, params)
         return ScaleByKerasFactoredRmsState(jnp.zeros([], jnp.int32), *trees)
 
     def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
