@@ -1,11 +1,5 @@
 """What one of several processes does; each is started anew, with two devices, and talks to the others."""
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import grain
 import jax
 import keras
@@ -15,6 +9,7 @@ from jax.sharding import PartitionSpec as P
 from keras import layers
 
 import keras_flax_bridge as kfb
+from tests.spawning import together
 
 ROWS = 16  # of a step, in all processes together
 X = np.random.default_rng(0).standard_normal((320, 8)).astype("float32")
@@ -66,38 +61,9 @@ def save_for_ever(folder):
             print("saved", step, flush=True)
 
 
-def start(count, act, *arguments, **options):
-    """Starts processes that do the same; gives them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
-    root = Path(__file__).parents[1]
-    code = (
-        f"from tests import conftest, processes as p; p.join({port}, {count}, {{}}); p.{act}(*{arguments!r})"
-    )
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", code.format(index)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            cwd=root,
-            env={**os.environ, **flags},
-        )
-        for index in range(count)
-    ]
-
-
-def join(port, count, index):
-    if count > 1:
-        address = f"127.0.0.1:{port}"
-        jax.distributed.initialize(address, count, index, heartbeat_timeout_seconds=10)
-
-
 def run(count, act, *arguments):
     """Does the same in some processes, and returns when all have ended well."""
-    processes = start(count, act, *arguments)
+    processes = together(count, f"processes.{act}", *arguments, distributed=count > 1)
     outputs = [process.communicate(timeout=150)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * count, "\n".join(outputs)[-6000:]
     return outputs

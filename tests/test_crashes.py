@@ -6,7 +6,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,8 +13,8 @@ import pytest
 from flax import struct
 
 import keras_flax_bridge as kfb
+from tests.spawning import spawn
 
-ROOT = Path(__file__).parents[1]
 SIZE = 50_000
 
 
@@ -43,17 +42,6 @@ def save_for_ever(folder, layout):
                 print("done", step, flush=True)
 
 
-def spawn(code, **options):
-    return subprocess.Popen(
-        [sys.executable, "-c", f"from tests import conftest, test_crashes as t\n{code}"],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ},
-        **options,
-    )
-
-
 MANY = [
     pytest.param(25, layout, marks=pytest.mark.slow, id=f"many {layout}") for layout in ("tree", "packed")
 ]
@@ -63,7 +51,7 @@ MANY = [
 def test_killed_while_saving_no_finished_step_is_lost(tmp_path, kills, layout):
     rng, done = np.random.default_rng(kills), 0
     for _ in range(kills):
-        with spawn(f"t.save_for_ever({str(tmp_path)!r}, {layout!r})") as process:
+        with spawn("test_crashes.save_for_ever", str(tmp_path), layout) as process:
             first = process.stdout.readline()  # imports are over: saving has begun
             time.sleep(rng.uniform(0, 0.4))
             process.kill()
@@ -94,7 +82,7 @@ def save_on_a_full_disk(folder):
 
 
 def test_a_full_disk_is_said_and_older_steps_are_whole(tmp_path):
-    with spawn(f"t.save_on_a_full_disk({str(tmp_path)!r})") as process:
+    with spawn("test_crashes.save_on_a_full_disk", str(tmp_path)) as process:
         output = process.communicate(timeout=120)[0]
     assert "said:" in output
     assert "Older steps are intact" in output
@@ -123,7 +111,7 @@ def save_where_none_may_write(folder):
 def test_a_read_only_folder_is_said_and_older_steps_are_whole():
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
-        with spawn(f"t.save_where_none_may_write({folder!r})") as process:
+        with spawn("test_crashes.save_where_none_may_write", folder) as process:
             output = process.communicate(timeout=120)[0]
         assert "said:" in output
         assert "Permission denied" in output
@@ -144,14 +132,14 @@ def test_a_second_writer_takes_no_step_of_the_first(tmp_path):
         assert int(kfb.restore(tmp_path, numbered(0), step=step).step) == step
 
 
-def race(folder, own):
+def race(folder):
     """One of two processes that save the same steps at the same time."""
     with kfb.CheckpointManager(folder, max_to_keep=None) as manager:
         print("ready", flush=True)
         sys.stdin.readline()
         for step in range(1, 8):
             try:
-                manager.save(numbered(step + own))
+                manager.save(numbered(step))
                 manager.wait()
             except kfb.CheckpointError:
                 print("refused", flush=True)
@@ -159,7 +147,7 @@ def race(folder, own):
 
 @pytest.mark.slow
 def test_two_processes_in_one_folder_leave_whole_steps_or_say_so(tmp_path):
-    both = [spawn(f"t.race({str(tmp_path)!r}, {own})", stdin=subprocess.PIPE) for own in (0, 0)]
+    both = [spawn("test_crashes.race", str(tmp_path), stdin=subprocess.PIPE) for _ in range(2)]
     for process in both:
         process.stdout.readline()
     outputs = [process.communicate("go\n", timeout=120)[0] for process in both]

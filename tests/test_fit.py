@@ -1,11 +1,8 @@
 """`TrainStateCheckpoint`: `fit`, stopped anywhere and run again, is `fit` without a break."""
 
 import functools
-import os
 import random
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import grain
@@ -18,6 +15,7 @@ from orbax.checkpoint import v1
 import keras_flax_bridge as kfb
 from tests import resuming
 from tests.cases import TREES, differing
+from tests.spawning import terminated
 
 # what Keras says at the end of data whose length it doesn't know
 pytestmark = pytest.mark.filterwarnings("ignore:Your input ran out of data")
@@ -249,18 +247,7 @@ def fit_for_ever(folder):
 
 
 def test_sigterm_ends_with_a_checkpoint(tmp_path):
-    code = f"from tests import conftest, test_fit as t; t.fit_for_ever({str(tmp_path)!r})"
-    with subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parents[1],
-        env={**os.environ},
-    ) as process:
-        process.stdout.readline()
-        process.send_signal(signal.SIGTERM)
-        process.stdout.read()
-        assert process.wait(60) == 0
+    assert terminated("test_fit.fit_for_ever", str(tmp_path)) == 0
     assert kfb.verify(tmp_path).ok
     step = kfb.CheckpointManager(tmp_path).latest_step
     state, _ = fit(tmp_path, DATA["arrays"], build=small, epochs=step // BATCHES + 1)

@@ -1,11 +1,6 @@
 """kfb.train against `fit`; saving, resuming, stopping."""
 
-import os
 import signal
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import keras
@@ -19,6 +14,7 @@ import keras_flax_bridge as kfb
 from keras_flax_bridge._leaves import placed
 from tests import contracts
 from tests.cases import TREES, differing
+from tests.spawning import terminated, together
 
 ROW = contracts.SEQUENTIAL
 BATCHES = list(ROW.batches(10))
@@ -183,26 +179,14 @@ def train_for_ever(folder):
 
 
 def test_sigterm_ends_with_a_checkpoint(tmp_path):
-    code = f"from tests import conftest, test_loop as t; t.train_for_ever({str(tmp_path)!r})"
-    with subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parents[1],
-        env={**os.environ},
-    ) as process:
-        process.stdout.readline()
-        process.send_signal(signal.SIGTERM)
-        process.stdout.read()
-        assert process.wait(60) == 0
+    assert terminated("test_loop.train_for_ever", str(tmp_path)) == 0
     with kfb.CheckpointManager(tmp_path) as manager:
         assert manager.latest_step >= 1
     assert kfb.verify(tmp_path).ok
 
 
-def train_distributed(folder, port, process, count):
+def train_distributed(folder):
     """What SIGTERM to one of several processes comes to: each says at which step it ended."""
-    jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=count, process_id=process)
     try:
         train_for_ever(folder)
     finally:
@@ -213,22 +197,10 @@ def train_distributed(folder, port, process, count):
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2])
 def test_sigterm_under_jax_distributed_ends_all_after_one_step(tmp_path, count):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    code = "from tests import conftest, test_loop as t; t.train_distributed({!r}, {}, {}, {})"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code.format(str(tmp_path / "run"), port, process, count)],
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=Path(__file__).parents[1],
-            env={**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
-        )
-        for process in range(count)
-    ]
+    processes = together(count, "test_loop.train_distributed", str(tmp_path / "run"))
     for process in processes:
-        process.stdout.readline()
+        while process.stdout.readline() != "step\n":
+            pass
     processes[-1].send_signal(signal.SIGTERM)
     outputs = [process.communicate(timeout=120)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * count
