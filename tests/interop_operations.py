@@ -164,7 +164,7 @@ def drawn(build: Callable) -> Any:
 
 def objective(outputs: Any, losses: Any) -> Any:
     """A loss with a gradient for every output and every raised loss."""
-    total = sum(jnp.asarray(loss, "float32") for loss in jax.tree.leaves(losses))
+    total = sum((jnp.asarray(loss, "float32") for loss in jax.tree.leaves(losses)), jnp.zeros(()))
     floats = [x for x in jax.tree.leaves(outputs) if jnp.issubdtype(x.dtype, jnp.inexact)]
     return total + sum(jnp.mean(jnp.sin(x.astype("float32"))) for x in floats)
 

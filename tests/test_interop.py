@@ -63,10 +63,11 @@ def values_of(model):
         "param": "params",
         "batch_stat": "batch_stats",
         "other": "batch_stats",
+        "untracked": "batch_stats",
         "seed": "seeds",
         "frozen": "frozen",
     }
-    entries = [entry for part in V.collect_layer(model) for entry in part]
+    entries = [entry for part in V.collect_state(model) for entry in part]
     return _paths.nest({(names[e.kind], *e.path): e.variable.value for e in entries})
 
 
