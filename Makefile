@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# one worker a core; tests that share programs stay together
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup
 export MPLBACKEND = agg
 export TF_CPP_MIN_LOG_LEVEL = 2
 
@@ -13,10 +15,10 @@ demo: $(VENV)/ready
 	$(BIN)/python examples/digits.py $(ARGS)
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 test-slow: $(VENV)/ready
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(PYTEST) -m slow $(ARGS)
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

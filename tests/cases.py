@@ -13,6 +13,9 @@ from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
 from tests.contracts import ROWS, Row
 
+# most of the time goes to compilation: for programs that run once it is kept short
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
 TREES = ("params", "non_trainable", "opt_state", "metrics")
 
 

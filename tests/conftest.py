@@ -44,3 +44,11 @@ def leaks():
     """Fails a test that lets a tracer escape."""
     with jax.checking_leaks():
         yield
+
+
+def pytest_collection_modifyitems(items):
+    """What shares programs and fixtures runs in one worker: the checks of a row, else those of a file."""
+    for item in items:
+        values = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        rows = [value.name for value in values if hasattr(value, "name")]
+        item.add_marker(pytest.mark.xdist_group(rows[0] if rows else str(item.path)))

@@ -23,10 +23,8 @@ from orbax.checkpoint import v1 as ocp
 import keras_flax_bridge as kfb
 from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
+from tests.cases import QUICK
 from tests.interop_rows import Row
-
-# most of the time goes to compilation: for programs that run once it is kept short
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 STATE = ("batch_stats", "seeds", "frozen")
 COLLECTIONS = ("params", *STATE, "losses")

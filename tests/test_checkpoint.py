@@ -665,6 +665,7 @@ def spawn(code):
     return subprocess.run(command, capture_output=True, text=True, cwd=root, env={**os.environ})
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_ends_with_the_same_bits(tmp_path):
     killed = spawn(f"t.run({str(tmp_path / 'a')!r}, 13, die_at=8)")
     assert killed.returncode == -9, killed.stderr

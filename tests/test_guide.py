@@ -86,7 +86,7 @@ def test_a_end_to_end_loop(optimizer):
 
 
 def test_b_compiled_step_is_fit_to_the_bit():
-    fitted, model = compiled(layers.Dropout(0.2)), compiled(layers.Dropout(0.2))
+    fitted, model = compiled(layers.Dropout(0.2, seed=3)), compiled(layers.Dropout(0.2, seed=3))
     wanted = fit(fitted)
     state, logs = run(kfb.make_train_step(model), kfb.TrainState.from_keras(model))
     assert {name: float(value) for name, value in logs.items()} == wanted

@@ -40,9 +40,12 @@ MODELS = {
     "inputs_and_outputs": (native.inputs_and_outputs, {"left": floats(3, 4), "class": floats(3, 4)}),
     "operations": (native.operations, floats(3, 4, 6)),
 }
+FAST = ("tagger", "inputs_and_outputs", "operations")
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in MODELS]
+)
 def test_whole_models(name):
     build, x = MODELS[name]
     keras.utils.set_random_seed(0)
@@ -266,6 +269,7 @@ def test_the_source_does_not_depend_on_what_else_was_built():
 LIMITS = {"ResNet50": 150, "MobileNetV2": 120}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", LIMITS)
 def test_sources_are_short(family):
     source = migrate.to_source(getattr(keras.applications, family)(weights=None))

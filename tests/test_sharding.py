@@ -81,7 +81,9 @@ def where(state):
     return {path: leaf.sharding for path, leaf in _paths.flatten(state).items()}
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout", [n if n == "fsdp and tensor" else pytest.param(n, marks=pytest.mark.slow) for n in LAYOUTS]
+)
 def test_training_on_a_mesh_is_training_on_one_device(layout, alone, tmp_path):
     devices, rules, batch_spec = LAYOUTS[layout]
     model = build()
