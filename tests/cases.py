@@ -1,12 +1,15 @@
 """What the checks on one row of the contract table share: a model, its steps, their results."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
+import jax
 import keras
 import numpy as np
 import pytest
+from keras.src.backend.common import dtypes
 
 import keras_flax_bridge as kfb
 from keras_flax_bridge import _paths
@@ -56,6 +59,23 @@ class Case:
     @cached_property
     def after(self) -> tuple:
         return self.step(self.start, self.batch)
+
+
+@contextmanager
+def double() -> Iterator[None]:
+    """Everything in float64: what layers are given, and what Keras on JAX lowers to float32 itself."""
+    before = keras.config.floatx(), keras.config.dtype_policy()
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    lowered = dict(dtypes.BIT64_TO_BIT32_DTYPE)
+    dtypes.BIT64_TO_BIT32_DTYPE.pop("float64")
+    try:
+        with jax.enable_x64(True):
+            yield
+    finally:
+        dtypes.BIT64_TO_BIT32_DTYPE.update(lowered)
+        keras.config.set_floatx(before[0])
+        keras.config.set_dtype_policy(before[1])
 
 
 def values(model: keras.Model) -> dict:

@@ -12,7 +12,7 @@ import keras_flax_bridge as kfb
 from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
 from tests import migration
-from tests.cases import QUICK
+from tests.cases import QUICK, double
 from tests.migration import Row
 
 
@@ -148,3 +148,10 @@ def test_a_layer_in_float32(row):
     check_source(sides)
     if row.random:
         check_random(sides)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", migration.EVERY, ids=lambda row: row.name)
+def test_a_layer_in_float64(row):
+    with double():
+        check_both(Sides(row, "float64"), row.double)

@@ -11,6 +11,7 @@ import pytest
 
 import keras_flax_bridge as kfb
 from keras_flax_bridge import _paths
+from tests.cases import double
 from tests.optimizer_rows import CHUNK, DOUBLE, ROWS, STEPS, TOLERANCE, Small, noise
 
 
@@ -190,15 +191,8 @@ def test_epochs_of_optax_between_epochs_of_fit_change_nothing(row):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DOUBLE)
 def test_in_float64_only_the_last_bits_differ(name):
-    before = keras.config.dtype_policy()
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    try:
-        with jax.enable_x64(True):
-            runs = Runs(next(row for row in ROWS if row.name == name))
-            assert {str(leaf.dtype) for leaf in jax.tree.leaves(runs.start.params)} == {"float64"}
-            off = relative(runs.optax_50.params, runs.keras_50.params)
-            assert off <= DOUBLE[name], off
-    finally:
-        keras.config.set_floatx("float32")
-        keras.config.set_dtype_policy(before)
+    with double():
+        runs = Runs(next(row for row in ROWS if row.name == name))
+        assert {str(leaf.dtype) for leaf in jax.tree.leaves(runs.start.params)} == {"float64"}
+        off = relative(runs.optax_50.params, runs.keras_50.params)
+        assert off <= DOUBLE[name], off

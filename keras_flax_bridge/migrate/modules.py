@@ -51,12 +51,29 @@ class Scale(nnx.Module):
         return x * self.scale[...].astype(x.dtype)
 
 
+class BatchNorm(nnx.BatchNorm):
+    """Has its moving statistics in the dtype of its weights; nnx.BatchNorm's are float32."""
+
+    def __init__(self, num_features, *, param_dtype, rngs, **options):
+        super().__init__(num_features, param_dtype=param_dtype, rngs=rngs, **options)
+        self.mean.set_value(jnp.zeros((num_features,), param_dtype))
+        self.var.set_value(jnp.ones((num_features,), param_dtype))
+
+
 class Normalization(nnx.Module):
     """Shifts and scales by statistics that were measured once; Flax has none without training."""
 
-    def __init__(self, shape, *, invert=False, epsilon=1e-7, dtype=jnp.float32):
-        self.mean = Frozen(jnp.zeros(shape, jnp.float32))
-        self.variance = Frozen(jnp.ones(shape, jnp.float32))
+    def __init__(
+        self,
+        shape,
+        *,
+        invert=False,
+        epsilon=1e-7,
+        dtype=jnp.float32,
+        param_dtype=jnp.float32,
+    ):
+        self.mean = Frozen(jnp.zeros(shape, param_dtype))
+        self.variance = Frozen(jnp.ones(shape, param_dtype))
         self.count = Frozen(jnp.zeros((), jnp.int32))
         self.invert = invert
         self.epsilon = epsilon

@@ -185,6 +185,13 @@ def _axis(site: Site) -> Any:
     return -1 if axis in (-1, rank - 1) else axis
 
 
+def _batch_norm_module(site: Site) -> str:
+    return "BatchNorm" if site.layer.variable_dtype == "float64" else "nnx.BatchNorm"
+
+
+_batch_norm_module.names = "nnx.BatchNorm"  # type: ignore[attr-defined]
+
+
 def _batch_norm(site: Site) -> str:
     frozen = "" if site.layer.trainable else ", use_running_average=True"
     mask = site.mask()
@@ -250,7 +257,7 @@ def _unit_axis(site: Site) -> str:
 add(
     Rule(
         L.BatchNormalization,
-        "nnx.BatchNorm",
+        _batch_norm_module,
         {
             "num_features": lambda site: site.shape()[site.layer.axis],
             "axis": _axis,
@@ -357,6 +364,7 @@ add(
             "invert": "invert",
             "epsilon": lambda site: keras.config.epsilon(),
             "dtype": lambda site: Raw(f"jnp.{site.compute_dtype}"),
+            "param_dtype": dtypes()["param_dtype"],
         },
         {
             "mean": To("mean", _to_broadcast, "broadcast"),

@@ -101,9 +101,20 @@ def parameters(function: str) -> dict[str, inspect.Parameter]:
         thing = {"nnx": nnx, "jnp": _jnp()}[root]
         for name in rest:
             thing = getattr(thing, name)
-    made: Any = getattr(thing, "__init__") if isinstance(thing, type) else thing  # noqa: B009
-    found = dict(inspect.signature(made).parameters)  # of a class nnx shows *args alone
+    found = _of_class(thing) if isinstance(thing, type) else inspect.signature(thing).parameters
     return {name: parameter for name, parameter in found.items() if name != "self"}
+
+
+def _of_class(cls: type) -> dict[str, inspect.Parameter]:
+    """Those of `__init__`, and of its base's where it passes them on; nnx itself shows ``*args`` alone."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in cls.__mro__:
+        if "__init__" in vars(base):
+            own = inspect.signature(vars(base)["__init__"]).parameters
+            found = {**own, **found}
+            if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in own.values()):
+                break
+    return found
 
 
 def _jnp() -> ModuleType:

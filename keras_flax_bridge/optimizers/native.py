@@ -309,5 +309,5 @@ def _clip(optimizer: Any) -> Transformation | None:
     if optimizer.clipnorm:
         return W.clip_by_leaf_norm(optimizer.clipnorm)
     if optimizer.global_clipnorm:
-        return optax.clip_by_global_norm(optimizer.global_clipnorm)
+        return W.clip_by_whole_norm(optimizer.global_clipnorm)
     return optax.clip(optimizer.clipvalue) if optimizer.clipvalue else None
