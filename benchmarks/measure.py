@@ -31,28 +31,61 @@ console = Console(width=None if sys.stdout.isatty() else 140)
 
 
 class Clock:
-    """Takes the time of phases: ``with clock("save"): ...``; phases may lie inside each other."""
+    """Takes the time of phases: ``with clock("save"): ...``; phases may lie inside each other.
+
+    With ``per=n`` it is the time of each of n things.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextlib.contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
+    def __call__(self, phase: str, *, per: int = 1) -> Iterator[None]:
         begin = time.perf_counter()
         yield
-        self.seconds[phase] = time.perf_counter() - begin
+        self.seconds[phase] = (time.perf_counter() - begin) / per
 
 
 Competitor = Callable[[Clock], Any]  # takes the time of its own phases, and returns what came out
 
 
 class Target(NamedTuple):
-    """A ratio to report, and how large it may be; None where it is reported only."""
+    """A ratio to report, and how large it may be; None where it is reported only.
+
+    Against ``""`` it is no ratio but the competitor's own number.
+    """
 
     phase: str
     competitor: str
     against: str
     at_most: float | None = None
+
+
+def repeated(step: Callable[[Any], Any], state: Any, times: int, *, per: int = 1) -> Competitor:
+    """A competitor that calls a step on its own result; each round goes on where the last one ended.
+
+    Args:
+        step: takes a state and gives the next; it may donate.
+        state: the first one.
+        times: calls in a round.
+        per: steps that one call does.
+    """
+    held = [state]
+
+    def compete(clock: Clock) -> Any:
+        with clock("step", per=times * per):
+            for _ in range(times):
+                held[0] = step(held[0])
+            jax.block_until_ready(held[0])
+        return held[0]
+
+    return compete
+
+
+def finite(tree: Any) -> None:
+    """A check: the first floats of what came out are numbers."""
+    leaf = next(x for x in jax.tree.leaves(tree) if jax.numpy.issubdtype(x.dtype, jax.numpy.inexact))
+    assert bool(jax.numpy.all(jax.numpy.isfinite(leaf)))
 
 
 class Work(NamedTuple):
@@ -92,7 +125,8 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
 
 def compared(seconds: Seconds, target: Target) -> dict[str, Any]:
     """A ratio of medians, the quartiles of the ratios within a round, and whether the target is reached."""
-    own, other = (seconds[target.phase][name] for name in (target.competitor, target.against))
+    own = seconds[target.phase][target.competitor]
+    other = seconds[target.phase][target.against] if target.against else [1.0] * len(own)
     ratio = median(own) / median(other)
     rounds = spread([a / b for a, b in zip(own, other, strict=True)])
     reached = None if target.at_most is None else ratio <= target.at_most
@@ -115,11 +149,11 @@ def show(work: str, seconds: Seconds, ratios: Sequence[Mapping[str, Any]]) -> No
     """Prints the times and the ratios of a row."""
     times = Table("phase", "competitor", "median s", "quartiles", title=work)
     for phase, name, values in ((p, n, v) for p, by_name in seconds.items() for n, v in by_name.items()):
-        times.add_row(phase, name, f"{median(values):.4f}", "{:.4f} - {:.4f}".format(*spread(values)))
+        times.add_row(phase, name, f"{median(values):.4g}", "{:.4g} - {:.4g}".format(*spread(values)))
     rows = Table("phase", "ratio of", "to", "medians", "quartiles of rounds", "target", title=work)
     for row in ratios:
         target = "" if row["at_most"] is None else f"<= {row['at_most']}: {'yes' if row['reached'] else 'NO'}"
-        numbers = f"{row['ratio']:.3f}", "{:.3f} - {:.3f}".format(*row["quartiles"])
+        numbers = f"{row['ratio']:.3g}", "{:.3g} - {:.3g}".format(*row["quartiles"])
         rows.add_row(row["phase"], row["competitor"], row["against"], *numbers, target)
     console.print(times, rows)
 
