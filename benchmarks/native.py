@@ -1,29 +1,28 @@
-"""Times native modules against Keras's `stateless_call` and against the same model written by hand.
+"""Native modules of `kfb.migrate` against Keras's `stateless_call`, and against the model written by hand."""
 
-    python benchmarks/native.py [--smoke]
+from __future__ import annotations
 
-Each pair is timed in turns, so that a busy machine slows both; what is printed is the median of the
-ratios, with the range of its middle half. `--smoke` runs everything once and small.
-"""
-
-import argparse
-import time
-from collections.abc import Callable
-
-import keras_flax_bridge as kfb
+import keras_flax_bridge as kfb  # before keras: it chooses the JAX backend
 
 import jax
 import jax.numpy as jnp
 import keras
+import measure
 import numpy as np
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
 from flax import nnx
 from keras import layers as L
 
+NATIVE, KERAS, HAND = "to_nnx", "stateless_call", "by hand"
+Parts = tuple[Callable, list]  # a pure function of weights, an input and `training`, and the weights
+
 
 def mlp() -> keras.Model:
-    return keras.Sequential(
-        [keras.Input((64,)), L.Dense(256, "relu"), L.BatchNormalization(), L.Dense(256, "relu"), L.Dense(10)]
-    )
+    hidden = [L.Dense(256, "relu"), L.BatchNormalization(), L.Dense(256, "relu")]
+    return keras.Sequential([keras.Input((64,)), *hidden, L.Dense(10)])
 
 
 def lstm() -> keras.Model:
@@ -31,10 +30,18 @@ def lstm() -> keras.Model:
     return keras.Model(x, L.Dense(10)(L.LSTM(32)(x)))
 
 
+def transformer() -> keras.Model:
+    inputs = keras.Input((32,), dtype="int32")
+    x = L.Embedding(100, 64)(inputs)
+    for _ in range(2):
+        x = L.LayerNormalization()(x + L.MultiHeadAttention(4, 16)(x, x))
+        x = L.LayerNormalization()(x + L.Dense(64)(L.Dense(256, "gelu")(x)))
+    return keras.Model(inputs, L.Dense(10)(L.GlobalAveragePooling1D()(x)))
+
+
 def resnet(side: int) -> keras.Model:
-    return keras.applications.ResNet50(
-        weights=None, include_top=False, pooling="avg", input_shape=(side, side, 3)
-    )
+    shape = side, side, 3
+    return keras.applications.ResNet50(weights=None, include_top=False, pooling="avg", input_shape=shape)
 
 
 class ByHand(nnx.Module):
@@ -51,8 +58,7 @@ class ByHand(nnx.Module):
         return self.last(nnx.relu(self.second(x)))
 
 
-def keras_parts(model: keras.Model) -> tuple[Callable, list]:
-    """A pure function of the weights, and the weights."""
+def keras_parts(model: keras.Model) -> Parts:
     held = [[v.value for v in model.trainable_variables], [v.value for v in model.non_trainable_variables]]
 
     def call(weights: list, x: jax.Array, training: bool) -> tuple:
@@ -61,8 +67,7 @@ def keras_parts(model: keras.Model) -> tuple[Callable, list]:
     return call, held
 
 
-def native_parts(module: nnx.Module) -> tuple[Callable, list]:
-    """The same of a module, over flat lists of leaves."""
+def native_parts(module: nnx.Module) -> Parts:
     graph, params, rest = nnx.split(module, nnx.Param, ...)
     leaves, tree = jax.tree.flatten(params)
     others, other_tree = jax.tree.flatten(rest)
@@ -76,77 +81,88 @@ def native_parts(module: nnx.Module) -> tuple[Callable, list]:
     return call, [leaves, others]
 
 
-def forward(parts: tuple[Callable, list], x: jax.Array) -> Callable:
-    call, weights = parts
-    run = jax.jit(lambda weights, x: call(weights, x, False)[0])
-    return lambda: jax.block_until_ready(run(weights, x))
+def forward(parts: Parts) -> Callable:
+    return jax.jit(lambda weights, x: parts[0](weights, x, False)[0])
 
 
-def step(parts: tuple[Callable, list], x: jax.Array) -> Callable:
-    call, weights = parts
-
+def step(parts: Parts) -> Callable:
     def loss(trained: list, rest: list, x: jax.Array) -> tuple:
-        y, state = call([trained, rest], x, True)
+        y, state = parts[0]([trained, rest], x, True)
         return jnp.mean(y**2), state
 
     @jax.jit
-    def run(weights: list, x: jax.Array) -> tuple:
+    def run(weights: list, x: jax.Array) -> list:
         (_, state), grads = jax.value_and_grad(loss, has_aux=True)(*weights, x)
-        return [w - 0.01 * g for w, g in zip(weights[0], grads, strict=True)], state
+        return [[w - 0.01 * g for w, g in zip(weights[0], grads, strict=True)], state]
 
-    return lambda: jax.block_until_ready(run(weights, x))
-
-
-def trace(parts: tuple[Callable, list], x: jax.Array) -> Callable:
-    call, weights = parts
-    return lambda: jax.jit(lambda weights, x: call(weights, x, False)[0]).trace(weights, x)
+    return run
 
 
-def seconds(function: Callable) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
+def competitor(parts: Parts, x: jax.Array, times: int) -> measure.Competitor:
+    """Times forward passes, training steps, and a trace."""
+    weights, run, train = parts[1], forward(parts), step(parts)
+
+    def compete(clock: measure.Clock) -> Any:
+        for phase, call in (("forward", run), ("training step", train)):
+            with clock(phase, per=times):
+                for _ in range(times):
+                    outputs = call(weights, x)
+                jax.block_until_ready(outputs)
+        with clock("trace"):
+            forward(parts).trace(weights, x)
+        return outputs
+
+    return compete
 
 
-def ratio(ours: Callable, theirs: Callable, times: int) -> str:
-    """The median of the ratios of times taken in turns, and the range of the middle half."""
-    ours(), theirs()
-    found = [seconds(ours) / seconds(theirs) for _ in range(times)]
-    low, middle, high = np.percentile(found, [25, 50, 75])
-    return f"{middle:.3f}  ({low:.3f} to {high:.3f})"
+def compared(model: keras.Model, x: jax.Array, times: int) -> dict[str, measure.Competitor]:
+    native = native_parts(kfb.migrate.to_nnx(model, check_outputs=False))
+    sides = {NATIVE: native, KERAS: keras_parts(model)}
+    return {name: competitor(parts, x, times) for name, parts in sides.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--smoke", action="store_true", help="once and small")
-    smoke = parser.parse_args().smoke
-    times, side = (1, 32) if smoke else (41, 64)
-    cases = {"mlp": (mlp(), (32, 64)), "lstm": (lstm(), (32, 20, 16))}
-    if not smoke:
-        cases["resnet50"] = (resnet(side), (4, side, side, 3))
-    print("ratio of native Flax to Keras's stateless_call; below 1 is faster")
-    for name, (model, shape) in cases.items():
-        x = jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32)
-        native = native_parts(kfb.migrate.to_nnx(model, check_outputs=False))
-        theirs = keras_parts(model)
-        repeats = times if name != "resnet50" else max(times // 2, 1)
-        for label, made in (("forward", forward), ("training step", step), ("trace", trace)):
-            print(f"  {name:<9} {label:<14} {ratio(made(native, x), made(theirs, x), repeats)}")
-    by_hand = native_parts(ByHand(nnx.Rngs(0)))
-    native = native_parts(kfb.migrate.to_nnx(cases["mlp"][0], check_outputs=False))
-    x = jnp.ones((32, 64))
-    print("ratio of native Flax to the same model written by hand")
-    for label, made in (("forward", forward), ("training step", step)):
-        print(f"  {'mlp':<9} {label:<14} {ratio(made(native, x), made(by_hand, x), times)}")
-    name = "ResNet50" if smoke else "ResNet152"
-    model = getattr(keras.applications, name)(weights=None)
-    kfb.migrate.to_nnx(model, check_outputs=False)
-    whole = min(
-        seconds(lambda: kfb.migrate.to_nnx(model, check_outputs=False)) for _ in range(1 if smoke else 3)
-    )
-    copies = seconds(lambda: jax.block_until_ready([jnp.array(v.value) for v in model.weights]))
-    print(f"to_nnx of {name}: {whole:.2f} s, of which {copies:.2f} s copy the weights")
+AGAINST_KERAS = [
+    measure.Target(phase, NATIVE, KERAS, limit)
+    for phase, limit in (("forward", 1.0), ("training step", 1.0), ("trace", 0.75))
+]
+AGAINST_HAND = [measure.Target(phase, NATIVE, HAND, 1.02) for phase in ("forward", "training step")]
+
+
+def conversion(model: keras.Model, clock: measure.Clock) -> Any:
+    with clock("conversion"):
+        module = kfb.migrate.to_nnx(model, check_outputs=False)
+    return nnx.state(module)
+
+
+def copies(model: keras.Model, clock: measure.Clock) -> Any:
+    with clock("conversion"):
+        return jax.block_until_ready([jnp.array(v.value) for v in model.weights])
+
+
+def works(smoke: bool) -> Iterator[measure.Work]:
+    rng, side, times = np.random.default_rng(0), 32 if smoke else 64, 1 if smoke else 40
+    floats = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
+    tokens = jnp.asarray(rng.integers(0, 100, (16, 32)))
+    rows = {
+        "MLP": (mlp, floats(32, 64), times),
+        "LSTM": (lstm, floats(32, 20, 16), times),
+        "transformer": (transformer, tokens, max(times // 4, 1)),
+        "ResNet50": (partial(resnet, side), floats(4, side, side, 3), max(times // 20, 1)),
+    }
+    if smoke:
+        del rows["ResNet50"]
+    for name, (build, x, count) in rows.items():
+        model = build()
+        yield measure.Work(name, compared(model, x, count), AGAINST_KERAS, measure.finite)
+    model, hand = mlp(), ByHand(nnx.Rngs(0))
+    hands = {HAND: competitor(native_parts(hand), rows["MLP"][1], times)}
+    sides = compared(model, rows["MLP"][1], times) | hands
+    yield measure.Work("MLP written by hand", sides, AGAINST_HAND, measure.finite)
+    large = mlp() if smoke else keras.applications.ResNet152(weights=None)
+    makers = {NATIVE: partial(conversion, large), "copies alone": partial(copies, large)}
+    targets = [measure.Target("conversion", NATIVE, ""), measure.Target("conversion", "copies alone", "")]
+    yield measure.Work("ResNet152, seconds", makers, targets, measure.finite)
 
 
 if __name__ == "__main__":
-    main()
+    measure.main("native", works)
