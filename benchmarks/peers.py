@@ -1,4 +1,4 @@
-"""What a step of the bridge is compared with: each peer is a step, state and batch to state, and its first state.
+"""What a step of the bridge is compared with: each peer is a step and its first state.
 
 `by_hand` is the loop of Keras's guide on training in JAX: `stateless_call`, `stateless_apply`, lists of
 arrays, compiled, its buffers donated.
@@ -43,14 +43,14 @@ def values(variables: Sequence) -> list:
 
 
 def hand_step(model: keras.Model) -> tuple[Callable, tuple]:
-    """The step written by hand, not compiled, and its state."""
+    """The step written by hand, not compiled, and its state; it gives the next state and the loss."""
     metrics = model.metrics
 
     def loss_of(trained: list, others: list, x: Any, y: Any) -> Any:
         outputs, others = model.stateless_call(trained, others, x, training=True)
         return model.loss(y, outputs), (outputs, others)
 
-    def step(state: tuple, batch: tuple) -> tuple:
+    def step(state: tuple, batch: tuple) -> tuple[tuple, Any]:
         trained, others, slots, sums = state
         x, y = batch
         gradient = jax.value_and_grad(loss_of, has_aux=True)
@@ -61,7 +61,7 @@ def hand_step(model: keras.Model) -> tuple[Callable, tuple]:
             own, rest = rest[: len(metric.variables)], rest[len(metric.variables) :]
             given = (loss,) if metric.name == "loss" else (y, outputs)
             after += metric.stateless_update_state(own, *given)
-        return trained, others, slots, after
+        return (trained, others, slots, after), loss
 
     x, y = jnp.zeros((1, *model.input_shape[1:])), jnp.zeros((1,), jnp.int32)
     model.compute_metrics(x, y, model(x))  # builds them
@@ -73,7 +73,8 @@ def hand_step(model: keras.Model) -> tuple[Callable, tuple]:
 
 def by_hand(model: keras.Model) -> Peer:
     step, state = hand_step(model)
-    return jax.jit(step, donate_argnums=0), state
+    jitted = jax.jit(step, donate_argnums=0)
+    return lambda state, batch: jitted(state, batch)[0], state
 
 
 def bare_scan(model: keras.Model, unroll: int = 1) -> Peer:
@@ -81,9 +82,10 @@ def bare_scan(model: keras.Model, unroll: int = 1) -> Peer:
     step, state = hand_step(model)
 
     def steps(state: tuple, batches: tuple) -> tuple:
-        return jax.lax.scan(lambda s, b: (step(s, b), None), state, batches, unroll=unroll)[0]
+        return jax.lax.scan(step, state, batches, unroll=unroll)
 
-    return jax.jit(steps, donate_argnums=0), state
+    jitted = jax.jit(steps, donate_argnums=0)
+    return lambda state, batches: jitted(state, batches)[0], state
 
 
 def by_bridge(model: keras.Model, **options: Any) -> Peer:

