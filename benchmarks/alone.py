@@ -1,0 +1,102 @@
+"""What needs a process of its own: ``python benchmarks/alone.py WHAT [FOLDER] [WIDTH]`` prints one number.
+
+Peaks are megabytes of resident memory beyond what the process held before; imports are seconds.
+"""
+
+import gc
+import importlib
+import os
+import resource
+import sys
+import time
+
+
+def peak(act):
+    """Megabytes that the peak of resident memory grew by, at most 1 less: it is counted in kilobytes."""
+    with open("/proc/self/statm") as file:
+        before = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    act()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10 - before
+
+
+def built(width):
+    import keras
+
+    layers = [keras.layers.Dense(width) for _ in range(3)]
+    model = keras.Sequential([keras.Input((width,)), *layers])
+    model.compile("adam", keras.losses.MeanSquaredError())
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def trained(step, state, width):
+    import jax
+    import numpy as np
+
+    batch = np.ones((8, width), "float32"), np.ones((8, width), "float32")
+    for _ in range(3):
+        state, _ = step(state, batch)
+    jax.block_until_ready(jax.tree.leaves(state))
+
+
+def training_with_the_bridge(folder, width):
+    import keras_flax_bridge as kfb
+
+    model = built(width)
+    step = kfb.make_train_step(model)
+    return peak(lambda: trained(step, kfb.TrainState.from_keras(model, copy=False), width))
+
+
+def training_by_hand(folder, width):
+    import keras_flax_bridge as kfb
+    import jax
+
+    assert kfb
+    model = built(width)
+
+    def loss_of(params, others, x, y):
+        outputs, others = model.stateless_call(params, others, x, training=True)
+        return model.loss(y, outputs), others
+
+    def step(state, batch):
+        params, others, slots = state
+        (loss, others), grads = jax.value_and_grad(loss_of, has_aux=True)(params, others, *batch)
+        params, slots = model.optimizer.stateless_apply(slots, grads, params)
+        return (params, others, slots), loss
+
+    variables = model.trainable_variables, model.non_trainable_variables, model.optimizer.variables
+    state = tuple([v.value for v in part] for part in variables)
+    return peak(lambda: trained(jax.jit(step, donate_argnums=0), state, width))
+
+
+def saving(folder, width):
+    import keras_flax_bridge as kfb
+    import jax
+
+    state = kfb.TrainState.from_keras(built(width))
+    kfb.save(folder, state)
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 2**20
+
+
+def restoring(folder, width):
+    import keras_flax_bridge as kfb
+    import jax
+
+    abstract = kfb.TrainState.abstract(lambda: built(width))
+    kfb._orbax.api  # noqa: B018, its import is not what is measured
+    return peak(lambda: jax.block_until_ready(jax.tree.leaves(kfb.restore(folder, abstract))))
+
+
+def importing(folder, width):
+    os.environ["KERAS_BACKEND"] = "jax"
+    for name in ("keras", "flax.nnx", "flax.linen"):
+        importlib.import_module(name)
+    gc.collect()  # of what the others left
+    begin = time.perf_counter()
+    importlib.import_module("keras_flax_bridge")
+    return time.perf_counter() - begin
+
+
+if __name__ == "__main__":
+    what, folder, width = [*sys.argv[1:], "", "256"][:3]
+    print(globals()[what](folder, int(width)))
