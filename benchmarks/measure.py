@@ -40,7 +40,7 @@ class Clock:
         self.seconds: dict[str, float] = {}
 
     @contextlib.contextmanager
-    def __call__(self, phase: str, *, per: int = 1) -> Iterator[None]:
+    def __call__(self, phase: str, *, per: float = 1) -> Iterator[None]:
         begin = time.perf_counter()
         yield
         self.seconds[phase] = (time.perf_counter() - begin) / per
