@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup
 export MPLBACKEND = agg
 export TF_CPP_MIN_LOG_LEVEL = 2
 
-.PHONY: demo test test-slow test-lowest bench lint clean
+.PHONY: demo test test-slow test-lowest package bench lint clean
 
 demo: $(VENV)/ready
 	$(BIN)/python examples/digits.py $(ARGS)
@@ -38,6 +38,18 @@ test-lowest:
 	.venv-lowest/bin/uv pip install -q --python .venv-lowest/bin/python --resolution lowest-direct -e ".[test]"
 	touch .venv-lowest/ready
 	$(MAKE) test VENV=.venv-lowest
+
+# Wheel and sdist in an environment that has nothing else, with a program that uses them.
+CLIENT := ../.venv-package/bin/python
+package: $(VENV)/ready
+	rm -rf dist .venv-package
+	$(BIN)/python -m build > /dev/null
+	$(PYTHON) -m venv .venv-package
+	.venv-package/bin/python -m pip install -q mypy dist/*.whl
+	cp tests/client.py dist
+	cd dist && $(CLIENT) client.py && $(CLIENT) -m mypy --strict client.py
+	.venv-package/bin/python -m pip install -q --no-deps --force-reinstall dist/*.tar.gz
+	cd dist && $(CLIENT) client.py && ../.venv-package/bin/keras-flax-bridge --help > /dev/null
 
 # --- set-up: done again only when pyproject.toml changed
 $(VENV)/ready: pyproject.toml
