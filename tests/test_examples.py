@@ -1,0 +1,36 @@
+"""Every example runs as a user runs it and shows what it says; all but the demo are under 100 lines."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "examples"
+LINES = {"digits": 170}  # starts and kills processes, and compares four ways to read
+SHOWN = {  # what the last lines say
+    "digits": "Linen module",
+    "eject_resnet": "equal",
+    "fine_tune": "everything",
+    "flax_script": "Keras model: step 360",
+    "gan": "step 600",
+    "large_models": "",
+    "multi_device": "tensor parallel",
+    "optax_in_keras": "same bits: True",
+    "switch_optimizer": "",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHOWN)
+def test_an_example_runs(name, tmp_path):
+    command = [sys.executable, FOLDER / f"{name}.py"]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert SHOWN[name] in run.stdout
+
+
+@pytest.mark.parametrize("file", sorted(FOLDER.glob("*.py")), ids=lambda file: file.stem)
+def test_an_example_is_listed_and_short(file):
+    assert file.stem in SHOWN
+    assert len(file.read_text().splitlines()) <= LINES.get(file.stem, 100)
