@@ -17,7 +17,7 @@ def test_plan_counts_without_allocating(capsys, tmp_path):
 
 WRONG = {
     "no such function": (["examples.large_models:nine"], "MODEL: got 'examples.large_models:nine'"),
-    "no such module": (["nowhere:model"], "module:function"),
+    "no such module": (["nowhere:model"], "MODEL: got 'nowhere'"),
     "no mesh": (["examples.large_models:seven_billion", "--mesh", "8x"], "--mesh: got '8x'"),
 }
 

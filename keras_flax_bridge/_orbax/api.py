@@ -24,6 +24,13 @@ def ocp() -> Any:
     return v1
 
 
+def legacy() -> Any:
+    """The interface that most Flax code uses."""
+    import orbax.checkpoint
+
+    return orbax.checkpoint
+
+
 @contextlib.contextmanager
 def speaking(
     where: FilePath | str, doing: str, kind: type[CheckpointError] = CheckpointError
