@@ -93,7 +93,8 @@ def convert(
             _require_equal(draft, done, flat, job)
     left = _by_reason({**strange, **done.left})
     kept = [flat[name] for name in done.names.values()]
-    notes = [*_started(initial), *done.notes]
+    notes = [*_started({**initial, **dict.fromkeys(sorted(done.started))}), *done.notes]
+    notes += [source.note] if source.note else []
     return Converted(path, kind, len(kept), sum(map(_size, kept)), left, notes)
 
 
@@ -146,7 +147,7 @@ def _require_equal(draft: FilePath, done: targets.Written, flat: _paths.Flat, jo
     differing = [
         kept for name, kept in done.names.items() if name in values and not _equal(values[name], flat[kept])
     ]
-    added = [name for name in values if name not in done.names]
+    added = [name for name in values if name not in done.names and name not in done.started]
     if lost or differing or added:
         raise CheckpointError(
             str(draft.name),

@@ -8,11 +8,13 @@ from functools import cached_property, partial
 from pathlib import Path as FilePath
 from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 
 from keras_flax_bridge import _configs, _orbax, _paths, _restore, _saving
 from keras_flax_bridge._contents import NOT_IN_KERAS_FILES, Contents, save_tensors
 from keras_flax_bridge._report import SLOT, kind_of
+from keras_flax_bridge.errors import CheckpointError
 
 
 @dataclass
@@ -35,15 +37,23 @@ class Job:
             return self.source.metadata.get("model")
         model = self.model()
         _fill(model, self.flat, f"the model of {self.source.path}")
-        return _configs.of_state({}, model).get("model")
+        return _configs.of_model(model)
 
 
 class Written(NamedTuple):
-    """The leaf that each written name holds; those left out, and why; what else is to be said."""
+    """What was written.
+
+    Attributes:
+        names: the leaf that each written name holds.
+        left: leaves that were left out, and why.
+        notes: what else is to be said.
+        started: names that hold no leaf of the source, but what the model starts with.
+    """
 
     names: dict[_paths.Path, _paths.Path]
     left: dict[_paths.Path, str]
     notes: list[str]
+    started: frozenset[_paths.Path] = frozenset()
 
 
 _CARRIED = ("model", "no_model", "weight_map", "data")  # what lies beside the leaves, and stays with them
@@ -94,32 +104,54 @@ def _to_keras(path: FilePath, job: Job, *, save: Callable[[Any, FilePath], None]
     left = {
         name: NOT_IN_KERAS_FILES[kind_of(name)] for name in job.flat if kind_of(name) in NOT_IN_KERAS_FILES
     }
-    names, unused = _fill(model, job.flat, f"the model of {job.source.path}")
+    filled = _fill(model, job.flat, f"the model of {job.source.path}")
     save(model, path)
-    return Written(names, {**left, **unused}, [])
+    return filled._replace(left={**left, **filled.left})
 
 
 _NO_OPTIMIZER = "the model has no optimizer of Keras's with such slots"
 
 
-def _fill(model: Any, flat: _paths.Flat, where: str) -> tuple[dict[_paths.Path, _paths.Path], dict]:
-    """Puts leaves into a model; gives the leaf of each of its variables, and slots that it has no place for.
+def _fill(model: Any, flat: _paths.Flat, where: str) -> Written:
+    """Puts leaves into a model; what it is given no slots for, starts.
 
     Raises:
+        CheckpointError: if these are several models.
         StructureMismatchError: listing all leaves that are missing, unexpected or of another shape or dtype.
     """
-    flat = {path: leaf for path, leaf in flat.items() if kind_of(path) not in NOT_IN_KERAS_FILES}
+    if not isinstance(model, keras.Model):
+        raise CheckpointError(
+            where,
+            got=f"several models ({', '.join(model)})",
+            expected="one, as Keras's files hold",
+            fix="Load them with kfb.load_model, and save each.",
+        )
+    given, weights = _parted(flat)
     target = _restore.target_of(model, tops={path[0] for path in flat})
-    wanted = {path: leaf for path, leaf in target.wanted.items() if kind_of(path) not in NOT_IN_KERAS_FILES}
-    slots = {path for path in flat if kind_of(path) == SLOT}
-    if not slots & wanted.keys():  # another optimizer, or none on either side
-        wanted = {path: leaf for path, leaf in wanted.items() if kind_of(path) != SLOT}
-        flat = {path: leaf for path, leaf in flat.items() if path not in slots}
+    if not given.keys() & target.wanted.keys():  # another optimizer, or none on either side
+        _restart(model)
+        target = _restore.target_of(model, tops={path[0] for path in flat})
+        wanted, own = _parted(target.wanted)[::-1]
+        left, given = dict.fromkeys(given, _NO_OPTIMIZER), {}
     else:
-        slots = set()
-    names = _restore.plan(flat, target._replace(wanted=wanted, scope=None), where, _restore.Options())
-    target.put({path: flat[place] for path, place in names.items()})
-    return names, dict.fromkeys(slots, _NO_OPTIMIZER)
+        wanted, own, left = {**_parted(target.wanted)[1], **_parted(target.wanted)[0]}, {}, {}
+    stored = {**weights, **given}
+    names = _restore.plan(stored, target._replace(wanted=wanted, scope=None), where, _restore.Options())
+    target.put({path: stored[place] for path, place in names.items()})
+    return Written(names, left, [], frozenset(own))
+
+
+def _parted(flat: _paths.Flat) -> tuple[_paths.Flat, _paths.Flat]:
+    """Slots, and weights; not what Keras doesn't write."""
+    kept = {path: leaf for path, leaf in flat.items() if kind_of(path) not in NOT_IN_KERAS_FILES}
+    slots = {path: leaf for path, leaf in kept.items() if kind_of(path) == SLOT}
+    return slots, {path: leaf for path, leaf in kept.items() if path not in slots}
+
+
+def _restart(model: Any) -> None:
+    """Gives a compiled model an optimizer that has seen nothing."""
+    if model.compiled:
+        model.compile_from_config(model.get_compile_config())
 
 
 def _save_weights(model: Any, path: FilePath) -> None:

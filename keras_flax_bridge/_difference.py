@@ -49,8 +49,12 @@ class Difference(NamedTuple):
 
 
 def _line(kind: str, row: Row) -> str:
-    said = row.get("leaf") or (f"{row['a']} and {row['b']}" if "a" in row else row["largest"])
+    said = row.get("leaf") or (f"{row['a']} and {row['b']}" if "a" in row else _number(row["largest"]))
     return f"{kind:<10}  {row['path']}  {said}"
+
+
+def _number(largest: float | str) -> str:
+    return largest if isinstance(largest, str) else f"{largest:.6g}"
 
 
 def difference(a: Contents, b: Contents, *, values: bool = False) -> Difference:

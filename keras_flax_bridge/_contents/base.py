@@ -31,9 +31,11 @@ class Contents:
         specs: every leaf, abstract, by its name.
         metadata: what lies beside the leaves; the config of the model under ``model``.
         lacks: kinds of leaves that are not there, or mean nothing elsewhere, and why.
+        note: what else is to be said of it.
         unnamed: why the names are those in the file, and not structural keys; ``""`` where they are.
     """
 
+    note = ""
     lacks: Mapping[str, str] = MappingProxyType({})
 
     def __init__(
@@ -64,7 +66,8 @@ class Contents:
 
     def report(self) -> StateReport:
         """All of it but the values."""
-        notes = (f"The names are those in the file: {self.unnamed}",) if self.unnamed else ()
+        named = f"the names are those in the file: {self.unnamed}" if self.unnamed else ""
+        notes = tuple(note for note in (named, self.note) if note)
         return StateReport(f"{self.path}: {self.kind}", rows(self.specs, self.shardings()), notes)
 
 

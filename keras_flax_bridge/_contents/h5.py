@@ -13,7 +13,7 @@ import h5py
 import jax
 
 from keras_flax_bridge import _configs, _paths
-from keras_flax_bridge.errors import BridgeError, CheckpointError
+from keras_flax_bridge.errors import CheckpointError
 from keras_flax_bridge.state import TrainState
 
 _WEIGHTS, _CONFIG = "model.weights.h5", "config.json"  # the items of a `.keras` file
@@ -79,18 +79,12 @@ def _value(item: Any) -> Any:
     return found.view(_dtype(item)) if "dtype" in item.attrs else found
 
 
-def specs(path: FilePath) -> _paths.Flat | None:
+def specs(path: FilePath) -> _paths.Flat:
     """Shapes and dtypes of all that a `.keras` file may hold, by structural key; nothing is allocated.
 
-    Returns:
-        The leaves; None where the model can't be built here, or is not what the file holds.
+    Raises:
+        BridgeError: if the model can't be built here.
     """
     found = config(path)
-    if found is None:
-        return None
-    optimizer = None if found.get("compile_config") else "sgd"
-    try:
-        state = TrainState.abstract(lambda: _configs.build(found, path), optimizer=optimizer)
-    except BridgeError:  # its classes aren't known here, or building it needs values
-        return None
-    return _paths.flatten(state)
+    optimizer = None if found and found.get("compile_config") else "sgd"
+    return _paths.flatten(TrainState.abstract(lambda: _configs.build(found or {}, path), optimizer=optimizer))

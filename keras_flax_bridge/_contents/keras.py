@@ -9,6 +9,7 @@ from keras_flax_bridge import _configs, _keras_files, _paths
 from keras_flax_bridge._contents import h5
 from keras_flax_bridge._contents.base import NOT_IN_KERAS_FILES, Contents, as_numpy
 from keras_flax_bridge._report import SLOT, kind_of
+from keras_flax_bridge.errors import BridgeError
 
 
 class KerasArrays(Contents):
@@ -31,9 +32,11 @@ class KerasModel(Contents):
     """
 
     def __init__(self, path: FilePath, specs: _paths.Flat, model: Any = None):
-        config = h5.config(path) if model is None else _configs.of_state({}, model).get("model")
+        config = h5.config(path) if model is None else _configs.of_model(model)
         super().__init__(path, kind(path), _written(path, specs), {"model": config})
         slots = any(kind_of(name) == SLOT for name in self.specs)
+        if _has_slots(path) and not slots:
+            self.note = "it holds slots of an optimizer, and the model isn't compiled"
         self.lacks = NOT_IN_KERAS_FILES if slots else {**NOT_IN_KERAS_FILES, SLOT: "it holds no slots"}
         self._model = model
 
@@ -57,16 +60,19 @@ def kind(path: FilePath) -> str:
 def _written(path: FilePath, specs: _paths.Flat) -> _paths.Flat:
     """The leaves of a model that its file holds: weights, and slots if there are any."""
     kept = {name: leaf for name, leaf in specs.items() if kind_of(name) not in NOT_IN_KERAS_FILES}
-    slots = any(name[0] == "optimizer" for name in h5.datasets(path))
-    return kept if slots else {name: leaf for name, leaf in kept.items() if kind_of(name) != SLOT}
+    return kept if _has_slots(path) else {name: leaf for name, leaf in kept.items() if kind_of(name) != SLOT}
+
+
+def _has_slots(path: FilePath) -> bool:
+    return any(name[0] == "optimizer" for name in h5.datasets(path))
 
 
 def in_keras_file(path: FilePath) -> Contents:
     """A `.keras` file, by structural keys where its model can be built here."""
-    specs = h5.specs(path)
-    if specs is None:
-        return KerasArrays(path, "its model can't be built here; are its classes registered?")
-    return KerasModel(path, specs)
+    try:
+        return KerasModel(path, h5.specs(path))
+    except BridgeError as error:  # its classes aren't known here, or it holds code
+        return KerasArrays(path, f"its model can't be built here ({' '.join(str(error.got).split())})")
 
 
 def in_weights_file(path: FilePath, model: Any) -> Contents:
