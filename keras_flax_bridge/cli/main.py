@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -33,9 +34,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     debug = getattr(options, "debug", False)
+    with output.calm(debug):
+        code = _run(options, debug)
+        if code:
+            gc.collect()  # coroutines of reads that failed complain when they go
+    return code
+
+
+def _run(options: Any, debug: bool) -> int:
+    """Runs the command; an error is told, unless it is looked for."""
     try:
-        with output.calm(debug):
-            code = options.run(options)
+        code = options.run(options)
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # the reader has had enough, as `head` has

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -48,24 +49,33 @@ def working(text: str) -> Iterator[None]:
         yield
 
 
+_NOISY = ("absl", "asyncio")  # Orbax logs here, and what it leaves behind where a read fails
+
+
 @contextlib.contextmanager
 def calm(debug: bool) -> Iterator[None]:
-    """Warnings as lines, and nothing of what Orbax logs, unless one looks for the cause of an error."""
+    """Keras's warnings and ours as lines, and nothing of what libraries log, unless that is looked for."""
     if debug:
         yield
         return
-    absl = logging.getLogger("absl")
-    level, before = absl.level, warnings.showwarning
+    loggers = {logger: logger.level for logger in map(logging.getLogger, _NOISY)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        warnings.filterwarnings("default", module="keras_flax_bridge")
-        warnings.showwarning = _warn
-        absl.setLevel(logging.ERROR)
+        warnings.filterwarnings("default", category=UserWarning, module="keras")
+        warnings.showwarning = _warn  # catch_warnings puts it back
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        hook, sys.excepthook = sys.excepthook, _pass_over  # for threads of tensorstore
         try:
             yield
         finally:
-            absl.setLevel(level)
-            warnings.showwarning = before
+            sys.excepthook = hook
+            for logger, level in loggers.items():
+                logger.setLevel(level)
+
+
+def _pass_over(*_: Any) -> None:
+    """Threads of tensorstore report to a loop that ended with the first read that failed."""
 
 
 def _warn(message: Any, *_: Any, **__: Any) -> None:
