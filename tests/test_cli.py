@@ -338,6 +338,81 @@ def test_what_nobody_foresaw_is_one_line_too(made, monkeypatch, capsys):
     assert error == "ZeroDivisionError: division by zero. Run it again with --debug to see where.\n"
 
 
+def test_long_work_is_shown_on_a_terminal(made, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert cli.main(["convert", str(made / "tree"), str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().err
+    assert all(words in shown for words in ("reading ", "writing ", "reading it back"))
+
+
+# --- models that are not known here
+
+MODULE = """
+import keras
+
+@keras.saving.register_keras_serializable("tests_own")
+class Doubling(keras.layers.Layer):
+    def call(self, x):
+        return 2 * x
+"""
+
+
+def test_classes_of_one_s_own_are_imported(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_layers.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    doubling = __import__("own_layers").Doubling
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3), doubling()])
+    model.save("own.keras")
+    known = keras.saving.get_custom_objects()
+    monkeypatch.delitem(sys.modules, "own_layers")
+    monkeypatch.delitem(known, "tests_own>Doubling")
+    assert typed("inspect own.keras") == 0
+    assert "the names are those in the file: its model can't be built here" in capsys.readouterr().out
+    assert typed("convert own.keras out") == 2
+    assert "--import" in capsys.readouterr().err
+    assert typed("convert own.keras out --import own_layers") == 0
+    assert typed("diff own.keras out --values") == 0
+    del known["tests_own>Doubling"]
+
+
+def test_several_models_are_no_keras_file(tmp_path, capsys):
+    models = {name: keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]) for name in ("a", "b")}
+    state = kfb.TrainState.from_keras(models, optimizer={"a": "sgd", "b": None})
+    kfb.save(tmp_path / "two", state)
+    assert cli.main(["inspect", str(tmp_path / "two")]) == 0
+    assert "params/a/dense/kernel" in capsys.readouterr().out
+    assert cli.main(["convert", str(tmp_path / "two"), str(tmp_path / "two.keras")]) == 2
+    assert "several models (a, b)" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_weights_of_keras_s_callback_need_the_model(made, tmp_path, capsys):
+    saver = keras.callbacks.OrbaxCheckpoint(str(tmp_path / "weights"), save_weights_only=True)
+    model = files.build()
+    model.fit(files.X, files.Y, verbose=0, callbacks=[saver])
+    model.save(tmp_path / "model.keras")
+    assert cli.main(["inspect", str(tmp_path / "weights")]) == 0
+    assert "the model that they are of isn't stored" in capsys.readouterr().out
+    given = ["--model", str(tmp_path / "model.keras")]
+    assert cli.main(["diff", str(tmp_path / "weights"), str(tmp_path / "model.keras"), "--values"]) == 1
+    assert "missing" not in capsys.readouterr().out  # the slots are all that is not there
+    assert cli.main(["convert", str(tmp_path / "weights"), str(tmp_path / "out")]) == 2
+    assert cli.main(["convert", str(tmp_path / "weights"), str(tmp_path / "out.keras"), *given]) == 0
+    capsys.readouterr()
+    loaded = keras.saving.load_model(tmp_path / "out.keras")
+    assert all(np.array_equal(a, b) for a, b in zip(loaded.get_weights(), model.get_weights(), strict=True))
+
+
+def test_slots_that_a_model_has_no_place_for_are_told(made, tmp_path, capsys):
+    model = files.build()
+    plain = keras.Sequential.from_config(model.get_config())
+    plain.save(tmp_path / "plain.keras")
+    arguments = ["inspect", str(made / "model.weights.h5"), "--model", str(tmp_path / "plain.keras")]
+    assert cli.main(arguments) == 0
+    assert "it holds slots of an optimizer, and the model isn't compiled" in capsys.readouterr().out
+
+
 # --- plan
 
 

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = getattr(options, "debug", False)
     with output.calm(debug):
         code = _run(options, debug)
-        if code:
+        if code == DIFFERENT:
             gc.collect()  # coroutines of reads that failed complain when they go
     return code
 
