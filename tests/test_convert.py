@@ -4,15 +4,19 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import keras
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from flax import nnx
+from flax.training import train_state
 from keras import layers
 
 import keras_flax_bridge as kfb
 from keras_flax_bridge import cli
+from keras_flax_bridge._leaves import on_disk
 from tests import files
 from tests.cases import differing
 from tests.test_integrity import TREE
@@ -150,6 +154,36 @@ def test_odd_leaves_are_kept_or_named(tmp_path, capsys, target):
     assert cli.main(["diff", str(tmp_path / "odd"), str(tmp_path / name), "--values"]) == (
         target != "checkpoint"
     )
+
+
+def create(fill):
+    params = {"w": jnp.full((3, 2), fill)}
+    return train_state.TrainState.create(apply_fn=None, params=params, tx=optax.adam(1e-3))
+
+
+class Module(nnx.Module):
+    def __init__(self, seed):
+        rngs = nnx.Rngs(seed)
+        self.layers = nnx.List([nnx.Linear(4, 3, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)])
+
+
+def plain(module):
+    return jax.tree.map(lambda leaf: np.asarray(on_disk(leaf)), nnx.to_pure_dict(nnx.state(module)))
+
+
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
+def test_states_of_flax_restore_from_what_they_became(tmp_path):
+    module, state = Module(0), create(2.0)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", state)
+        checkpointer.save(tmp_path / "module", nnx.state(module))
+    for name in ("state", "module"):
+        assert cli.main(["convert", str(tmp_path / name), str(tmp_path / f"{name}-ours")]) == 0
+        assert cli.main(["diff", str(tmp_path / name), str(tmp_path / f"{name}-ours"), "--values"]) == 0
+    back = kfb.restore(tmp_path / "state-ours", jax.eval_shape(create, 0.0))
+    assert differing(back, state) == []
+    assert type(back.opt_state[0]) is type(state.opt_state[0])
+    assert differing(plain(kfb.restore(tmp_path / "module-ours", Module(1))), plain(module)) == []
 
 
 def test_an_optimizer_that_has_no_place_is_named(tmp_path, capsys):
