@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -109,18 +109,20 @@ class StateReport(NamedTuple):
         from rich.table import Table
         from rich.text import Text
 
+        columns = COLUMNS if any(row.sharding for row in self.rows) else COLUMNS[:-1]
         table = Table(title=Text(self.title), title_justify="left", box=None, pad_edge=False)
-        for name in COLUMNS:
-            right = "right" if name in ("shape", "bytes") else "left"
-            table.add_column(name, justify=right, overflow="fold")  # type: ignore[arg-type]
-        for collection, (leaves, size) in self.totals().items():
-            for row in (row for row in self.rows if row.collection == collection):
-                table.add_row(*map(Text, _cells(row)))
-            total = f"{collection}: {counted(leaves, 'leaf')}"
-            table.add_row(Text(total, style="bold"), "", "", "", Text(f"{size:,}", style="bold"), "")
-        whole = sum(row.size for row in self.rows)
-        table.add_row(Text(f"all: {counted(len(self.rows), 'leaf')}", style="bold"), *[""] * 3, f"{whole:,}")
+        for name in columns:
+            table.add_column(name, justify="right" if name in ("shape", "bytes") else "left", overflow="fold")
+        for cells, style in self._lines():
+            table.add_row(*(Text(cell, style=style) for cell in cells[: len(columns)]))
         return table
+
+    def _lines(self) -> Iterator[tuple[list[str], str]]:
+        """The cells of every line of the table, and its style: each collection, its total, all together."""
+        for collection, (leaves, size) in self.totals().items():
+            yield from ((_cells(row), "") for row in self.rows if row.collection == collection)
+            yield _total(collection, leaves, size), "bold"
+        yield _total("all", len(self.rows), sum(row.size for row in self.rows)), "bold"
 
     def __str__(self) -> str:
         return _printed(self, html=False)
@@ -132,6 +134,10 @@ class StateReport(NamedTuple):
 def _cells(row: LeafRow) -> list[str]:
     shape = "x".join(map(str, row.shape)) or "scalar"
     return [f"  {row.path}", row.kind, row.dtype, shape, f"{row.size:,}", row.sharding]
+
+
+def _total(what: str, leaves: int, size: int) -> list[str]:
+    return [f"{what}: {counted(leaves, 'leaf')}", "", "", "", f"{size:,}", ""]
 
 
 def counted(number: int, what: str) -> str:
@@ -235,7 +241,7 @@ def report(state: Any) -> StateReport:
         >>> model.compile("sgd", "mse")
         >>> print(report(TrainState.from_keras(model).params))
         dict
-        path             kind  dtype    shape  bytes  sharding
+        path             kind  dtype    shape  bytes
           dense/bias           float32      2      8
           dense/kernel         float32    4x2     32
         dense: 2 leaves                           40

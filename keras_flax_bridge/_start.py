@@ -21,7 +21,7 @@ def begin() -> None:
     Raises:
         BackendError: if Keras is imported, or set to be imported, on another backend.
     """
-    if not _is_command():
+    if not is_command():
         return ensure_jax()
     if _command() == "doctor" and not {"-h", "--help"} & set(sys.argv):
         sys.exit(_doctor.run(as_json="--json" in sys.argv))
@@ -34,7 +34,7 @@ def begin() -> None:
         sys.exit(2)
 
 
-def _is_command() -> bool:
+def is_command() -> bool:
     """Whether this process was started as the command line, by its name or with ``python -m``."""
     typed = sys.orig_argv
     by_module = "-m" in typed[:-1] and typed[typed.index("-m") + 1] == _MODULE

@@ -272,7 +272,7 @@ def test_only_the_command_line_begins_as_such(monkeypatch, start):
     argv, typed, expected = STARTS[start]
     monkeypatch.setattr(sys, "argv", argv)
     monkeypatch.setattr(sys, "orig_argv", typed)
-    assert _start._is_command() == expected
+    assert _start.is_command() == expected
 
 
 def test_doctor_without_a_device(monkeypatch, capsys):
@@ -314,6 +314,15 @@ def test_a_reader_that_has_had_enough_is_no_error(made):
     assert done.stderr == ""
     assert done.stdout.splitlines() == [f"{made / 'tree'}: checkpoint"]
     assert done.returncode in (0, 141)
+
+
+@pytest.mark.slow
+def test_damage_is_told_without_the_noise_of_threads(made):
+    for _ in range(3):
+        done = process(f"verify {made / 'damaged'}")
+        assert done.returncode == 1
+        assert "damaged" in done.stdout
+        assert done.stderr == ""
 
 
 @pytest.mark.parametrize(("variable", "coloured"), [("NO_COLOR", False), ("FORCE_COLOR", True)])

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any, NoReturn
 
+from keras_flax_bridge._start import is_command
 from keras_flax_bridge.cli import convert, diff, doctor, eject, inspect, output, plan, verify
 from keras_flax_bridge.errors import BridgeError, CorruptCheckpointError, StructureMismatchError
 
@@ -36,8 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = getattr(options, "debug", False)
     with output.calm(debug):
         code = _run(options, debug)
-        if code == DIFFERENT:
+        if code == DIFFERENT and not debug:
             gc.collect()  # coroutines of reads that failed complain when they go
+            if is_command():
+                _close(sys.stderr)  # and threads of tensorstore when the process ends
     return code
 
 
@@ -48,7 +51,7 @@ def _run(options: Any, debug: bool) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # the reader has had enough, as `head` has
-        _close_stdout()
+        _close(sys.stdout)
         return BROKEN_PIPE
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -69,10 +72,10 @@ def _said(error: Exception) -> str:
     return f"{what}. Run it again with --debug to see where."
 
 
-def _close_stdout() -> None:
-    """Nobody reads it: what Python still has to write at exit goes nowhere."""
+def _close(stream: Any) -> None:
+    """What Python or a library still has to write to a stream when the process ends goes nowhere."""
     with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class _Parser(argparse.ArgumentParser):

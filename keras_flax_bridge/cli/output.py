@@ -65,11 +65,11 @@ def calm(debug: bool) -> Iterator[None]:
         warnings.showwarning = _warn  # catch_warnings puts it back
         for logger in loggers:
             logger.setLevel(logging.CRITICAL + 1)
-        hook, sys.excepthook = sys.excepthook, _pass_over  # for threads of tensorstore
+        hook, sys.unraisablehook = sys.unraisablehook, _pass_over  # for threads of tensorstore
         try:
             yield
         finally:
-            sys.excepthook = hook
+            sys.unraisablehook = hook
             for logger, level in loggers.items():
                 logger.setLevel(level)
 
