@@ -2,11 +2,15 @@
 
 import importlib
 
-from keras_flax_bridge import _backend
+from keras_flax_bridge import _start
 
-_backend.ensure_jax()  # before anything below imports Keras
+_start.begin()  # before anything below imports Keras
 
 from keras_flax_bridge import callbacks as callbacks
+from keras_flax_bridge._history import History as History
+from keras_flax_bridge._report import LeafRow as LeafRow
+from keras_flax_bridge._report import StateReport as StateReport
+from keras_flax_bridge._report import report as report
 from keras_flax_bridge.checkpoint import VerifyReport as VerifyReport
 from keras_flax_bridge.checkpoint import load_model as load_model
 from keras_flax_bridge.checkpoint import restore as restore

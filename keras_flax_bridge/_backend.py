@@ -35,12 +35,16 @@ def _choice() -> tuple[str, str | None]:
         return "the imported keras", keras.backend.backend()
     if os.environ.get("KERAS_BACKEND"):
         return "KERAS_BACKEND", os.environ["KERAS_BACKEND"]
-    path = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "keras.json"
-    return str(path), _backend_of(path)
+    return str(config_path()), _backend_of(config_path())
+
+
+def config_path() -> Path:
+    """The file in which Keras looks for its settings."""
+    return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "keras.json"
 
 
 # Keras writes this file at its very first import, whatever backend runs: it is nobody's choice.
-_WRITTEN_BY_KERAS = {
+WRITTEN_BY_KERAS = {
     "floatx": "float32",
     "epsilon": 1e-07,
     "backend": "tensorflow",
@@ -54,6 +58,6 @@ def _backend_of(path: Path) -> str | None:
         config = json.loads(path.read_text())
     except (OSError, ValueError):  # no file, or one that Keras ignores as well
         return None
-    if not isinstance(config, dict) or config == _WRITTEN_BY_KERAS:
+    if not isinstance(config, dict) or config == WRITTEN_BY_KERAS:
         return None
     return config.get("backend")

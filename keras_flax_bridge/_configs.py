@@ -30,6 +30,11 @@ def of_state(state: Any, model: Any) -> dict[str, Any]:
     return {"model": configs.get("", configs)} if configs else {}
 
 
+def of_model(model: Any) -> dict[str, Any]:
+    """The config of a model that Keras loaded from a file, compiled as it is."""
+    return keras.saving.serialize_keras_object(model)
+
+
 def _config(model: Any, state: Any) -> dict[str, Any]:
     """What `build` needs to make the model again, as plain JSON types."""
     slots = _slot_values(model, state)

@@ -13,13 +13,14 @@ import keras
 
 from keras_flax_bridge import _configs, _parts
 from keras_flax_bridge import _variables as V
-from keras_flax_bridge._intake import built
+from keras_flax_bridge._intake import TREES, built
 from keras_flax_bridge._orbax import Stored
 from keras_flax_bridge._paths import Path
 from keras_flax_bridge._restore import COLLECTIONS, Target, unboxed
 from keras_flax_bridge._transforms import trainee
 from keras_flax_bridge.errors import CheckpointError
 
+_TREES = {*TREES, "step", "eval_metrics"}
 CONFIG = "model_config"  # the item in which Keras stores the config of the model
 
 
@@ -31,13 +32,17 @@ def tops(stored: Any) -> set[str]:
 def names(stored: Any, like: Any, target: Target) -> dict[Path, Path]:
     """What the leaves of a checkpoint are called among ours: the stored path by the name."""
     if getattr(stored, "ours", True):
-        return {path: path for path in stored.specs}
+        return _of_weights({path: path for path in stored.specs}, target)
     if {path[0] for path in stored.specs} <= V.TREES.keys():
         return _of_keras(stored, like)
-    found = unboxed(stored.specs)
-    if target.of_weights and not {path[0] for path in found} & COLLECTIONS:
-        return {("params", *name): path for name, path in found.items()}
-    return found
+    return _of_weights(unboxed(stored.specs), target)
+
+
+def _of_weights(found: dict[Path, Path], target: Target) -> dict[Path, Path]:
+    """Names of a module's state, which has no ``params`` above it, as weights where those are wanted."""
+    if not target.of_weights or {path[0] for path in found} & (COLLECTIONS | _TREES):
+        return found
+    return {("params", *name): path for name, path in found.items()}
 
 
 def config(stored: Stored) -> dict[str, Any] | None:

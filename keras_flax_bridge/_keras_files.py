@@ -61,8 +61,10 @@ def load_model(path: FilePath) -> Any:
 class KerasFile:
     """A `.keras` file in the place of a checkpoint: the state of the model in it."""
 
-    def __init__(self, path: FilePath):
-        model = load_model(path)
+    def __init__(self, path: FilePath, model: Any = None):
+        """`model` is one that holds what lies in the file; None to load it."""
+        self.model = load_model(path) if model is None else model
+        model = self.model
         state = TrainState.from_keras(model, optimizer=None if model.compiled else "sgd")
         trees = ("params", "non_trainable") if not model.compiled else None
         flat = _paths.flatten(state)

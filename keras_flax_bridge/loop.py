@@ -13,6 +13,7 @@ import keras
 from keras_flax_bridge import _parts, _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._feed import Feed
+from keras_flax_bridge._history import History
 from keras_flax_bridge._leaves import owned
 from keras_flax_bridge._preemption import Preemption
 from keras_flax_bridge.errors import StructureMismatchError
@@ -34,7 +35,7 @@ def train(
     manager: CheckpointManager | None = None,
     callbacks: Iterable[keras.callbacks.Callback] = (),
     verbose: int = 1,
-) -> tuple[TrainState, keras.callbacks.History]:
+) -> tuple[TrainState, History]:
     """Trains until `steps` or `epochs` are reached, and goes on from the manager's newest checkpoint.
 
     Metrics start again with each epoch. With a manager, its newest checkpoint is restored first, with the
@@ -61,7 +62,8 @@ def train(
         verbose: 0 for silence, 1 for Keras's progress bar, 2 for a line an epoch.
 
     Returns:
-        The state, and Keras's History of this process's epochs: ``history.history["loss"]``.
+        The state, and Keras's History of this process's epochs: ``history.history["loss"]``;
+        ``history.plot()`` draws its curves.
 
     Raises:
         StructureMismatchError: if neither or not the right one of `steps` and `epochs` is given, or the data
@@ -214,16 +216,15 @@ class _Watch:
                 expected="a state of one Keras model",
                 fix="Train without callbacks, or write the loop yourself.",
             )
+        self.history = History()
         self._list = keras.callbacks.CallbackList(
-            self._users,
-            add_history=True,
+            [*self._users, self.history],
             add_progbar=verbose != 0,
             model=self._model or keras.Model(),  # History wants one to be remembered by
             verbose=verbose,
             epochs=epochs or 1,
             steps=feed.length,
         )
-        self.history = next(c for c in self._list.callbacks if isinstance(c, keras.callbacks.History))
 
     @property
     def stopped(self) -> bool:

@@ -9,7 +9,7 @@ import pytest
 
 from keras_flax_bridge import _backend, errors
 
-WRITTEN_BY_KERAS = json.dumps(_backend._WRITTEN_BY_KERAS)
+WRITTEN_BY_KERAS = json.dumps(_backend.WRITTEN_BY_KERAS)
 
 CASES = {
     # name: (KERAS_BACKEND, keras.json, code, what it prints or the error's words)

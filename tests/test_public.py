@@ -49,6 +49,9 @@ PLAIN = {
     "VerifyReport.ok",
     "ResumeReport.ok",
     "ShardingReport.per_device",
+    "LeafRow.collection",
+    "StateReport.totals",
+    "StateReport.to_json",
 }
 
 

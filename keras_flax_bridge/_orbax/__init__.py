@@ -10,4 +10,6 @@ from keras_flax_bridge._orbax.api import is_checkpoint as is_checkpoint
 from keras_flax_bridge._orbax.api import steps_in as steps_in
 from keras_flax_bridge._orbax.reading import Stored as Stored
 from keras_flax_bridge._orbax.root import Root as Root
+from keras_flax_bridge._orbax.writing import is_empty as is_empty
 from keras_flax_bridge._orbax.writing import save as save
+from keras_flax_bridge._orbax.writing import save_plain as save_plain

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path as FilePath
@@ -24,6 +25,13 @@ def ocp() -> Any:
     return v1
 
 
+def legacy() -> Any:
+    """The interface that most Flax code uses."""
+    import orbax.checkpoint
+
+    return orbax.checkpoint
+
+
 @contextlib.contextmanager
 def speaking(
     where: FilePath | str, doing: str, kind: type[CheckpointError] = CheckpointError
@@ -36,10 +44,16 @@ def speaking(
     except Exception as error:  # Orbax and tensorstore raise many kinds, most of them undocumented
         raise kind(
             str(where),
-            got=f"{type(error).__name__} while {doing}: {str(error)[:500]}",
+            got=f"{type(error).__name__} while {doing}: {_brief(error)}",
             expected=f"{doing} to succeed",
             fix="Older steps are intact. Check the folder, its permissions and the free space.",
         ) from error
+
+
+def _brief(error: Exception) -> str:
+    """What an error says, without the settings that tensorstore puts behind it, and the drivers before."""
+    text = re.sub(r' \[tensorstore_spec.*|Error opening "\w+" driver: ', "", " ".join(str(error).split()))
+    return text[:500]
 
 
 def absolute(path: Any) -> FilePath:

@@ -70,6 +70,18 @@ class Stored:
         self._empty.update(specs)
         self.specs.update(specs)
 
+    def shardings(self) -> dict[_paths.Path, tuple[tuple[Any, ...], dict[str, int]]]:
+        """How leaves lay on a mesh when they were written: spec and sizes of its axes, where it is known."""
+        tree = ocp().metadata(self._root, checkpointable_name=self._item).metadata
+        found: dict[_paths.Path, Any] = {
+            place: getattr(leaf, "sharding_metadata", None) for place, leaf in _paths.flatten(tree).items()
+        }
+        return {
+            path: (tuple(found[place].partition_spec), _axes(found[place]))
+            for path, place in self._places.items()
+            if hasattr(found.get(place), "partition_spec")
+        }
+
     def json(self, item: str) -> Any:
         """What lies in an item that isn't the tree, as JSON types; None if there is no such item."""
         if not (self.path / item).is_dir():
@@ -228,6 +240,10 @@ def _ours(root: FilePath) -> dict[str, Any]:
 
 def _spec(dtype: str, shape: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(tuple(shape), dtype)
+
+
+def _axes(sharding: Any) -> dict[str, int]:
+    return dict(zip(sharding.axis_names, map(int, sharding.shape), strict=True))
 
 
 def _host_bytes(target: Any) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 
 from keras_flax_bridge import _integrity, _packing, _paths
 from keras_flax_bridge._iterators import checksum, is_grain
-from keras_flax_bridge._orbax.api import DATA, OURS, OURS_SUM, PACKED, STATE, FilePath, ocp, speaking
+from keras_flax_bridge._orbax.api import DATA, OURS, OURS_SUM, PACKED, STATE, FilePath, legacy, ocp, speaking
 from keras_flax_bridge._orbax.names import encode
 
 
@@ -22,6 +22,12 @@ def save(
     items, custom = written(flat, data, metadata, packed=packed)
     with speaking(path, "saving"), saving_context(flat):
         ocp().save_checkpointables(path, items, custom_metadata=custom)
+
+
+def save_plain(path: FilePath, tree: Any) -> None:
+    """Writes a tree as Flax code does, with Orbax's `StandardCheckpointer`, and nothing of ours beside it."""
+    with speaking(path, "saving"), legacy().StandardCheckpointer() as checkpointer:
+        checkpointer.save(path, tree)
 
 
 def saving_context(flat: Mapping[_paths.Path, Any]) -> Any:

@@ -1,0 +1,76 @@
+"""What every kind of file and folder says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path as FilePath
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from keras_flax_bridge import _paths
+from keras_flax_bridge import _variables as V
+from keras_flax_bridge._leaves import on_disk
+from keras_flax_bridge._report import METRIC, STEP, StateReport, rows
+
+# kinds of leaves that Keras doesn't write, and why they are left out
+NOT_IN_KERAS_FILES = {
+    V.SEED: "Keras's files hold no seeds",
+    METRIC: "Keras's files hold no metrics",
+    STEP: "Keras counts steps in its optimizer",
+}
+
+
+class Contents:
+    """What lies somewhere.
+
+    Attributes:
+        path: the file, or the folder of the checkpoint.
+        kind: what it is, in words.
+        specs: every leaf, abstract, by its name.
+        metadata: what lies beside the leaves; the config of the model under ``model``.
+        lacks: kinds of leaves that are not there, or mean nothing elsewhere, and why.
+        note: what else is to be said of it.
+        unnamed: why the names are those in the file, and not structural keys; ``""`` where they are.
+    """
+
+    note = ""
+    lacks: Mapping[str, str] = MappingProxyType({})
+
+    def __init__(
+        self,
+        path: FilePath,
+        kind: str,
+        specs: _paths.Flat,
+        metadata: Mapping[str, Any] | None = None,
+        unnamed: str = "",
+    ):
+        self.path = path
+        self.kind = kind
+        self.specs = specs
+        self.metadata = dict(metadata or {})
+        self.unnamed = unnamed
+
+    def values(self) -> _paths.Flat:
+        """Every leaf, in the memory of this process."""
+        raise NotImplementedError
+
+    def initial(self) -> _paths.Flat:
+        """Leaves that `values` lacks, as the model that is stored starts them."""
+        return {}
+
+    def shardings(self) -> dict[_paths.Path, str]:
+        """How leaves lay on devices when they were written, where that is known."""
+        return {}
+
+    def report(self) -> StateReport:
+        """All of it but the values."""
+        named = f"the names are those in the file: {self.unnamed}" if self.unnamed else ""
+        notes = tuple(note for note in (named, self.note) if note)
+        return StateReport(f"{self.path}: {self.kind}", rows(self.specs, self.shardings()), notes)
+
+
+def as_numpy(leaf: Any) -> Any:
+    """An array in the memory of this process; what is none as it is."""
+    return np.asarray(on_disk(leaf)) if hasattr(leaf, "dtype") else leaf

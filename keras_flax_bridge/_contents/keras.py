@@ -1,0 +1,83 @@
+"""Keras's own files."""
+
+from __future__ import annotations
+
+from pathlib import Path as FilePath
+from typing import Any
+
+from keras_flax_bridge import _configs, _keras_files, _paths
+from keras_flax_bridge._contents import h5
+from keras_flax_bridge._contents.base import NOT_IN_KERAS_FILES, Contents, as_numpy
+from keras_flax_bridge._report import SLOT, kind_of
+from keras_flax_bridge.errors import BridgeError
+
+
+class KerasArrays(Contents):
+    """A file by the paths of the arrays in it."""
+
+    def __init__(self, path: FilePath, unnamed: str):
+        super().__init__(path, kind(path), h5.datasets(path), unnamed=unnamed)
+
+    def values(self) -> _paths.Flat:
+        return h5.values(self.path)
+
+
+class KerasModel(Contents):
+    """A file by structural keys.
+
+    Args:
+        path: the file.
+        specs: what the model in it holds, abstract.
+        model: the model, with what lies in the file in its variables; None to load it once it is needed.
+    """
+
+    def __init__(self, path: FilePath, specs: _paths.Flat, model: Any = None):
+        config = h5.config(path) if model is None else _configs.of_model(model)
+        super().__init__(path, kind(path), _written(path, specs), {"model": config})
+        slots = any(kind_of(name) == SLOT for name in self.specs)
+        if _has_slots(path) and not slots:
+            self.note = "it holds slots of an optimizer, and the model isn't compiled"
+        self.lacks = NOT_IN_KERAS_FILES if slots else {**NOT_IN_KERAS_FILES, SLOT: "it holds no slots"}
+        self._model = model
+
+    def values(self) -> _paths.Flat:
+        loaded = self._loaded()
+        return {path: as_numpy(loaded[path]) for path in self.specs}
+
+    def initial(self) -> _paths.Flat:
+        return {path: as_numpy(leaf) for path, leaf in self._loaded().items() if path not in self.specs}
+
+    def _loaded(self) -> _paths.Flat:
+        file = _keras_files.KerasFile(self.path, self._model)
+        self._model = file.model
+        return file.specs
+
+
+def kind(path: FilePath) -> str:
+    return "Keras's weights file" if path.name.endswith(".h5") else "Keras file"
+
+
+def _written(path: FilePath, specs: _paths.Flat) -> _paths.Flat:
+    """The leaves of a model that its file holds: weights, and slots if there are any."""
+    kept = {name: leaf for name, leaf in specs.items() if kind_of(name) not in NOT_IN_KERAS_FILES}
+    return kept if _has_slots(path) else {name: leaf for name, leaf in kept.items() if kind_of(name) != SLOT}
+
+
+def _has_slots(path: FilePath) -> bool:
+    return any(name[0] == "optimizer" for name in h5.datasets(path))
+
+
+def in_keras_file(path: FilePath) -> Contents:
+    """A `.keras` file, by structural keys where its model can be built here."""
+    try:
+        return KerasModel(path, h5.specs(path))
+    except BridgeError as error:  # its classes aren't known here, or it holds code
+        return KerasArrays(path, f"its model can't be built here ({' '.join(str(error.got).split())})")
+
+
+def in_weights_file(path: FilePath, model: Any) -> Contents:
+    """A `.weights.h5` file: by structural keys, if the model that it is of is given."""
+    if model is None:
+        return KerasArrays(path, "a weights file doesn't say of which model it is")
+    _keras_files.restore_weights(path, model)
+    return KerasModel(path, _keras_files.KerasFile(path, model).specs, model)

@@ -1,0 +1,84 @@
+"""Checkpoints that were written with Orbax, by this package or by others."""
+
+from __future__ import annotations
+
+from pathlib import Path as FilePath
+from typing import Any
+
+import numpy as np
+
+from keras_flax_bridge import _configs, _foreign, _orbax, _paths, _restore
+from keras_flax_bridge import _variables as V
+from keras_flax_bridge._contents.base import Contents, as_numpy
+from keras_flax_bridge._report import METRIC, in_words, kind_of
+from keras_flax_bridge.errors import BridgeError
+from keras_flax_bridge.state import TrainState
+
+_NO_TARGET = _restore.Target({}, None, dict, of_weights=False)
+
+
+class Checkpoint(Contents):
+    """A folder.
+
+    Args:
+        path: the folder of one checkpoint.
+        model: whose variables those of Keras's callback are; None for one of the stored config.
+    """
+
+    def __init__(self, path: FilePath, model: Any = None):
+        self._stored = stored = _orbax.Stored(path)
+        unnamed, metadata = "", stored.metadata
+        self.of_keras = _is_keras_s(stored)
+        if self.of_keras:
+            self.lacks = {METRIC: "metrics of Keras's callback have names of their own"}
+            self._names, unnamed = _of_keras(stored, model)
+            metadata = {} if unnamed else {"model": _foreign.config(stored)}
+        else:
+            self._names = _foreign.names(stored, model, _NO_TARGET)
+        specs = {name: stored.specs[place] for name, place in self._names.items()}
+        super().__init__(path, _kind(stored), specs, metadata, unnamed)
+
+    def values(self) -> _paths.Flat:
+        found = self._stored.load({p: _on_host(self._stored.specs[p]) for p in self._names.values()})
+        self._stored.require_whole(found)
+        return {name: as_numpy(found[place]) for name, place in self._names.items()}
+
+    def initial(self) -> _paths.Flat:
+        state = _paths.flatten(_state(self)).items()
+        return {p: as_numpy(leaf) for p, leaf in state if p not in self.specs or kind_of(p) in self.lacks}
+
+    def shardings(self) -> dict[_paths.Path, str]:
+        found = self._stored.shardings()
+        return {name: in_words(*found[place]) for name, place in self._names.items() if place in found}
+
+
+def _state(contents: Checkpoint) -> Any:
+    """The state in which the model of Keras's callback starts; nothing for what others wrote."""
+    config = contents.metadata.get("model") if contents.of_keras else None
+    return TrainState.from_keras(_configs.build(config, contents.path)) if config else {}
+
+
+def _is_keras_s(stored: Any) -> bool:
+    return not stored.ours and {path[0] for path in stored.specs} <= V.TREES.keys()
+
+
+def _kind(stored: Any) -> str:
+    if stored.ours:
+        return "checkpoint, packed" if stored.metadata.get("packed") else "checkpoint"
+    return "checkpoint of Keras's callback" if _is_keras_s(stored) else "checkpoint of other Orbax code"
+
+
+def _of_keras(stored: Any, model: Any) -> tuple[dict[_paths.Path, _paths.Path], str]:
+    """The place of every leaf by structural key; else by Keras's own name, and why."""
+    try:
+        return _foreign.names(stored, model, _NO_TARGET), ""
+    except BridgeError:
+        if model is not None:
+            raise
+    own = {(V.TREES[path[0]], *path[1:]): path for path in stored.specs}
+    return own, "the model that they are of isn't stored, or can't be built here"
+
+
+def _on_host(spec: Any) -> Any:
+    """What Orbax is asked for to give a leaf as numpy."""
+    return np.broadcast_to(np.zeros((), spec.dtype), spec.shape) if hasattr(spec, "shape") else spec

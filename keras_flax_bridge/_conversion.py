@@ -1,0 +1,174 @@
+"""What lies in one kind of file or folder, written as another, read back and compared bit for bit."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path as FilePath
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from keras_flax_bridge import _conversion_targets as targets
+from keras_flax_bridge import _keras_files, _orbax, _paths
+from keras_flax_bridge._contents import Contents, model_for, opened
+from keras_flax_bridge._leaves import size_of
+from keras_flax_bridge._replacing import beside, require_free
+from keras_flax_bridge._report import kind_of
+from keras_flax_bridge.errors import CheckpointError
+
+Track = Callable[[str], contextlib.AbstractContextManager[Any]]
+SUFFIXES = {".keras": "keras", ".weights.h5": "weights.h5", ".safetensors": "safetensors"}
+KINDS = ("checkpoint", "flax", *SUFFIXES.values())
+
+
+class Converted(NamedTuple):
+    """What was converted: how many leaves and bytes, what was left out and why, and what else to know."""
+
+    path: FilePath
+    kind: str
+    leaves: int
+    size: int
+    left: dict[str, list[str]]
+    notes: list[str]
+
+
+def kind_for(path: FilePath, to: str | None) -> str:
+    """The kind of a target: what was asked for, else what its suffix says, else a checkpoint.
+
+    Raises:
+        CheckpointError: if the suffix says another kind than was asked for.
+    """
+    wanted = {kind: suffix for suffix, kind in SUFFIXES.items()}
+    by_suffix = next((kind for suffix, kind in SUFFIXES.items() if path.name.endswith(suffix)), None)
+    if to is None:
+        return by_suffix or "checkpoint"
+    if by_suffix != (to if to in wanted else None):
+        raise CheckpointError(
+            str(path),
+            got=f"this name for --to {to}",
+            expected=f"one that ends in {wanted[to]}" if to in wanted else "one without the suffix of a file",
+            fix="The suffix says what a file is.",
+        )
+    return to
+
+
+def convert(
+    source: Contents,
+    path: FilePath,
+    kind: str,
+    *,
+    model_file: Any = None,
+    layout: str = "tree",
+    force: bool = False,
+    track: Track = contextlib.nullcontext,
+) -> Converted:
+    """Writes what lies in `source` as another kind, all or nothing.
+
+    Args:
+        source: what was opened.
+        path: where to.
+        kind: one of `KINDS`.
+        model_file: a `.keras` file with the model that the leaves are of, if nothing stored says so.
+        layout: of a checkpoint.
+        force: whether what lies at `path` may be replaced.
+        track: shows that something takes a while.
+
+    Raises:
+        CheckpointError: if `path` can't be written, or the kind can't hold the leaves.
+        StructureMismatchError: if the leaves are not those of the model.
+    """
+    require_free(path, source=source.path, force=force)
+    _require_named(source)
+    with track(f"reading {source.path}"):
+        values = source.values()
+        initial = source.initial() if kind == "checkpoint" else {}
+    strange = {name: source.lacks[kind_of(name)] for name in values if kind_of(name) in source.lacks}
+    flat = {**{name: leaf for name, leaf in values.items() if name not in strange}, **initial}
+    job = targets.Job(flat, source, _models(source, model_file, path), model_file is not None, layout)
+    with beside(path) as draft:
+        with track(f"writing {path}"):
+            done = targets.WRITERS[kind](draft, job)
+        with track("reading it back"):
+            _require_equal(draft, done, flat, job)
+    left = _by_reason({**strange, **done.left})
+    kept = [flat[name] for name in done.names.values()]
+    notes = [*_started({**initial, **dict.fromkeys(sorted(done.started))}), *done.notes]
+    notes += [source.note] if source.note else []
+    return Converted(path, kind, len(kept), sum(map(_size, kept)), left, notes)
+
+
+def _size(leaf: Any) -> int:
+    return len(leaf) if isinstance(leaf, str) else size_of(leaf)
+
+
+def _started(initial: Mapping[_paths.Path, Any]) -> list[str]:
+    """What is said of leaves that the source lacks."""
+    names = ", ".join(map(_paths.join, initial))
+    return [f"not in the source, so as the model starts them: {names}"] if initial else []
+
+
+def _models(source: Contents, model_file: Any, path: FilePath) -> Callable[[], Any]:
+    """What gives the model that the leaves are of, each time a new one."""
+
+    def build() -> Any:
+        if model_file is not None:
+            return _keras_files.load_model(_orbax.absolute(model_file))
+        model = model_for(source)
+        if model is None:
+            raise CheckpointError(
+                str(path),
+                got=f"no model config in {source.path}",
+                expected="the model that its leaves are of",
+                fix="Give it with --model FILE.keras.",
+            )
+        return model
+
+    return build
+
+
+def _require_named(source: Contents) -> None:
+    if source.unnamed:
+        raise CheckpointError(
+            str(source.path),
+            got=f"names that mean nothing elsewhere: {source.unnamed}",
+            expected="leaves by their places in a model",
+            fix="Give the model that it is of with --model FILE.keras, or register its classes by --import.",
+        )
+
+
+def _require_equal(draft: FilePath, done: targets.Written, flat: _paths.Flat, job: targets.Job) -> None:
+    """Checks that what was written is what was read, and that each leaf is there or said to be left out."""
+    back = opened(draft, model=job.model() if draft.name.endswith(".weights.h5") else None)
+    accounted = {*done.names.values(), *done.left}
+    values = back.values()
+    lost = [name for name in flat if name not in accounted]
+    lost += [kept for name, kept in done.names.items() if name not in values]
+    differing = [
+        kept for name, kept in done.names.items() if name in values and not _equal(values[name], flat[kept])
+    ]
+    added = [name for name in values if name not in done.names and name not in done.started]
+    if lost or differing or added:
+        raise CheckpointError(
+            str(draft.name),
+            got=f"leaves that came back otherwise, or not: {_names([*lost, *differing, *added])}",
+            expected="what was read, bit for bit",
+            fix="Nothing was written. Another kind of target may hold them.",
+        )
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if not hasattr(b, "dtype"):
+        return np.shape(a) == () and bool(a == b)
+    return _paths.same(a, b) and np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def _names(paths: Iterable[_paths.Path]) -> str:
+    return ", ".join(map(_paths.join, paths))
+
+
+def _by_reason(left: Mapping[_paths.Path, str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name, why in left.items():
+        found.setdefault(why, []).append(_paths.join(name))
+    return found

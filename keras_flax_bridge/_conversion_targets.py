@@ -1,0 +1,171 @@
+"""How leaves are written as each kind of file or folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path as FilePath
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from keras_flax_bridge import _configs, _orbax, _paths, _restore, _saving
+from keras_flax_bridge._contents import NOT_IN_KERAS_FILES, Contents, save_tensors
+from keras_flax_bridge._report import SLOT, kind_of
+from keras_flax_bridge.errors import CheckpointError
+
+
+@dataclass
+class Job:
+    """What is to be written: leaves, where they come from, what builds their model, a layout.
+
+    `given` says whether the model was given beside the source.
+    """
+
+    flat: _paths.Flat
+    source: Contents
+    model: Callable[[], Any]
+    given: bool
+    layout: str
+
+    @cached_property
+    def config(self) -> Any:
+        """The config of the model: of the given one, if the leaves are of it; else the stored one."""
+        if not self.given:
+            return self.source.metadata.get("model")
+        model = self.model()
+        _fill(model, self.flat, f"the model of {self.source.path}")
+        return _configs.of_model(model)
+
+
+class Written(NamedTuple):
+    """What was written.
+
+    Attributes:
+        names: the leaf that each written name holds.
+        left: leaves that were left out, and why.
+        notes: what else is to be said.
+        started: names that hold no leaf of the source, but what the model starts with.
+    """
+
+    names: dict[_paths.Path, _paths.Path]
+    left: dict[_paths.Path, str]
+    notes: list[str]
+    started: frozenset[_paths.Path] = frozenset()
+
+
+_CARRIED = ("model", "no_model", "weight_map", "data")  # what lies beside the leaves, and stays with them
+_NO_CONFIG = "the config of the model has no place in a plain tree: keep the source, or the model's code"
+
+
+def _to_checkpoint(path: FilePath, job: Job) -> Written:
+    carried = {name: job.source.metadata[name] for name in _CARRIED if job.source.metadata.get(name)}
+    carried |= {"model": job.config} if job.config else {}
+    metadata = {**_saving.metadata(None, None), **carried}
+    _orbax.save(path, job.flat, None, metadata, packed=_saving.is_packed(job.layout))
+    return _all(job, {}, ["the position of a Grain iterator stays behind"] if _has_grain(job) else [])
+
+
+def _has_grain(job: Job) -> bool:
+    return job.source.metadata.get("grain") is not None
+
+
+def _to_flax(path: FilePath, job: Job) -> Written:
+    reasons = {
+        "Orbax stores no array without elements": _orbax.is_empty,
+        "no array": lambda x: isinstance(x, str),
+    }
+    left = _left(job, reasons)
+    kept = {name: leaf for name, leaf in job.flat.items() if name not in left}
+    _orbax.save_plain(path, _paths.nest(kept))
+    return _all(job, left, [_NO_CONFIG] if job.config else [])
+
+
+def _to_safetensors(path: FilePath, job: Job) -> Written:
+    left = _left(job, {"no array": lambda leaf: isinstance(leaf, str)})
+    kept = {name: np.asarray(leaf) for name, leaf in job.flat.items() if name not in left}
+    numbers = [_paths.join(name) for name in kept if not hasattr(job.flat[name], "dtype")]
+    save_tensors(path, kept, {"model": job.config} if job.config else {})
+    return _all(job, left, [f"numbers that are arrays now: {', '.join(numbers)}"] if numbers else [])
+
+
+def _left(job: Job, reasons: dict[str, Callable[[Any], bool]]) -> dict[_paths.Path, str]:
+    return {name: why for why, is_so in reasons.items() for name, leaf in job.flat.items() if is_so(leaf)}
+
+
+def _all(job: Job, left: dict[_paths.Path, str], notes: list[str]) -> Written:
+    return Written({name: name for name in job.flat if name not in left}, left, notes)
+
+
+def _to_keras(path: FilePath, job: Job, *, save: Callable[[Any, FilePath], None]) -> Written:
+    model = job.model()
+    left = {
+        name: NOT_IN_KERAS_FILES[kind_of(name)] for name in job.flat if kind_of(name) in NOT_IN_KERAS_FILES
+    }
+    filled = _fill(model, job.flat, f"the model of {job.source.path}")
+    save(model, path)
+    return filled._replace(left={**left, **filled.left})
+
+
+_NO_OPTIMIZER = "the model has no optimizer of Keras's with such slots"
+
+
+def _fill(model: Any, flat: _paths.Flat, where: str) -> Written:
+    """Puts leaves into a model; what it is given no slots for, starts.
+
+    Raises:
+        CheckpointError: if these are several models.
+        StructureMismatchError: listing all leaves that are missing, unexpected or of another shape or dtype.
+    """
+    if not isinstance(model, keras.Model):
+        raise CheckpointError(
+            where,
+            got=f"several models ({', '.join(model)})",
+            expected="one, as Keras's files hold",
+            fix="Load them with kfb.load_model, and save each.",
+        )
+    given, weights = _parted(flat)
+    target = _restore.target_of(model, tops={path[0] for path in flat})
+    if not given.keys() & target.wanted.keys():  # another optimizer, or none on either side
+        _restart(model)
+        target = _restore.target_of(model, tops={path[0] for path in flat})
+        wanted, own = _parted(target.wanted)[::-1]
+        left, given = dict.fromkeys(given, _NO_OPTIMIZER), {}
+    else:
+        wanted, own, left = {**_parted(target.wanted)[1], **_parted(target.wanted)[0]}, {}, {}
+    stored = {**weights, **given}
+    names = _restore.plan(stored, target._replace(wanted=wanted, scope=None), where, _restore.Options())
+    target.put({path: stored[place] for path, place in names.items()})
+    return Written(names, left, [], frozenset(own))
+
+
+def _parted(flat: _paths.Flat) -> tuple[_paths.Flat, _paths.Flat]:
+    """Slots, and weights; not what Keras doesn't write."""
+    kept = {path: leaf for path, leaf in flat.items() if kind_of(path) not in NOT_IN_KERAS_FILES}
+    slots = {path: leaf for path, leaf in kept.items() if kind_of(path) == SLOT}
+    return slots, {path: leaf for path, leaf in kept.items() if path not in slots}
+
+
+def _restart(model: Any) -> None:
+    """Gives a compiled model an optimizer that has seen nothing."""
+    if model.compiled:
+        model.compile_from_config(model.get_compile_config())
+
+
+def _save_weights(model: Any, path: FilePath) -> None:
+    model.save_weights(path)
+
+
+def _save_model(model: Any, path: FilePath) -> None:
+    model.save(path)
+
+
+WRITERS: dict[str, Callable[[FilePath, Job], Written]] = {
+    "checkpoint": _to_checkpoint,
+    "flax": _to_flax,
+    "keras": partial(_to_keras, save=_save_model),
+    "weights.h5": partial(_to_keras, save=_save_weights),
+    "safetensors": _to_safetensors,
+}

@@ -1,0 +1,140 @@
+"""What differs between what lies in two places: paths, shapes, dtypes, values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from keras_flax_bridge import _paths
+from keras_flax_bridge._contents import Contents
+from keras_flax_bridge._report import counted, kind_of, listed
+
+KINDS = ("missing", "unexpected", "shape", "dtype", "value")
+Row = dict[str, Any]
+
+
+class Difference(NamedTuple):
+    """What differs, leaf by leaf.
+
+    Attributes:
+        a: the first place.
+        b: the second.
+        compared: how many leaves both have.
+        rows: by kind of difference; ``missing`` is in the first alone, ``unexpected`` in the second alone.
+        skipped: paths that weren't compared, by the reason.
+    """
+
+    a: str
+    b: str
+    compared: int
+    rows: dict[str, list[Row]]
+    skipped: dict[str, list[str]]
+
+    def __bool__(self) -> bool:
+        return any(self.rows.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """The difference as plain JSON types."""
+        head = {"a": self.a, "b": self.b, "same": not self, "compared": self.compared}
+        return {**head, **self.rows, "not_compared": self.skipped}
+
+    def __str__(self) -> str:
+        lines = [_line(kind, row) for kind, rows in self.rows.items() for row in rows]
+        counts = [f"{len(rows)} {kind}" for kind, rows in self.rows.items() if rows]
+        said = ", ".join(counts) or "no difference"
+        notes = [f"not compared: {listed(names)} ({why})" for why, names in self.skipped.items()]
+        return "\n".join([*lines, *notes, f"{counted(self.compared, 'leaf')} compared: {said}"])
+
+
+def _line(kind: str, row: Row) -> str:
+    said = row.get("leaf") or (f"{row['a']} and {row['b']}" if "a" in row else _number(row["largest"]))
+    return f"{kind:<10}  {row['path']}  {said}"
+
+
+def _number(largest: float | str) -> str:
+    return largest if isinstance(largest, str) else f"{largest:.6g}"
+
+
+def difference(a: Contents, b: Contents, *, values: bool = False) -> Difference:
+    """Compares two places.
+
+    Args:
+        a: the first.
+        b: the second.
+        values: whether values are compared too; they are read only then.
+    """
+    first, second, skipped = _comparable(a, b)
+    diff = _paths.diff(second, first)
+    both = {path: (leaf, second[path]) for path, leaf in first.items() if path in second}
+    alike = [path for path in both if path not in diff.mismatched]
+    rows: dict[str, list[Row]] = {
+        "missing": _alone(diff.missing),
+        "unexpected": _alone(diff.unexpected),
+        "shape": _unlike(both, diff.mismatched, by_shape=True),
+        "dtype": _unlike(both, diff.mismatched, by_shape=False),
+        "value": list(_values(alike, a.values(), b.values())) if values else [],
+    }
+    return Difference(str(a.path), str(b.path), len(both), rows, skipped)
+
+
+def _comparable(a: Contents, b: Contents) -> tuple[_paths.Flat, _paths.Flat, dict[str, list[str]]]:
+    """The leaves of both, without those that one of them can't hold."""
+    first, second = _below_params(a.specs, b.specs), _below_params(b.specs, a.specs)
+    why = {**a.lacks, **b.lacks}
+    skipped: dict[str, list[str]] = {}
+    for path in {**first, **second}:
+        if kind_of(path) in why:
+            skipped.setdefault(why[kind_of(path)], []).append(_paths.join(path))
+    return _without(first, why), _without(second, why), skipped
+
+
+def _without(flat: _paths.Flat, kinds: Mapping[str, str]) -> _paths.Flat:
+    return {path: leaf for path, leaf in flat.items() if kind_of(path) not in kinds}
+
+
+def _below_params(flat: _paths.Flat, other: _paths.Flat) -> _paths.Flat:
+    """The leaves of a module's state, which has no ``params`` above it, where the other side has."""
+    if any(kind_of(path) for path in flat) or not any(path[0] == "params" for path in other):
+        return flat
+    return {("params", *path): leaf for path, leaf in flat.items()}
+
+
+def _alone(flat: Mapping[_paths.Path, Any]) -> list[Row]:
+    return [{"path": _paths.join(path), "leaf": _paths.spec(leaf)} for path, leaf in flat.items()]
+
+
+def _unlike(both: Mapping[_paths.Path, Any], paths: Iterable[_paths.Path], *, by_shape: bool) -> list[Row]:
+    """Leaves of another shape, or of the same shape and another dtype."""
+    return [
+        {"path": _paths.join(path), "a": _paths.spec(both[path][0]), "b": _paths.spec(both[path][1])}
+        for path in paths
+        if (np.shape(both[path][0]) != np.shape(both[path][1])) == by_shape
+    ]
+
+
+def _values(paths: Iterable[_paths.Path], a: _paths.Flat, b: _paths.Flat) -> Iterator[Row]:
+    for path in paths:
+        largest = _largest(_value(a, path), _value(b, path))
+        if largest is not None:
+            yield {"path": _paths.join(path), "largest": largest}
+
+
+def _value(flat: _paths.Flat, path: _paths.Path) -> Any:
+    return flat[path] if path in flat else flat[path[1:]]
+
+
+def _largest(a: Any, b: Any) -> float | str | None:
+    """The largest absolute difference; None for the same values, text where there is no number for it."""
+    x, y = np.asarray(a), np.asarray(b)
+    if x.dtype.kind in "US":
+        return None if a == b else "another text"
+    wide = np.complex128 if x.dtype.kind == "c" else np.float64
+    wide_x, wide_y = x.astype(wide), y.astype(wide)
+    unlike = ~((x == y) | (np.isnan(wide_x) & np.isnan(wide_y)))
+    if not unlike.any():
+        return None
+    with np.errstate(invalid="ignore"):
+        found = float(np.abs(wide_x[unlike] - wide_y[unlike]).max())
+    return found if np.isfinite(found) else "not a finite number"

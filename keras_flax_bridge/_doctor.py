@@ -1,0 +1,194 @@
+"""What is installed and chosen, what clashes, and what to do: with the standard library alone.
+
+It must say what is wrong where Keras, jax or this package itself can't be imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from keras_flax_bridge._backend import WRITTEN_BY_KERAS, config_path, ensure_jax
+from keras_flax_bridge.errors import BackendError
+
+_OWN = "keras-flax-bridge"
+_NEEDED = ("keras", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "rich")
+_OPTIONAL = ("grain", "safetensors", "matplotlib")
+
+
+class Clash(NamedTuple):
+    """Something that doesn't work together, and what to do."""
+
+    what: str
+    fix: str
+
+
+class Health(NamedTuple):
+    """What was found.
+
+    Attributes:
+        found: what is installed and chosen, by name.
+        clashes: what doesn't work together.
+    """
+
+    found: dict[str, str]
+    clashes: list[Clash]
+
+    def to_json(self) -> dict[str, Any]:
+        """What was found as plain JSON types."""
+        clashes = [clash._asdict() for clash in self.clashes]
+        return {"ok": not self.clashes, "found": self.found, "clashes": clashes}
+
+    def __str__(self) -> str:
+        width = max(map(len, self.found))
+        lines = [f"{name:<{width}}  {value}" for name, value in self.found.items()]
+        lines += [f"clash: {clash.what}. {clash.fix}" for clash in self.clashes]
+        return "\n".join([*lines, f"clashes: {len(self.clashes) or 'none'}"])
+
+
+def examined() -> Health:
+    """Looks at this environment; it imports jax, to see the devices."""
+    versions = {name: _version(name) for name in (*_NEEDED, *_OPTIONAL)}
+    found = {"python": platform.python_version(), _OWN: _version(_OWN) or "not installed"}
+    found |= {name: version or "not installed" for name, version in versions.items()}
+    devices, broken = _devices()
+    found |= {**_chosen(), **devices}
+    return Health(found, [*_missing(versions), *_outside(versions), *_choices(), *broken])
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _missing(versions: dict[str, str | None]) -> list[Clash]:
+    """Packages that are needed and not there."""
+    lost = [name for name in _NEEDED if versions[name] is None]
+    return [Clash(f"{name} is not installed", f"pip install {name}") for name in lost]
+
+
+def _outside(versions: dict[str, str | None]) -> Iterator[Clash]:
+    """Versions that are not those that this package says it works with, and parts of jax that differ."""
+    for name, least in _least():
+        version = versions.get(name)
+        if version is not None and _numbers(version) < _numbers(least):
+            yield Clash(f"{name} {version} is older than {least}", f"pip install -U '{name}>={least}'")
+    jax, jaxlib = versions["jax"], versions["jaxlib"]
+    if jax and jaxlib and _numbers(jax)[:2] != _numbers(jaxlib)[:2]:
+        yield Clash(
+            f"jax {jax} and jaxlib {jaxlib} are not of one release", f"pip install -U 'jaxlib=={jax}'"
+        )
+
+
+def _least() -> list[tuple[str, str]]:
+    """The oldest version of each package that is supported, as the installed package says."""
+    try:
+        lines = metadata.requires(_OWN) or []
+    except metadata.PackageNotFoundError:
+        return []
+    matches = (re.match(r"([\w.-]+)\s*>=\s*([\d.]+)", line) for line in lines)
+    return [(match[1], match[2]) for match in matches if match]
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The numbers of a release; what comes after them is left out.
+
+    >>> _numbers("0.12.8rc1") < _numbers("0.12.10")
+    True
+    """
+    return tuple(int(part) for part in re.match(r"[\d.]*", version)[0].split(".") if part)  # type: ignore[index]
+
+
+def _keras_json() -> dict[str, Any]:
+    try:
+        found = json.loads(config_path().read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _nnx() -> str:
+    """What switches Keras's NNX mode on; nothing if it is off."""
+    variable = os.environ.get("KERAS_NNX_ENABLED")
+    if variable is not None:
+        return f"KERAS_NNX_ENABLED={variable}" if variable.lower() in ("true", "1") else ""
+    return str(config_path()) if _keras_json().get("nnx_enabled") else ""
+
+
+def _chosen() -> dict[str, str]:
+    variables = ("KERAS_BACKEND", "JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES")
+    return {
+        **{name: os.environ.get(name, "not set") for name in variables},
+        "keras.json": _settings(),
+        "NNX mode of Keras": _nnx() or "off",
+    }
+
+
+def _settings() -> str:
+    """What a user chose in Keras's file."""
+    found = _keras_json()
+    if not found or found == WRITTEN_BY_KERAS:
+        return "none" if not found else "as Keras writes it by itself, so nobody's choice"
+    return f"{config_path()}: {json.dumps(found)}"
+
+
+def _choices() -> Iterator[Clash]:
+    """Settings under which this package doesn't run, or Keras behaves otherwise."""
+    try:
+        ensure_jax()
+    except BackendError as error:
+        yield Clash(f"{error.where} chooses {error.got} for Keras", str(error.fix))
+    if _nnx():
+        why = "models of Keras train more slowly there and some diverge; kfb.ToNNX doesn't need it"
+        yield Clash(f"{_nnx()} switches Keras's NNX mode on", f"Switch it off: {why}")
+
+
+def _devices() -> tuple[dict[str, str], Iterable[Clash]]:
+    """What jax computes on."""
+    try:
+        jax = importlib.import_module("jax")
+        devices = jax.devices()
+    except Exception as error:  # a broken installation raises anything
+        text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        fix = "Install jax for this machine (https://docs.jax.dev), or set JAX_PLATFORMS=cpu"
+        return {"devices": "none"}, [Clash(f"jax finds no device ({text})", fix)]
+    kinds = ", ".join(sorted({device.device_kind for device in devices}))
+    found = {"backend of jax": jax.default_backend(), "devices": f"{len(devices)} ({kinds})"}
+    found["jax_enable_x64"] = str(jax.config.jax_enable_x64)
+    return found, list(_idle(jax.default_backend()))
+
+
+def _idle(backend: str) -> Iterator[Clash]:
+    """A GPU that jax doesn't use, though nobody told it not to."""
+    told = os.environ.get("JAX_PLATFORMS") or os.environ.get("CUDA_VISIBLE_DEVICES") is not None
+    if backend == "cpu" and not told and Path("/proc/driver/nvidia/version").exists():
+        yield Clash(
+            "this machine has an NVIDIA GPU, and jax computes on the CPU", "pip install -U 'jax[cuda13]'"
+        )
+
+
+def run(*, as_json: bool) -> int:
+    """Prints what was found, and gives the exit code: 1 if something clashes."""
+    health = examined()
+    if as_json:
+        print(json.dumps(health.to_json(), indent=1))
+        return 1 if health.clashes else 0
+    for line in str(health).splitlines():
+        say(line, sys.stdout, red=line.startswith("clash:"))
+    return 1 if health.clashes else 0
+
+
+def say(text: str, stream: Any, *, red: bool) -> None:
+    """Prints a line, in red on a terminal."""
+    red = red and stream.isatty() and not os.environ.get("NO_COLOR")
+    print(f"\033[31m{text}\033[0m" if red else text, file=stream)

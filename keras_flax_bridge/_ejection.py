@@ -1,0 +1,88 @@
+"""A Keras model as a file of native Flax source, and a checkpoint of its weights that needs no Keras."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax import nnx
+
+from keras_flax_bridge import _orbax, _paths, _saving, checkpoint, migrate
+from keras_flax_bridge._leaves import on_disk
+from keras_flax_bridge._replacing import beside, require_free
+from keras_flax_bridge.errors import CheckpointError
+from keras_flax_bridge.migrate.maps import Pair
+
+_WEIGHTS = nnx.Not(nnx.RngState)  # the keys of dropout are whoever's makes the module
+
+
+class Ejected(NamedTuple):
+    """What was written: the class in the source, how many weights, how the conversion went."""
+
+    class_name: str
+    leaves: int
+    report: Any
+
+
+def eject(model: Any, file: Path, source: Path, weights: Path, class_name: str, *, force: bool) -> Ejected:
+    """Writes the source and the weights, and reads both back.
+
+    Args:
+        model: a Keras model.
+        file: where it comes from.
+        source: the ``.py`` file to write.
+        weights: the folder of the checkpoint to write; its leaves have the names of the module's.
+        class_name: of the module.
+        force: whether what lies there may be replaced.
+
+    Raises:
+        CheckpointError: if either can't be written.
+        UnsupportedLayerError: naming the layers that can't be converted.
+    """
+    for path, other in ((source, file), (weights, file), (source, weights)):
+        require_free(path, source=other, force=force)
+    module: Any = migrate.to_nnx(model, class_name=class_name)
+    text = migrate.to_source(model, class_name=class_name)
+    flat = _flat(module)
+    with beside(source) as file_draft, beside(weights) as folder_draft:
+        file_draft.write_text(text)
+        _orbax.save(folder_draft, _saved(flat), None, _metadata(flat), packed=False)
+        _require_equal(_read_back(file_draft, folder_draft, type(module).__name__), flat, source)
+    return Ejected(type(module).__name__, len(flat), type(module).conversion_report)
+
+
+def _flat(module: Any) -> _paths.Flat:
+    state = nnx.to_flat_state(nnx.state(module, _WEIGHTS))
+    return {tuple(map(str, path)): leaf.get_value() for path, leaf in state}
+
+
+def _saved(flat: _paths.Flat) -> _paths.Flat:
+    return {("params", *path): on_disk(leaf) for path, leaf in flat.items()}
+
+
+def _metadata(flat: _paths.Flat) -> dict[str, Any]:
+    """What lets `kfb.restore` fill a module of the source: every leaf has the name that it has there."""
+    same = migrate.WeightMap([Pair((path,), (path,)) for path in flat])
+    return {**_saving.metadata(None, None), "weight_map": same.to_json()}
+
+
+def _read_back(source: Path, weights: Path, class_name: str) -> _paths.Flat:
+    spec: Any = importlib.util.spec_from_file_location("keras_flax_bridge_ejected", source)
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return _flat(checkpoint.restore(weights, getattr(made, class_name)(rngs=nnx.Rngs(0))))
+
+
+def _require_equal(back: _paths.Flat, flat: _paths.Flat, source: Path) -> None:
+    differing = [
+        _paths.join(path) for path in flat if not np.array_equal(back[path], flat[path], equal_nan=True)
+    ]
+    if differing:
+        raise CheckpointError(
+            str(source),
+            got=f"weights that came back otherwise: {', '.join(differing)}",
+            expected="those of the model, bit for bit",
+            fix="Nothing was written. This is a mistake in the bridge: report it.",
+        )

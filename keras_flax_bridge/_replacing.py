@@ -1,0 +1,54 @@
+"""Files and folders that take their place at once, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from keras_flax_bridge import _orbax, _saving
+from keras_flax_bridge.errors import CheckpointError
+
+
+def require_free(path: Path, *, source: Path, force: bool) -> None:
+    """Checks that a path may be written, and that what is replaced is one file or one checkpoint.
+
+    Raises:
+        CheckpointError: if something lies there, or `source` does.
+    """
+    _saving.require(path.parent.is_dir(), str(path), "no folder to write it in", "a folder that exists")
+    nested = source == path or path in source.parents or source in path.parents
+    _saving.require(not nested, str(path), f"a place around, at or inside of {source}", "another place")
+    if not path.exists():
+        return
+    if not force:
+        raise CheckpointError(
+            str(path), got="something that exists", expected="a new path", fix="--force replaces it."
+        )
+    one = path.is_file() or _orbax.is_checkpoint(path)
+    _saving.require(one, str(path), "a folder of other things", "a file or one checkpoint to replace")
+
+
+@contextlib.contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A place to write to, on the disk of `path`; it takes the name at the end, if nothing failed."""
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield folder / path.name
+        _swap(folder / path.name, path, folder / "before")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _swap(draft: Path, path: Path, aside: Path) -> None:
+    replaced = path.exists()
+    if replaced:
+        path.rename(aside)
+    try:
+        draft.rename(path)
+    except OSError:
+        if replaced:
+            aside.rename(path)
+        raise

@@ -1,0 +1,269 @@
+"""Leaves as rows of a table: what lies where, in which kind, shape, dtype and size."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from keras_flax_bridge import _paths
+from keras_flax_bridge import _variables as V
+from keras_flax_bridge._leaves import size_of
+from keras_flax_bridge.errors import StructureMismatchError
+
+SLOT, METRIC, STEP = "slot", "metric", "step"
+# what the leaves of a tree are, by its first name; Linen's collections and ToLinen's among them
+_KINDS = {
+    "params": V.PARAM,
+    "opt_state": SLOT,
+    "metrics": METRIC,
+    "eval_metrics": METRIC,
+    "batch_stats": V.BATCH_STAT,
+    "frozen": V.FROZEN,
+    "seeds": V.SEED,
+    "step": STEP,
+}
+_ORDER = ("step", "params", "batch_stats", "non_trainable", "opt_state", "metrics", "eval_metrics")
+_WIDE = 10_000  # columns: a path is never broken
+COLUMNS = ("path", "kind", "dtype", "shape", "bytes", "sharding")
+
+
+class LeafRow(NamedTuple):
+    """One leaf.
+
+    Attributes:
+        path: where it lies, such as ``params/dense/kernel``.
+        kind: ``param``, ``slot``, ``batch_stat``, ``seed``, ``metric``, ``step``, ``frozen``, ``other``;
+            ``""`` where it isn't known.
+        dtype: its dtype; of what is no array its type.
+        shape: its shape.
+        size: its bytes.
+        sharding: how it lies on devices; ``""`` where it isn't known.
+
+    Example:
+        >>> LeafRow("params/dense/kernel", "param", "float32", (4, 2), 32, "").collection
+        'params'
+    """
+
+    path: str
+    kind: str
+    dtype: str
+    shape: tuple[int, ...]
+    size: int
+    sharding: str
+
+    @property
+    def collection(self) -> str:
+        """The first name of the path."""
+        return _paths.split(self.path)[0]
+
+
+class StateReport(NamedTuple):
+    """The leaves of a state or a checkpoint; printed, a table by collection, with totals.
+
+    Attributes:
+        title: what the leaves are of.
+        rows: one for each leaf.
+        notes: what else is to be said.
+
+    Example:
+        >>> report = StateReport("weights", (LeafRow("params/w", "param", "float32", (2, 3), 24, ""),))
+        >>> report.totals()
+        {'params': (1, 24)}
+    """
+
+    title: str
+    rows: tuple[LeafRow, ...]
+    notes: tuple[str, ...] = ()
+
+    def totals(self) -> dict[str, tuple[int, int]]:
+        """How many leaves and bytes each collection has."""
+        found: dict[str, tuple[int, int]] = {}
+        for row in self.rows:
+            leaves, size = found.get(row.collection, (0, 0))
+            found[row.collection] = leaves + 1, size + row.size
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain JSON types."""
+        totals = {name: {"leaves": n, "bytes": size} for name, (n, size) in self.totals().items()}
+        leaves = [
+            {"path": row.path, "kind": row.kind, "dtype": row.dtype, "shape": list(row.shape)}
+            | {"bytes": row.size, "sharding": row.sharding}
+            for row in self.rows
+        ]
+        whole = {"leaves": len(self.rows), "bytes": sum(row.size for row in self.rows)}
+        return {"title": self.title, "leaves": leaves, "collections": totals, "total": whole} | {
+            "notes": list(self.notes)
+        }
+
+    def __rich__(self) -> Any:
+        from rich.console import Group  # on first use: it takes a while to load
+        from rich.text import Text
+
+        return Group(self._table(), *(Text(note) for note in self.notes))
+
+    def _table(self) -> Any:
+        from rich.table import Table
+        from rich.text import Text
+
+        columns = COLUMNS if any(row.sharding for row in self.rows) else COLUMNS[:-1]
+        table = Table(title=Text(self.title), title_justify="left", box=None, pad_edge=False)
+        for name in columns:
+            table.add_column(name, justify="right" if name in ("shape", "bytes") else "left", overflow="fold")
+        for cells, style in self._lines():
+            table.add_row(*(Text(cell, style=style) for cell in cells[: len(columns)]))
+        return table
+
+    def _lines(self) -> Iterator[tuple[list[str], str]]:
+        """The cells of every line of the table, and its style: each collection, its total, all together."""
+        for collection, (leaves, size) in self.totals().items():
+            yield from ((_cells(row), "") for row in self.rows if row.collection == collection)
+            yield _total(collection, leaves, size), "bold"
+        yield _total("all", len(self.rows), sum(row.size for row in self.rows)), "bold"
+
+    def __str__(self) -> str:
+        return _printed(self, html=False)
+
+    def _repr_html_(self) -> str:
+        return _printed(self, html=True)
+
+
+def _cells(row: LeafRow) -> list[str]:
+    shape = "x".join(map(str, row.shape)) or "scalar"
+    return [f"  {row.path}", row.kind, row.dtype, shape, f"{row.size:,}", row.sharding]
+
+
+def _total(what: str, leaves: int, size: int) -> list[str]:
+    return [f"{what}: {counted(leaves, 'leaf')}", "", "", "", f"{size:,}", ""]
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things in words.
+
+    >>> counted(1, "leaf"), counted(2, "leaf"), counted(0, "metric")
+    ('1 leaf', '2 leaves', '0 metrics')
+    """
+    plural = {"leaf": "leaves"}.get(what, f"{what}s")
+    return f"{number:,} {what if number == 1 else plural}"
+
+
+def _printed(report: StateReport, *, html: bool) -> str:
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=_WIDE, record=html, color_system=None)
+    console.print(report)
+    if html:
+        return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def kind_of(path: _paths.Path) -> str:
+    """What a leaf is, as far as its path says.
+
+    >>> kind_of(("non_trainable", "dropout", "seed_generator_state"))
+    'seed'
+    """
+    if path[0] != "non_trainable":
+        return _KINDS.get(path[0], "")
+    if path[-1].startswith("seed_generator_state"):
+        return V.SEED
+    return V.BATCH_STAT if path[-1].startswith("moving_") else V.OTHER
+
+
+def rows(flat: _paths.Flat, shardings: Mapping[_paths.Path, str] | None = None) -> tuple[LeafRow, ...]:
+    """A row for every leaf, be it abstract.
+
+    Args:
+        flat: the leaves.
+        shardings: how they lie, in words; None to ask the leaves.
+    """
+    found = {p: described(getattr(leaf, "sharding", None)) for p, leaf in flat.items()}
+    found = found if shardings is None else dict(shardings)
+    made = (
+        LeafRow(
+            _paths.join(path),
+            kind_of(path),
+            _dtype(leaf),
+            tuple(getattr(leaf, "shape", ())),
+            0 if isinstance(leaf, str) else size_of(leaf),
+            found.get(path, ""),
+        )
+        for path, leaf in flat.items()
+    )
+    return tuple(sorted(made, key=lambda row: _place(row.collection)))
+
+
+def _place(collection: str) -> int:
+    return _ORDER.index(collection) if collection in _ORDER else len(_ORDER)
+
+
+def _dtype(leaf: Any) -> str:
+    return _paths.dtype_name(leaf.dtype) if hasattr(leaf, "dtype") else type(leaf).__name__
+
+
+def described(sharding: Any) -> str:
+    """A sharding in words; nothing for that of a single device."""
+    if not isinstance(sharding, jax.sharding.NamedSharding):
+        return ""
+    return in_words(tuple(sharding.spec), sharding.mesh.shape)
+
+
+def in_words(spec: Sequence[Any], axes: Mapping[str, int]) -> str:
+    """The spec of a leaf on a mesh.
+
+    >>> in_words(("data", None), {"data": 8})
+    "('data', None) of data=8"
+    """
+    mesh = ", ".join(f"{name}={size}" for name, size in axes.items())
+    return f"{tuple(spec)} of {mesh}"
+
+
+def report(state: Any) -> StateReport:
+    """What a state holds, leaf by leaf: kind, dtype, shape, bytes, how it lies on devices.
+
+    Args:
+        state: a `TrainState`, concrete or abstract, or a part of one; any tree of arrays.
+
+    Returns:
+        A report; printed, or shown in a notebook, it is a table by collection, with totals.
+
+    Raises:
+        StructureMismatchError: if `state` is no tree of leaves.
+
+    Example:
+        >>> import keras
+        >>> from keras_flax_bridge import TrainState
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> model.compile("sgd", "mse")
+        >>> print(report(TrainState.from_keras(model).params))
+        dict
+        path             kind  dtype    shape  bytes
+          dense/bias           float32      2      8
+          dense/kernel         float32    4x2     32
+        dense: 2 leaves                           40
+        all: 2 leaves                             40
+    """
+    flat = _paths.flatten(state)
+    if () in flat:
+        raise StructureMismatchError(
+            "state",
+            got=f"a {type(state).__name__}",
+            expected="a TrainState, or a tree of arrays",
+            fix="Pass TrainState.from_keras(model) for a model, nnx.state(module) for a module.",
+        )
+    return StateReport(type(state).__name__, rows(flat))
+
+
+def listed(items: Iterable[str], most: int = 3) -> str:
+    """The first of some names, and how many more there are.
+
+    >>> listed("abcde")
+    'a, b, c and 2 more'
+    """
+    items = list(items)
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more

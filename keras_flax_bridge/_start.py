@@ -1,0 +1,46 @@
+"""How the package begins; its own command line too must say what is wrong where nothing can be imported."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from keras_flax_bridge import _doctor
+from keras_flax_bridge._backend import ensure_jax
+from keras_flax_bridge.errors import BackendError
+
+_NAME, _MODULE = "keras-flax-bridge", "keras_flax_bridge"
+
+
+def begin() -> None:
+    """Chooses Keras's backend.
+
+    A process of the command line is told what is wrong as it is told everything: in a line, with code 2.
+    If ``doctor`` was typed, it runs here, before anything else is imported, and the process ends.
+
+    Raises:
+        BackendError: if Keras is imported, or set to be imported, on another backend.
+    """
+    if not is_command():
+        return ensure_jax()
+    if _command() == "doctor" and not {"-h", "--help"} & set(sys.argv):
+        sys.exit(_doctor.run(as_json="--json" in sys.argv))
+    try:
+        ensure_jax()
+    except BackendError as error:
+        if "--debug" in sys.argv:
+            raise
+        _doctor.say(str(error), sys.stderr, red=True)
+        sys.exit(2)
+
+
+def is_command() -> bool:
+    """Whether this process was started as the command line, by its name or with ``python -m``."""
+    typed = sys.orig_argv
+    by_module = "-m" in typed[:-1] and typed[typed.index("-m") + 1] == _MODULE
+    return by_module or Path(sys.argv[0] if sys.argv else "").stem == _NAME
+
+
+def _command() -> str | None:
+    """The first argument that is no option."""
+    return next((argument for argument in sys.argv[1:] if not argument.startswith("-")), None)

@@ -1,0 +1,3 @@
+"""The command line: ``keras-flax-bridge``, or ``python -m keras_flax_bridge``."""
+
+from keras_flax_bridge.cli.main import main as main

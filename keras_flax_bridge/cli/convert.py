@@ -1,0 +1,50 @@
+"""convert: writes what lies in one kind of file as another, reads it back and compares every bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keras_flax_bridge import _conversion, _orbax
+from keras_flax_bridge._report import counted
+from keras_flax_bridge.cli import arguments, output
+
+
+def add_arguments(parser: Any) -> None:
+    """Says what the command takes."""
+    parser.add_argument("source", metavar="SRC", help=arguments.ANY)
+    parser.add_argument(
+        "target",
+        metavar="DST",
+        help="where to; its suffix says what it becomes; without one it is a checkpoint",
+    )
+    said = "what it becomes; flax is a plain tree, for Orbax's StandardCheckpointer"
+    parser.add_argument("--to", choices=_conversion.KINDS, help=said)
+    said = "how a checkpoint lies on disk"
+    parser.add_argument("--layout", choices=("tree", "packed"), default="tree", help=said)
+    parser.add_argument("--force", action="store_true", help="replace what lies there")
+    arguments.add_step(parser)
+    arguments.add_model(parser)
+
+
+def run(options: Any) -> int:
+    """Runs the command."""
+    arguments.do_imports(options)
+    target = _orbax.absolute(options.target)
+    kind = _conversion.kind_for(target, options.to)
+    done = _conversion.convert(
+        arguments.opened_with(options.source, options, step=options.step),
+        target,
+        kind,
+        model_file=options.model,
+        layout=options.layout,
+        force=options.force,
+        track=output.working,
+    )
+    output.show(
+        f"{done.path}: {done.kind}, {counted(done.leaves, 'leaf')}, {done.size:,} bytes, read back the same"
+    )
+    for why, names in done.left.items():
+        output.show(f"left out: {', '.join(names)} ({why})")
+    for note in done.notes:
+        output.show(f"note: {note}")
+    return 0

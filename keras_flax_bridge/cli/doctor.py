@@ -1,0 +1,21 @@
+"""doctor: versions, backend, devices and settings; what clashes, and what to do about it.
+
+Typed in a shell it runs before the rest of the package is imported: see `_start`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keras_flax_bridge import _doctor
+from keras_flax_bridge.cli import arguments
+
+
+def add_arguments(parser: Any) -> None:
+    """Says what the command takes."""
+    arguments.add_json(parser)
+
+
+def run(options: Any) -> int:
+    """Runs the command."""
+    return _doctor.run(as_json=options.json)

@@ -1,0 +1,65 @@
+"""eject: a Keras model as the source of a native Flax module, with its weights beside it; without Keras."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from keras_flax_bridge import _ejection, _keras_files, _orbax, _saving
+from keras_flax_bridge._report import counted
+from keras_flax_bridge.cli import arguments, output
+
+
+def add_arguments(parser: Any) -> None:
+    """Says what the command takes."""
+    parser.add_argument("model", metavar="MODEL.keras", help="a Keras model")
+    parser.add_argument("source", metavar="OUT.py", help="the file that is written")
+    parser.add_argument("--class-name", default="Model", help="the name of the module's class")
+    said = "the checkpoint of its weights; OUT_weights if not given"
+    parser.add_argument("--weights", metavar="DIR", help=said)
+    parser.add_argument("--force", action="store_true", help="replace what lies there")
+    arguments.add_import(parser)
+
+
+def run(options: Any) -> int:
+    """Runs the command."""
+    arguments.do_imports(options)
+    source = _orbax.absolute(options.source)
+    weights = _orbax.absolute(options.weights or source.with_name(f"{source.stem}_weights"))
+    _saving.require(source.suffix == ".py", str(source), "this name", "one that ends in .py")
+    file = _orbax.absolute(options.model)
+    with output.working(f"converting {options.model}"):
+        model = _keras_files.load_model(file)
+        done = _ejection.eject(model, file, source, weights, options.class_name, force=options.force)
+    output.show(_told(done, source, weights))
+    return 0
+
+
+def _told(done: Any, source: Path, weights: Path) -> str:
+    dropped = [f"left out: {what}" for what in done.report.dropped]
+    head = f"{source}: class {done.class_name}; outputs differ from Keras's by {done.report.checked:.1e}"
+    saved = f"{weights}: {counted(done.leaves, 'leaf')}, read back the same"
+    return "\n".join(
+        [
+            head,
+            saved,
+            *dropped,
+            "",
+            _USE.format(source.stem, done.class_name, str(weights), str(weights / "state")),
+        ]
+    )
+
+
+_USE = """with this package:
+  from {0} import {1}
+  module = keras_flax_bridge.restore({2!r}, {1}(rngs=nnx.Rngs(0)))
+
+with Flax and Orbax alone:
+  from {0} import {1}
+  module = {1}(rngs=nnx.Rngs(0))
+  state = nnx.state(module, nnx.Not(nnx.RngState))
+  stored = orbax.checkpoint.StandardCheckpointer().restore({3!r})
+  nnx.replace_by_pure_dict(state, stored["params"])
+  nnx.update(module, state)
+
+module.eval() before inference, module.train() before training."""

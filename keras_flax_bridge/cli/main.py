@@ -1,0 +1,106 @@
+"""Reads the command line, runs the command, says in one line what went wrong."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import os
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any, NoReturn
+
+from keras_flax_bridge._start import is_command
+from keras_flax_bridge.cli import convert, diff, doctor, eject, inspect, output, plan, verify
+from keras_flax_bridge.errors import BridgeError, CorruptCheckpointError, StructureMismatchError
+
+_COMMANDS = (inspect, verify, diff, convert, eject, plan, doctor)
+FINE, DIFFERENT, WRONG, BROKEN_PIPE, INTERRUPTED = 0, 1, 2, 141, 130
+_ABOUT = "Looks into checkpoints and model files of Keras, Flax and Orbax, and turns one kind into another."
+_CODES = "Exit codes: 0 fine, 1 a difference or damage was found, 2 wrong use."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        arguments: what was typed after the program's name; None for that of this process.
+
+    Returns:
+        The exit code: 0 fine, 1 a difference or damage was found, 2 wrong use.
+
+    Raises:
+        SystemExit: with code 2, if the command line is wrong; with code 0 after ``--help``.
+    """
+    options = _parser().parse_args(arguments)
+    debug = getattr(options, "debug", False)
+    with output.calm(debug):
+        code = _run(options, debug)
+        if code == DIFFERENT and not debug:
+            gc.collect()  # coroutines of reads that failed complain when they go
+            if is_command():
+                _close(sys.stderr)  # and threads of tensorstore when the process ends
+    return code
+
+
+def _run(options: Any, debug: bool) -> int:
+    """Runs the command; an error is told, unless it is looked for."""
+    try:
+        code = options.run(options)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader has had enough, as `head` has
+        _close(sys.stdout)
+        return BROKEN_PIPE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        if debug:
+            raise
+        output.complain(_said(error))
+        return DIFFERENT if isinstance(error, CorruptCheckpointError) else WRONG
+
+
+def _said(error: Exception) -> str:
+    """An error in one line, but for tables of leaves."""
+    if isinstance(error, (StructureMismatchError, CorruptCheckpointError)):
+        return str(error)
+    if isinstance(error, BridgeError):
+        return " ".join(str(error).split())
+    what = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"{what}. Run it again with --debug to see where."
+
+
+def _close(stream: Any) -> None:
+    """What Python or a library still has to write to a stream when the process ends goes nowhere."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are a line too."""
+
+    def error(self, message: str) -> NoReturn:
+        output.complain(f"{message}. {self.prog} --help says how it is used.")
+        sys.exit(WRONG)
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = _Parser(add_help=False)
+    said = "show the traceback of an error, and what libraries log"
+    common.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=said)
+    parser = _Parser(prog="keras-flax-bridge", description=_ABOUT, epilog=_CODES, parents=[common])
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in _COMMANDS:
+        name, _, rest = command.__doc__.partition(":")  # type: ignore[union-attr]
+        about = rest.strip().splitlines()[0]
+        added = commands.add_parser(name, help=about, description=about, epilog=_CODES, parents=[common])
+        command.add_arguments(added)
+        added.set_defaults(run=command.run)
+    return parser
+
+
+def _version() -> Any:
+    return f"keras-flax-bridge {metadata.version('keras-flax-bridge')}"

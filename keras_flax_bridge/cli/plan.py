@@ -1,0 +1,77 @@
+"""plan: bytes on each device of a mesh, under some layouts, and of a checkpoint; nothing is allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+from rich.table import Table
+
+from keras_flax_bridge import _keras_files, _plan
+from keras_flax_bridge.cli import arguments, output
+from keras_flax_bridge.errors import StructureMismatchError
+
+_AXES = ("data", "model", "expert", "stage")  # names of a mesh's axes, in the order of its sizes
+_OPTIMIZERS = ("sgd", "momentum", "adam", "adamw", "lion", "muon")
+
+
+def add_arguments(parser: Any) -> None:
+    """Says what the command takes."""
+    parser.add_argument(
+        "model", metavar="MODEL", help="a .keras file, or module:function that builds a model"
+    )
+    parser.add_argument(
+        "--mesh", default="8", help="its sizes, such as 8x4: axes are called data, model, ..."
+    )
+    parser.add_argument("--optimizer", default="adamw", choices=_OPTIMIZERS)
+    parser.add_argument("--ema", action="store_true", help="with an average of the weights")
+    parser.add_argument("--bandwidth", type=float, default=1.0, help="of the storage, in GB a second")
+
+
+def run(options: Any) -> int:
+    """Runs the command."""
+    axes = _axes(options.mesh)
+    state = _plan.abstract(_builder(options.model), _optimizer(options.optimizer, options.ema))
+    table = Table("layout", *_plan.KINDS, "together", title=f"GB on each device of {axes}")
+    found = _plan.plans(state, axes)
+    for plan in found:
+        sizes = [plan.per_device[kind] for kind in _plan.KINDS]
+        table.add_row(plan.layout, *(f"{size / 1e9:.3f}" for size in (*sizes, sum(sizes))))
+    size = found[0].checkpoint / 1e9
+    output.show(table)
+    output.show(f"a checkpoint: {size:.1f} GB, {size / options.bandwidth:.0f} s at {options.bandwidth} GB/s")
+    return 0
+
+
+def _axes(mesh: str) -> dict[str, int]:
+    sizes = mesh.lower().split("x")
+    if not all(size.isdigit() and int(size) for size in sizes) or len(sizes) > len(_AXES):
+        raise StructureMismatchError(
+            "--mesh", got=repr(mesh), expected="sizes of one to four axes", fix="Such as 8, or 8x4."
+        )
+    return dict(zip(_AXES, map(int, sizes), strict=False))
+
+
+def _optimizer(name: str, ema: bool) -> Any:
+    if name == "momentum":
+        return keras.optimizers.SGD(momentum=0.9, use_ema=ema)
+    return keras.optimizers.get({"class_name": name, "config": {"use_ema": ema}})
+
+
+def _builder(model: str) -> Callable[[], Any]:
+    """What builds the model: nothing is built yet."""
+    if model.endswith(".keras"):
+        loaded = _keras_files.load_model(Path(model))
+        return lambda: loaded.__class__.from_config(loaded.get_config())
+    module, _, function = model.partition(":")
+    built = getattr(arguments.import_from_here(module, "MODEL"), function, None)
+    if built is None:
+        raise StructureMismatchError(
+            "MODEL",
+            got=repr(model),
+            expected="a .keras file, or module:function",
+            fix="Give a function without arguments that builds a model, such as my_models:build.",
+        )
+    return built
