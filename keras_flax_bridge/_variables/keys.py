@@ -86,10 +86,13 @@ def _walk(layer: Any, path: Path, seen: set[int], *, untracked: bool = False) ->
     seen.add(id(layer))
     attributes, names = held_by(layer, _layer_bookkeeping()), Names()
     children = list(_children(layer, attributes, names))  # they keep their names; leaves give way
+    placed = layer.placed_variables() if hasattr(layer, "placed_variables") else {}
     for variable, kind in _own_variables(layer):
         if id(variable) not in seen:
             seen.add(id(variable))
-            yield Entry((*path, *variable_name(variable, attributes, names)), variable, kind)
+            place, own = placed.get(id(variable), (None, None))
+            place = place or variable_name(variable, attributes, names)
+            yield Entry((*path, *place), variable, own or kind)
     for variable in _held_variables(layer, seen) if untracked else ():
         yield Entry((*path, *variable_name(variable, attributes, names)), variable, UNTRACKED)
     for name, child in children:
