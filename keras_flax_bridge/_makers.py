@@ -25,6 +25,7 @@ class Maker:
 
     def __init__(self, target: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None):
         self.target, self.args, self.kwargs = target, tuple(args), dict(kwargs or {})
+        self._linen: nn.Module | None = None
 
     def is_instance(self, kind: type) -> bool:
         return isinstance(self.target, kind)
@@ -37,9 +38,11 @@ class Maker:
         """
         if self.is_instance(kind):
             return self.target
-        given = (
-            {} if rngs is None or "rngs" in self.kwargs or not _takes_rngs(self.target) else {"rngs": rngs()}
-        )
+        if self._linen is not None:
+            return self._linen  # made within another Linen module, it would become a part of that
+        given = {}
+        if rngs is not None and "rngs" not in self.kwargs and _takes_rngs(self.target):
+            given["rngs"] = rngs()
         module = self.target(*self.args, **self.kwargs, **given)
         if not isinstance(module, kind):
             raise StructureMismatchError(
@@ -48,6 +51,7 @@ class Maker:
                 expected=f"one that makes a {kind.__module__.split('.')[1]}.{kind.__name__}",
                 fix="Return the module.",
             )
+        self._linen = module if isinstance(module, nn.Module) else None  # it holds no arrays
         return module
 
     def get_config(self) -> dict[str, Any]:
