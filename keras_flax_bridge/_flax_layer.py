@@ -31,12 +31,9 @@ class Held:
         self.signature = inspect.Signature()  # of the module's call
         self.source: Source | None = None  # until there are variables
         self.tree: Tree | None = None
+        self.leaves: tuple[Leaf, ...] = ()
         self.inputs: tuple[Any, Any] | None = None  # what the call that builds the layer is given
         self.draws: set[bool] = set()  # the values of `training` with which calls draw random numbers
-
-    @property
-    def leaves(self) -> tuple[Leaf, ...]:
-        return () if self.tree is None else self.tree.leaves
 
     @property
     def order(self) -> list[int]:
@@ -112,7 +109,7 @@ class FlaxLayer(keras.layers.Layer):
         held = self._held
         source, held.source = held.source, None  # it holds values
         assert source is not None
-        held.tree = source.tree
+        held.tree, held.leaves = source.tree, source.leaves
         for index in held.order:
             leaf = held.leaves[index]
             own = leaf.spec.dtype != jnp.float32  # what the module itself chose stays as it is

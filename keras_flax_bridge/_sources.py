@@ -123,11 +123,21 @@ def unique(places: Sequence[_paths.Path]) -> list[_paths.Path]:
     return found
 
 
+SEED = Leaf(
+    ("seed_generator_state",), jax.ShapeDtypeStruct((2,), jnp.uint32), False, None, True
+)  # as Keras's
+
+
 class Source:
     """Where the variables of a layer get their first values: all of one making of the module."""
 
-    def __init__(self, tree: Tree, draw: Callable[[jax.Array | None], Any]):
-        self.tree, self._draw = tree, draw
+    def __init__(self, tree: Tree, draw: Callable[[jax.Array | None], Any], seed: int | None = None):
+        self.tree, self._draw, self._seed = tree, draw, seed
+
+    @property
+    def leaves(self) -> tuple[Leaf, ...]:
+        """Those of the module, and then, where there is a seed, one from which calls draw keys."""
+        return self.tree.leaves if self._seed is None else (*self.tree.leaves, SEED)
 
     def initializer(self, index: int) -> Initializer:
         """That of one leaf."""
@@ -138,7 +148,8 @@ class Source:
         # what is read under a trace and kept must not belong to it
         scope = jax.ensure_compile_time_eval() if V.in_scope() else contextlib.nullcontext()
         with scope:
-            return self.tree.flatten(self._draw(None), "module")
+            values = self.tree.flatten(self._draw(None), "module")
+            return values if self._seed is None else [*values, jnp.array([self._seed, 0], jnp.uint32)]
 
     def drawn(self, key: jax.Array, index: int) -> Any:
         # compiled, so that leaves which nobody asks for are not computed

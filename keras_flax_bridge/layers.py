@@ -137,10 +137,6 @@ class LinenLayer(FlaxLayer):
 
     _kind, _other = nn.Module, nnx.Module
 
-    def __init__(self, module: Any, **options: Any):
-        super().__init__(module, **options)
-        self.seed_generator = keras.random.SeedGenerator(self._held.seed)
-
     def build(self, input_shape: Any = None) -> None:
         """Makes the variables for the inputs of a call, or for one input of a shape.
 
@@ -160,7 +156,7 @@ class LinenLayer(FlaxLayer):
             variables = module.init(key, *given, method=held.method, **named, **flags)
             return {name: tree for name, tree in variables.items() if name != "losses"}
 
-        held.source = Source(linen_tree(jax.eval_shape(lambda: draw(None))), draw)
+        held.source = Source(linen_tree(jax.eval_shape(lambda: draw(None))), draw, held.seed)
         self._make_variables()
 
     def get_build_config(self) -> dict[str, Any] | None:
@@ -184,7 +180,7 @@ class LinenLayer(FlaxLayer):
         return type(held.module)
 
     def _run(self, args: tuple, kwargs: dict[str, Any], training: bool) -> Any:
-        held, before = self._held, self._read()
+        held, (*before, seed) = self._held, self._read()
         assert held.tree is not None
         module, flags = _with_flags(held, training)
         variables = held.tree.unflatten(before)
@@ -194,26 +190,24 @@ class LinenLayer(FlaxLayer):
             mutable, options = [*others, "losses"], {**kwargs, **flags}
             return module.apply(variables, *args, rngs=rngs, mutable=mutable, method=held.method, **options)
 
-        outputs, updates = self._drawing(call, training)
+        (outputs, updates), moved = self._drawing(call, training, seed)
         for loss in jax.tree.leaves(updates.pop("losses", {})):
             self.add_loss(jnp.sum(loss))
         after = {name: updates.get(name, tree) for name, tree in variables.items()}
-        self._write(before, held.tree.flatten(after, f"layer {self.name!r}"))
+        flat = held.tree.flatten(after, f"layer {self.name!r}")
+        self._write([*before, seed], [*flat, moved])
         return outputs
 
-    def _drawing(self, call: Callable[[Any], Any], training: bool) -> Any:
+    def _drawing(self, call: Callable[[Any], Any], training: bool, seed: jax.Array) -> tuple[Any, jax.Array]:
         """Calls the module with keys only if it asks for any, so that other calls leave the seed."""
         if training not in self._held.draws:
             try:
-                return call({})
+                return call({}), seed
             except InvalidRngError:
                 self._held.draws.add(training)
-        seed = self.seed_generator.next()
-        key = jax.random.wrap_key_data(seed.astype(jnp.uint32), impl="threefry2x32")
-        return call({name: _random.fold(key, (name,)) for name in ("params", "dropout")})
-
-    def _stored(self) -> dict[str, Any]:
-        return {**super()._stored(), "seed_generator_state": self.seed_generator.state}
+        key = jax.random.wrap_key_data(seed, impl="threefry2x32")
+        rngs = {name: _random.fold(key, (name,)) for name in ("params", "dropout")}
+        return call(rngs), seed + jnp.array([0, 1], seed.dtype)
 
 
 def _is_traced(tree: Any) -> bool:

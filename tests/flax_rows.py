@@ -263,7 +263,7 @@ class Plain:
         """The leaves in the order of the layer's weights."""
         if self.row.is_linen:
             params, others = self.split()
-            return [np.asarray(leaf) for leaf in jax.tree.leaves((params, others))]
+            return [np.asarray(leaf) for leaf in [*jax.tree.leaves((params, others)), self.seed]]
         _, params, others = nnx.split(self.module, nnx.Param, ...)
         leaves = jax.tree.leaves((params, others))
         return [np.asarray(jax.random.key_data(x) if is_key(x) else x) for x in leaves]

