@@ -146,7 +146,7 @@ class LinenLayer(FlaxLayer):
         held = self._held
         if held.inputs is None:
             held.inputs = (V.shapes_to_specs(self, input_shape),), {}
-        held.inputs = keras.tree.map_structure(_as_spec, held.inputs)
+        held.inputs = keras.tree.map_structure(self._as_spec, held.inputs)
         args, kwargs = held.inputs
 
         def draw(key: Any) -> Any:
@@ -158,6 +158,14 @@ class LinenLayer(FlaxLayer):
 
         held.source = Source(linen_tree(jax.eval_shape(lambda: draw(None))), draw, held.seed)
         self._make_variables()
+
+    def _as_spec(self, leaf: Any) -> Any:
+        """An input as it comes to the module: Keras brings floats to the dtype it computes in."""
+        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+            return leaf
+        dtype = jax.dtypes.canonicalize_dtype(keras.backend.standardize_dtype(leaf.dtype))
+        is_float = jnp.issubdtype(dtype, jnp.floating) and self.autocast
+        return keras.KerasTensor(leaf.shape, self.input_dtype if is_float else str(dtype))
 
     def get_build_config(self) -> dict[str, Any] | None:
         """The shapes and dtypes that the layer was built for."""
@@ -234,12 +242,6 @@ def _with_flags(held: Held, training: bool) -> tuple[Any, dict[str, bool]]:
 
 
 # --- what a layer is built for
-
-
-def _as_spec(leaf: Any) -> Any:
-    if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
-        return leaf
-    return keras.KerasTensor(leaf.shape, keras.backend.standardize_dtype(leaf.dtype))
 
 
 def _as_zeros(leaf: Any) -> Any:
