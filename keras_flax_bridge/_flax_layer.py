@@ -100,6 +100,19 @@ class FlaxLayer(keras.layers.Layer):
         _hand_on_mask(args, outputs)
         return outputs
 
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        """Shapes and dtypes of outputs, by tracing the module without numbers."""
+        try:
+            return super().compute_output_spec(*args, **kwargs)
+        except Exception:  # `len(x)` and the like fail on Keras's symbol for a size that isn't known
+            if not any(None in x.shape for x in keras.tree.flatten((args, kwargs)) if _is_symbolic(x)):
+                raise
+        one, two = (
+            super(FlaxLayer, self).compute_output_spec(*_sized(args, size), **_sized(kwargs, size))
+            for size in _SIZES
+        )
+        return keras.tree.map_structure(_common, one, two)
+
     def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
         """None: a call hands the mask on, to outputs that have a vector for every entry of it."""
 
@@ -205,6 +218,32 @@ def _keras_signature(signature: inspect.Signature) -> inspect.Signature:
     training = inspect.Parameter("training", inspect.Parameter.KEYWORD_ONLY, default=None)
     named = [p for p in kept if p.kind is not inspect.Parameter.VAR_KEYWORD]
     return inspect.Signature([*named, training, *kept[len(named) :]])
+
+
+# --- shapes
+
+_SIZES = 89, 97  # large enough for windows over an axis
+
+
+def _is_symbolic(value: Any) -> bool:
+    return isinstance(value, keras.KerasTensor)
+
+
+def _sized(values: Any, size: int) -> Any:
+    """The same with a number for every size that isn't known."""
+
+    def sized(value: Any) -> Any:
+        if not _is_symbolic(value):
+            return value
+        return keras.KerasTensor([n if n is not None else size for n in value.shape], value.dtype)
+
+    return keras.tree.map_structure(sized, values)
+
+
+def _common(one: Any, two: Any) -> Any:
+    """A size that depends on one that isn't known isn't known either."""
+    shape = [a if a == b else None for a, b in zip(one.shape, two.shape, strict=True)]
+    return keras.KerasTensor(shape, one.dtype)
 
 
 # --- leaves, masks

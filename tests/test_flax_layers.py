@@ -495,6 +495,8 @@ def test_shapes_are_found_without_a_call():
 
     found = kfb.NNXLayer(Refusing()).compute_output_spec(keras.KerasTensor((None, 6)))
     assert {name: spec.shape for name, spec in found.items()} == {"a": (None, 3), "b": (None, 1)}
+    flat = kfb.NNXLayer(lambda: nnx.Sequential(lambda x: x.reshape(len(x), -1)[:, ::2]))
+    assert flat.compute_output_spec(keras.KerasTensor((None, 4, 6))).shape == (None, 12)
     layer = kfb.NNXLayer(flax_rows.nnx_lstm)
     assert layer.compute_output_spec(keras.KerasTensor((None, 7, 6))).shape == (None, 7, 4)
 
