@@ -1,7 +1,7 @@
 """Keras layers inside Flax against plain Flax, and against loops that an expert writes by hand.
 
 The rows: how many programs ``nnx.jit`` compiles for a training step; steps of an MLP by ``nnx.jit`` and
-``nnx.Optimizer``; by ``nnx.split`` once and ``jax.jit``; calls of ``nnx.jit`` on a function that does nothing,
+``nnx.Optimizer``; by ``nnx.split`` once and ``jax.jit``; calls of ``nnx.jit`` on nothing,
 which cost what a module has in variables; tracing. Pure Flax is the same model without Keras. Keras's own
 NNX mode, which is chosen before Keras is imported, runs in a process of its own.
 """

@@ -26,9 +26,7 @@ from keras_flax_bridge.errors import UnsupportedLayerError
 
 def collect_layer(layer: Any) -> tuple[Collection, Collection]:
     """The trainable and the non-trainable variables of a layer, in Keras's order."""
-    found = {id(entry.variable): entry for entry in _walk(layer, (), set())}
-    trainable = [_known(found, v)._replace(kind=PARAM) for v in layer.trainable_variables]
-    return Collection(trainable), Collection(_known(found, v) for v in layer.non_trainable_variables)
+    return _in_order(layer, _walk(layer, (), set()))
 
 
 def collect_state(layer: Any) -> tuple[Collection, Collection]:
@@ -36,10 +34,18 @@ def collect_state(layer: Any) -> tuple[Collection, Collection]:
 
     Keras's own functions on JAX lose what a call writes there.
     """
-    params, non_trainable = collect_layer(layer)
-    known = {id(entry.variable) for entry in params + non_trainable}
-    found = {id(entry.variable): entry for entry in _walk(layer, (), set(), untracked=True)}
-    return params, non_trainable + (entry for key, entry in found.items() if key not in known)
+    entries = list(_walk(layer, (), set(), untracked=True))
+    tracked = [entry for entry in entries if entry.kind != UNTRACKED]
+    params, non_trainable = _in_order(layer, tracked)
+    known = {id(entry.variable) for entry in tracked}
+    rest = {id(entry.variable): entry for entry in entries if id(entry.variable) not in known}
+    return params, non_trainable + rest.values()
+
+
+def _in_order(layer: Any, entries: Iterable[Entry]) -> tuple[Collection, Collection]:
+    found = {id(entry.variable): entry for entry in entries}
+    trainable = [_known(found, v)._replace(kind=PARAM) for v in layer.trainable_variables]
+    return Collection(trainable), Collection(_known(found, v) for v in layer.non_trainable_variables)
 
 
 def _known(found: Mapping[int, Entry], variable: Any) -> Entry:
