@@ -40,9 +40,14 @@ def weights(layer):
     return [np.asarray(variable.value) for variable in layer.weights]
 
 
+def zeros(model, x):
+    """Targets; without a call, which some modules count."""
+    return np.zeros((len(x[0]), *model.output_shape[1:]), "float32")
+
+
 def fitted(model, row, epochs=STEPS):
     """The model after as many steps on the row's inputs."""
-    y = np.zeros((len(row.x[0]), *model.output_shape[1:]), "float32")
+    y = zeros(model, row.x)
     model.fit(row.x, y, batch_size=len(y), epochs=epochs, shuffle=False, verbose=0)
     return model
 
@@ -111,7 +116,7 @@ def linen_loop(plain, tx):
 def train_step(row):
     """A `TrainState` ends where `fit` does, to the bit."""
     model = row.model()
-    y = np.zeros(model(row.x).shape, "float32")
+    y = zeros(model, row.x)
     state, step = kfb.TrainState.from_keras(model, batch=(row.x, y)), kfb.make_train_step(model)
     for _ in range(STEPS):
         state, _ = step(state, (row.x, y))
@@ -235,7 +240,7 @@ def flax_again(row):
 def abstract(row):
     """`TrainState.abstract` has the leaves of the state, and allocates nothing of the module."""
     model = row.model()
-    y = np.zeros(model(row.x).shape, "float32")
+    y = zeros(model, row.x)
     state = kfb.TrainState.from_keras(model, batch=(row.x, y))
     shapes = kfb.TrainState.abstract(row.model, batch=(row.x, y))
     spec = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), (tree.params, tree.non_trainable))  # noqa: E731
