@@ -25,6 +25,8 @@ from keras_flax_bridge.errors import OwnershipError as OwnershipError
 from keras_flax_bridge.errors import StructureMismatchError as StructureMismatchError
 from keras_flax_bridge.errors import UnsupportedLayerError as UnsupportedLayerError
 from keras_flax_bridge.errors import UnsupportedOptimizerError as UnsupportedOptimizerError
+from keras_flax_bridge.layers import LinenLayer as LinenLayer
+from keras_flax_bridge.layers import NNXLayer as NNXLayer
 from keras_flax_bridge.linen import ToLinen as ToLinen
 from keras_flax_bridge.loop import train as train
 from keras_flax_bridge.manager import CheckpointManager as CheckpointManager

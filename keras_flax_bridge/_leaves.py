@@ -67,7 +67,7 @@ def size_of(leaf: Any) -> int:
     """The bytes of a leaf, be it abstract; of a number those that jax gives it."""
     if not hasattr(leaf, "dtype"):
         return 4
-    stored = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+    stored = jax.eval_shape(jax.random.key_data, leaf) if is_key(leaf) else leaf
     return math.prod(stored.shape) * jnp.dtype(stored.dtype).itemsize
 
 
@@ -86,7 +86,7 @@ class Whole:
         )
 
 
-def _is_key(leaf: Any) -> bool:
+def is_key(leaf: Any) -> bool:
     return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
@@ -98,7 +98,7 @@ def on_disk(leaf: Any) -> Any:
     """
     if isinstance(leaf, (np.generic, bool)):
         return np.asarray(leaf)
-    if not _is_key(leaf):
+    if not is_key(leaf):
         return leaf
     return (
         jax.random.key_data(leaf)
@@ -109,12 +109,17 @@ def on_disk(leaf: Any) -> Any:
 
 def from_disk(value: Any, wanted: Any) -> Any:
     """What `on_disk` made, or other Orbax code, as the kind of leaf that is wanted."""
-    if _is_key(value):  # others store typed keys as such
+    if is_key(value):  # others store typed keys as such
         value = jax.random.key_data(value)
-    if not _is_key(wanted):
+    if not is_key(wanted):
         return _as(value, getattr(wanted, "dtype", None))
+    return jax.random.wrap_key_data(value, impl=key_kind(wanted))
+
+
+def key_kind(key: Any) -> str:
+    """The name of jax's for the kind of a typed key, which may be abstract."""
     kinds = {jax.eval_shape(partial(jax.random.key, 0, impl=impl)).dtype: impl for impl in _KEY_KINDS}
-    return jax.random.wrap_key_data(value, impl=kinds[wanted.dtype])
+    return kinds[key.dtype]
 
 
 def _as(value: Any, dtype: Any) -> Any:

@@ -9,18 +9,18 @@ PACKAGE = Path(__file__).parents[1] / "keras_flax_bridge"
 
 FLOORS = [
     {"errors"},
-    {"_paths", "_backend", "_preemption"},
+    {"_paths", "_backend", "_preemption", "_makers"},
     {"_doctor"},
     {"_start"},
     {"_random", "_leaves", "_integrity", "_iterators", "_packing", "_layouts"},
     {"_variables", "_feed"},
-    {"_transforms", "_apply", "_batches"},
-    {"_intake", "_parts"},
+    {"_transforms", "_apply", "_batches", "_sources"},
+    {"_intake", "_parts", "_flax_layer"},
     {"_repartition", "_assignments", "optimizers"},
     {"state"},
     {"sharding", "_plan", "_report", "_history"},
     {"_meshed"},
-    {"steps", "nnx", "linen", "_restore", "_configs", "_orbax", "_across"},
+    {"steps", "nnx", "linen", "layers", "_restore", "_configs", "_orbax", "_across"},
     {"_saving", "_keras_files", "_foreign", "migrate"},
     {"checkpoint"},
     {"manager", "_contents", "_replacing"},
@@ -33,6 +33,7 @@ HEIGHT = {name: height for height, floor in enumerate(FLOORS) for name in floor}
 # the order inside a package: a file imports only from those before it
 INSIDE = {
     "_variables": [
+        "added",
         "entries",
         "keys",
         "trainers",
@@ -163,6 +164,7 @@ def test_only_one_file_knows_keras_inside(path):
 
 
 KERAS_PRIVATE = {
+    "_track_variable",
     "_layers",
     "_trainable_variables",
     "_non_trainable_variables",

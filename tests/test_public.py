@@ -43,6 +43,9 @@ PLAIN = {
     "CheckpointManager.latest_step",
     "CheckpointManager.best_step",
     "CheckpointManager.all_steps",
+    "LinenLayer.get_build_config",
+    "NNXLayer.build",
+    "NNXLayer.build_from_config",
     "OptaxOptimizer.transformation",
     "ToNNX.variables_by_path",
     "TrainState.parts",
@@ -56,7 +59,16 @@ PLAIN = {
 
 
 def test_the_contract_is_there():
-    assert {"TrainState", "make_train_step", "CheckpointManager", "restore", "ToNNX", "ToLinen"} <= set(NAMES)
+    assert {
+        "TrainState",
+        "make_train_step",
+        "CheckpointManager",
+        "restore",
+        "ToNNX",
+        "ToLinen",
+        "NNXLayer",
+        "LinenLayer",
+    } <= set(NAMES)
     kinds = {name for name, kind in vars(errors).items() if inspect.isclass(kind) and name.endswith("Error")}
     assert kinds <= set(NAMES)
 

@@ -4,6 +4,7 @@ The only place that touches private Keras attributes. Each is named there with t
 public one serves, and `tests/test_keys.py` fails if Keras renames one.
 """
 
+from keras_flax_bridge._variables.added import add_weight as add_weight
 from keras_flax_bridge._variables.decisions import NamedLeaf as NamedLeaf
 from keras_flax_bridge._variables.decisions import built_for as built_for
 from keras_flax_bridge._variables.decisions import copy_exclusions as copy_exclusions
@@ -73,6 +74,7 @@ from keras_flax_bridge._variables.twins import Twin as Twin
 from keras_flax_bridge._variables.twins import twin_of as twin_of
 from keras_flax_bridge._variables.values import finalized as finalized
 from keras_flax_bridge._variables.values import holds_value as holds_value
+from keras_flax_bridge._variables.values import in_scope as in_scope
 from keras_flax_bridge._variables.values import move as move
 from keras_flax_bridge._variables.values import refresh as refresh
 from keras_flax_bridge._variables.values import writable as writable

@@ -14,6 +14,7 @@ import keras
 from keras.src.backend.common import global_state
 
 from keras_flax_bridge import _paths, _random
+from keras_flax_bridge._makers import living
 from keras_flax_bridge._paths import Path
 from keras_flax_bridge._variables.entries import SEED, Entry, variable_spec
 from keras_flax_bridge._variables.keys import collect_state
@@ -90,7 +91,7 @@ def _rebuilt(layer: Any) -> Any:
     # registered or not; Keras's own would hide its operations of the same names, such as Add
     own = {cls.__name__: cls for cls in classes if not cls.__module__.startswith("keras.")}
     try:
-        with keras.saving.custom_object_scope(own):
+        with keras.saving.custom_object_scope(own), living():
             twin = type(layer).from_config(layer.get_config())
         if not is_complete(twin):
             _build_as(twin, layer)

@@ -26,9 +26,7 @@ from keras_flax_bridge.errors import UnsupportedLayerError
 
 def collect_layer(layer: Any) -> tuple[Collection, Collection]:
     """The trainable and the non-trainable variables of a layer, in Keras's order."""
-    found = {id(entry.variable): entry for entry in _walk(layer, (), set())}
-    trainable = [_known(found, v)._replace(kind=PARAM) for v in layer.trainable_variables]
-    return Collection(trainable), Collection(_known(found, v) for v in layer.non_trainable_variables)
+    return _in_order(layer, _walk(layer, (), set()))
 
 
 def collect_state(layer: Any) -> tuple[Collection, Collection]:
@@ -36,10 +34,18 @@ def collect_state(layer: Any) -> tuple[Collection, Collection]:
 
     Keras's own functions on JAX lose what a call writes there.
     """
-    params, non_trainable = collect_layer(layer)
-    known = {id(entry.variable) for entry in params + non_trainable}
-    found = {id(entry.variable): entry for entry in _walk(layer, (), set(), untracked=True)}
-    return params, non_trainable + (entry for key, entry in found.items() if key not in known)
+    entries = list(_walk(layer, (), set(), untracked=True))
+    tracked = [entry for entry in entries if entry.kind != UNTRACKED]
+    params, non_trainable = _in_order(layer, tracked)
+    known = {id(entry.variable) for entry in tracked}
+    rest = {id(entry.variable): entry for entry in entries if id(entry.variable) not in known}
+    return params, non_trainable + rest.values()
+
+
+def _in_order(layer: Any, entries: Iterable[Entry]) -> tuple[Collection, Collection]:
+    found = {id(entry.variable): entry for entry in entries}
+    trainable = [_known(found, v)._replace(kind=PARAM) for v in layer.trainable_variables]
+    return Collection(trainable), Collection(_known(found, v) for v in layer.non_trainable_variables)
 
 
 def _known(found: Mapping[int, Entry], variable: Any) -> Entry:
@@ -86,10 +92,13 @@ def _walk(layer: Any, path: Path, seen: set[int], *, untracked: bool = False) ->
     seen.add(id(layer))
     attributes, names = held_by(layer, _layer_bookkeeping()), Names()
     children = list(_children(layer, attributes, names))  # they keep their names; leaves give way
+    placed = layer.placed_variables() if hasattr(layer, "placed_variables") else {}
     for variable, kind in _own_variables(layer):
         if id(variable) not in seen:
             seen.add(id(variable))
-            yield Entry((*path, *variable_name(variable, attributes, names)), variable, kind)
+            place, own = placed.get(id(variable), (None, None))
+            place = place or variable_name(variable, attributes, names)
+            yield Entry((*path, *place), variable, own or kind)
     for variable in _held_variables(layer, seen) if untracked else ():
         yield Entry((*path, *variable_name(variable, attributes, names)), variable, UNTRACKED)
     for name, child in children:

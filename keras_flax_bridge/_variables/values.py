@@ -44,6 +44,11 @@ def _moved_class(base: Any) -> Any:
     return type(base.__name__, (base,), {"value": property(value), "_direct_assign": _direct_assign})
 
 
+def in_scope() -> bool:
+    """Whether variables that are made now get their values later, as in symbolic calls."""
+    return get_stateless_scope() is not None
+
+
 def move(entries: Iterable[Entry]) -> None:
     """Takes the values out of variables; using one raises OwnershipError until it is assigned."""
     for path, variable, _ in entries:

@@ -1,0 +1,265 @@
+"""What the Keras layers of Flax modules share: signatures, variables, masks, files."""
+
+from __future__ import annotations
+
+import inspect
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import keras
+
+from keras_flax_bridge import _paths
+from keras_flax_bridge import _variables as V
+from keras_flax_bridge._apply import require_known
+from keras_flax_bridge._makers import Maker, maker_of
+from keras_flax_bridge._sources import Leaf, Source, Tree
+from keras_flax_bridge.errors import StructureMismatchError
+
+# Flax's words for what Keras calls training, and what each is then
+FLAGS = {"training": True, "train": True, "deterministic": False, "use_running_average": False}
+
+
+class Held:
+    """What a layer holds beside its variables, in one object, of which Keras tracks nothing."""
+
+    def __init__(self, maker: Maker, method: str, seed: int | None):
+        self.maker, self.method, self.given_seed = maker, method, seed
+        self.seed = random.randint(1, 10**9) if seed is None else seed  # as Keras draws default seeds
+        self.module: Any = None  # a linen.Module, or the graph of an nnx.Module
+        self.signature = inspect.Signature()  # of the module's call
+        self.source: Source | None = None  # until there are variables
+        self.tree: Tree | None = None
+        self.leaves: tuple[Leaf, ...] = ()
+        self.inputs: tuple[Any, Any] | None = None  # what the call that builds the layer is given
+        self.draws: set[bool] = set()  # the values of `training` with which calls draw random numbers
+
+    @property
+    def order(self) -> list[int]:
+        """The leaves in the order in which Keras lists variables: those that train come first."""
+        return sorted(range(len(self.leaves)), key=lambda i: not self.leaves[i].trainable)
+
+    def flags(self, training: bool) -> dict[str, bool]:
+        """What the module's call takes to know whether it trains."""
+        known = self.signature.parameters
+        return {name: training == word for name, word in FLAGS.items() if name in known}
+
+
+class _Call:
+    """`call` of a layer, with the signature of its module's."""
+
+    def __init__(self, layer: FlaxLayer, signature: inspect.Signature):
+        self._layer = layer
+        self.__signature__ = signature
+        self.__name__ = "call"
+
+    def __call__(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
+        return self._layer._run(args, kwargs, bool(training) and self._layer.trainable)
+
+
+class FlaxLayer(keras.layers.Layer):
+    """What the layers of NNX and of Linen modules share."""
+
+    _kind: type
+    _other: type
+
+    def __init__(
+        self,
+        module: Any,
+        *,
+        args: tuple = (),
+        kwargs: Mapping[str, Any] | None = None,
+        method: str = "__call__",
+        seed: int | None = None,
+        **options: Any,
+    ):
+        maker = maker_of(module, self._kind, self._other, args, kwargs)
+        held = Held(maker, method, seed)
+        held.signature = _signature(self._prepare(held), method)
+        self._held = held
+        super().__init__(**options)
+        self.supports_masking = True  # `__call__` hands masks on
+
+    def _prepare(self, held: Held) -> type:
+        """Makes the module; its class."""
+        raise NotImplementedError
+
+    def _run(self, args: tuple, kwargs: dict[str, Any], training: bool) -> Any:
+        raise NotImplementedError
+
+    @property
+    def call(self) -> Any:
+        return _Call(self, _keras_signature(self._held.signature))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        require_known(kwargs, self, type(self).__name__)
+        if not self.built:
+            self._held.inputs = args, {k: v for k, v in kwargs.items() if k != "training"}
+        outputs = super().__call__(*args, **kwargs)
+        _hand_on_mask(args, outputs)
+        return outputs
+
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        """Shapes and dtypes of outputs, by tracing the module without numbers."""
+        try:
+            return super().compute_output_spec(*args, **kwargs)
+        except Exception:  # `len(x)` and the like fail on Keras's symbol for a size that isn't known
+            if not any(None in x.shape for x in keras.tree.flatten((args, kwargs)) if _is_symbolic(x)):
+                raise
+        one, two = (
+            super(FlaxLayer, self).compute_output_spec(*_sized(args, size), **_sized(kwargs, size))
+            for size in _SIZES
+        )
+        return keras.tree.map_structure(_common, one, two)
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
+        """None: a call hands the mask on, to outputs that have a vector for every entry of it."""
+
+    # --- variables
+
+    def _make_variables(self) -> None:
+        held = self._held
+        source, held.source = held.source, None  # it holds values
+        assert source is not None
+        held.tree, held.leaves = source.tree, source.leaves
+        for index in held.order:
+            leaf = held.leaves[index]
+            own = leaf.spec.dtype != jnp.float32  # what the module itself chose stays as it is
+            V.add_weight(
+                self,
+                leaf.path,
+                shape=leaf.spec.shape,
+                initializer=source.initializer(index),
+                dtype=str(leaf.spec.dtype) if own else self.variable_dtype,
+                autocast=leaf.trainable,  # statistics would lose what a batch adds to them
+                trainable=leaf.trainable,
+            )
+
+    def _read(self) -> list[Any]:
+        """The values of the leaves, in the tree's order."""
+        values = dict(zip(self._held.order, (variable.value for variable in self.weights), strict=True))
+        return [values[index] for index in range(len(values))]
+
+    def _write(self, before: list[Any], after: list[Any]) -> None:
+        for index, variable in zip(self._held.order, self.weights, strict=True):
+            if after[index] is not before[index]:
+                variable.assign(after[index])
+
+    def placed_variables(self) -> dict[int, tuple[_paths.Path, str | None]]:
+        """The structural path of every weight by its id, and its kind where Keras can't know that."""
+        leaves = (self._held.leaves[index] for index in self._held.order)
+        pairs = zip(self.weights, leaves, strict=True)
+        return {id(variable): (leaf.path, _kind(leaf)) for variable, leaf in pairs}
+
+    # --- files
+
+    def _stored(self) -> dict[str, Any]:
+        """The variables by the names that files give them."""
+        paths = (self._held.leaves[index].path for index in self._held.order)
+        # a dot, since a slash makes groups within HDF5
+        return {".".join(path): variable for path, variable in zip(paths, self.weights, strict=True)}
+
+    def save_own_variables(self, store: Any) -> None:
+        """Writes the variables under their paths."""
+        for name, variable in self._stored().items():
+            store[name] = variable
+
+    def load_own_variables(self, store: Any) -> None:
+        """Reads what `save_own_variables` wrote, all or nothing."""
+        wanted = self._stored()
+        difference = _paths.diff(
+            {(name,): store[name] for name in store.keys()},  # noqa: SIM118, not a mapping
+            {(name,): V.variable_spec(variable) for name, variable in wanted.items()},
+        )
+        if difference:
+            raise difference.error(f"layer {self.name!r}", "The file was written by another module.")
+        for name, variable in wanted.items():
+            variable.assign(store[name])
+
+    def get_config(self) -> dict[str, Any]:
+        """Keras's config; the module becomes plain values only as it is written to a file."""
+        held = self._held
+        own = {"module": held.maker, "method": held.method, "seed": held.given_seed}
+        return {**super().get_config(), **own}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Any:
+        """The layer that a config describes."""
+        maker = config["module"]
+        if not isinstance(maker, Maker):
+            maker = keras.saving.deserialize_keras_object(maker)
+        return cls(**{**config, "module": maker})
+
+
+# --- signatures
+
+
+def _signature(kind: type, method: str) -> inspect.Signature:
+    """What a module's call takes, without ``self``."""
+    function = getattr(kind, method, None)
+    if function is None:
+        raise StructureMismatchError(
+            "method",
+            got=f"{method!r}",
+            expected=f"the name of a method of {kind.__name__}",
+            fix="Leave it out for __call__.",
+        )
+    _, *parameters = inspect.signature(function).parameters.values()
+    if kind.__module__.startswith("flax."):
+        # the masks of Flax's own modules have other shapes: a default that isn't None keeps Keras's out
+        parameters = [p.replace(default=False) if p.name == "mask" else p for p in parameters]
+    return inspect.Signature(parameters)
+
+
+def _keras_signature(signature: inspect.Signature) -> inspect.Signature:
+    """The same with ``training`` in the place of Flax's words for it."""
+    kept = [p for p in signature.parameters.values() if p.name not in FLAGS]
+    training = inspect.Parameter("training", inspect.Parameter.KEYWORD_ONLY, default=None)
+    named = [p for p in kept if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    return inspect.Signature([*named, training, *kept[len(named) :]])
+
+
+# --- shapes
+
+_SIZES = 89, 97  # large enough for windows over an axis
+
+
+def _is_symbolic(value: Any) -> bool:
+    return isinstance(value, keras.KerasTensor)
+
+
+def _sized(values: Any, size: int) -> Any:
+    """The same with a number for every size that isn't known."""
+
+    def sized(value: Any) -> Any:
+        if not _is_symbolic(value):
+            return value
+        return keras.KerasTensor([n if n is not None else size for n in value.shape], value.dtype)
+
+    return keras.tree.map_structure(sized, values)
+
+
+def _common(one: Any, two: Any) -> Any:
+    """A size that depends on one that isn't known isn't known either."""
+    shape = [a if a == b else None for a, b in zip(one.shape, two.shape, strict=True)]
+    return keras.KerasTensor(shape, one.dtype)
+
+
+# --- leaves, masks
+
+
+def _kind(leaf: Leaf) -> str | None:
+    """Keys that look like Keras's seeds are those of the bridge, too."""
+    return V.SEED if leaf.is_key and leaf.spec.shape == (2,) else None
+
+
+def _hand_on_mask(args: tuple, outputs: Any) -> None:
+    inputs = keras.tree.flatten(args)
+    mask = V.mask_of(inputs[0]) if inputs else None
+    if mask is None:
+        return
+    rank = len(mask.shape)
+    for output in keras.tree.flatten(outputs):
+        if len(output.shape) > rank and tuple(output.shape[:rank]) == tuple(mask.shape):
+            V.set_mask(output, mask)

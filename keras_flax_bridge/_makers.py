@@ -1,0 +1,266 @@
+"""How a Flax module that a Keras layer holds is made, and how that is written into a Keras config."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+from flax import linen as nn
+from flax import nnx
+
+from keras_flax_bridge.errors import StructureMismatchError, UnsupportedLayerError
+
+
+@keras.saving.register_keras_serializable("keras_flax_bridge")
+class Maker:
+    """A module, or a class or function that makes one, and what to call it with."""
+
+    def __init__(self, target: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None):
+        self.target, self.args, self.kwargs = target, tuple(args), dict(kwargs or {})
+        self._linen: nn.Module | None = None
+
+    def is_instance(self, kind: type) -> bool:
+        return isinstance(self.target, kind)
+
+    def make(self, kind: type, rngs: Callable[[], Any] | None = None) -> Any:
+        """The module; a fresh one where the target is no module.
+
+        Raises:
+            StructureMismatchError: if what comes out is no module of that kind.
+        """
+        if self.is_instance(kind):
+            return self.target
+        if self._linen is not None:
+            return self._linen  # made within another Linen module, it would become a part of that
+        given = {}
+        if rngs is not None and "rngs" not in self.kwargs and _takes_rngs(self.target):
+            given["rngs"] = rngs()
+        module = self.target(*self.args, **self.kwargs, **given)
+        if not isinstance(module, kind):
+            raise StructureMismatchError(
+                f"module {_title(self.target)}",
+                got=f"a function that made a {type(module).__name__}",
+                expected=f"one that makes a {kind.__module__.split('.')[1]}.{kind.__name__}",
+                fix="Return the module.",
+            )
+        self._linen = module if isinstance(module, nn.Module) else None  # it holds no arrays
+        return module
+
+    def get_config(self) -> dict[str, Any]:
+        """For Keras's files: names and plain values.
+
+        Raises:
+            UnsupportedLayerError: if the module can't be written so.
+        """
+        makers = _LIVING.get()
+        if makers is not None:
+            makers.append(self)
+            return {"living": len(makers) - 1}
+        target, kwargs = self.target, self.kwargs
+        if isinstance(target, nn.Module):
+            return {"target": _encoded(target)}
+        if isinstance(target, nnx.Module):
+            if not hasattr(target, "get_config"):
+                raise _unwritable(
+                    _title(type(target)), "an instance, which doesn't say how it was made", _FUNCTION
+                )
+            target, kwargs = type(target), target.get_config()
+        return {
+            "target": {"name": _name(target)},
+            "args": [_encoded(value) for value in self.args],
+            "kwargs": {key: _encoded(value) for key, value in kwargs.items()},
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Maker:
+        """What `get_config` wrote."""
+        makers = _LIVING.get()
+        if makers is not None:
+            return makers[config["living"]]
+        args, kwargs = config.get("args", []), config.get("kwargs", {})
+        return cls(
+            _decoded(config["target"]),
+            tuple(_decoded(value) for value in args),
+            {key: _decoded(value) for key, value in kwargs.items()},
+        )
+
+
+_LIVING: ContextVar[list[Maker] | None] = ContextVar("_LIVING", default=None)
+
+
+@contextlib.contextmanager
+def living() -> Iterator[None]:
+    """Inside, configs are read again in this process: they may hold modules as they are."""
+    token = _LIVING.set([])
+    try:
+        yield
+    finally:
+        _LIVING.reset(token)
+
+
+def maker_of(module: Any, kind: type, other: type, args: tuple, kwargs: Mapping[str, Any] | None) -> Maker:
+    """The maker for what a layer was given.
+
+    Raises:
+        StructureMismatchError: if it is neither a module of that kind nor something that can make one.
+    """
+    if isinstance(module, Maker):
+        return module
+    is_class, base = isinstance(module, type), f"{kind.__module__.split('.')[1]}.Module"
+    is_other = issubclass(module, other) if is_class else isinstance(module, other)
+    fits = isinstance(module, kind) or (issubclass(module, kind) if is_class else callable(module))
+    if is_other or not fits or isinstance(module, keras.layers.Layer):
+        name = "LinenLayer" if kind is nnx.Module else "NNXLayer"
+        raise StructureMismatchError(
+            "module",
+            got=f"{'the class' if is_class else 'a'} {_title(module if is_class else type(module))}",
+            expected=f"a flax {base}, or a class or function that makes one",
+            fix=f"That is what {name} is for." if is_other else "Pass one.",
+        )
+    if isinstance(module, kind) and (args or kwargs):
+        raise StructureMismatchError(
+            "module",
+            got=f"an instance of {type(module).__name__}, and args= or kwargs=",
+            expected="a class or a function to call with them",
+            fix=f"Pass {type(module).__name__} itself, or leave args= and kwargs= out.",
+        )
+    return Maker(module, args, kwargs)
+
+
+def _takes_rngs(target: Any) -> bool:
+    parameters = inspect.signature(target).parameters.values()
+    return any(p.name == "rngs" or (p.kind is p.VAR_KEYWORD and isinstance(target, type)) for p in parameters)
+
+
+def _title(target: Any) -> str:
+    return getattr(target, "__qualname__", type(target).__qualname__)
+
+
+# --- plain values: what JSON can't say has a dict of one key
+
+_FUNCTION = (
+    "Decorate a function that makes the module with @keras.saving.register_keras_serializable('my_package'), "
+    "and wrap the function in place of the module; or the class, if it has a get_config() that returns the "
+    "arguments to make it with."
+)
+# where names are looked up that nobody registered, and what may be found there
+_SPACES = {"flax.nnx": (nnx, nnx.Module), "flax.linen": (nn, nn.Module), "jax.nn": (jax.nn, None)}
+
+
+def _encoded(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return (
+            {type(value).__name__: [_encoded(item) for item in value]}
+            if type(value) in (list, tuple)
+            else _no(value)
+        )
+    if isinstance(value, Mapping):
+        return {"dict": [[_encoded(key), _encoded(item)] for key, item in value.items()]}
+    if isinstance(value, nn.Module):
+        return {"linen": _name(type(value)), "fields": _fields(value)}
+    if _is_dtype(value):
+        return {"dtype": jnp.dtype(value).name}
+    return {"name": _name(value)} if callable(value) else _no(value)
+
+
+def _no(value: Any) -> Any:
+    raise _unwritable(
+        type(value).__name__,
+        "an argument of a kind that Keras's files can't hold",
+        _FUNCTION,
+    )
+
+
+def _fields(module: nn.Module) -> dict[str, Any]:
+    """The fields of a Linen module that are not at their defaults."""
+    found = {}
+    for field in dataclasses.fields(module):
+        default = field.default_factory() if callable(field.default_factory) else field.default
+        value = getattr(module, field.name, None)
+        if field.name != "parent" and field.init and value is not default and not _same(value, default):
+            found[field.name] = _encoded(value)
+    return found
+
+
+def _same(value: Any, default: Any) -> bool:
+    plain = (bool, int, float, str, tuple)
+    return type(value) is type(default) and isinstance(value, plain) and value == default
+
+
+def _decoded(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    kind, inner = next(iter(value.items()))
+    if kind in ("list", "tuple"):
+        return {"list": list, "tuple": tuple}[kind](_decoded(item) for item in inner)
+    if kind == "dict":
+        return {_decoded(key): _decoded(item) for key, item in inner}
+    if kind == "linen":
+        return _found(inner)(**{key: _decoded(item) for key, item in value["fields"].items()})
+    return jnp.dtype(inner) if kind == "dtype" else _found(inner)
+
+
+def _is_dtype(value: Any) -> bool:
+    is_scalar_type = isinstance(value, type) and issubclass(value, np.generic)
+    return isinstance(value, (np.dtype, type(jnp.float32))) or is_scalar_type
+
+
+def _name(thing: Any) -> str:
+    """The name of a class or function by which `_found` finds it again."""
+    name = getattr(thing, "__name__", "")
+    for space in _SPACES:
+        if name and _in_space(space, name) is thing:
+            return f"{space}.{name}"
+    registered = keras.saving.get_registered_name(thing)
+    if registered is not None and keras.saving.get_registered_object(registered) is thing:
+        return f"registered:{registered}"
+    raise _unwritable(
+        _title(thing),
+        "a class or function that isn't registered with Keras",
+        _FUNCTION,
+    )
+
+
+def _in_space(space: str, name: str) -> Any:
+    """The public function or class of Flax or jax of a name, if it may be used in a config."""
+    module, base = _SPACES.get(space, (None, None))
+    found = getattr(module, name, None)
+    is_module = isinstance(found, type) and base is not None and issubclass(found, base)
+    return found if is_module or (space == "jax.nn" and callable(found)) else None
+
+
+def _found(name: str) -> Any:
+    """The class or function of a name.
+
+    Raises:
+        UnsupportedLayerError: if there is none, as where the module that registers it wasn't imported.
+    """
+    space, _, last = name.rpartition(".")
+    if name.startswith("registered:"):
+        found = keras.saving.get_registered_object(name.removeprefix("registered:"))
+    else:
+        found = _in_space(space, last)
+    if found is None:
+        raise UnsupportedLayerError(
+            f"module {name.removeprefix('registered:')}",
+            got="a name that isn't registered with Keras in this process",
+            expected="the class or function that was registered when the model was saved",
+            fix="Import the file that registers it before the model is loaded.",
+        )
+    return found
+
+
+def _unwritable(name: str, got: str, fix: str) -> UnsupportedLayerError:
+    return UnsupportedLayerError(
+        f"module {name}", got=got, expected="a module that Keras can make again from a config", fix=fix
+    )

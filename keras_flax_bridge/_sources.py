@@ -1,0 +1,169 @@
+"""The arrays of a Flax module as leaves: their paths and kinds, and how each starts."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from keras_flax_bridge import _paths
+from keras_flax_bridge import _variables as V
+from keras_flax_bridge._leaves import is_key, key_kind, owned
+from keras_flax_bridge.errors import StructureMismatchError
+
+
+class Leaf(NamedTuple):
+    """One array of a module.
+
+    Attributes:
+        path: where it is.
+        spec: shape and dtype of the array that holds it; of a typed key, its data.
+        trainable: whether it is a weight that trains.
+        impl: of a typed key, the kind of it; None for any other array.
+        is_key: whether it is a key from which random numbers are drawn.
+    """
+
+    path: _paths.Path
+    spec: jax.ShapeDtypeStruct
+    trainable: bool
+    impl: str | None
+    is_key: bool
+
+    def stored(self, value: Any) -> Any:
+        """A value as the variable holds it."""
+        return jax.random.key_data(value) if self.impl is not None else jnp.asarray(value)
+
+    def read(self, value: Any) -> Any:
+        """The opposite."""
+        return value if self.impl is None else jax.random.wrap_key_data(value, impl=self.impl)
+
+
+class Tree(NamedTuple):
+    """The state of a module: its leaves in the order of jax's, and how they form it."""
+
+    leaves: tuple[Leaf, ...]
+    treedef: Any
+
+    def unflatten(self, values: Sequence[Any]) -> Any:
+        return self.treedef.unflatten([leaf.read(v) for leaf, v in zip(self.leaves, values, strict=True)])
+
+    def flatten(self, state: Any, where: str) -> list[Any]:
+        """The values of a state of this structure.
+
+        Raises:
+            StructureMismatchError: if it has another.
+        """
+        values, treedef = jax.tree.flatten(state)
+        if treedef != self.treedef:
+            found = dict.fromkeys(unique(_places(state)))
+            known = {leaf.path for leaf in self.leaves}
+            raise StructureMismatchError(
+                where,
+                missing=[_paths.join(path) for path in known - found.keys()],
+                unexpected=[_paths.join(path) for path in found.keys() - known],
+                fix="A call may not add or take away variables: make them when the module is made.",
+            )
+        return [leaf.stored(v) for leaf, v in zip(self.leaves, values, strict=True)]
+
+
+def tree_of(
+    state: Any, is_trainable: Sequence[bool], is_rng: Sequence[bool], places: Sequence[_paths.Path]
+) -> Tree:
+    """What is known of a state, whose leaves may be abstract."""
+    values, treedef = jax.tree.flatten(state)
+    rows = zip(unique(places), values, is_trainable, is_rng, strict=True)
+    return Tree(tuple(_leaf(*row) for row in rows), treedef)
+
+
+def _leaf(path: _paths.Path, value: Any, trainable: bool, is_rng: bool) -> Leaf:
+    typed = is_key(value)
+    spec = jax.eval_shape(jax.random.key_data, value) if typed else V.specs(value)
+    impl = key_kind(value) if typed else None
+    return Leaf(path, spec, trainable and not typed, impl, is_rng)
+
+
+def nnx_tree(state: nnx.State) -> Tree:
+    """The state of an NNX module: `nnx.Param` trains, all else does not."""
+    kinds = [
+        kind
+        for _, variable in nnx.to_flat_state(state)
+        for kind in [type(variable)] * len(jax.tree.leaves(variable))
+    ]
+    trainable = [issubclass(kind, nnx.Param) for kind in kinds]
+    return tree_of(state, trainable, [issubclass(kind, nnx.RngKey) for kind in kinds], _places(state))
+
+
+def linen_tree(variables: Any) -> Tree:
+    """The variables of a Linen module: the collection ``params`` trains, all else does not."""
+    places = _places(variables)
+    trainable = [place[0] == "params" for place in places]
+    return tree_of(variables, trainable, [False] * len(places), [place[1:] or place for place in places])
+
+
+def _places(tree: Any) -> list[_paths.Path]:
+    """The path of every leaf, without the boxes of Flax around arrays."""
+    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+    boxed = [isinstance(keys[-1], jax.tree_util.GetAttrKey) for keys, _ in flat]
+    return [path[:-1] if box else path for (path, _), box in zip(_paths.named(flat), boxed, strict=True)]
+
+
+def unique(places: Sequence[_paths.Path]) -> list[_paths.Path]:
+    """The same with ``_1`` after the second of a path; collections of Linen may share names."""
+    seen: dict[_paths.Path, int] = {}
+    found = []
+    for path in places:
+        number = seen.get(path, 0)
+        seen[path] = number + 1
+        found.append((*path[:-1], f"{path[-1]}_{number}") if number else path)
+    return found
+
+
+SEED = Leaf(
+    ("seed_generator_state",), jax.ShapeDtypeStruct((2,), jnp.uint32), False, None, True
+)  # as Keras's
+
+
+class Source:
+    """Where the variables of a layer get their first values: all of one making of the module."""
+
+    def __init__(self, tree: Tree, draw: Callable[[jax.Array | None], Any], seed: int | None = None):
+        self.tree, self._draw, self._seed = tree, draw, seed
+
+    @property
+    def leaves(self) -> tuple[Leaf, ...]:
+        """Those of the module, and then, where there is a seed, one from which calls draw keys."""
+        return self.tree.leaves if self._seed is None else (*self.tree.leaves, SEED)
+
+    def initializer(self, index: int) -> Initializer:
+        """That of one leaf."""
+        return Initializer(self, index)
+
+    @cached_property
+    def first(self) -> list[Any]:
+        # what is read under a trace and kept must not belong to it
+        scope = jax.ensure_compile_time_eval() if V.in_scope() else contextlib.nullcontext()
+        with scope:
+            values = self.tree.flatten(self._draw(None), "module")
+            return values if self._seed is None else [*values, jnp.array([self._seed, 0], jnp.uint32)]
+
+    def drawn(self, key: jax.Array, index: int) -> Any:
+        # compiled, so that leaves which nobody asks for are not computed
+        return jax.jit(lambda key: self.tree.flatten(self._draw(key), "module")[index])(key)
+
+
+class Initializer:
+    """Gives one leaf its first value; with a key as `seed`, one drawn anew."""
+
+    def __init__(self, source: Source, index: int):
+        self.source, self.index = source, index
+        self.seed: jax.Array | None = None
+
+    def __call__(self, shape: Any, dtype: Any = None) -> Any:
+        if self.seed is not None:
+            return self.source.drawn(self.seed, self.index).astype(dtype)
+        return owned(self.source.first[self.index]).astype(dtype)

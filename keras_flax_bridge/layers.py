@@ -1,0 +1,265 @@
+"""Flax modules as Keras layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import keras
+from flax import linen as nn
+from flax import nnx
+from flax.errors import InvalidRngError
+
+from keras_flax_bridge import _random
+from keras_flax_bridge import _variables as V
+from keras_flax_bridge._flax_layer import FLAGS, FlaxLayer, Held
+from keras_flax_bridge._makers import Maker
+from keras_flax_bridge._sources import Source, linen_tree, nnx_tree
+from keras_flax_bridge.errors import UnsupportedLayerError
+
+
+@keras.saving.register_keras_serializable("keras_flax_bridge")
+class NNXLayer(FlaxLayer):
+    """A Flax NNX module as a Keras layer.
+
+    `nnx.Param` become trainable weights, all other variables non-trainable ones, keys and counts of
+    `nnx.Rngs` too, which so are saved and go on. Their names and paths are the module's. They are
+    copies: the module itself is neither read nor written by calls. ``training`` reaches the module
+    as the argument its call has for it (``training``, ``train``, ``deterministic``,
+    ``use_running_average``) and by ``train()`` and ``eval()``. A layer whose ``trainable`` is False
+    runs as in inference, so that its statistics stand still as well.
+
+    A mask that Keras keeps with its input goes to the module's ``mask``, if it has that and isn't
+    one of Flax's own, and on with outputs that have a vector for each of the mask's entries.
+
+    Args:
+        module: an `nnx.Module`; or a class, or a function, that makes one.
+        args: positional arguments for the class or the function.
+        kwargs: named ones. If there is no ``rngs`` among them and it takes ``rngs``, it gets
+            ``nnx.Rngs(seed)``.
+        method: the name of what is called.
+        seed: an int; None for one that `keras.utils.set_random_seed` decides.
+        **options: ``name``, ``dtype``, ``trainable``, as for any layer. Inputs and parameters come in
+            the compute dtype. float32 variables are held in the variable dtype, others in their own.
+
+    Raises:
+        StructureMismatchError: if `module` is or makes no `nnx.Module`.
+        UnsupportedLayerError: where a model that holds an instance, or a class that isn't registered
+            with Keras, is saved as a file with its architecture.
+
+    Example:
+        >>> import numpy as np
+        >>> layer = NNXLayer(nnx.Linear, args=(4, 2), name="linear")
+        >>> [variable.path for variable in layer.trainable_weights]
+        ['linear/bias', 'linear/kernel']
+        >>> keras.Sequential([keras.Input((4,)), layer]).predict(np.ones((3, 4)), verbose=0).shape
+        (3, 2)
+    """
+
+    _kind, _other = nnx.Module, nn.Module
+
+    def __init__(self, module: Any, **options: Any):
+        super().__init__(module, **options)
+        self.build(None)
+
+    def build(self, input_shape: Any = None) -> None:
+        """Nothing, once the layer exists: a module has its variables."""
+        if not self.built:
+            self._make_variables()
+
+    def build_from_config(self, config: Any) -> None:
+        """Nothing: it is built."""
+
+    def _prepare(self, held: Held) -> type:
+        def make(key: Any) -> Any:
+            return held.maker.make(nnx.Module, lambda: nnx.Rngs(held.seed if key is None else key))
+
+        is_late = V.in_scope() and not held.maker.is_instance(nnx.Module)
+        made = nnx.eval_shape(lambda: make(None)) if is_late else make(None)
+        held.module, state = nnx.split(made)
+
+        if held.maker.is_instance(nnx.Module) and _is_traced(state):
+            held.maker = Maker(_gone)
+
+        def draw(key: Any) -> Any:
+            return state if key is None and not is_late else nnx.split(make(key))[1]
+
+        held.source = Source(nnx_tree(state), draw)
+        return type(made)
+
+    def _run(self, args: tuple, kwargs: dict[str, Any], training: bool) -> Any:
+        held, before = self._held, self._read()
+        assert held.tree is not None
+        module = nnx.merge(held.module, held.tree.unflatten(before))
+        module.train() if training else module.eval()
+        outputs = getattr(module, held.method)(*args, **kwargs, **held.flags(training))
+        self._write(before, held.tree.flatten(nnx.split(module)[1], f"layer {self.name!r}"))
+        return outputs
+
+
+@keras.saving.register_keras_serializable("keras_flax_bridge")
+class LinenLayer(FlaxLayer):
+    """A Flax Linen module as a Keras layer.
+
+    The first call builds it: its weights start as ``module.init(jax.random.key(seed), x)`` gives
+    them. The collection ``params`` becomes trainable weights, all others non-trainable ones; their
+    names and paths are the module's. Random numbers of a call derive from a Keras seed, which is
+    saved and goes on where the module draws. ``training`` reaches the module as the argument its
+    call has for it (``training``, ``train``, ``deterministic``, ``use_running_average``), or as its
+    field of that name. A layer whose ``trainable`` is False runs as in inference, so that its
+    statistics stand still as well. What the module sows into ``losses`` are losses of the layer.
+
+    A mask that Keras keeps with its input goes to the module's ``mask``, if it has that and isn't
+    one of Flax's own, and on with outputs that have a vector for each of the mask's entries.
+
+    Args:
+        module: a `linen.Module`; or a class, or a function, that makes one.
+        args: positional arguments for the class or the function.
+        kwargs: named ones.
+        method: the name of what is called.
+        seed: an int; None for one that `keras.utils.set_random_seed` decides.
+        **options: ``name``, ``dtype``, ``trainable``, as for any layer. Inputs and parameters come in
+            the compute dtype. float32 variables are held in the variable dtype, others in their own.
+
+    Raises:
+        StructureMismatchError: if `module` is or makes no `linen.Module`.
+        UnsupportedLayerError: where a model is saved as a file with its architecture and holds a
+            class that isn't registered with Keras.
+
+    Example:
+        >>> import numpy as np
+        >>> layer = LinenLayer(nn.Dense(2), name="dense")
+        >>> layer(np.ones((3, 4))).shape, [variable.path for variable in layer.trainable_weights]
+        ((3, 2), ['dense/bias', 'dense/kernel'])
+    """
+
+    _kind, _other = nn.Module, nnx.Module
+
+    def build(self, input_shape: Any = None) -> None:
+        """Makes the variables for the inputs of a call, or for one input of a shape.
+
+        Raises:
+            ValueError: whatever the module raises when it is initialised.
+        """
+        held = self._held
+        if held.inputs is None:
+            held.inputs = (V.shapes_to_specs(self, input_shape),), {}
+        held.inputs = keras.tree.map_structure(self._as_spec, held.inputs)
+        args, kwargs = held.inputs
+
+        def draw(key: Any) -> Any:
+            given, named = keras.tree.map_structure(_as_zeros, (args, kwargs))
+            key = jax.random.key(held.seed) if key is None else key
+            module, flags = _with_flags(held, False)
+            variables = module.init(key, *given, method=held.method, **named, **flags)
+            return {name: tree for name, tree in variables.items() if name != "losses"}
+
+        held.source = Source(linen_tree(jax.eval_shape(lambda: draw(None))), draw, held.seed)
+        self._make_variables()
+
+    def _as_spec(self, leaf: Any) -> Any:
+        """An input as it comes to the module: Keras brings floats to the dtype it computes in."""
+        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+            return leaf
+        dtype = jax.dtypes.canonicalize_dtype(keras.backend.standardize_dtype(leaf.dtype))
+        is_float = jnp.issubdtype(dtype, jnp.floating) and self.autocast
+        return keras.KerasTensor(leaf.shape, self.input_dtype if is_float else str(dtype))
+
+    def get_build_config(self) -> dict[str, Any] | None:
+        """The shapes and dtypes that the layer was built for."""
+        if self._held.inputs is None:
+            return None
+        args, kwargs = keras.tree.map_structure(_spec_to_config, self._held.inputs)
+        return {"args": list(args), "kwargs": kwargs}
+
+    def build_from_config(self, config: Any) -> None:
+        """Builds the layer for what `get_build_config` gave.
+
+        Raises:
+            ValueError: whatever the module raises when it is initialised.
+        """
+        self._held.inputs = tuple(map(_spec_from_config, config["args"])), _spec_from_config(config["kwargs"])
+        self.build(None)
+
+    def _prepare(self, held: Held) -> type:
+        held.module = held.maker.make(nn.Module)
+        return type(held.module)
+
+    def _run(self, args: tuple, kwargs: dict[str, Any], training: bool) -> Any:
+        held, (*before, seed) = self._held, self._read()
+        assert held.tree is not None
+        module, flags = _with_flags(held, training)
+        variables = held.tree.unflatten(before)
+        others = {name: tree for name, tree in variables.items() if name != "params"}
+
+        def call(rngs: Any) -> Any:
+            mutable, options = [*others, "losses"], {**kwargs, **flags}
+            return module.apply(variables, *args, rngs=rngs, mutable=mutable, method=held.method, **options)
+
+        (outputs, updates), moved = self._drawing(call, training, seed)
+        for loss in jax.tree.leaves(updates.pop("losses", {})):
+            self.add_loss(jnp.sum(loss))
+        after = {name: updates.get(name, tree) for name, tree in variables.items()}
+        flat = held.tree.flatten(after, f"layer {self.name!r}")
+        self._write([*before, seed], [*flat, moved])
+        return outputs
+
+    def _drawing(self, call: Callable[[Any], Any], training: bool, seed: jax.Array) -> tuple[Any, jax.Array]:
+        """Calls the module with keys only if it asks for any, so that other calls leave the seed."""
+        if training not in self._held.draws:
+            try:
+                return call({}), seed
+            except InvalidRngError:
+                self._held.draws.add(training)
+        key = jax.random.wrap_key_data(seed, impl="threefry2x32")
+        rngs = {name: _random.fold(key, (name,)) for name in ("params", "dropout")}
+        return call(rngs), seed + jnp.array([0, 1], seed.dtype)
+
+
+def _is_traced(tree: Any) -> bool:
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def _gone(**_: Any) -> None:
+    raise UnsupportedLayerError(
+        "module",
+        got="an instance that was made under a trace, such as that of TrainState.abstract",
+        expected="a module that can be made again",
+        fix="Wrap a class, or a function that makes the module: NNXLayer(function).",
+    )
+
+
+def _with_flags(held: Held, training: bool) -> tuple[Any, dict[str, bool]]:
+    """The Linen module with its fields, and the arguments, that say whether it trains."""
+    fields = {name: training == word for name, word in FLAGS.items() if hasattr(held.module, name)}
+    # what a field says, no argument may say again
+    said = {name for name in fields if getattr(held.module, name) is not None}
+    arguments = {name: value for name, value in held.flags(training).items() if name not in said}
+    own = {name: value for name, value in fields.items() if name not in held.flags(training)}
+    return (held.module.clone(**own) if own else held.module), arguments
+
+
+# --- what a layer is built for
+
+
+def _as_zeros(leaf: Any) -> Any:
+    """An array of a spec; sizes that are not known are 1."""
+    if not isinstance(leaf, keras.KerasTensor):
+        return leaf
+    return jnp.zeros([1 if size is None else size for size in leaf.shape], leaf.dtype)
+
+
+def _spec_to_config(leaf: Any) -> Any:
+    if not isinstance(leaf, keras.KerasTensor):
+        return leaf
+    return {"shape": list(leaf.shape), "dtype": leaf.dtype}
+
+
+def _spec_from_config(config: Any) -> Any:
+    if isinstance(config, dict) and config.keys() == {"shape", "dtype"}:
+        return keras.KerasTensor(config["shape"], config["dtype"])
+    if isinstance(config, dict):
+        return {name: _spec_from_config(item) for name, item in config.items()}
+    return [_spec_from_config(item) for item in config] if isinstance(config, list) else config
