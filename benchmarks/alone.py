@@ -87,6 +87,19 @@ def restoring(folder, width):
     return peak(lambda: jax.block_until_ready(jax.tree.leaves(kfb.restore(folder, abstract))))
 
 
+def restoring_on_a_mesh(folder, width):
+    """Onto eight devices, every matrix in eight parts."""
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+    import keras_flax_bridge as kfb
+    import jax
+    from jax.sharding import PartitionSpec as P
+
+    mesh = jax.make_mesh((8,), ("data",))
+    abstract = kfb.shard(kfb.TrainState.abstract(lambda: built(width)), mesh, [("kernel", P("data"))])
+    kfb._orbax.api  # noqa: B018
+    return peak(lambda: jax.block_until_ready(jax.tree.leaves(kfb.restore(folder, abstract))))
+
+
 def importing(folder, width):
     os.environ["KERAS_BACKEND"] = "jax"
     for name in ("keras", "flax.nnx", "flax.linen"):

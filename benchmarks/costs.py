@@ -74,10 +74,12 @@ def memory(smoke: bool, folder: str) -> Iterator[measure.Work]:
     yield measure.Work("memory of training", competitors, targets, positive)
     size = alone("saving", folder, width)
     peak = "peak / size of the state"
-    competitors = {"restore": measured(peak, "restoring", folder, width, of=size)}
-    yield measure.Work(
-        "memory of a restore", competitors, [measure.Target(peak, "restore", "", 1.3)], positive
-    )
+    competitors = {
+        "restore": measured(peak, "restoring", folder, width, of=size),
+        "restore, 8 shards": measured(peak, "restoring_on_a_mesh", folder, width, of=size),
+    }
+    targets = [measure.Target(peak, name, "", 1.3) for name in competitors]
+    yield measure.Work("memory of a restore", competitors, targets, positive)
 
 
 def works(smoke: bool) -> Iterator[measure.Work]:

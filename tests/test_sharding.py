@@ -1,5 +1,7 @@
 """States on a mesh of eight devices: the numbers of one device, and every leaf where it was told to lie."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import keras
@@ -260,3 +262,33 @@ def test_a_batch_that_can_not_be_split_is_named(alone):
         step(alone[0], short)
     with pytest.raises(kfb.StructureMismatchError, match="jit=False"):
         kfb.make_train_step(build(), mesh=mesh(data=8), jit=False)
+
+
+ELSEWHERE = {  # as Orbax notes where an array lay
+    "one GPU": {"sharding_type": "SingleDeviceSharding", "device_str": "cuda:0"},
+    "a mesh of GPUs": {
+        "sharding_type": "NamedSharding",
+        "shape": [64],
+        "axis_names": ["data"],
+        "axis_types": ["Auto"],
+        "partition_spec": [],
+        "device_mesh": {"mesh": [{"id": i, "platform": "gpu"} for i in range(64)]},
+    },
+}
+
+
+@pytest.mark.parametrize("written_on", ELSEWHERE)
+def test_what_other_devices_saved_restores_here(written_on, alone, tmp_path):
+    model, state = build(), alone[-1]
+    kfb.save(tmp_path / "step", state, model=model)
+    file = tmp_path / "step" / "state" / "_sharding"
+    noted = {name: json.dumps(ELSEWHERE[written_on]) for name in json.loads(file.read_text())}
+    assert len(noted) > 10
+    file.write_text(json.dumps(noted))
+    assert kfb.verify(tmp_path / "step").ok
+    restored = kfb.restore(tmp_path / "step", kfb.TrainState.abstract(build))
+    assert not [path for tree in TREES for path in differing(getattr(restored, tree), getattr(state, tree))]
+    loaded = kfb.TrainState.from_keras(kfb.load_model(tmp_path / "step"))
+    assert not differing(loaded.params, state.params)
+    module = kfb.restore(tmp_path / "step", kfb.ToNNX(build()))
+    np.testing.assert_array_equal(module.head.kernel, state.params["head"]["kernel"])
