@@ -461,6 +461,47 @@ def test_one_seed_one_start():
     same(*firsts)
 
 
+# --- the rest of the bridge
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["an instance", "NNX BatchNorm, Dropout", "Linen BatchNorm, Dropout"])
+def test_checkpoints(name, tmp_path):
+    rows = {row.name: row for row in ROWS}
+    instance = lambda: kfb.NNXLayer(flax_rows.Block(nnx.Rngs(0)))  # noqa: E731
+    layer = rows[name].layer if name in rows else instance
+
+    def build():
+        model = keras.Sequential([keras.Input((6,)), layer(), keras.layers.Dense(2)])
+        model.compile("adam", "mse")
+        return model
+
+    model, batch = build(), (flax_rows.V, np.zeros((8, 2), "float32"))
+    state, step = kfb.TrainState.from_keras(model), kfb.make_train_step(model)
+    for _ in range(3):
+        state, _ = step(state, batch)
+    kfb.save(tmp_path / "state", state, model=model)
+    again = kfb.restore(tmp_path / "state", kfb.TrainState.abstract(build))
+    assert not differing(again.params, state.params)
+    assert not differing(again.non_trainable, state.non_trainable)
+    module = kfb.restore(tmp_path / "state", kfb.ToNNX(build()))
+    state.assign_to(model)
+    np.testing.assert_allclose(module(flax_rows.V), model(flax_rows.V), atol=1e-6)
+    if name in rows:
+        same(kfb.load_model(tmp_path / "state")(flax_rows.V), model(flax_rows.V))
+    else:  # the checkpoint has no config, and says whose fault that is
+        with pytest.raises(kfb.CheckpointError, match="Block: got an instance"):
+            kfb.load_model(tmp_path / "state")
+
+
+@pytest.mark.slow
+def test_a_layer_that_is_built_under_a_trace_keeps_nothing_of_it(leaks):
+    model = keras.Sequential([kfb.LinenLayer(flax_rows.linen_block), kfb.NNXLayer(nnx.Linear, args=(3, 2))])
+    variables = jax.jit(lambda key: kfb.ToLinen(model).init(key, flax_rows.V))(jax.random.key(0))
+    assert set(variables) == {"params", "batch_stats", "seeds"}
+    assert model(flax_rows.V).shape == (8, 2)
+
+
 # --- masks
 
 
