@@ -64,7 +64,7 @@ def variables(count: int) -> measure.Work:
 
 
 def memory(smoke: bool, folder: str) -> Iterator[measure.Work]:
-    width = 128 if smoke else 3072
+    width = 128 if smoke else 6144
     phase = "peak, MB"
     competitors = {
         "copy=False": measured(phase, "training_with_the_bridge", folder, width),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ import numpy as np
 
 from keras_flax_bridge import _integrity, _packing, _paths
 from keras_flax_bridge._iterators import checksum, is_grain, set_grain, set_position
+from keras_flax_bridge._leaves import size_of
 from keras_flax_bridge._orbax.api import (
     DATA,
     LEAVES,
@@ -29,6 +30,7 @@ from keras_flax_bridge._orbax.names import decode
 from keras_flax_bridge.errors import CheckpointError, CorruptCheckpointError
 
 _FOREIGN = ("pytree", "default")  # what Orbax, its manager and Keras's callback call the one tree
+_READ_AHEAD = 1 << 27  # bytes
 
 
 class Stored:
@@ -129,7 +131,7 @@ class Stored:
         if not asked:
             return {}
         tree = _paths.fill(self._tree, {place: asked.get(place, ...) for place in _paths.flatten(self._tree)})
-        with speaking(self.path, "restoring"):
+        with speaking(self.path, "restoring"), _reading_context(asked.values()):
             found = _paths.flatten(ocp().load(self._root, tree, checkpointable_name=self._item))
         return {path: found[place] for path, place in self._places.items() if place in asked}
 
@@ -201,6 +203,14 @@ class Stored:
                 set_position(iterator, stored)
             else:
                 set_grain(iterator, self.path / DATA)
+
+
+def _reading_context(targets: Iterable[Any]) -> Any:
+    """Orbax's options for a restore: what is read but not placed yet is a small part of the whole."""
+    sizes = [size_of(target) for target in targets]
+    context = ocp().Context()
+    context.memory.read_concurrent_bytes = max(_READ_AHEAD, 2 * max(sizes, default=0), sum(sizes) // 8)
+    return context
 
 
 def _item(path: FilePath) -> tuple[FilePath, str | None]:
