@@ -4,6 +4,8 @@
 """
 
 import os
+import re
+from typing import Any
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -19,7 +21,7 @@ exclude_patterns = ["_build"]
 default_role = "py:obj"  # single backticks in docstrings are names, and links where the name is on the site
 
 myst_heading_anchors = 3  # `page.md#section` works here as it does in a repository browser
-suppress_warnings: list[str] = []
+smartquotes = False  # tables hold code
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
@@ -27,6 +29,7 @@ python_use_unqualified_type_names = True
 maximum_signature_line_length = 88
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_attr_annotations = False
 
 # the button copies what is typed: neither prompts nor outputs
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
@@ -38,3 +41,13 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False
+
+
+def tighten(app: Any, page: str, source: list[str]) -> None:
+    """Takes away the blank line that ends a doctest in Markdown and that the site would show."""
+    source[0] = re.sub(r"\n\n```\n", "\n```\n", source[0])
+
+
+def setup(app: Any) -> None:
+    """Called by Sphinx."""
+    app.connect("source-read", tighten)

@@ -61,7 +61,7 @@ def train(
         verbose: 0 for silence, 1 for Keras's progress bar, 2 for a line an epoch.
 
     Returns:
-        The state, and Keras's History of this process's epochs: ``history.history["loss"]``.
+        The state, and Keras's History of this process's epochs, such as ``history.history["loss"]``.
 
     Raises:
         StructureMismatchError: if neither or not the right one of `steps` and `epochs` is given, or the data

@@ -110,7 +110,7 @@ def test_the_page_on_optimizers_is_that_of_the_table_of_rules():
 
 
 API = Path(__file__).parents[1] / "docs" / "api.md"
-SHOWN = re.compile(r"^\.\. (?:currentmodule|auto\w+):: (\S+)$", re.MULTILINE)
+SHOWN = re.compile(r"^\.\. (?:currentmodule|auto\w+):: ([\w.]+)", re.MULTILINE)
 
 
 def shown():
