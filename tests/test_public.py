@@ -138,3 +138,9 @@ def test_every_public_name_is_on_the_page_of_the_api():
     callbacks = {"keras_flax_bridge.callbacks.TrainStateCheckpoint"}
     labels = {"keras_flax_bridge.optimizers.Label"}  # what conversions return
     assert sorted(shown()) == sorted(public(kfb) | public(kfb.migrate) | callbacks | labels)
+
+
+def test_every_error_is_on_the_page_of_errors():
+    headings = re.findall(r"^## (\w+)$", (API.parent / "errors.md").read_text(), re.MULTILINE)
+    kinds = {name for name in vars(errors) if name.endswith("Error")}
+    assert set(headings) == kinds - {"BridgeError"}
