@@ -1,4 +1,4 @@
-# Commands that do their own set-up: `make demo`, `make test`, `make bench`.
+# Commands that do their own set-up: `make demo`, `make test`, `make bench`, `make docs`.
 # PYTHON names any interpreter >= 3.11 with venv; VENV names where its packages go.
 
 PYTHON ?= python3
@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup
 export MPLBACKEND = agg
 export TF_CPP_MIN_LOG_LEVEL = 2
 
-.PHONY: demo test test-slow test-lowest package bench lint clean
+.PHONY: demo test test-slow test-lowest package bench docs lint clean
 
 demo: $(VENV)/ready
 	$(BIN)/python examples/digits.py $(ARGS)
@@ -29,6 +29,10 @@ lint: $(VENV)/ready
 bench: $(VENV)/ready-bench
 	for file in $$(grep -l "measure.main(" benchmarks/*.py); do $(BIN)/python $$file $(ARGS) || exit 1; done
 	$(BIN)/python benchmarks/page.py
+
+# The site, into docs/_build/html; a warning is an error.
+docs: $(VENV)/ready-docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html -d docs/_build/doctrees docs docs/_build/html $(ARGS)
 
 # The oldest versions that pyproject.toml allows.
 test-lowest:
@@ -63,5 +67,9 @@ $(VENV)/ready-bench: $(VENV)/ready
 	$(BIN)/python -m pip install -q -e ".[bench]"
 	touch $@
 
+$(VENV)/ready-docs: $(VENV)/ready
+	$(BIN)/python -m pip install -q -e ".[docs]"
+	touch $@
+
 clean:
-	rm -rf .venv .venv-* .cache .mypy_cache .ruff_cache .pytest_cache dist
+	rm -rf .venv .venv-* .cache .mypy_cache .ruff_cache .pytest_cache dist docs/_build

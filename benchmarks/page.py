@@ -46,7 +46,7 @@ def cells(ratio: dict[str, Any]) -> list[str]:
 
 
 def table(name: str) -> Iterator[str]:
-    yield f"### {TITLES[name]}\n"
+    yield f"## {TITLES[name]}\n"
     yield "| work | phase | ratio of medians | measured | quartiles of rounds | target | ok |"
     yield "|---|---|---|---|---|---|---|"
     for work, row in rows(name).items():
@@ -97,7 +97,7 @@ def written(text: str) -> str:
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]
     tables = "\n".join(line for name in TITLES if rows(name) for line in table(name))
-    return f"{before}{BEGIN}\n\n{tables}\n### Machines\n\n" + "\n".join(machines()) + f"\n\n{END}{after}"
+    return f"{before}{BEGIN}\n\n{tables}\n## Machines\n\n" + "\n".join(machines()) + f"\n\n{END}{after}"
 
 
 def main() -> None:

@@ -62,7 +62,7 @@ def train(
         verbose: 0 for silence, 1 for Keras's progress bar, 2 for a line an epoch.
 
     Returns:
-        The state, and Keras's History of this process's epochs: ``history.history["loss"]``;
+        The state, and Keras's History of this process's epochs, such as ``history.history["loss"]``;
         ``history.plot()`` draws its curves.
 
     Raises:

@@ -65,7 +65,7 @@ def make_train_step(
             processes each passes its own rows, as numpy arrays.
 
     Returns:
-        The step. Its logs are scalars: the loss and every metric's running result, as in ``fit``.
+        The step. Its logs are scalars, the loss and every metric's running result, as in ``fit``.
 
     A Ctrl-C loses nothing: the state that was given to the interrupted step can be used, be it the
     one before the step or the one after it.
@@ -126,7 +126,7 @@ def make_eval_step(model: keras.Model, *, loss: Any = None, metrics: Any = None,
         jit: False gives the pure function.
 
     Returns:
-        The step. Nothing is donated: parameters and slots pass through.
+        The step. It donates nothing; parameters and slots pass through.
 
     Raises:
         StructureMismatchError: at the first call, if the state is not one of this model, or the
@@ -164,7 +164,7 @@ def make_predict_step(model: keras.Model, *, jit: bool = True) -> Callable[[Trai
         jit: False gives the pure function.
 
     Returns:
-        The step: what the model's own ``predict_step`` gives, Keras's or an overridden one; by
+        The step. It gives what the model's own ``predict_step`` gives, Keras's or an overridden one; by
         default its outputs in inference mode. `x` is what the model is called on.
 
     Raises:

@@ -1,6 +1,8 @@
 """Every public name is documented, typed, says what it raises, and shows an example."""
 
 import inspect
+import re
+from pathlib import Path
 
 import pytest
 
@@ -120,3 +122,40 @@ def test_the_page_on_coverage_is_that_of_the_contract_table():
 def test_the_page_on_optimizers_is_that_of_the_table_of_rules():
     page = optimizer_table.PAGE.read_text()
     assert optimizer_table.written(page) == page, "python -m tests.optimizer_table"
+
+
+API = Path(__file__).parents[1] / "docs" / "api.md"
+SHOWN = re.compile(r"^\.\. (?:currentmodule|auto\w+):: ([\w.]+)", re.MULTILINE)
+
+
+def shown():
+    """Full names on the page of the API, each read below its ``currentmodule``."""
+    module = ""
+    for name in SHOWN.findall(API.read_text()):
+        if f"currentmodule:: {name}" in API.read_text():
+            module = name
+        else:
+            yield name if name.startswith("keras_flax_bridge.") else f"{module}.{name}"
+
+
+def public(module):
+    """What a module exports and this package defines."""
+    return {
+        f"{module.__name__}.{name}"
+        for name, thing in vars(module).items()
+        if not name.startswith("_")
+        and not inspect.ismodule(thing)
+        and getattr(thing, "__module__", "").startswith("keras_flax_bridge")
+    }
+
+
+def test_every_public_name_is_on_the_page_of_the_api():
+    callbacks = {"keras_flax_bridge.callbacks.TrainStateCheckpoint"}
+    labels = {"keras_flax_bridge.optimizers.Label"}  # what conversions return
+    assert sorted(shown()) == sorted(public(kfb) | public(kfb.migrate) | callbacks | labels)
+
+
+def test_every_error_is_on_the_page_of_errors():
+    headings = re.findall(r"^## (\w+)$", (API.parent / "errors.md").read_text(), re.MULTILINE)
+    kinds = {name for name in vars(errors) if name.endswith("Error")}
+    assert set(headings) == kinds - {"BridgeError"}

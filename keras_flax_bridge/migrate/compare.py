@@ -99,7 +99,7 @@ def compare(
             dtypes allow.
 
     Returns:
-        A report: ``report.ok``, ``report.first``; printed, it says all of it.
+        A report with ``report.ok`` and ``report.first``; printed, it says all of it.
 
     Raises:
         NotBuiltError: if the model has no variables yet.

@@ -117,7 +117,7 @@ def to_nnx(
         class_name: the name of the module's class.
 
     Returns:
-        An ordinary `nnx.Module`: `nnx.jit`, `nnx.split` and optax work on it. It holds copies of
+        An ordinary `nnx.Module`, on which `nnx.jit`, `nnx.split` and optax work. It holds copies of
         the weights.
 
     Raises:

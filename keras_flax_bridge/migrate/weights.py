@@ -49,7 +49,7 @@ def to_nnx_state(model_or_state: Any) -> nnx.State:
         model_or_state: a built Keras model, or a `TrainState` that was taken from one.
 
     Returns:
-        An `nnx.State` for ``nnx.update(module, state)``: weights and statistics, no random keys.
+        An `nnx.State` for ``nnx.update(module, state)``, with weights and statistics, no random keys.
 
     Raises:
         NotBuiltError: if the model has no variables yet.
@@ -119,8 +119,8 @@ def slots_to_nnx(module: nnx.Module, state: Any) -> dict[str, nnx.State]:
         state: a `TrainState` with a Keras optimizer.
 
     Returns:
-        ``{"momentums": ..., "velocities": ...}``, each of the structure of ``nnx.state(module,
-        nnx.Param)``, as optax keeps ``mu`` and ``nu``.
+        Trees by slot, such as ``momentums`` and ``velocities``, each of the structure of
+        ``nnx.state(module, nnx.Param)``, as optax keeps ``mu`` and ``nu``.
 
     Raises:
         StructureMismatchError: if `to_nnx` did not make the module.
