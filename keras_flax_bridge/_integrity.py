@@ -98,8 +98,14 @@ def _parts(flat: _paths.Flat) -> Iterator[_paths.Flat]:
 
 
 def _alias(leaf: Any) -> Any:
-    """Another array of the same buffers: jax keeps what numpy copied of an array as long as that lives."""
+    """Another array of the same buffers: jax keeps what numpy copied of an array as long as that lives.
+
+    Of one that lies whole in the memory of the host numpy copies nothing.
+    """
     if not isinstance(leaf, jax.Array) or _is_elsewhere(leaf):
+        return leaf
+    devices = leaf.sharding.device_set
+    if len(devices) == 1 and next(iter(devices)).platform == "cpu":
         return leaf
     shards = [shard.data for shard in leaf.addressable_shards]
     return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, shards)
