@@ -104,7 +104,7 @@ def _alias(leaf: Any) -> Any:
     """
     if not isinstance(leaf, jax.Array) or _is_elsewhere(leaf):
         return leaf
-    devices = leaf.sharding.device_set
+    devices: set[Any] = leaf.sharding.device_set
     if len(devices) == 1 and next(iter(devices)).platform == "cpu":
         return leaf
     shards = [shard.data for shard in leaf.addressable_shards]

@@ -103,7 +103,7 @@ def _adafactor(o: Any, lr: Schedule, leaves: Leaves) -> tuple[Transformation, ..
     return (
         S.scale_by_keras_factored_rms(o.beta_2_decay, o.epsilon_1),
         optax.clip_by_block_rms(o.clip_threshold),
-        optax.scale_by_param_block_rms(o.epsilon_2),
+        S.scale_by_param_rms(o.epsilon_2),
         optax.scale_by_schedule(step_size),
     )
 

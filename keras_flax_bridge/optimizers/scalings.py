@@ -220,6 +220,22 @@ def second_moment(row: Any, column: Any) -> Any:
     return (row / jnp.mean(row, -1, keepdims=True))[..., None] * column[..., None, :]
 
 
+def scale_by_param_rms(least: float) -> Transformation:
+    """Updates times the root mean square of their parameter, or `least`.
+
+    `optax.scale_by_param_block_rms` computes the same, safe to differentiate, by one more pass over the
+    parameters.
+    """
+
+    def scaled(u: Any, p: Any) -> Any:
+        return u * jnp.maximum(jnp.sqrt(jnp.mean(jnp.square(p))), least)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return jax.tree.map(scaled, updates, params), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
 def scale_by_keras_muon(
     momentum: float, nesterov: bool, ns_steps: int, coefficients: tuple[float, float, float], rms_rate: Any
 ) -> Transformation:
