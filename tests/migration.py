@@ -113,7 +113,7 @@ DENSE = [
         "two_axes": lambda: L.EinsumDense("abc,cde->abde", (None, 2, 3), bias_axes="de"),
         "one_of_two": lambda: L.EinsumDense("abc,cde->abde", (None, 2, 3), bias_axes="e"),
         "data_axis": lambda: L.EinsumDense("abc,cd->abd", (5, 3), bias_axes="bd"),
-    }, fast=("plain",)),
+    }),
     *rows("embedding", (5,), {
         "": lambda: L.Embedding(7, 3),
         "mask_zero": lambda: keras.Sequential([L.Embedding(7, 3, mask_zero=True), L.LSTM(2)]),
@@ -187,7 +187,7 @@ NORMS = [
         "settings": lambda: L.BatchNormalization(momentum=0.7, epsilon=0.1, scale=False),
         "uncentered": lambda: L.BatchNormalization(center=False),
         "frozen": lambda: L.BatchNormalization(trainable=False),
-    }, fast=("settings", "frozen")),
+    }, fast=("settings",)),
     *rows("batch_norm_image", IMAGE, {
         "": lambda: L.BatchNormalization(),
         "axis_1": lambda: L.BatchNormalization(axis=1),
@@ -239,13 +239,13 @@ ACTIVE = [
         "max_6": lambda: L.ReLU(max_value=6.0),
         "threshold": lambda: L.ReLU(threshold=0.5),
         "all": lambda: L.ReLU(max_value=1.0, negative_slope=0.1, threshold=0.2),
-    }, fast=("all",)),
+    }),
     *rows("leaky_relu", VECTOR, {"": lambda: L.LeakyReLU(negative_slope=0.3)}),
     *rows("elu", VECTOR, {"": lambda: L.ELU(alpha=0.5)}),
     *rows("prelu", IMAGE, {
         "": lambda: L.PReLU(),
         "shared": lambda: L.PReLU(shared_axes=[1, 2]),
-    }, fast=("shared",)),
+    }),
     *rows("softmax", TIMES, {
         "": lambda: L.Softmax(),
         "axis_1": lambda: L.Softmax(axis=1),
@@ -316,7 +316,7 @@ SHAPES = [
         "nearest": lambda: L.Resizing(14, 16, interpolation="nearest"),
         "bicubic": lambda: L.Resizing(10, 9, interpolation="bicubic", antialias=True),
     }, tolerance=1e-4),
-    *rows("masking", TIMES, {"": lambda: L.Masking()}, fast=("",)),
+    *rows("masking", TIMES, {"": lambda: L.Masking()}),
 ]  # fmt: skip
 
 TWO = (TIMES, TIMES)
@@ -324,7 +324,7 @@ MERGES = [
     *rows("merge", TWO, {
         name: lambda name=name: getattr(L, name)()
         for name in ("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum", "Concatenate")
-    }, fast=("Concatenate",)),
+    }),
     *rows("merge_ranks", (TIMES, (4,)), {"": lambda: L.Add()}),
     *rows("concatenate", TWO, {"axis_1": lambda: L.Concatenate(axis=1)}),
     *rows("dot", TWO, {
@@ -344,7 +344,7 @@ DROPS = [
         "gaussian": lambda: L.GaussianDropout(0.3),
         "alpha": lambda: L.AlphaDropout(0.3),
         "noise": lambda: L.GaussianNoise(0.3),
-    }, random=True, fast=("", "alpha")),
+    }, random=True, fast=("",)),
     *rows("dropout_image", IMAGE, {
         "spatial": lambda: L.SpatialDropout2D(0.5),
         "first": lambda: L.SpatialDropout2D(0.5, **FIRST),
@@ -391,7 +391,7 @@ ATTENTION = [
         "self": _attend(_mha()),
         "causal": _attend(_mha(), use_causal_mask=True),
         "scores": _attend(_mha(), return_attention_scores=True),
-    }, masked=True, fast=("self",)),
+    }, masked=True),
     *rows("mha_masked", TWO, {
         "cross": _attend(_mha()),
         "key": of(lambda q, v: L.MultiHeadAttention(2, 3)(q, v, q)),

@@ -104,7 +104,7 @@ BREAKS = [  # a break after so many batches, saved how often
     (BATCHES, 1),
     (2 * BATCHES, BATCHES),
 ]
-FAST = {("arrays", BREAKS[0]), ("arrays", BREAKS[2]), ("grain", BREAKS[1])}
+FAST = {("arrays", BREAKS[2]), ("grain", BREAKS[1])}
 ALL = [
     pytest.param(build, data, at, marks=[] if (data, at) in FAST and build is small else pytest.mark.slow)
     for build, kinds in ((small, ["arrays", "grain"]), (resuming.everything, DATA))
@@ -246,6 +246,7 @@ def fit_for_ever(folder):
     small().fit(**DATA["arrays"](), epochs=10**9, verbose=0, callbacks=[say, saver])
 
 
+@pytest.mark.slow
 def test_sigterm_ends_with_a_checkpoint(tmp_path):
     assert terminated("test_fit.fit_for_ever", str(tmp_path)) == 0
     assert kfb.verify(tmp_path).ok

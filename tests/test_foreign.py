@@ -81,7 +81,10 @@ class Last(keras.callbacks.Callback):
         self.state = kfb.TrainState.from_keras(self.model)
 
 
-@pytest.fixture(scope="module", params=BUILDS)
+@pytest.fixture(
+    scope="module",
+    params=["sequential", *(pytest.param(n, marks=pytest.mark.slow) for n in ("scaled", "halves"))],
+)
 def keras_folder(request, tmp_path_factory):
     """A folder of Keras's callback, what builds its model, and the state that it saved."""
     folder, build = tmp_path_factory.mktemp("keras"), BUILDS[request.param]
