@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import zipfile
 from collections.abc import Iterator
@@ -31,8 +32,10 @@ def _opened(path: FilePath) -> Iterator[tuple[h5py.File, dict[str, Any] | None]]
             with h5py.File(path) as weights:
                 yield weights, None
         else:
-            with zipfile.ZipFile(path) as archive, archive.open(_WEIGHTS) as file, h5py.File(file) as weights:
-                yield weights, json.loads(archive.read(_CONFIG))
+            with zipfile.ZipFile(path) as archive:  # HDF5 can't seek in a member of it on Python 3.13
+                file, found = io.BytesIO(archive.read(_WEIGHTS)), json.loads(archive.read(_CONFIG))
+            with h5py.File(file) as weights:
+                yield weights, found
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise CheckpointError(
             str(path),
