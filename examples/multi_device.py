@@ -7,7 +7,9 @@ the ``examples`` extra.
 import os
 from tempfile import mkdtemp
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"  # before jax looks for devices
+# before jax looks for devices; the second, for a busy machine: how long one may wait for the others
+FLAGS = "force_host_platform_device_count=8", "cpu_collective_call_terminate_timeout_seconds=600"
+os.environ["XLA_FLAGS"] = " ".join(f"--xla_{flag}" for flag in FLAGS)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import grain

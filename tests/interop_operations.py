@@ -134,7 +134,8 @@ class Case:
 
     @cached_property
     def variables(self) -> dict:
-        return self.linen.from_keras_values()
+        with jax.ensure_compile_time_eval():  # the first to ask may be a check that is being traced
+            return self.linen.from_keras_values()
 
     @cached_property
     def linen(self) -> kfb.ToLinen:
