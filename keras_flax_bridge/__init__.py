@@ -1,6 +1,7 @@
 """The bridge between Keras 3 on JAX and Flax, optax and Orbax."""
 
 import importlib
+from typing import TYPE_CHECKING
 
 from keras_flax_bridge import _start
 
@@ -49,6 +50,9 @@ from keras_flax_bridge.state import TrainState as TrainState
 from keras_flax_bridge.steps import make_eval_step as make_eval_step
 from keras_flax_bridge.steps import make_predict_step as make_predict_step
 from keras_flax_bridge.steps import make_train_step as make_train_step
+
+if TYPE_CHECKING:
+    from keras_flax_bridge import migrate as migrate
 
 __version__ = "0.1.0"
 
