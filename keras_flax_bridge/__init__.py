@@ -1,7 +1,7 @@
 """The bridge between Keras 3 on JAX and Flax, optax and Orbax."""
 
 import importlib
-from typing import TYPE_CHECKING
+import typing
 
 from keras_flax_bridge import _start
 
@@ -51,7 +51,7 @@ from keras_flax_bridge.steps import make_eval_step as make_eval_step
 from keras_flax_bridge.steps import make_predict_step as make_predict_step
 from keras_flax_bridge.steps import make_train_step as make_train_step
 
-if TYPE_CHECKING:
+if typing.TYPE_CHECKING:
     from keras_flax_bridge import migrate as migrate
 
 __version__ = "0.1.0"
