@@ -35,7 +35,7 @@ def made(tmp_path_factory):
         "first": {"kernel": kernel[1:], "extra": kernel, "bias": kernel[0].astype("bfloat16")},
     }
     kfb.save(folder / "cut", state.replace(params=cut))
-    with kfb.CheckpointManager(folder / "root") as manager:
+    with kfb.CheckpointManager(folder / "steps") as manager:
         for step in (3, 7):
             manager.save(state.replace(step=state.step * 0 + step))
     kfb.save(folder / "module", nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
@@ -51,9 +51,9 @@ ROWS = {
     "statistics": ("inspect packed", 0, "batch_normalization/moving_mean batch_stat float32 4 16", ""),
     "totals": ("inspect tree", 0, "params: 6 leaves 204", ""),
     "all": ("inspect tree", 0, "all: 32 leaves 696", ""),
-    "the newest step": ("inspect root", 0, "/root/7: checkpoint", ""),
-    "a step": ("inspect root --step 3", 0, "/root/3: checkpoint", ""),
-    "no such step": ("inspect root --step 4", 2, "", "expected one of the steps [3, 7]"),
+    "the newest step": ("inspect steps", 0, "/steps/7: checkpoint", ""),
+    "a step": ("inspect steps --step 3", 0, "/steps/3: checkpoint", ""),
+    "no such step": ("inspect steps --step 4", 2, "", "expected one of the steps [3, 7]"),
     "a Keras file": ("inspect model.keras", 0, "opt_state/momentums/first/kernel slot", ""),
     "weights": ("inspect model.weights.h5", 0, "layers/dense/vars/0 float32 6x4 96", ""),
     "weights of a model": (

@@ -13,6 +13,7 @@ from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._leaves import on_disk
 from keras_flax_bridge._report import METRIC, STEP, StateReport, rows
+from keras_flax_bridge.errors import CheckpointError
 
 # kinds of leaves that Keras doesn't write, and why they are left out
 NOT_IN_KERAS_FILES = {
@@ -69,6 +70,13 @@ class Contents:
         named = f"the names are those in the file: {self.unnamed}" if self.unnamed else ""
         notes = tuple(note for note in (named, self.note) if note)
         return StateReport(f"{self.path}: {self.kind}", rows(self.specs, self.shardings()), notes)
+
+
+def unreadable(path: FilePath, error: Exception, expected: str, fix: str) -> CheckpointError:
+    """The error for a file in which a library finds no sense."""
+    return CheckpointError(
+        str(path), got=f"{type(error).__name__}: {str(error)[:300]}", expected=expected, fix=fix
+    )
 
 
 def as_numpy(leaf: Any) -> Any:

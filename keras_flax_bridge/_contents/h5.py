@@ -14,53 +14,62 @@ import h5py
 import jax
 
 from keras_flax_bridge import _configs, _paths
-from keras_flax_bridge.errors import CheckpointError
+from keras_flax_bridge._contents.base import unreadable
 from keras_flax_bridge.state import TrainState
 
 _WEIGHTS, _CONFIG = "model.weights.h5", "config.json"  # the items of a `.keras` file
 
 
 @contextlib.contextmanager
-def _opened(path: FilePath) -> Iterator[tuple[h5py.File, dict[str, Any] | None]]:
-    """The weights in a file, and the config of the model where there is one.
+def _explained(path: FilePath) -> Iterator[None]:
+    """Says that Keras did not write a file, or that it is damaged.
 
     Raises:
-        CheckpointError: if Keras did not write it, or it is damaged.
+        CheckpointError: if it can't be read.
     """
     try:
-        if path.name.endswith(".h5"):
-            with h5py.File(path) as weights:
-                yield weights, None
-        else:
-            with zipfile.ZipFile(path) as archive:  # HDF5 can't seek in a member of it on Python 3.13
-                file, found = io.BytesIO(archive.read(_WEIGHTS)), json.loads(archive.read(_CONFIG))
-            with h5py.File(file) as weights:
-                yield weights, found
+        yield
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise CheckpointError(
-            str(path),
-            got=f"{type(error).__name__}: {str(error)[:300]}",
-            expected="a file that Keras wrote",
-            fix="Is it whole, and of Keras 3?",
-        ) from error
+        raise unreadable(path, error, "a file that Keras wrote", "Is it whole, and of Keras 3?") from error
+
+
+def _item(path: FilePath, name: str) -> bytes:
+    with zipfile.ZipFile(path) as archive:
+        return archive.read(name)
+
+
+@contextlib.contextmanager
+def _weights(path: FilePath) -> Iterator[h5py.File]:
+    """The weights in a file; each use of a `.keras` file reads all of them."""
+    with _explained(path):
+        # on Python 3.13 HDF5 can't seek in a member of a zip
+        file = path if path.name.endswith(".h5") else io.BytesIO(_item(path, _WEIGHTS))
+        with h5py.File(file) as weights:
+            yield weights
 
 
 def config(path: FilePath) -> dict[str, Any] | None:
     """The config of the model in a `.keras` file; None for a file of weights alone."""
-    with _opened(path) as (_, found):
-        return found
+    if path.name.endswith(".h5"):
+        return None
+    with _explained(path):
+        return json.loads(_item(path, _CONFIG))
 
 
 def datasets(path: FilePath) -> dict[_paths.Path, jax.ShapeDtypeStruct]:
     """Shapes and dtypes of the arrays in a file, by Keras's own paths in it."""
+    with _weights(path) as weights:
+        return _datasets(weights)
+
+
+def _datasets(weights: h5py.File) -> dict[_paths.Path, jax.ShapeDtypeStruct]:
     found: dict[_paths.Path, jax.ShapeDtypeStruct] = {}
 
     def visit(name: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset):
             found[tuple(name.split("/"))] = jax.ShapeDtypeStruct(item.shape, _dtype(item))
 
-    with _opened(path) as (weights, _):
-        weights.visititems(visit)
+    weights.visititems(visit)
     return dict(
         sorted(found.items(), key=lambda item: [(len(n), n) if n.isdigit() else (0, n) for n in item[0]])
     )
@@ -73,8 +82,8 @@ def _dtype(item: Any) -> Any:
 
 def values(path: FilePath) -> _paths.Flat:
     """The arrays in a file, by Keras's own paths in it."""
-    with _opened(path) as (weights, _):
-        return {p: _value(weights["/".join(p)]) for p in datasets(path)}
+    with _weights(path) as weights:
+        return {p: _value(weights["/".join(p)]) for p in _datasets(weights)}
 
 
 def _value(item: Any) -> Any:

@@ -33,9 +33,10 @@ class KerasModel(Contents):
 
     def __init__(self, path: FilePath, specs: _paths.Flat, model: Any = None):
         config = h5.config(path) if model is None else _configs.of_model(model)
-        super().__init__(path, kind(path), _written(path, specs), {"model": config})
+        stored = any(name[0] == "optimizer" for name in h5.datasets(path))
+        super().__init__(path, kind(path), _written(specs, stored), {"model": config})
         slots = any(kind_of(name) == SLOT for name in self.specs)
-        if _has_slots(path) and not slots:
+        if stored and not slots:
             self.note = "it holds slots of an optimizer, and the model isn't compiled"
         self.lacks = NOT_IN_KERAS_FILES if slots else {**NOT_IN_KERAS_FILES, SLOT: "it holds no slots"}
         self._model = model
@@ -57,14 +58,10 @@ def kind(path: FilePath) -> str:
     return "Keras's weights file" if path.name.endswith(".h5") else "Keras file"
 
 
-def _written(path: FilePath, specs: _paths.Flat) -> _paths.Flat:
+def _written(specs: _paths.Flat, slots: bool) -> _paths.Flat:
     """The leaves of a model that its file holds: weights, and slots if there are any."""
     kept = {name: leaf for name, leaf in specs.items() if kind_of(name) not in NOT_IN_KERAS_FILES}
-    return kept if _has_slots(path) else {name: leaf for name, leaf in kept.items() if kind_of(name) != SLOT}
-
-
-def _has_slots(path: FilePath) -> bool:
-    return any(name[0] == "optimizer" for name in h5.datasets(path))
+    return kept if slots else {name: leaf for name, leaf in kept.items() if kind_of(name) != SLOT}
 
 
 def in_keras_file(path: FilePath) -> Contents:

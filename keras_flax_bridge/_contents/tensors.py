@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from keras_flax_bridge import _paths
-from keras_flax_bridge._contents.base import Contents
+from keras_flax_bridge._contents.base import Contents, unreadable
 from keras_flax_bridge.errors import BridgeError, CheckpointError
 
 _OURS = "keras_flax_bridge"  # the key of our metadata
@@ -33,12 +33,8 @@ class Tensors(Contents):
                 specs = {_paths.split(name): _spec(one) for name, one in slices.items()}
                 metadata = json.loads((file.metadata() or {}).get(_OURS, "{}"))
         except Exception as error:  # the library has a kind of its own, and raises others
-            raise CheckpointError(
-                str(path),
-                got=f"{type(error).__name__}: {str(error)[:300]}",
-                expected="a safetensors file of dtypes that numpy and jax have in common",
-                fix="Is it whole?",
-            ) from error
+            expected = "a safetensors file of dtypes that numpy and jax have in common"
+            raise unreadable(path, error, expected, "Is it whole?") from error
         super().__init__(path, "safetensors file", specs, metadata)
 
     def values(self) -> _paths.Flat:
