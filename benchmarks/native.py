@@ -141,7 +141,10 @@ def copies(model: keras.Model, clock: measure.Clock) -> Any:
 
 def works(smoke: bool) -> Iterator[measure.Work]:
     rng, side, times = np.random.default_rng(0), 32 if smoke else 64, 1 if smoke else 40
-    floats = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
+
+    def floats(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
     tokens = jnp.asarray(rng.integers(0, 100, (16, 32)))
     rows = {
         "MLP": (mlp, floats(32, 64), times),

@@ -31,11 +31,14 @@ def model_of(smoke: bool) -> keras.Model:
     return keras.Sequential([keras.Input((8, 8, 3)), *layers])
 
 
+def gradient(parameter: jax.Array) -> jax.Array:
+    return 0.01 * parameter + 1e-3
+
+
 def competitors(make: Callable, model: keras.Model, steps: int) -> dict[str, measure.Competitor]:
     optimizer = make()
     optimizer.build(model.trainable_variables)
     moved = kfb.TrainState.from_keras(model, optimizer=optimizer).to_optax()
-    gradient = lambda p: 0.01 * p + 1e-3  # noqa: E731
     grads = jax.tree.map(gradient, moved.params)
     values = [jax.numpy.copy(variable.value) for variable in model.trainable_variables]
     slots = [jax.numpy.copy(variable.value) for variable in optimizer.variables]

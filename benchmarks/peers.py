@@ -42,6 +42,27 @@ def values(variables: Sequence) -> list:
     return [jnp.copy(variable.value) for variable in variables]
 
 
+def variables(model: keras.Model) -> tuple[list, list, list]:
+    """What a step without metrics has as its state."""
+    return model.trainable_variables, model.non_trainable_variables, model.optimizer.variables
+
+
+def plain_step(model: keras.Model) -> Callable[[tuple, tuple], tuple[tuple, Any]]:
+    """The step written by hand, without metrics and not compiled."""
+
+    def loss_of(trained: list, others: list, x: Any, y: Any) -> Any:
+        outputs, others = model.stateless_call(trained, others, x, training=True)
+        return model.loss(y, outputs), others
+
+    def step(state: tuple, batch: tuple) -> tuple[tuple, Any]:
+        trained, others, slots = state
+        (loss, others), grads = jax.value_and_grad(loss_of, has_aux=True)(trained, others, *batch)
+        trained, slots = model.optimizer.stateless_apply(slots, grads, trained)
+        return (trained, others, slots), loss
+
+    return step
+
+
 def hand_step(model: keras.Model) -> tuple[Callable, tuple]:
     """The step written by hand, not compiled, and its state; it gives the next state and the loss."""
     metrics = model.metrics
@@ -66,9 +87,8 @@ def hand_step(model: keras.Model) -> tuple[Callable, tuple]:
     x, y = jnp.zeros((1, *model.input_shape[1:])), jnp.zeros((1,), jnp.int32)
     model.compute_metrics(x, y, model(x))  # builds them
     model.reset_metrics()
-    variables = (model.trainable_variables, model.non_trainable_variables, model.optimizer.variables)
     sums = [v for metric in metrics for v in metric.variables]
-    return step, tuple(values(part) for part in (*variables, sums))
+    return step, tuple(values(part) for part in (*variables(model), sums))
 
 
 def by_hand(model: keras.Model) -> Peer:

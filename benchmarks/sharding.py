@@ -16,6 +16,7 @@ import jax
 import keras
 import measure
 import numpy as np
+import peers
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -38,19 +39,9 @@ def build() -> keras.Model:
 
 
 def by_hand(model: keras.Model, everywhere: NamedSharding, rows: NamedSharding) -> tuple[Callable, Any]:
-    def loss_of(trained: Any, others: Any, x: Any, y: Any) -> Any:
-        outputs, others = model.stateless_call(trained, others, x, training=True)
-        return model.loss(y, outputs), others
-
-    def step(state: Any, batch: Any) -> Any:
-        trained, others, slots = state
-        (loss, others), grads = jax.value_and_grad(loss_of, has_aux=True)(trained, others, *batch)
-        trained, slots = model.optimizer.stateless_apply(slots, grads, trained)
-        return (trained, others, slots), loss
-
-    variables = (model.trainable_variables, model.non_trainable_variables, model.optimizer.variables)
-    state = tuple([jax.device_put(np.array(v.value), everywhere) for v in part] for part in variables)
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(everywhere, everywhere))
+    held = peers.variables(model)
+    state = tuple([jax.device_put(np.array(v.value), everywhere) for v in part] for part in held)
+    jitted = jax.jit(peers.plain_step(model), donate_argnums=0, out_shardings=(everywhere, everywhere))
     return lambda state, batch: jitted(state, jax.device_put(batch, rows)), state
 
 

@@ -131,10 +131,11 @@ def _fill(model: Any, flat: _paths.Flat, where: str) -> Written:
     if not given.keys() & target.wanted.keys():  # another optimizer, or none on either side
         _restart(model)
         target = _restore.target_of(model, tops={path[0] for path in flat})
-        wanted, own = _parted(target.wanted)[::-1]
+        own, wanted = _parted(target.wanted)
         left, given = dict.fromkeys(given, _NO_OPTIMIZER), {}
     else:
-        wanted, own, left = {**_parted(target.wanted)[1], **_parted(target.wanted)[0]}, {}, {}
+        slots, wanted = _parted(target.wanted)
+        wanted, own, left = {**wanted, **slots}, {}, {}
     stored = {**weights, **given}
     names = _restore.plan(stored, target._replace(wanted=wanted, scope=None), where, _restore.Options())
     target.put({path: stored[place] for path, place in names.items()})

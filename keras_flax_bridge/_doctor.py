@@ -106,7 +106,8 @@ def _numbers(version: str) -> tuple[int, ...]:
     >>> _numbers("0.12.8rc1") < _numbers("0.12.10")
     True
     """
-    return tuple(int(part) for part in re.match(r"[\d.]*", version)[0].split(".") if part)  # type: ignore[index]
+    release = re.split(r"[^\d.]", version, maxsplit=1)[0]
+    return tuple(int(part) for part in release.split(".") if part)
 
 
 def _keras_json() -> dict[str, Any]:

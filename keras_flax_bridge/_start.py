@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from keras_flax_bridge import _doctor
 from keras_flax_bridge._backend import ensure_jax
 from keras_flax_bridge.errors import BackendError
 
@@ -23,6 +22,8 @@ def begin() -> None:
     """
     if not is_command():
         return ensure_jax()
+    from keras_flax_bridge import _doctor  # the command line alone needs it
+
     if _command() == "doctor" and not {"-h", "--help"} & set(sys.argv):
         sys.exit(_doctor.run(as_json="--json" in sys.argv))
     try:

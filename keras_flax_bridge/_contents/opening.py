@@ -72,20 +72,21 @@ def model_for(contents: Contents) -> Any:
 
 def same_model(a: Contents, b: Contents) -> tuple[Contents, Contents]:
     """Both by structural keys where one is, its model known, and the other's names are those in its file."""
-    for own, other, back in ((a, b, 1), (b, a, -1)):
-        if own.unnamed and not other.unnamed:
-            named = opened(own.path, model=_known(other, own))
-            return (named, other)[::back]  # type: ignore[return-value]
+    if a.unnamed and not b.unnamed:
+        return _named(a, b), b
+    if b.unnamed and not a.unnamed:
+        return a, _named(b, a)
     return a, b
 
 
-def _known(contents: Contents, other: Contents) -> Any:
-    model = model_for(contents)
+def _named(contents: Contents, other: Contents) -> Contents:
+    """The same by structural keys, those of the model that lies beside the other's leaves."""
+    model = model_for(other)
     if model is None:
         raise CheckpointError(
-            str(other.path),
-            got=f"names that mean nothing elsewhere: {other.unnamed}",
+            str(contents.path),
+            got=f"names that mean nothing elsewhere: {contents.unnamed}",
             expected="the model that it is of",
             fix="Give it with --model FILE.keras.",
         )
-    return model
+    return opened(contents.path, model=model)

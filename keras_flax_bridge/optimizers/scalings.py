@@ -230,10 +230,7 @@ def scale_by_param_rms(least: float) -> Transformation:
     def scaled(u: Any, p: Any) -> Any:
         return u * jnp.maximum(jnp.sqrt(jnp.mean(jnp.square(p))), least)
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        return jax.tree.map(scaled, updates, params), state
-
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    return optax.stateless(lambda updates, params: jax.tree.map(scaled, updates, params))
 
 
 def scale_by_keras_muon(

@@ -73,13 +73,13 @@ def clip_by_whole_norm(limit: float) -> Transformation:
     which cost more than the optimizer itself. A norm that is no number makes every gradient one too.
     """
 
-    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def clipped(grads: Any, _: Any) -> Any:
         squares = [jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)]
         norm = jnp.sqrt(jnp.sum(jnp.stack(squares)))
         scale = limit * jnp.minimum(1 / norm, 1 / limit) + (norm - norm)
-        return jax.tree.map(lambda g: g * scale.astype(g.dtype), grads), state
+        return jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    return optax.stateless(clipped)
 
 
 def decay_parameters(inner: Transformation, lr: Schedule, rates: OfLeaves) -> Transformation:
