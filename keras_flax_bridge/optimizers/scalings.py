@@ -230,7 +230,10 @@ def scale_by_param_rms(least: float) -> Transformation:
     def scaled(u: Any, p: Any) -> Any:
         return u * jnp.maximum(jnp.sqrt(jnp.mean(jnp.square(p))), least)
 
-    return optax.stateless(lambda updates, params: jax.tree.map(scaled, updates, params))
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return jax.tree.map(scaled, updates, params), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def scale_by_keras_muon(
