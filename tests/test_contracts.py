@@ -18,14 +18,14 @@ from tests.cases import TREES, differing, light, values
 
 
 def floats(logs):
-    """Logs as numbers; what Keras names by a counter, such as ``dense_7``, is counted from the first."""
-    found = sorted({(stem, int(count)) for name in logs for stem, count in COUNTED.findall(name)})
+    """Logs as numbers; what Keras names by a counter (``dense``, ``dense_1``) is counted from the first."""
+    found = sorted({(stem, int(count or 0)) for name in logs for stem, count in COUNTED.findall(name)})
     first = {stem: min(count for other, count in found if other == stem) for stem, _ in found}
-    name_of = lambda name: COUNTED.sub(lambda m: f"{m[1]}#{int(m[2]) - first[m[1]]}", name)  # noqa: E731
+    name_of = lambda name: COUNTED.sub(lambda m: f"{m[1]}#{int(m[2] or 0) - first[m[1]]}", name)  # noqa: E731
     return {name_of(name): np.asarray(value).tolist() for name, value in logs.items()}
 
 
-COUNTED = re.compile(r"(dense|auc|precision|largest)_(\d+)")
+COUNTED = re.compile(r"(dense|auc|precision|largest)(?:_(\d+))?")
 
 
 # --- keys
