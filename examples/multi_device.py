@@ -63,6 +63,7 @@ def train(axes, rules, batch_spec):
     train_step = kfb.make_train_step(model, mesh=mesh, rules=rules, batch_spec=batch_spec)
     for _ in range(STEPS):
         state, logs = train_step(state, next(data))
+        jax.block_until_ready(logs)  # XLA may hang where a virtual device has many runs waiting
     return state, logs, report
 
 
