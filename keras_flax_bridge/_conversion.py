@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path as FilePath
 from typing import Any, NamedTuple
@@ -13,11 +12,11 @@ from keras_flax_bridge import _conversion_targets as targets
 from keras_flax_bridge import _keras_files, _orbax, _paths
 from keras_flax_bridge._contents import Contents, model_for, opened
 from keras_flax_bridge._leaves import size_of
+from keras_flax_bridge._progress import working
 from keras_flax_bridge._replacing import beside, require_free
 from keras_flax_bridge._report import kind_of
 from keras_flax_bridge.errors import CheckpointError
 
-Track = Callable[[str], contextlib.AbstractContextManager[Any]]
 SUFFIXES = {".keras": "keras", ".weights.h5": "weights.h5", ".safetensors": "safetensors"}
 KINDS = ("checkpoint", "flax", *SUFFIXES.values())
 
@@ -61,7 +60,6 @@ def convert(
     model_file: Any = None,
     layout: str = "tree",
     force: bool = False,
-    track: Track = contextlib.nullcontext,
 ) -> Converted:
     """Writes what lies in `source` as another kind, all or nothing.
 
@@ -72,7 +70,6 @@ def convert(
         model_file: a `.keras` file with the model that the leaves are of, if nothing stored says so.
         layout: of a checkpoint.
         force: whether what lies at `path` may be replaced.
-        track: shows that something takes a while.
 
     Raises:
         CheckpointError: if `path` can't be written, or the kind can't hold the leaves.
@@ -80,16 +77,16 @@ def convert(
     """
     require_free(path, source=source.path, force=force)
     _require_named(source)
-    with track(f"reading {source.path}"):
+    with working(f"reading {source.path}"):
         values = source.values()
         initial = source.initial() if kind == "checkpoint" else {}
     strange = {name: source.lacks[kind_of(name)] for name in values if kind_of(name) in source.lacks}
     flat = {**{name: leaf for name, leaf in values.items() if name not in strange}, **initial}
     job = targets.Job(flat, source, _models(source, model_file, path), model_file is not None, layout)
     with beside(path) as draft:
-        with track(f"writing {path}"):
+        with working(f"writing {path}"):
             done = targets.WRITERS[kind](draft, job)
-        with track("reading it back"):
+        with working("reading it back"):
             _require_equal(draft, done, flat, job)
     left = _by_reason({**strange, **done.left})
     kept = [flat[name] for name in done.names.values()]

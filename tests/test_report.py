@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import keras_flax_bridge as kfb
+from keras_flax_bridge._orbax import reading
 from tests import contracts
 
 
@@ -105,3 +106,14 @@ def test_no_curves(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(kfb.BridgeError, match="pip install matplotlib"):
         run.plot()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_long_restore_is_shown_on_a_terminal(tmp_path, monkeypatch, capsys, terminal):
+    tree = {"a": np.arange(3)}
+    kfb.save(tmp_path / "tree", tree)
+    monkeypatch.setattr(reading, "_LONG", 1)
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    kfb.restore(tmp_path / "tree", tree)
+    assert ("reading 0.0 GB from" in capsys.readouterr().err) == terminal

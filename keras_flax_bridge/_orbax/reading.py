@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -27,10 +28,12 @@ from keras_flax_bridge._orbax.api import (
     speaking,
 )
 from keras_flax_bridge._orbax.names import decode
+from keras_flax_bridge._progress import working
 from keras_flax_bridge.errors import CheckpointError, CorruptCheckpointError
 
 _FOREIGN = ("pytree", "default")  # what Orbax, its manager and Keras's callback call the one tree
 _READ_AHEAD = 1 << 27  # bytes
+_LONG = 1 << 30  # bytes, which take long enough to be shown
 
 
 class Stored:
@@ -131,7 +134,9 @@ class Stored:
         if not asked:
             return {}
         tree = _paths.fill(self._tree, {place: asked.get(place, ...) for place in _paths.flatten(self._tree)})
-        with speaking(self.path, "restoring"), _reading_context(asked.values()):
+        size = sum(map(size_of, asked.values()))
+        long = working(f"reading {size / 1e9:.1f} GB from {self.path}") if size >= _LONG else nullcontext()
+        with long, speaking(self.path, "restoring"), _reading_context(asked.values()):
             found = _paths.flatten(ocp().load(self._root, tree, checkpointable_name=self._item))
         return {path: found[place] for path, place in self._places.items() if place in asked}
 

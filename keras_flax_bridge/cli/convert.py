@@ -38,7 +38,6 @@ def run(options: Any) -> int:
         model_file=options.model,
         layout=options.layout,
         force=options.force,
-        track=output.working,
     )
     output.show(
         f"{done.path}: {done.kind}, {counted(done.leaves, 'leaf')}, {done.size:,} bytes, read back the same"

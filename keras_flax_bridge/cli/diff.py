@@ -6,6 +6,7 @@ from typing import Any
 
 from keras_flax_bridge._contents import same_model
 from keras_flax_bridge._difference import difference
+from keras_flax_bridge._progress import working
 from keras_flax_bridge.cli import arguments, output
 
 
@@ -22,7 +23,7 @@ def add_arguments(parser: Any) -> None:
 def run(options: Any) -> int:
     """Runs the command."""
     arguments.do_imports(options)
-    with output.working(f"comparing {options.a} with {options.b}"):
+    with working(f"comparing {options.a} with {options.b}"):
         a, b = same_model(*(arguments.opened_with(path, options) for path in (options.a, options.b)))
         found = difference(a, b, values=options.values)
     if options.json:

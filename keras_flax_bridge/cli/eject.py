@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_flax_bridge import _ejection, _keras_files, _orbax, _saving
+from keras_flax_bridge._progress import working
 from keras_flax_bridge._report import counted
 from keras_flax_bridge.cli import arguments, output
 
@@ -28,7 +29,7 @@ def run(options: Any) -> int:
     weights = _orbax.absolute(options.weights or source.with_name(f"{source.stem}_weights"))
     _saving.require(source.suffix == ".py", str(source), "this name", "one that ends in .py")
     file = _orbax.absolute(options.model)
-    with output.working(f"converting {options.model}"):
+    with working(f"converting {options.model}"):
         model = _keras_files.load_model(file)
         done = _ejection.eject(model, file, source, weights, options.class_name, force=options.force)
     output.show(_told(done, source, weights))

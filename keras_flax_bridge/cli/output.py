@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 _WIDE = 10_000  # columns of a pipe: a path is never broken
 
@@ -37,16 +36,6 @@ def show_json(data: Any) -> None:
 def complain(text: str, style: str = "red") -> None:
     """Prints a line to stderr."""
     Console(stderr=True).print(text, style=style, markup=False, highlight=False, soft_wrap=True)
-
-
-@contextlib.contextmanager
-def working(text: str) -> Iterator[None]:
-    """Shows on a terminal that something is being done, and for how long."""
-    console = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        progress.add_task(text, total=None)
-        yield
 
 
 _NOISY = ("absl", "asyncio")  # Orbax logs here, and what it leaves behind where a read fails

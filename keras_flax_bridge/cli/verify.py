@@ -6,6 +6,7 @@ from typing import Any
 
 from keras_flax_bridge import checkpoint
 from keras_flax_bridge._contents import existing
+from keras_flax_bridge._progress import working
 from keras_flax_bridge.cli import arguments, output
 
 
@@ -18,7 +19,7 @@ def add_arguments(parser: Any) -> None:
 
 def run(options: Any) -> int:
     """Runs the command."""
-    with output.working(f"reading {options.path}"):
+    with working(f"reading {options.path}"):
         report = checkpoint.verify(existing(options.path), step=options.step)
     if options.json:
         output.show_json(

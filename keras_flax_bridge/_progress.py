@@ -1,0 +1,32 @@
+"""What takes a while says so on a terminal, all in one display; in a pipe or a file it is silent."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
+
+_shown: ContextVar[Any] = ContextVar("_shown", default=None)
+
+
+@contextlib.contextmanager
+def working(text: str) -> Iterator[None]:
+    """Shows that something is being done, and for how long; inside of another, as a line below it."""
+    with contextlib.ExitStack() as stack:
+        display = _shown.get() or _begun(stack)
+        stack.callback(display.remove_task, display.add_task(text, total=None))
+        yield
+
+
+def _begun(stack: contextlib.ExitStack) -> Any:
+    from rich import progress  # on first use: the package is to be imported fast
+    from rich.console import Console
+
+    description = progress.TextColumn("{task.description}", markup=False)
+    columns = progress.SpinnerColumn(), description, progress.TimeElapsedColumn()
+    console = Console(stderr=True)
+    display = progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    stack.enter_context(display)
+    stack.callback(_shown.reset, _shown.set(display))
+    return display
