@@ -134,11 +134,11 @@ ROWS = [
         Row(
             family,
             partial(applications.build, family),
-            normal(side, side, 3, steps=1),
+            normal(applications.side_of(family), applications.side_of(family), 3, steps=1),
             labels(4, steps=1),
             steps=1,
             heavy=True,
         )
-        for family, (_, side) in applications.FAMILIES.items()
+        for family in applications.FAMILIES
     ),
 ]

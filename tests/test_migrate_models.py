@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from itertools import chain
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ import keras_flax_bridge as kfb
 from keras_flax_bridge import _paths
 from keras_flax_bridge.migrate import rules
 from tests import rule_table
+from tests.cases import QUICK
 from tests.models import applications, native
 
 RNG = np.random.default_rng(0)
@@ -272,7 +274,9 @@ LIMITS = {"ResNet50": 150, "MobileNetV2": 120}
 @pytest.mark.slow
 @pytest.mark.parametrize("family", LIMITS)
 def test_sources_are_short(family):
-    source = migrate.to_source(getattr(keras.applications, family)(weights=None))
+    with applications.drawn_by_numpy():
+        model = getattr(keras.applications, family)(weights=None)
+    source = migrate.to_source(model)
     assert len(source.splitlines()) <= LIMITS[family]
     assert "for block in self.blocks" in source
 
@@ -281,14 +285,41 @@ def test_the_source_of_a_transformer_is_short():
     assert len(migrate.to_source(native.transformer(12, 32, 4)).splitlines()) <= 120
 
 
-@pytest.mark.slow
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in applications.OTHERS]
+
+
 @pytest.mark.filterwarnings("ignore:The structure of `inputs` doesn't match")  # they want a list of one
-@pytest.mark.parametrize("family", applications.FAMILIES)
-def test_families(family, tmp_path):
-    model = applications.build(family)
-    side = model.inputs[0].shape[1]
+@pytest.mark.parametrize("name", [*applications.FAMILIES, *OTHERS])
+def test_an_application(name):
+    model = applications.body(name)
     module = migrate.to_nnx(model, check_outputs=False)
-    assert migrate.compare(model, module, floats(1, side, side, 3), tolerance=1e-5).ok
+    graph, state = nnx.split(module)
+    held = model.trainable_variables, model.non_trainable_variables
+    weights = [[v.value for v in part] for part in held]
+
+    def outputs(weights, state, x):
+        return model.stateless_call(*weights, x)[0], nnx.merge(graph, state)(x)
+
+    side = applications.side_of(name)
+    wanted, got = jax.jit(outputs, compiler_options=QUICK)(weights, state, floats(1, side, side, 3))
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+    model.set_weights([np.zeros(weight.shape, weight.dtype) for weight in model.weights])
+    migrate.to_keras(module, model)
+    for variable, value in zip(chain(*held), chain(*weights), strict=True):
+        np.testing.assert_array_equal(variable.value, value, err_msg=variable.path)
+
+
+def test_a_deep_graph_needs_no_deep_stack():
+    x = y = keras.Input((3,))
+    for step in range(700):  # Keras itself stops below 1000
+        y = y + float(step % 3)
+    assert migrate.to_nnx(keras.Model(x, y)).conversion_report.checked == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", applications.FAMILIES)
+def test_sources_are_formatted(name, tmp_path):
+    model = applications.body(name)
     file = tmp_path / "model.py"
     file.write_text(migrate.to_source(model))
     command = [sys.executable, "-m", "ruff", "format", "--isolated", "--diff", str(file)]

@@ -89,13 +89,13 @@ class GraphBuilder:
     # what rules ask for
     def text(self, tensor: Any) -> str:
         """The expression of a tensor, after the steps that compute it."""
-        if id(tensor) in self.aliases:
-            return self.text(self.aliases[id(tensor)])
+        tensor = self.aliases.get(id(tensor), tensor)
         if id(tensor) not in self.texts:
             node = V.producer(tensor)
             if node is None:
                 raise Refusal("a tensor that does not come from the model's inputs")
-            self.emit(node)
+            for call in self._missing(node):
+                self.emit(call)
         return self.texts[id(tensor)]
 
     def name(self, tensor: Any, code: str) -> None:
@@ -150,6 +150,22 @@ class GraphBuilder:
         return self.names.get(id(operation)) or V.own_name(operation)
 
     # calls
+    def _missing(self, node: V.Node) -> list[V.Node]:
+        """A call after those that it needs and that have no steps yet; without recursion: graphs are deep."""
+        found, seen, stack = [], {node.key}, [(node, iter(node.inputs))]
+        while stack:
+            call, inputs = stack[-1]
+            tensors = (self.aliases.get(id(tensor), tensor) for tensor in inputs)
+            needed = (V.producer(tensor) for tensor in tensors if id(tensor) not in self.texts)
+            earlier = next((n for n in needed if n and n.key not in self.done | seen), None)
+            if earlier is None:
+                found.append(call)
+                stack.pop()
+            else:
+                seen.add(earlier.key)
+                stack.append((earlier, iter(earlier.inputs)))
+        return found
+
     def emit(self, node: V.Node) -> None:
         """Adds the steps of a call, after those of what it reads."""
         if node.key in self.done:
