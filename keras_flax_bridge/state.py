@@ -195,7 +195,8 @@ class TrainState(Moves, train_state.TrainState):
         """Writes the state into a Keras model: weights, seeds, slots and metrics, all or nothing.
 
         Slots go to the compiled or the given Keras optimizer; an uncompiled model has no place for
-        slots and metrics, and optax's state has none in a Keras optimizer.
+        slots and metrics, and optax's state has none in a Keras optimizer. Metrics that saw no data yet
+        have no variables: they start at zero.
 
         Args:
             model: a built model of the architecture that the state was taken from; for a state of

@@ -214,7 +214,7 @@ def _reading_context(targets: Iterable[Any]) -> Any:
     """Orbax's options for a restore: what is read but not placed yet is a small part of the whole."""
     sizes = [size_of(target) for target in targets]
     context = ocp().Context()
-    if sum(sizes) > _READ_AHEAD:  # counting takes time
+    if sum(sizes) >= _LONG:  # counting takes time
         context.memory.read_concurrent_bytes = max(_READ_AHEAD, 2 * max(sizes), sum(sizes) // 8)
     return context
 
