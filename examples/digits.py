@@ -38,8 +38,7 @@ def build():
 def train(folder):
     """Trains on shuffled images from wherever the newest checkpoint is, and writes one an epoch."""
     model = build()
-    images = grain.MapDataset.range(len(X)).seed(1).shuffle().map(lambda i: (X[i], Y[i]))
-    batches = images.batch(32, drop_remainder=True)
+    batches = grain.MapDataset.range(len(X)).seed(1).shuffle().map(lambda i: (X[i], Y[i])).batch(32)
     state, train_step = kfb.TrainState.from_keras(model), kfb.make_train_step(model)
     options = {"eval_step": kfb.make_eval_step(model), "eval_data": [(X_TEST, Y_TEST)], "verbose": 0}
     log = keras.callbacks.CSVLogger(folder / "log.csv", append=True)
@@ -49,8 +48,9 @@ def train(folder):
 
 def run(folder, kill=False):
     """Trains in a process of its own, which is killed (SIGKILL) half way if asked for."""
+    log = folder / "log.csv"
     with subprocess.Popen([sys.executable, __file__, folder, "--worker"]) as process:
-        while kill and (folder / "log.csv").read_text().count("\n") < EPOCHS // 2:
+        while kill and process.poll() is None and log.read_text().count("\n") < EPOCHS // 2:
             time.sleep(0.1)
         process.kill() if kill else process.wait()
     print(f"  exit code {process.returncode}")

@@ -93,5 +93,10 @@ def differing(a: Any, b: Any) -> list[str]:
     ]
 
 
+def equal(a: Any, b: Any) -> bool:
+    """Whether two trees have the same leaves, bit for bit."""
+    return not differing(a, b)
+
+
 def _floats(leaf: Any) -> bool:
     return np.issubdtype(np.asarray(leaf).dtype, np.inexact)

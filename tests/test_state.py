@@ -17,25 +17,16 @@ from keras import layers
 import keras_flax_bridge as kfb
 from keras_flax_bridge import _paths
 from tests import contracts
+from tests.cases import equal
 from tests.models import stateful
+from tests.models.graphs import two_layers
 
 BATCH = next(contracts.SEQUENTIAL.batches())
 SPECS = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), BATCH)
 
 
-def same(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    return jax.tree.all(jax.tree.map(lambda x, y: bool(jnp.array_equal(x, y)), a, b))
-
-
 def weights(state):
     return state.params, state.non_trainable, state.opt_state, state.metrics
-
-
-def bare(*, built=True):
-    keras.utils.set_random_seed(0)
-    start = [keras.Input((6,))] if built else []
-    return keras.Sequential([*start, layers.Dense(4, "relu"), layers.Dense(3, "softmax")])
 
 
 # --- from_keras
@@ -53,7 +44,7 @@ def test_is_a_flax_train_state(model):
 
 @pytest.mark.parametrize("batch", [BATCH, SPECS], ids=["arrays", "specs"])
 def test_builds_an_unbuilt_model_from_a_batch(batch):
-    model = bare(built=False)
+    model = two_layers(built=False)
     model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
     state = kfb.TrainState.from_keras(model, batch=batch)
     assert state.params["dense"]["kernel"].shape == (6, 4)
@@ -62,7 +53,7 @@ def test_builds_an_unbuilt_model_from_a_batch(batch):
 
 @pytest.mark.parametrize("optimizer", [optax.adam(1e-3), keras.optimizers.Adam(), "adam"])
 def test_an_uncompiled_model_takes_an_optimizer(optimizer):
-    model = bare()
+    model = two_layers()
     state = kfb.TrainState.from_keras(model, optimizer=optimizer, metrics=["accuracy"])
     assert not model.compiled
     assert "accuracy" in state.metrics
@@ -171,7 +162,7 @@ def test_assign_to_a_second_build_takes_everything(trained):
     other = contracts.SEQUENTIAL.build()
     other.train_on_batch(*BATCH)
     state.assign_to(other)
-    assert same(weights(kfb.TrainState.from_keras(other)), weights(state))
+    assert equal(weights(kfb.TrainState.from_keras(other)), weights(state))
 
 
 def test_assign_to_is_all_or_nothing(trained):
@@ -182,7 +173,7 @@ def test_assign_to_is_all_or_nothing(trained):
     with pytest.raises(kfb.StructureMismatchError) as error:
         state.replace(params=broken).assign_to(model)
     assert "params/head/kernel  got float32[5,4], expected float32[5,3]" in str(error.value)
-    assert same(weights(kfb.TrainState.from_keras(model)), before)
+    assert equal(weights(kfb.TrainState.from_keras(model)), before)
 
 
 def test_assign_to_writes_weights_alone_where_nothing_trains(trained):
@@ -190,11 +181,11 @@ def test_assign_to_writes_weights_alone_where_nothing_trains(trained):
     other = keras.models.clone_model(contracts.SEQUENTIAL.build())
     plain = keras.Sequential([keras.Input((6,)), *other.layers])
     state.assign_to(plain)
-    assert same(kfb.TrainState.from_keras(plain, optimizer="sgd").params, state.params)
+    assert equal(kfb.TrainState.from_keras(plain, optimizer="sgd").params, state.params)
 
 
 def test_assign_to_gives_slots_to_a_given_optimizer():
-    model, optimizer = bare(), keras.optimizers.Adam()
+    model, optimizer = two_layers(), keras.optimizers.Adam()
     state = kfb.TrainState.from_keras(model, optimizer=optimizer)
     step = kfb.make_train_step(model, optimizer=optimizer, loss="sparse_categorical_crossentropy")
     state, _ = step(state, BATCH)
@@ -291,7 +282,7 @@ def test_flax_code_runs_unchanged(optimizer):
 )
 def test_apply_gradients_is_exact_for_keras_optimizers(optimizer):
     def build():
-        model = bare()
+        model = two_layers()
         fresh = type(optimizer).from_config(optimizer.get_config())
         model.compile(fresh, "sparse_categorical_crossentropy")
         return model
@@ -317,7 +308,7 @@ def test_apply_fn_returns_updates_and_losses(model):
     plain = state.apply_fn(variables, BATCH[0])
     outputs, updates = state.apply_fn(variables, BATCH[0], training=True, mutable=["non_trainable", "losses"])
     assert plain.shape == outputs.shape == (8, 3)
-    assert not same(updates["non_trainable"], state.non_trainable)
+    assert not equal(updates["non_trainable"], state.non_trainable)
     assert len(updates["losses"]) == 1  # the regularizer
     assert int(updates["non_trainable"]["dropout"]["seed_generator_state"][1]) == 1
 
@@ -343,152 +334,6 @@ def test_apply_fn_names_what_is_missing(model):
         state.apply_fn({"params": state.params}, BATCH[0], mutable=["batch_stats"])
 
 
-# --- metrics and partition
-
-
-def test_reset_touches_metrics_alone(trained):
-    _, state = trained
-    reset = state.reset_metrics()
-    assert float(state.metrics["loss"]["count"]) > 0
-    assert not any(np.any(leaf) for leaf in jax.tree.leaves((reset.metrics, reset.eval_metrics)))
-    assert same(
-        (reset.params, reset.opt_state, reset.non_trainable),
-        (state.params, state.opt_state, state.non_trainable),
-    )
-
-
-class Best(keras.metrics.Metric):
-    """A metric that doesn't start at zero."""
-
-    def __init__(self, name="best"):
-        super().__init__(name=name)
-        self.best = self.add_variable((), initializer=lambda *_, **__: -np.inf, name="best")
-
-    def update_state(self, y_true, y_pred, sample_weight=None):
-        self.best.assign(keras.ops.maximum(self.best, keras.ops.max(y_pred)))
-
-    def reset_state(self):
-        self.best.assign(-np.inf)
-
-    def result(self):
-        return self.best.value
-
-
-def test_reset_is_the_metric_s_own():
-    model = bare()
-    model.compile("sgd", "sparse_categorical_crossentropy", metrics=[Best()])
-    state, logs = kfb.make_train_step(model)(kfb.TrainState.from_keras(model), BATCH)
-    assert float(logs["best"]) > 0
-    assert float(state.reset_metrics().metrics["best"]["best"]) == -np.inf
-
-
-@pytest.mark.parametrize("optimizer", [None, optax.adam(1e-2)], ids=["keras", "optax"])
-def test_repartition_keeps_the_slots_that_survive(optimizer):
-    model = contracts.SEQUENTIAL.build()
-    state = kfb.TrainState.from_keras(model, optimizer=optimizer)
-    state, _ = kfb.make_train_step(model, optimizer=optimizer, donate=False)(state, BATCH)
-    model.layers[0].trainable = False
-    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
-    frozen = state.repartition(model)
-    assert "dense" not in frozen.params
-    assert same(frozen.non_trainable["dense"], state.params["dense"])
-    before, after = (_paths.flatten(s.opt_state) for s in (state, frozen))
-    assert after.keys() == {path for path in before if "dense" not in path}
-    assert all(np.array_equal(before[path], after[path]) for path in after)
-    assert int(frozen.step) == 1
-    trained, _ = kfb.make_train_step(model, optimizer=optimizer, donate=False)(frozen, BATCH)
-    assert same(trained.non_trainable["dense"], state.params["dense"])
-    model.layers[0].trainable = True
-    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
-    back = trained.repartition(model)
-    assert back.params.keys() == state.params.keys()
-    slots = [leaf for path, leaf in _paths.flatten(back.opt_state).items() if "dense" in path]
-    assert len(slots) == 4
-    assert not any(np.any(leaf) for leaf in slots)
-
-
-def refined(model, optimizer, **compiled):
-    """The recipe for fine-tuning: another partition, compiled again."""
-    model.layers[0].trainable = not model.layers[0].trainable
-    model.compile(optimizer, "sparse_categorical_crossentropy", **compiled)
-    return model
-
-
-def test_repartition_takes_the_learning_rate_just_compiled_and_keeps_the_slots():
-    model = refined(bare(), keras.optimizers.Adam(1e-2))
-    state, _ = kfb.make_train_step(model)(kfb.TrainState.from_keras(model), BATCH)
-    kept = state.opt_state["momentums"]["dense_1"]
-    state = state.repartition(refined(model, keras.optimizers.Adam(1e-5)))
-    assert float(state.opt_state["learning_rate"]) == pytest.approx(1e-5)
-    assert int(state.opt_state["iteration"]) == 1
-    assert same(state.opt_state["momentums"]["dense_1"], kept)
-
-
-def test_repartition_starts_averages_with_the_weights():
-    optimizer = lambda: keras.optimizers.SGD(1e-3, use_ema=True, ema_overwrite_frequency=2)  # noqa: E731
-    model = refined(bare(), optimizer())
-    state, _ = kfb.make_train_step(model)(kfb.TrainState.from_keras(model), BATCH)
-    state = state.repartition(refined(model, optimizer()))
-    before, train_step = np.array(state.params["dense"]["kernel"]), kfb.make_train_step(model)
-    for _ in range(2):
-        state, _ = train_step(state, BATCH)
-    np.testing.assert_allclose(state.params["dense"]["kernel"], before, atol=1e-2)
-
-
-def test_repartition_with_another_kind_of_optimizer_starts_its_slots():
-    model = refined(bare(), keras.optimizers.Adam(1e-2))
-    state, _ = kfb.make_train_step(model)(kfb.TrainState.from_keras(model), BATCH)
-    state = state.repartition(refined(model, keras.optimizers.SGD(0.1, momentum=0.9)))
-    assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state["momentums"]))
-
-
-def test_repartition_takes_new_metrics_and_a_model_that_is_not_compiled():
-    model = refined(bare(), "adam")
-    state = kfb.TrainState.from_keras(model).repartition(refined(model, "adam", metrics=["accuracy"]))
-    assert sorted(state.metrics) == ["accuracy", "loss"]
-    kfb.make_train_step(model)(state, BATCH)
-    plain = bare()
-    state = kfb.TrainState.from_keras(plain, optimizer=keras.optimizers.Adam(0.5))
-    plain.layers[0].trainable = False
-    state = state.repartition(plain)
-    assert sorted(state.opt_state["momentums"]) == ["dense_1"]
-    assert float(state.opt_state["learning_rate"]) == 0.5
-
-
-def test_repartition_starts_slots_with_the_weights_where_the_optimizer_does():
-    model = refined(bare(), "adam")
-    state, _ = kfb.make_train_step(model)(kfb.TrainState.from_keras(model), BATCH)
-    model.compile(keras.optimizers.ScheduleFreeAdamW(0.01), "sparse_categorical_crossentropy")
-    state = state.repartition(model)
-    assert same(state.opt_state["momentums"], state.params)
-
-
-def test_repartition_of_a_moved_uncompiled_model_keeps_rate_and_metrics():
-    model, optimizer = bare(), keras.optimizers.Adam(0.01)
-    parts = {"loss": "sparse_categorical_crossentropy", "metrics": ["accuracy"]}
-    state = kfb.TrainState.from_keras(model, optimizer=optimizer, copy=False, **parts)
-    state = state.replace(opt_state={**state.opt_state, "learning_rate": jnp.float32(0.5)})
-    model.layers[0].trainable = False
-    state = state.repartition(model).reset_metrics()
-    assert float(state.opt_state["learning_rate"]) == 0.5
-    step = kfb.make_train_step(model, optimizer=state.tx.optimizer, **parts)
-    state, logs = step(state, BATCH)
-    assert set(logs) == {"loss", "accuracy"}
-
-
-def test_repartition_asks_for_a_batch_where_new_metrics_need_one():
-    model = refined(bare(), "adam")
-    state = kfb.TrainState.from_keras(model)
-    metric = keras.metrics.F1Score()
-    refined(model, "adam", metrics=[metric])
-    one_hot = BATCH[0], np.eye(3, dtype="float32")[BATCH[1]]
-    model.compile("adam", "categorical_crossentropy", metrics=[metric])
-    with pytest.raises(kfb.NotBuiltError, match="batch="):
-        state.repartition(model)
-    state = state.repartition(model, batch=one_hot)
-    kfb.make_train_step(model)(state, one_hot)
-
-
 # --- copies, aliases, half-done work
 
 
@@ -500,7 +345,7 @@ def test_a_state_that_could_not_be_made_leaves_the_model_its_weights(model):
 
 
 def test_a_transformation_that_keeps_the_weights_can_be_donated():
-    model, tx = bare(), optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.1))
+    model, tx = two_layers(), optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.1))
     state = kfb.TrainState.from_keras(model, optimizer=tx)
     step = kfb.make_train_step(model, optimizer=tx, loss="sparse_categorical_crossentropy")
     state, _ = step(state, BATCH)
@@ -529,7 +374,7 @@ def test_a_float16_model_gets_its_loss_scaled_as_compile_would():
 
 
 def compiled(optimizer="sgd"):
-    model = bare()
+    model = two_layers()
     model.compile(optimizer, "mse")
     return model
 
@@ -542,7 +387,7 @@ def stale_optimizer():
 
 
 def lazy_metric(metric=None):
-    model = bare()
+    model = two_layers()
     model.compile("sgd", "mse", metrics=[metric or keras.metrics.F1Score()])
     return model
 
@@ -556,8 +401,8 @@ def apply_fn():
 
 MISUSE = {
     "unbuilt": (lambda: kfb.TrainState.from_keras(unbuilt()), kfb.NotBuiltError, "batch="),
-    "uncompiled": (lambda: kfb.TrainState.from_keras(bare()), kfb.NotBuiltError, "compile"),
-    "no optimizer": (lambda: kfb.make_train_step(bare()), kfb.NotBuiltError, "optimizer"),
+    "uncompiled": (lambda: kfb.TrainState.from_keras(two_layers()), kfb.NotBuiltError, "compile"),
+    "no optimizer": (lambda: kfb.make_train_step(two_layers()), kfb.NotBuiltError, "optimizer"),
     "stale optimizer": (
         lambda: kfb.TrainState.from_keras(stale_optimizer()),
         kfb.StructureMismatchError,
@@ -585,12 +430,12 @@ MISUSE = {
     ),
     "assign to none": (lambda: state_of(compiled()).assign_to(None), kfb.StructureMismatchError, "NoneType"),
     "unknown optimizer": (
-        lambda: kfb.TrainState.from_keras(bare(), optimizer="adamm"),
+        lambda: kfb.TrainState.from_keras(two_layers(), optimizer="adamm"),
         kfb.StructureMismatchError,
         "adamm",
     ),
     "unknown loss": (
-        lambda: kfb.TrainState.from_keras(bare(), optimizer="adam", loss="msee", batch=BATCH),
+        lambda: kfb.TrainState.from_keras(two_layers(), optimizer="adam", loss="msee", batch=BATCH),
         kfb.StructureMismatchError,
         "msee",
     ),
@@ -606,12 +451,12 @@ MISUSE = {
     ),
     "pickle": (lambda: pickle.dumps(state_of(compiled())), kfb.UnsupportedOptimizerError, r"kfb\.save"),
     "extra arguments": (
-        lambda: flax_train_step(state_of(bare(), optimizer=optax.lbfgs()), BATCH),
+        lambda: flax_train_step(state_of(two_layers(), optimizer=optax.lbfgs()), BATCH),
         kfb.UnsupportedOptimizerError,
         "value",
     ),
     "incomplete gradients": (
-        lambda: state_of(bare(), optimizer=optax.sgd(0.1)).apply_gradients(grads={"dense": {}}),
+        lambda: state_of(two_layers(), optimizer=optax.sgd(0.1)).apply_gradients(grads={"dense": {}}),
         kfb.StructureMismatchError,
         "dense_1/kernel",
     ),
@@ -645,7 +490,7 @@ MISUSE = {
 
 
 def unbuilt():
-    model = bare(built=False)
+    model = two_layers(built=False)
     model.compile("sgd", "mse")
     return model
 

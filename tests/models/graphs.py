@@ -150,3 +150,10 @@ def free_targets() -> keras.Model:
     model = FreeTargets(x, layers.Dense(2)(x))
     model.compile("adam")
     return model
+
+
+def two_layers(*, built: bool = True) -> keras.Model:
+    """Not compiled."""
+    keras.utils.set_random_seed(0)
+    start = [keras.Input((6,))] if built else []
+    return keras.Sequential([*start, layers.Dense(4, "relu"), layers.Dense(3, "softmax")])
