@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import nnx
 
-from keras_flax_bridge import _orbax, _paths, _saving, checkpoint, migrate
+from keras_flax_bridge import _orbax, _paths, _saving, checkpoint
 from keras_flax_bridge._leaves import on_disk
 from keras_flax_bridge._replacing import beside, require_free
 from keras_flax_bridge.errors import CheckpointError
-from keras_flax_bridge.migrate.maps import Pair
+from keras_flax_bridge.migrate.convert import Conversion, converted
+from keras_flax_bridge.migrate.maps import Pair, WeightMap
 
 _WEIGHTS = nnx.Not(nnx.RngState)  # the keys of dropout are whoever's makes the module
 
@@ -43,11 +44,11 @@ def eject(model: Any, file: Path, source: Path, weights: Path, class_name: str, 
     """
     for path, other in ((source, file), (weights, file), (source, weights)):
         require_free(path, source=other, force=force)
-    module: Any = migrate.to_nnx(model, class_name=class_name)
-    text = migrate.to_source(model, class_name=class_name)
+    conversion = Conversion(model, class_name, "error")
+    module = converted(conversion)
     flat = _flat(module)
     with beside(source) as file_draft, beside(weights) as folder_draft:
-        file_draft.write_text(text)
+        file_draft.write_text(conversion.source.text)
         _orbax.save(folder_draft, _saved(flat), None, _metadata(flat), packed=False)
         _require_equal(_read_back(file_draft, folder_draft, type(module).__name__), flat, source)
     return Ejected(type(module).__name__, len(flat), type(module).conversion_report)
@@ -64,7 +65,7 @@ def _saved(flat: _paths.Flat) -> _paths.Flat:
 
 def _metadata(flat: _paths.Flat) -> dict[str, Any]:
     """What lets `kfb.restore` fill a module of the source: every leaf has the name that it has there."""
-    same = migrate.WeightMap([Pair((path,), (path,)) for path in flat])
+    same = WeightMap([Pair((path,), (path,)) for path in flat])
     return {**_saving.metadata(None, None), "weight_map": same.to_json()}
 
 

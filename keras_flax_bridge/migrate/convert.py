@@ -134,7 +134,12 @@ def to_nnx(
         (True, (4, 2))
     """
     _require_choice("fallback", fallback, ("error", "bridge"))
-    conversion = Conversion(model, class_name, fallback)
+    return converted(Conversion(model, class_name, fallback), rngs, check_outputs)
+
+
+def converted(conversion: Conversion, rngs: nnx.Rngs | None = None, check_outputs: bool = True) -> Any:
+    """The module of a conversion, with weights, map and report; see `to_nnx`."""
+    model = conversion.model
     values = {e.path: owned(e.variable.value) for e in conversion.drawing.entries.values()}
     module = conversion.module(values, nnx.Rngs(0) if rngs is None else rngs)
     report = _report(conversion, None)
