@@ -54,7 +54,7 @@ def require_layer(layer: Any) -> None:
         )
 
 
-def require_built_layer(layer: Any) -> None:
+def require_built(layer: Any) -> None:
     """Checks that something is a Keras layer that has its variables.
 
     Raises:
@@ -63,11 +63,12 @@ def require_built_layer(layer: Any) -> None:
     """
     require_layer(layer)
     if not layer.built:
+        kind = "model" if isinstance(layer, keras.Model) else "layer"
         raise NotBuiltError(
-            f"layer {layer.name!r}",
-            got="a layer without variables",
-            expected="a built layer",
-            fix="Call it on data, or call its build(input_shape), before wrapping it.",
+            f"{kind} {layer.name!r}",
+            got=f"a {kind} without variables",
+            expected=f"a built {kind}",
+            fix="Call it once on data, or call its build(input_shape); a model can start with keras.Input.",
         )
 
 

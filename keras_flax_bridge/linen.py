@@ -10,7 +10,7 @@ import jax
 
 from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
-from keras_flax_bridge._apply import require_built_layer, require_known, require_layer, stateless
+from keras_flax_bridge._apply import require_built, require_known, require_layer, stateless
 from keras_flax_bridge._leaves import owned
 from keras_flax_bridge.errors import StructureMismatchError
 
@@ -105,7 +105,7 @@ class ToLinen(nn.Module):
             NotBuiltError: if the layer has no variables yet.
             StructureMismatchError: if `layer` is no Keras layer.
         """
-        require_built_layer(self.layer)
+        require_built(self.layer)
         params, non_trainable = V.collect_state(self.layer)
         return _paths.nest({_place(e): owned(e.variable.value) for e in params + non_trainable})
 

@@ -14,7 +14,7 @@ from flax import nnx
 
 from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
-from keras_flax_bridge._apply import call, require_built_layer, require_known, require_layer
+from keras_flax_bridge._apply import call, require_built, require_known, require_layer
 from keras_flax_bridge._leaves import owned, require_values
 from keras_flax_bridge.errors import NotBuiltError, StructureMismatchError
 
@@ -225,7 +225,7 @@ class ToNNX(nnx.Module):
             1.0
         """
         _require_filled(self)
-        require_built_layer(layer)
+        require_built(layer)
         params, non_trainable = V.collect_state(layer)
         entries = params + non_trainable
         values = {path: variable.get_value() for path, variable in self.variables_by_path().items()}

@@ -16,6 +16,7 @@ import jax
 import pytest
 
 from tests import contracts
+from tests.weights import drawn_by_numpy
 from tests.cases import Case, parameters
 
 
@@ -24,6 +25,13 @@ def case(request):
     """Every row of the contract table, in turn."""
     yield Case(request.param)
     jax.clear_caches()  # programs of a row are of no use to the next
+
+
+@pytest.fixture
+def numpy_weights():
+    """For tests that build many layers, and to which it does not matter with which weights."""
+    with drawn_by_numpy():
+        yield
 
 
 @pytest.fixture

@@ -14,9 +14,10 @@ from flax import nnx
 
 from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
+from keras_flax_bridge._apply import require_built
 from keras_flax_bridge._leaves import owned
 from keras_flax_bridge._paths import Path
-from keras_flax_bridge.errors import NotBuiltError, StructureMismatchError, UnsupportedLayerError
+from keras_flax_bridge.errors import StructureMismatchError, UnsupportedLayerError
 from keras_flax_bridge.migrate.code import identifier
 from keras_flax_bridge.migrate.draw import as_functional
 from keras_flax_bridge.migrate.graph import Drawing, build_root
@@ -194,26 +195,6 @@ def _plain(name: str) -> str:
     text = "".join(c if c.isascii() and (c.isalnum() or c in "_-. ") else "_" for c in name)
     head, _, count = text.rpartition("_")
     return head if count.isdigit() and head in ("sequential", "functional", "model") else text
-
-
-def require_built(model: Any) -> None:
-    """Checks that there is a model with variables.
-
-    Raises:
-        StructureMismatchError: if it is no Keras model.
-        NotBuiltError: if it isn't built.
-    """
-    if not isinstance(model, keras.layers.Layer):
-        raise StructureMismatchError(
-            "model", got=f"a {type(model).__name__}", expected="a keras.Model", fix="Pass the model itself."
-        )
-    if not model.built:
-        raise NotBuiltError(
-            f"model {model.name!r}",
-            got="a model without variables",
-            expected="a built model",
-            fix="Give it a keras.Input, or call it once on a batch.",
-        )
 
 
 def _require_choice(where: str, got: Any, allowed: tuple[str, ...]) -> None:

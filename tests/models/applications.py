@@ -1,14 +1,11 @@
 """The models of `keras.applications`, without weights, at the smallest size that they take."""
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
 import keras
-import numpy as np
-import pytest
-from keras import applications, initializers
+from keras import applications
+
+from tests.weights import drawn_by_numpy
 
 # a small one of every family
 FAMILIES = (
@@ -33,26 +30,6 @@ SIDES = {"Xception": 71, "InceptionV3": 75, "InceptionResNetV2": 75}  # pixels
 
 def side_of(name: str) -> int:
     return SIDES.get(name, 32)
-
-
-@contextmanager
-def drawn_by_numpy() -> Iterator[None]:
-    """Inside, numpy draws the weights: Keras compiles a program for each shape, ten times as slow."""
-
-    def normal(self: Any, shape: Any, dtype: Any = None) -> Any:
-        return (0.05 * np.random.standard_normal(shape)).astype(dtype or "float32")
-
-    makers = {
-        initializers.VarianceScaling: normal,
-        initializers.RandomNormal: normal,
-        initializers.TruncatedNormal: normal,
-        initializers.Zeros: lambda self, shape, dtype=None: np.zeros(shape, dtype or "float32"),
-        initializers.Ones: lambda self, shape, dtype=None: np.ones(shape, dtype or "float32"),
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for initializer, make in makers.items():
-            patch.setattr(initializer, "__call__", make)
-        yield
 
 
 def body(name: str) -> keras.Model:
