@@ -16,6 +16,9 @@ from tests.cases import QUICK, double
 from tests.migration import Row
 
 
+pytestmark = pytest.mark.usefixtures("numpy_weights")
+
+
 class Sides:
     """A model, its conversion, and what both compute on one batch."""
 
