@@ -15,7 +15,6 @@ from tests import migration
 from tests.cases import QUICK, double
 from tests.migration import Row
 
-
 pytestmark = pytest.mark.usefixtures("numpy_weights")
 
 
