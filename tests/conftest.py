@@ -16,8 +16,8 @@ import jax
 import pytest
 
 from tests import contracts
-from tests.weights import drawn_by_numpy
 from tests.cases import Case, parameters
+from tests.weights import drawn_by_numpy
 
 
 @pytest.fixture(params=parameters(contracts.ROWS), scope="session")

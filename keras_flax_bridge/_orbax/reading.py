@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import jax
@@ -134,9 +134,7 @@ class Stored:
         if not asked:
             return {}
         tree = _paths.fill(self._tree, {place: asked.get(place, ...) for place in _paths.flatten(self._tree)})
-        size = sum(map(size_of, asked.values()))
-        long = working(f"reading {size / 1e9:.1f} GB from {self.path}") if size >= _LONG else nullcontext()
-        with long, speaking(self.path, "restoring"), _reading_context(asked.values()):
+        with speaking(self.path, "restoring"), _reading(self.path, asked.values()):
             found = _paths.flatten(ocp().load(self._root, tree, checkpointable_name=self._item))
         return {path: found[place] for path, place in self._places.items() if place in asked}
 
@@ -210,13 +208,17 @@ class Stored:
                 set_grain(iterator, self.path / DATA)
 
 
-def _reading_context(targets: Iterable[Any]) -> Any:
-    """Orbax's options for a restore: what is read but not placed yet is a small part of the whole."""
+@contextmanager
+def _reading(path: FilePath, targets: Iterable[Any]) -> Iterator[None]:
+    """Where much is read it is shown, and what is read but not placed yet is a small part of the whole."""
     sizes = [size_of(target) for target in targets]
-    context = ocp().Context()
-    if sum(sizes) >= _LONG:  # counting takes time
-        context.memory.read_concurrent_bytes = max(_READ_AHEAD, 2 * max(sizes), sum(sizes) // 8)
-    return context
+    size, context = sum(sizes), ocp().Context()
+    with ExitStack() as stack:
+        if size >= _LONG:  # counting what is read takes time
+            context.memory.read_concurrent_bytes = max(_READ_AHEAD, 2 * max(sizes), size // 8)
+            stack.enter_context(working(f"reading {size / 1e9:.1f} GB from {path}"))
+        stack.enter_context(context)
+        yield
 
 
 def _item(path: FilePath) -> tuple[FilePath, str | None]:

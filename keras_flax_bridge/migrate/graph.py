@@ -157,7 +157,8 @@ class GraphBuilder:
             call, inputs = stack[-1]
             tensors = (self.aliases.get(id(tensor), tensor) for tensor in inputs)
             needed = (V.producer(tensor) for tensor in tensors if id(tensor) not in self.texts)
-            earlier = next((n for n in needed if n and n.key not in self.done | seen), None)
+            calls = (n for n in needed if n and n.key not in seen and n.key not in self.done)
+            earlier = next(calls, None)
             if earlier is None:
                 found.append(call)
                 stack.pop()
