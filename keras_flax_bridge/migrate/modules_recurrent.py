@@ -18,7 +18,7 @@ class RNN(nnx.Module):
     def __call__(self, x, mask=None, carry=None, return_carry=False):
         xs = jnp.moveaxis(x, 1, 0)
         if carry is None:
-            carry = self.cell.initialize_carry(xs.shape[1:], nnx.Rngs(0))
+            carry = self.cell.initialize_carry(xs.shape[1:], lambda: None)  # zeros need no key
         carry = jax.tree.map(lambda a: a.astype(x.dtype), carry)
 
         def step(carry, inputs):
