@@ -12,8 +12,10 @@ import keras
 import measure
 import optax
 from collections.abc import Callable, Iterator
+from typing import Any
 
 NATIVE, KERAS = "to_optax", "stateless_apply"
+LISTS = "to_optax, lists"  # its trees flattened around the step, as Keras's are
 MAKERS = {
     "SGD momentum": lambda: keras.optimizers.SGD(0.01, momentum=0.9),
     "Adam": lambda: keras.optimizers.Adam(1e-3),
@@ -51,16 +53,27 @@ def competitors(make: Callable, model: keras.Model, steps: int) -> dict[str, mea
         updates, opt_state = moved.tx.update(grads, state[1], state[0])
         return optax.apply_updates(state[0], updates), opt_state
 
-    keras_step, optax_step = (jax.jit(step, donate_argnums=0) for step in (by_keras, by_optax))
+    state = moved.params, moved.opt_state
+    leaves, tree = jax.tree.flatten((state, grads))
+    count = len(jax.tree.leaves(state))
+
+    def by_lists(state: list, grads: list) -> list:
+        return jax.tree.leaves(by_optax(*tree.unflatten([*state, *grads])))
+
+    def competitor(step: Callable, state: Any, grads: Any) -> measure.Competitor:
+        step = jax.jit(step, donate_argnums=0)
+        return measure.repeated(lambda s: step(s, grads), jax.tree.map(jax.numpy.copy, state), steps)
+
     return {
-        NATIVE: measure.repeated(lambda s: optax_step(s, grads), (moved.params, moved.opt_state), steps),
-        KERAS: measure.repeated(lambda s: keras_step(s, flat), (values, slots), steps),
+        NATIVE: competitor(by_optax, state, grads),
+        LISTS: competitor(by_lists, leaves[:count], leaves[count:]),
+        KERAS: competitor(by_keras, (values, slots), flat),
     }
 
 
 def works(smoke: bool) -> Iterator[measure.Work]:
     model = model_of(smoke)
-    targets = [measure.Target("step", NATIVE, KERAS, 1.0)]
+    targets = [measure.Target("step", NATIVE, KERAS, 1.0), measure.Target("step", LISTS, KERAS)]
     for name, make in MAKERS.items():
         yield measure.Work(name, competitors(make, model, 2 if smoke else 10), targets, measure.finite, 3)
 

@@ -1,8 +1,7 @@
-"""A step on a mesh: the state goes in and comes out as the rules say, batches are split over devices."""
+"""What a step on a mesh takes and gives: the state lies as the rules say, batches are split over devices."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from keras_flax_bridge import _layouts, _paths
+from keras_flax_bridge._compiled import Fields, fields_of
 from keras_flax_bridge._layouts import Rules, automatic
 from keras_flax_bridge._leaves import placed, require_values
 from keras_flax_bridge.errors import StructureMismatchError
@@ -18,63 +18,63 @@ from keras_flax_bridge.state import TrainState
 
 
 class Meshed:
-    """Puts states and batches where a step wants them, and compiles the step so that the state stays there.
+    """Puts states and batches where a step wants them.
 
     Args:
-        run: the pure step, from fields of a state and a batch to the same fields and logs.
-        names: the fields.
+        names: the fields of a state that the step takes.
         mesh: the devices.
         rules: how the state lies; see `shardings_for`.
         batch_spec: how a batch is split; None for its rows over the mesh's first axis.
         steps_per_call: for more than one, batches have a leading axis that is not split.
-        donate: whether the step takes over the state's buffers.
     """
 
     def __init__(
         self,
-        run: Callable,
         names: tuple[str, ...],
         mesh: Mesh,
         rules: Rules,
         batch_spec: PartitionSpec | None,
         *,
         steps_per_call: int,
-        donate: bool,
     ):
         mesh = automatic(mesh)
-        self._run, self._names, self._mesh, self._rules = run, names, mesh, rules
-        self._donated = 0 if donate else ()
+        self._names, self._mesh, self._rules = names, mesh, rules
         rows = PartitionSpec(mesh.axis_names[0]) if batch_spec is None else batch_spec
         spec = rows if steps_per_call == 1 else PartitionSpec(None, *rows)
         self._batches = NamedSharding(mesh, spec)
         self._leading = steps_per_call > 1
-        self._tree: Any = jax.tree.structure(None)  # of the state that the step was compiled for
-        self._wanted: list[NamedSharding] = []
-        self.step: Callable = run
+        self._layouts: dict[Any, Fields] = {}  # by the tree of the fields
 
     def state(self, state: TrainState) -> TrainState:
         """The state on the mesh; nothing is moved if it is there already."""
-        fields = {name: getattr(state, name) for name in self._names}
-        leaves, tree = jax.tree.flatten(fields)
-        if tree != self._tree:
-            self._compile(state, tree)
-        if [getattr(leaf, "sharding", None) for leaf in leaves] == self._wanted:
+        leaves, wanted = jax.tree.leaves(fields_of(state, self._names)), self._layout(state)
+        if [getattr(leaf, "sharding", None) for leaf in leaves] == jax.tree.leaves(wanted):
             return state
         require_values(_paths.flatten(state))
-        return jax.tree.map(placed, state, self._everything)
+        return jax.tree.map(placed, state, shardings_for(state, self._mesh, self._rules))
 
-    def _compile(self, state: TrainState, tree: Any) -> None:
-        self._everything = shardings_for(state, self._mesh, self._rules)
-        own = {name: getattr(self._everything, name) for name in self._names}
-        logs = NamedSharding(self._mesh, PartitionSpec())
-        self._tree, self._wanted = tree, jax.tree.leaves(own)
-        self.step = jax.jit(self._run, donate_argnums=self._donated, out_shardings=(own, logs))
+    def out_shardings(self, state: TrainState) -> tuple:
+        """Where a step's count, leaves and logs shall lie, for states like this one."""
+        wanted = dict(self._layout(state))
+        return wanted.pop("step"), jax.tree.leaves(wanted), NamedSharding(self._mesh, PartitionSpec())
+
+    def _layout(self, state: TrainState) -> Fields:
+        """Where the fields that the step takes shall lie."""
+        tree = jax.tree.structure(fields_of(state, self._names))
+        if tree not in self._layouts:
+            wanted = shardings_for(state, self._mesh, self._rules)
+            self._layouts[tree] = {name: getattr(wanted, name) for name in self._names}
+        return self._layouts[tree]
 
     def batch(self, batch: Any) -> Any:
         """A batch on the mesh; with several processes, made of the rows that each of them has."""
-        self._require_rows(batch)
         if jax.process_count() == 1:
-            return jax.device_put(batch, self._batches)
+            try:
+                return jax.device_put(batch, self._batches)
+            except ValueError:
+                self._require_rows(batch)
+                raise
+        self._require_rows(batch)
         make = jax.make_array_from_process_local_data
         return jax.tree.map(
             lambda x: x if isinstance(x, jax.Array) else make(self._batches, np.asarray(x)), batch

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
 
-from keras_flax_bridge import _parts, _paths
+from keras_flax_bridge import _flat, _parts, _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._feed import Feed
 from keras_flax_bridge._history import History
@@ -143,8 +142,7 @@ class _Run:
         try:
             yield
         except KeyboardInterrupt:
-            for field in dataclasses.fields(given):
-                object.__setattr__(given, field.name, getattr(self.state, field.name))
+            _flat.become(given, self.state)
             self.count = int(self.state.step)
             self.finish()
             raise

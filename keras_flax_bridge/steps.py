@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping
 from operator import is_not
 from typing import Any
@@ -12,18 +11,17 @@ import jax.numpy as jnp
 import keras
 from jax.sharding import Mesh, PartitionSpec
 
-from keras_flax_bridge import _batches, _intake, _parts
+from keras_flax_bridge import _batches, _intake
 from keras_flax_bridge import _variables as V
+from keras_flax_bridge._compiled import Compiled, Fields, Logs, explain, fields_of
 from keras_flax_bridge._layouts import Rules
 from keras_flax_bridge._leaves import explained, strong
 from keras_flax_bridge._meshed import Meshed
 from keras_flax_bridge._transforms import require_model, trainee, training_variables
-from keras_flax_bridge.errors import BridgeError, StructureMismatchError
+from keras_flax_bridge.errors import StructureMismatchError
 from keras_flax_bridge.state import TrainState
 
-Logs = dict[str, Any]
 Step = Callable[[TrainState, Any], tuple[TrainState, Logs]]
-Fields = dict[str, Any]  # some fields of a TrainState, by name
 
 # the trees that each of Keras's steps takes, in its order
 _TRAINED = ("params", "non_trainable", "opt_state", "metrics")
@@ -91,24 +89,23 @@ def make_train_step(
     _require_count(steps_per_call)
     run = _train_function(trained)
     run = run if steps_per_call == 1 else _scanned(run, steps_per_call)
-    build, names = _Builder(trained, steps_per_call), ("step", *_TRAINED)
+    build = _Builder(trained, steps_per_call)
     if mesh is not None:
         _require_jit(jit)
-        meshed = Meshed(run, names, mesh, rules, batch_spec, steps_per_call=steps_per_call, donate=donate)
+        meshed = Meshed(("step", *_TRAINED), mesh, rules, batch_spec, steps_per_call=steps_per_call)
+        placed = Compiled(run, _TRAINED, donate=donate, out_shardings=meshed.out_shardings)
 
         def meshed_step(state: TrainState, batch: Any) -> tuple[TrainState, Logs]:
             build(batch)
-            _fields(state, names)
             batch = meshed.batch(batch)
-            state = meshed.state(state)
-            return _stepped(meshed.step, state, names, batch, donated=donate)
+            return placed(state if placed.gave(state) else meshed.state(state), batch)
 
         return meshed_step
-    run = jax.jit(run, donate_argnums=0 if donate else ()) if jit else run
+    compiled = Compiled(run, _TRAINED, donate=donate) if jit else None
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Logs]:
         build(batch)
-        return _stepped(run, state, names, batch, donated=jit and donate)
+        return compiled(state, batch) if compiled else _stepped(run, state, ("step", *_TRAINED), batch)
 
     return train_step
 
@@ -191,7 +188,7 @@ def make_predict_step(model: keras.Model, *, jit: bool = True) -> Callable[[Trai
     run = jax.jit(run) if jit else run
 
     def predict_step(state: TrainState, x: Any) -> Any:
-        fields = _fields(state, _PREDICTED)
+        fields = fields_of(state, _PREDICTED)
         with explained({"state": fields, "x": x}):
             return run(fields, x)
 
@@ -218,43 +215,15 @@ def _require_jit(jit: bool) -> None:
         )
 
 
-def _fields(state: TrainState, names: tuple[str, ...]) -> Fields:
-    if not isinstance(state, TrainState):
-        raise StructureMismatchError(
-            "state",
-            got=f"a {type(state).__name__}",
-            expected="a TrainState",
-            fix="Take one with TrainState.from_keras(model).",
-        )
-    _parts.require_single(state.parts, "step")
-    return {name: getattr(state, name) for name in names}
-
-
-def _stepped(
-    run: Callable, state: TrainState, names: tuple[str, ...], batch: Any, *, donated: bool = False
-) -> tuple[TrainState, Logs]:
-    """The state after a step, and its logs.
-
-    If the step is interrupted when its buffers were taken over already, `state` becomes the state
-    after it: the caller holds no other.
-    """
-    fields = _fields(state, names)
-    done: deque = deque()
+def _stepped(run: Callable, state: TrainState, names: tuple[str, ...], batch: Any) -> tuple[TrainState, Logs]:
+    """The state after a step on some of its fields, and its logs."""
+    fields = fields_of(state, names)
     try:
-        # one call into C: a Ctrl-C comes before the buffers are taken over, or when the result is kept
-        done.extend(map(run, (fields,), (batch,)))
-        new, logs = done[0]
-        return _with(state, new), logs
-    except BaseException as error:
-        if done and donated:
-            for name, value in done[0][0].items():
-                object.__setattr__(state, name, value)
-        elif isinstance(error, (TypeError, ValueError, RuntimeError)) and not isinstance(error, BridgeError):
-            error.add_note(f"A step of keras_flax_bridge on this batch:\n{_batches.described(batch)}")
-            _batches.check_leaves(batch)
-            with explained({"state": fields, "batch": batch}):
-                raise
+        new, logs = run(fields, batch)
+    except Exception as error:
+        explain(error, fields, batch)
         raise
+    return _with(state, new), logs
 
 
 def _with(state: TrainState, fields: Fields) -> TrainState:

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "keras_flax_bridge"
 
 FLOORS = [
     {"errors"},
-    {"_paths", "_backend", "_preemption", "_makers", "_progress"},
+    {"_paths", "_backend", "_preemption", "_makers", "_progress", "_flat"},
     {"_doctor"},
     {"_start"},
     {"_random", "_leaves", "_integrity", "_iterators", "_packing", "_layouts"},
@@ -19,6 +19,7 @@ FLOORS = [
     {"_repartition", "_assignments", "optimizers"},
     {"state"},
     {"sharding", "_plan", "_report", "_history"},
+    {"_compiled"},
     {"_meshed"},
     {"steps", "nnx", "linen", "layers", "_restore", "_configs", "_orbax", "_across"},
     {"_saving", "_keras_files", "_foreign", "migrate"},

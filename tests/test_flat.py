@@ -1,0 +1,125 @@
+"""A state that a compiled step gave holds a list of leaves until somebody looks: nobody can tell."""
+
+import copy
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.core import FrozenDict
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import keras_flax_bridge as kfb
+from keras_flax_bridge import _flat
+from tests import contracts
+from tests.cases import TREES, equal
+
+BATCHES = list(contracts.SEQUENTIAL.batches(3))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return contracts.SEQUENTIAL.build()
+
+
+@pytest.fixture(scope="module")
+def step(model):
+    return kfb.make_train_step(model, donate=False)
+
+
+@pytest.fixture(scope="module")
+def first(model, step):
+    return lambda: step(kfb.TrainState.from_keras(model), BATCHES[0])[0]
+
+
+@pytest.fixture
+def state(first):
+    """One that holds leaves."""
+    given = first()
+    assert _flat.held(given) is not None
+    return given
+
+
+@pytest.mark.parametrize("name", [*TREES, "step", "eval_metrics"])
+def test_each_field_is_what_a_pure_step_gives(state, model, name):
+    pure = jax.jit(kfb.make_train_step(model, jit=False))
+    wanted, _ = pure(kfb.TrainState.from_keras(model), BATCHES[0])
+    assert equal(getattr(state, name), getattr(wanted, name))
+
+
+def test_trees_are_made_once(state):
+    assert state.params is state.params
+    assert _flat.held(state) is None
+
+
+LOOKS = {
+    "flattened": lambda state: jax.tree.map(lambda leaf: leaf, state),
+    "replaced": lambda state: state.replace(step=state.step),
+    "by dataclasses": lambda state: type(state)(
+        **{f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
+    ),
+    "copied": copy.copy,
+    "printed": lambda state: repr(state) and state,
+    "through jit": jax.jit(lambda state: state),
+    "as it is": lambda state: state,
+}
+
+
+@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
+def test_goes_on_the_same_after_a_look(state, first, step, look):
+    wanted, _ = step(first(), BATCHES[1])
+    got, _ = step(look(state), BATCHES[1])
+    assert all(equal(getattr(got, name), getattr(wanted, name)) for name in TREES)
+
+
+def test_a_change_in_place_is_seen(state, first, step):
+    state.params["dense"]["kernel"] = zeros = jnp.zeros_like(state.params["dense"]["kernel"])
+    before = first()
+    params = {**before.params, "dense": {**before.params["dense"], "kernel": zeros}}
+    wanted, _ = step(before.replace(params=params), BATCHES[1])
+    got, _ = step(state, BATCHES[1])
+    assert equal(got.params, wanted.params)
+
+
+def test_other_names_are_unknown(state):
+    with pytest.raises(AttributeError, match="'TrainState' object has no attribute 'parameters'"):
+        state.parameters  # noqa: B018
+    assert not hasattr(state, "ema")
+
+
+def test_steps_take_each_others_states(state, model, step):
+    other, evaluate = kfb.make_train_step(model, donate=False), kfb.make_eval_step(model)
+    wanted, _ = step(state, BATCHES[1])
+    wanted, _ = evaluate(wanted, BATCHES[1])
+    wanted, _ = step(wanted, BATCHES[2])
+    got, _ = other(state, BATCHES[1])
+    got, _ = step(got, BATCHES[2])
+    assert equal(got.params, wanted.params)
+    assert not equal(got.eval_metrics, wanted.eval_metrics)
+
+
+def test_trees_of_another_kind(state, step):
+    """The step gives dicts whatever mappings it took, and goes on with them."""
+    frozen = state.replace(params=FrozenDict(state.params))
+    wanted, _ = step(step(state, BATCHES[1])[0], BATCHES[2])
+    got, _ = step(step(frozen, BATCHES[1])[0], BATCHES[2])
+    assert equal(got.params, wanted.params)
+
+
+def test_a_mesh_takes_a_state_from_elsewhere(state, model, step):
+    mesh = Mesh(np.array(jax.devices()[:2]), ("data",))
+    on_mesh = kfb.make_train_step(model, mesh=mesh, donate=False)
+    everywhere = NamedSharding(mesh, P())
+    for _ in range(2):  # the second time it has a program for such trees
+        given, _ = on_mesh(step(state, BATCHES[1])[0], BATCHES[2])
+        assert all(leaf.sharding == everywhere for leaf in jax.tree.leaves(given.params))
+
+
+def test_a_donated_state_says_so(state, model):
+    donating = kfb.make_train_step(model)
+    held, _ = donating(jax.tree.map(jnp.copy, state), BATCHES[1])
+    donating(held, BATCHES[2])
+    with pytest.raises(kfb.OwnershipError, match="donated to a step"):
+        donating(held, BATCHES[2])
