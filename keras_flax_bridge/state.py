@@ -11,7 +11,7 @@ import keras
 from flax import struct
 from flax.training import train_state
 
-from keras_flax_bridge import _assignments, _intake, _parts, _paths, _repartition
+from keras_flax_bridge import _assignments, _garbage, _intake, _parts, _paths, _repartition
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._apply import KerasApply
 from keras_flax_bridge._flat import Foldable
@@ -61,6 +61,7 @@ class TrainState(Foldable, Moves, train_state.TrainState):
     eval_metrics: Any = struct.field(default_factory=dict)
 
     @classmethod
+    @_garbage.kept()
     def from_keras(
         cls,
         model: keras.Model,
@@ -190,6 +191,7 @@ class TrainState(Foldable, Moves, train_state.TrainState):
             V.forget_traced(model)
         return state
 
+    @_garbage.kept()
     def assign_to(
         self, model: keras.Model, *, optimizer: Any = None, metrics: Any = None, copy: bool = True
     ) -> None:

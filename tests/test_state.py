@@ -196,8 +196,20 @@ def test_assign_to_gives_slots_to_a_given_optimizer():
 
 def test_optax_slots_have_no_place_in_a_keras_optimizer(model):
     state = kfb.TrainState.from_keras(model, optimizer=optax.sgd(0.1))
-    with pytest.warns(UserWarning, match="trained by optax"):
+    with pytest.warns(UserWarning, match="trained by optax") as warned:
         state.assign_to(model)
+    assert warned[0].filename == __file__  # the line that assigns
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_garbage_collector_is_left_as_it_was(enabled, monkeypatch):
+    monkeypatch.setattr(gc, "isenabled", lambda: enabled)
+    calls = []
+    monkeypatch.setattr(gc, "disable", lambda: calls.append("disable"))
+    monkeypatch.setattr(gc, "enable", lambda: calls.append("enable"))
+    with pytest.raises(kfb.BridgeError):
+        kfb.TrainState.from_keras(keras.Sequential([layers.Dense(2)]))
+    assert calls == ["disable", *["enable"] * enabled]
 
 
 def test_statistics_that_a_layer_keeps_come_from_the_state():

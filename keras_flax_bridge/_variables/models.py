@@ -96,11 +96,15 @@ def build_optimizer(model: Any) -> None:
     Raises:
         StructureMismatchError: if the optimizer was built for other variables.
     """
-    params, non_trainable = collect_layer(model)
     optimizer = model.optimizer
+    # `_trainable_variables`: what the optimizer was built for
+    if optimizer.built and set(map(id, optimizer._trainable_variables)) == set(
+        map(id, model.trainable_variables)
+    ):
+        return  # without a walk for the paths
+    params, non_trainable = collect_layer(model)
     if not optimizer.built:
         optimizer.build([entry.variable for entry in params])
-    # `_trainable_variables`: what the optimizer was built for
     built_for = {id(variable): variable for variable in optimizer._trainable_variables}
     paths = {id(e.variable): e.path for e in params + non_trainable}
     expected = {entry.path: variable_spec(entry.variable) for entry in params}
