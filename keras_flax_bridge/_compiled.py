@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from keras_flax_bridge import _batches, _flat, _parts
+from keras_flax_bridge import _batches, _flat, _garbage, _parts
 from keras_flax_bridge._flat import Flat
 from keras_flax_bridge._leaves import explained
 from keras_flax_bridge.errors import BridgeError, StructureMismatchError
@@ -59,7 +59,8 @@ class Program:
         self.names, self.before, self.after = names, before, before
 
         def train_step(step: Any, leaves: list[Any], batch: Any) -> tuple[Any, list[Any], Logs]:
-            fields, logs = run({"step": step, **before.unflatten(leaves)}, batch)
+            with _garbage.kept():  # a tenth of a trace
+                fields, logs = run({"step": step, **before.unflatten(leaves)}, batch)
             step = fields.pop("step")
             leaves, after = jax.tree.flatten(fields)
             self.after = before if after == before else after
