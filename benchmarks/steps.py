@@ -113,10 +113,6 @@ def first_steps(smoke: bool) -> measure.Work:
     return measure.Work("ResNet50, first step", competitors, targets, measure.finite)
 
 
-def pairs(flat: list) -> Iterator[tuple]:
-    return ((f"layer_{i:04}", *pair) for i, pair in enumerate(zip(flat[::2], flat[1::2], strict=False)))
-
-
 class Still(keras.Sequential):
     """A model whose training step gives back its state."""
 
@@ -132,7 +128,6 @@ def no_op(leaves: int, times: int) -> measure.Work:
     model.optimizer.build(model.trainable_variables)
     state, (batch,) = kfb.TrainState.from_keras(model), cut(*data(1, (2,), 1), 1)
     flat = [jnp.copy(leaf) for leaf in jax.tree.leaves(state)]
-    nested = {name: {"a": jnp.copy(a), "b": jnp.copy(b)} for name, a, b in pairs(flat)}
 
     def still(state: Any, batch: Any) -> Any:
         return state
@@ -145,12 +140,10 @@ def no_op(leaves: int, times: int) -> measure.Work:
         BRIDGE: competitor(lambda *args: step(*args)[0], state),
         OWN: competitor(jax.jit(still, donate_argnums=0), jax.tree.map(jnp.copy, state)),
         "flat list": competitor(jax.jit(still, donate_argnums=0), flat),
-        "nested dicts": competitor(jax.jit(still, donate_argnums=0), nested),
     }
     targets = [
         measure.Target("step", BRIDGE, "flat list", 1.15),
         measure.Target("step", OWN, "flat list"),
-        measure.Target("step", OWN, "nested dicts"),
     ]
     return measure.Work(f"no-op step of {len(flat)} leaves", competitors, targets, measure.finite, 3)
 
