@@ -118,7 +118,7 @@ class Compiled:
             raise
 
     def _flattened(self, state: TrainState) -> tuple[list[Any], Any]:
-        flat = _flat.held(state) if isinstance(state, TrainState) else None
+        flat = _flat.held(state)
         if flat is not None and flat.program.names == self._names:
             return flat.leaves, flat.program.after
         return jax.tree.flatten(fields_of(state, self._names))

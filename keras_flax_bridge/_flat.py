@@ -39,8 +39,8 @@ class Foldable:
 
 
 def held(state: Any) -> Flat | None:
-    """What a state holds in place of trees; None if it has its trees."""
-    return vars(state).get(_KEY)
+    """What a state holds in place of trees; None if it has its trees, or is no state."""
+    return getattr(state, "__dict__", {}).get(_KEY)
 
 
 def hold(state: Any, step: Any, flat: Flat) -> None:

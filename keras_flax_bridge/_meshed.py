@@ -47,7 +47,8 @@ class Meshed:
 
     def state(self, state: TrainState) -> TrainState:
         """The state on the mesh; nothing is moved if it is there already."""
-        leaves, wanted = jax.tree.leaves(fields_of(state, self._names)), self._layout(state)
+        wanted = self._layout(state)
+        leaves = jax.tree.leaves(fields_of(state, self._names))
         if [getattr(leaf, "sharding", None) for leaf in leaves] == jax.tree.leaves(wanted):
             return state
         require_values(_paths.flatten(state))

@@ -117,6 +117,13 @@ def test_a_mesh_takes_a_state_from_elsewhere(state, model, step):
         assert all(leaf.sharding == everywhere for leaf in jax.tree.leaves(given.params))
 
 
+def test_something_else_is_refused(model):
+    on_mesh = kfb.make_train_step(model, mesh=Mesh(np.array(jax.devices()[:2]), ("data",)))
+    for train_step in (kfb.make_train_step(model), on_mesh):
+        with pytest.raises(kfb.StructureMismatchError, match="got a tuple, expected a TrainState"):
+            train_step((), BATCHES[0])
+
+
 def test_a_donated_state_says_so(state, model):
     donating = kfb.make_train_step(model)
     held, _ = donating(jax.tree.map(jnp.copy, state), BATCHES[1])
