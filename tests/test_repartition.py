@@ -17,10 +17,6 @@ BATCH = next(contracts.SEQUENTIAL.batches())
 SPECS = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), BATCH)
 
 
-def weights(state):
-    return state.params, state.non_trainable, state.opt_state, state.metrics
-
-
 def test_reset_touches_metrics_alone(trained):
     _, state = trained
     reset = state.reset_metrics()
