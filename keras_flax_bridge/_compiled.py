@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from keras_flax_bridge import _batches, _flat, _garbage, _parts
+from keras_flax_bridge import _batches, _flat, _garbage, _parts, _paths
 from keras_flax_bridge._flat import Flat
 from keras_flax_bridge._leaves import explained
 from keras_flax_bridge.errors import BridgeError, StructureMismatchError
@@ -46,25 +46,24 @@ def explain(error: BaseException, fields: Fields, batch: Any) -> None:
 
 
 class Program:
-    """A step on the leaves of states of one tree.
+    """A step on the leaves of states of one tree, which it gives back as they came.
 
     Attributes:
         names: the trees.
-        before: the `PyTreeDef` of a dict of them.
-        after: that of the states that come out; known when the step was traced.
+        tree: the `PyTreeDef` of a dict of them.
         call: from a step count, leaves and a batch to a step count, leaves and logs.
     """
 
-    def __init__(self, run: Run, before: Any, names: tuple[str, ...], **options: Any):
-        self.names, self.before, self.after = names, before, before
+    def __init__(self, run: Run, tree: Any, names: tuple[str, ...], **options: Any):
+        self.names, self.tree = names, tree
+        places = _paths.flatten(tree.unflatten(range(tree.num_leaves)))
 
         def train_step(step: Any, leaves: list[Any], batch: Any) -> tuple[Any, list[Any], Logs]:
             with _garbage.kept():  # a tenth of a trace
-                fields, logs = run({"step": step, **before.unflatten(leaves)}, batch)
+                fields, logs = run({"step": step, **tree.unflatten(leaves)}, batch)
             step = fields.pop("step")
-            leaves, after = jax.tree.flatten(fields)
-            self.after = before if after == before else after
-            return step, leaves, logs
+            after = _paths.flatten(fields)  # plain dicts, whatever mappings came in
+            return step, [after[path] for path in places], logs
 
         self.call = jax.jit(train_step, **options)
 
@@ -96,11 +95,12 @@ class Compiled:
         flat = _flat.held(state)
         return flat is not None and flat.program is self._last
 
-    def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, Logs]:
+    def step(self, state: TrainState, batch: Any) -> tuple[TrainState, Logs]:
         """The state after a step, and its logs.
 
         If the step is interrupted when its buffers were taken over already, `state` becomes the state
-        after it: the caller holds no other.
+        after it: the caller holds no other. So this is no `__call__`, from which Python returns through C,
+        where it looks for a Ctrl-C once more.
         """
         leaves, tree = self._flattened(state)
         program = self._program(state, tree)
@@ -120,13 +120,14 @@ class Compiled:
     def _flattened(self, state: TrainState) -> tuple[list[Any], Any]:
         flat = _flat.held(state)
         if flat is not None and flat.program.names == self._names:
-            return flat.leaves, flat.program.after
+            return flat.leaves, flat.program.tree
         return jax.tree.flatten(fields_of(state, self._names))
 
     def _program(self, state: TrainState, tree: Any) -> Program:
-        if self._last is None or self._last.before is not tree:
-            self._last = self._programs.get(tree) or self._made(state, tree)
-        return self._last
+        program = self._last
+        if program is None or program.tree is not tree:
+            program = self._last = self._programs.get(tree) or self._made(state, tree)
+        return program
 
     def _made(self, state: TrainState, tree: Any) -> Program:
         options = {"donate_argnums": (0, 1)} if self._donate else {}

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from keras_flax_bridge import _layouts, _paths
+from keras_flax_bridge import _batches, _layouts, _paths
 from keras_flax_bridge._compiled import Fields, fields_of
 from keras_flax_bridge._layouts import Rules, automatic
 from keras_flax_bridge._leaves import placed, require_values
@@ -45,23 +45,27 @@ class Meshed:
         self._leading = steps_per_call > 1
         self._layouts: dict[Any, Fields] = {}  # by the tree of the fields
 
-    def state(self, state: TrainState) -> TrainState:
-        """The state on the mesh; nothing is moved if it is there already."""
-        wanted = self._layout(state)
-        leaves = jax.tree.leaves(fields_of(state, self._names))
-        if [getattr(leaf, "sharding", None) for leaf in leaves] == jax.tree.leaves(wanted):
+    def state(self, state: TrainState, *, known: bool) -> TrainState:
+        """The state on the mesh; nothing is moved if it is there already, or if it is known to be."""
+        if known or self._lies(state):
+            require_values({("state", "step"): state.step})  # XLA dies of donated buffers on several devices
             return state
         require_values(_paths.flatten(state))
         return jax.tree.map(placed, state, shardings_for(state, self._mesh, self._rules))
 
+    def _lies(self, state: TrainState) -> bool:
+        leaves, tree = jax.tree.flatten(fields_of(state, self._names))
+        wanted = jax.tree.leaves(self._layout(state, tree))
+        return [getattr(leaf, "sharding", None) for leaf in leaves] == wanted
+
     def out_shardings(self, state: TrainState) -> tuple:
         """Where a step's count, leaves and logs shall lie, for states like this one."""
-        wanted = dict(self._layout(state))
+        tree = jax.tree.structure(fields_of(state, self._names))
+        wanted = dict(self._layout(state, tree))
         return wanted.pop("step"), jax.tree.leaves(wanted), NamedSharding(self._mesh, PartitionSpec())
 
-    def _layout(self, state: TrainState) -> Fields:
-        """Where the fields that the step takes shall lie."""
-        tree = jax.tree.structure(fields_of(state, self._names))
+    def _layout(self, state: TrainState, tree: Any) -> Fields:
+        """Where the fields that the step takes shall lie; `tree` is theirs."""
         if tree not in self._layouts:
             wanted = shardings_for(state, self._mesh, self._rules)
             self._layouts[tree] = {name: getattr(wanted, name) for name in self._names}
@@ -72,7 +76,8 @@ class Meshed:
         if jax.process_count() == 1:
             try:
                 return jax.device_put(batch, self._batches)
-            except ValueError:
+            except (TypeError, ValueError):
+                _batches.check_leaves(batch)
                 self._require_rows(batch)
                 raise
         self._require_rows(batch)

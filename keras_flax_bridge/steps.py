@@ -93,19 +93,19 @@ def make_train_step(
     if mesh is not None:
         _require_jit(jit)
         meshed = Meshed(("step", *_TRAINED), mesh, rules, batch_spec, steps_per_call=steps_per_call)
-        placed = Compiled(run, _TRAINED, donate=donate, out_shardings=meshed.out_shardings)
+        split = Compiled(run, _TRAINED, donate=donate, out_shardings=meshed.out_shardings)
 
         def meshed_step(state: TrainState, batch: Any) -> tuple[TrainState, Logs]:
             build(batch)
-            batch = meshed.batch(batch)
-            return placed(state if placed.gave(state) else meshed.state(state), batch)
+            state = meshed.state(state, known=split.gave(state))
+            return split.step(state, meshed.batch(batch))
 
         return meshed_step
     compiled = Compiled(run, _TRAINED, donate=donate) if jit else None
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Logs]:
         build(batch)
-        return compiled(state, batch) if compiled else _stepped(run, state, ("step", *_TRAINED), batch)
+        return compiled.step(state, batch) if compiled else _stepped(run, state, ("step", *_TRAINED), batch)
 
     return train_step
 

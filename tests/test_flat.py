@@ -1,7 +1,11 @@
 """A state that a compiled step gave holds a list of leaves until somebody looks: nobody can tell."""
 
+import contextlib
 import copy
 import dataclasses
+import signal
+from collections import OrderedDict
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -115,6 +119,89 @@ def test_a_mesh_takes_a_state_from_elsewhere(state, model, step):
     for _ in range(2):  # the second time it has a program for such trees
         given, _ = on_mesh(step(state, BATCHES[1])[0], BATCHES[2])
         assert all(leaf.sharding == everywhere for leaf in jax.tree.leaves(given.params))
+
+
+@pytest.fixture
+def alarms():
+    """Interrupts after some seconds, until the test is over."""
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("devices", [0, 2])
+@pytest.mark.parametrize("look", [False, True])
+def test_an_interrupt_at_any_moment_leaves_a_whole_state(model, alarms, devices, look):
+    mesh = Mesh(np.array(jax.devices()[:devices]), ("data",)) if devices else None
+    train_step = kfb.make_train_step(model, mesh=mesh)
+    state, _ = train_step(kfb.TrainState.from_keras(model), BATCHES[0])
+    batch = BATCHES[1] if mesh is None else jax.device_put(BATCHES[1], NamedSharding(mesh, P("data")))
+    for wait in np.random.default_rng(0).uniform(1e-4, 1.5e-3, 500 if devices else 1500):
+        with contextlib.suppress(KeyboardInterrupt):
+            alarms(wait)
+            while True:
+                state, _ = train_step(state, batch)
+                assert not look or state.params
+        held, own = vars(state).get("_flat"), vars(state)
+        assert held is None or own.keys().isdisjoint(TREES)
+        leaves = held.leaves if held else jax.tree.leaves([own[name] for name in TREES])
+        assert not any(leaf.is_deleted() for leaf in leaves)
+    assert int(state.step) == int(state.opt_state["iteration"])
+
+
+class Defaulted(kfb.TrainState):
+    """Has a tree as an attribute of the class."""
+
+    metrics: Any = None
+
+
+class Looking(kfb.TrainState):
+    """Looks names up by itself."""
+
+    def __getattr__(self, name):
+        raise AttributeError(name)
+
+
+@pytest.mark.parametrize("kind", [Defaulted, Looking])
+def test_states_that_can_t_hold_leaves_have_trees(kind, first, step):
+    given = first()
+    fields = {field.name: getattr(given, field.name) for field in dataclasses.fields(given)}
+    got, _ = step(kind(**fields), BATCHES[1])
+    wanted, _ = step(given, BATCHES[1])
+    assert all(equal(getattr(got, name), getattr(wanted, name)) for name in TREES)
+
+
+def test_what_is_set_by_force_stays(state, first, step):
+    zeros = jax.tree.map(jnp.zeros_like, first().params)
+    object.__setattr__(state, "params", zeros)
+    got, _ = step(state, BATCHES[1])
+    wanted, _ = step(first().replace(params=zeros), BATCHES[1])
+    assert equal(got.params, wanted.params)
+
+
+def test_mappings_and_their_order_stay_as_they_came(state, step):
+    params = OrderedDict(reversed(state.params.items()))
+    got, _ = step(state.replace(params=params), BATCHES[1])
+    assert type(got.params) is OrderedDict
+    assert list(got.params) == list(params)
+
+
+def test_it_says_what_it_has(state):
+    assert {*TREES, "step"} <= set(dir(state))
+    assert "_flat" not in dir(state)
+
+
+def test_an_error_inside_a_property_is_seen(first, step):
+    class Own(kfb.TrainState):
+        @property
+        def rate(self):
+            return self.opt_state.rate
+
+    given = first()
+    own, _ = step(Own(**{f.name: getattr(given, f.name) for f in dataclasses.fields(given)}), BATCHES[1])
+    with pytest.raises(AttributeError, match="'dict' object has no attribute 'rate'"):
+        own.rate  # noqa: B018
 
 
 def test_something_else_is_refused(model):
