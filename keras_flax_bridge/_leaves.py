@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import numbers
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from keras_flax_bridge.errors import (
     BridgeError,
     NotBuiltError,
     OwnershipError,
+    StructureMismatchError,
     UnsupportedOptimizerError,
 )
 
@@ -140,6 +142,7 @@ def require_values(flat: _paths.Flat) -> None:
     Raises:
         NotBuiltError: naming the leaf that is abstract.
         OwnershipError: naming the leaf that was donated, is traced, or is a Keras variable.
+        StructureMismatchError: naming the leaf that is no array.
     """
     for path, leaf in flat.items():
         if isinstance(leaf, jax.core.Tracer):
@@ -159,6 +162,7 @@ def explained(trees: Mapping[str, Any]) -> Iterator[None]:
     Raises:
         OwnershipError: naming the leaf that was donated, or is a Keras variable.
         NotBuiltError: naming the leaf that is abstract.
+        StructureMismatchError: naming the leaf that is no array.
     """
     try:
         yield
@@ -190,4 +194,11 @@ def _require_usable(path: _paths.Path, leaf: Any, cause: BaseException | None) -
             got="a buffer that was donated to a step",
             expected="an array",
             fix="Use the state that the step returned, or make the step with donate=False.",
+        ) from cause
+    if not hasattr(leaf, "dtype") and not isinstance(leaf, numbers.Number):
+        raise StructureMismatchError(
+            _paths.join(path),
+            got=f"a {type(leaf).__name__}",
+            expected="an array",
+            fix="Put an array there, or take the state anew with TrainState.from_keras(model).",
         ) from cause

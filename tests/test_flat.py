@@ -211,6 +211,12 @@ def test_something_else_is_refused(model):
             train_step((), BATCHES[0])
 
 
+def test_a_leaf_that_is_no_array_is_named(state, step):
+    params = {**state.params, "dense": {**state.params["dense"], "kernel": "weights"}}
+    with pytest.raises(kfb.StructureMismatchError, match="state/params/dense/kernel: got a str, expected"):
+        step(state.replace(params=params), BATCHES[1])
+
+
 def test_a_donated_state_says_so(state, model):
     donating = kfb.make_train_step(model)
     held, _ = donating(jax.tree.map(jnp.copy, state), BATCHES[1])
