@@ -10,7 +10,17 @@ from typing import Any, NamedTuple
 import keras
 from flax import nnx
 
-from keras_flax_bridge import _across, _configs, _foreign, _keras_files, _orbax, _paths, _restore, _saving
+from keras_flax_bridge import (
+    _across,
+    _configs,
+    _foreign,
+    _garbage,
+    _keras_files,
+    _orbax,
+    _paths,
+    _restore,
+    _saving,
+)
 from keras_flax_bridge._leaves import from_disk
 from keras_flax_bridge._orbax import FilePath
 from keras_flax_bridge._restore import Include, Options, Rename
@@ -109,6 +119,7 @@ def restore(
     return from_newest(candidates(path, step), lambda folder: restored(folder, like, data, options))[0]
 
 
+@_garbage.kept()
 def restored(folder: FilePath, like: Any, data: Any, options: Options) -> Any:
     """One checkpoint into what `like` is: planned, read and checked before anything is assigned."""
     if folder.name.endswith(".weights.h5"):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
-from keras_flax_bridge import _iterators, _orbax, _saving
+from keras_flax_bridge import _garbage, _iterators, _orbax, _saving
 from keras_flax_bridge._restore import Include, Options, Rename
 from keras_flax_bridge.checkpoint import candidates, from_newest, restored
 
@@ -109,10 +109,11 @@ class CheckpointManager:
             if step in self.saved:
                 return False
             raise _saving.stale(self.directory, step, newest)
-        flat = _saving.checked(state)
-        values = _saving.numbers(logs)
-        metadata = {**_saving.metadata(state, model), "data": _iterators.position(data)}
-        self._root.save(step, flat, data, values, metadata)
+        with _garbage.kept():  # until it goes on in the background
+            flat = _saving.checked(state)
+            values = _saving.numbers(logs)
+            metadata = {**_saving.metadata(state, model), "data": _iterators.position(data)}
+            self._root.save(step, flat, data, values, metadata)
         self.saved.add(step)
         return True
 
