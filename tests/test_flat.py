@@ -217,9 +217,13 @@ def test_a_leaf_that_is_no_array_is_named(state, step):
         step(state.replace(params=params), BATCHES[1])
 
 
-def test_a_donated_state_says_so(state, model):
-    donating = kfb.make_train_step(model)
+@pytest.mark.parametrize("devices", [0, 2])
+def test_a_donated_state_says_so(state, model, devices):
+    mesh = Mesh(np.array(jax.devices()[:devices]), ("data",)) if devices else None
+    donating = kfb.make_train_step(model, mesh=mesh)
     held, _ = donating(jax.tree.map(jnp.copy, state), BATCHES[1])
     donating(held, BATCHES[2])
-    with pytest.raises(kfb.OwnershipError, match="donated to a step"):
-        donating(held, BATCHES[2])
+    for _ in range(2):  # unseen, then with the trees that the error looked at
+        with pytest.raises(kfb.OwnershipError, match="donated to a step"):
+            donating(held, BATCHES[2])
+        assert held.params
