@@ -39,18 +39,22 @@ def compared(ratio: dict[str, Any]) -> str:
     return " / ".join(filter(None, (ratio["competitor"], ratio["against"])))
 
 
+def subject(work: str, ratio: dict[str, Any]) -> str:
+    return f"{work}: {ratio['phase']}"
+
+
 def cells(work: str, ratio: dict[str, Any]) -> list[str]:
     limit = ratio["at_most"]
     ok = "yes" if ratio["reached"] else "**no**"
     spread = " - ".join(number(value) for value in ratio["quartiles"])
     target = "" if limit is None else f"<= {limit}: {ok}"
-    return [f"{work}: {ratio['phase']}", compared(ratio), number(ratio["ratio"]), spread, target]
+    return [subject(work, ratio), compared(ratio), number(ratio["ratio"]), spread, target]
 
 
 def with_targets(name: str) -> list[tuple[str, dict[str, Any]]]:
     """What a plot shows: every ratio that has a target, and what it is of."""
     ratios = [(work, ratio) for work, row in rows(name).items() for ratio in row["ratios"]]
-    return [(f"{work}: {r['phase']}, {compared(r)}", r) for work, r in ratios if r["at_most"]]
+    return [(f"{subject(work, r)}, {compared(r)}", r) for work, r in ratios if r["at_most"]]
 
 
 def section(name: str) -> Iterator[str]:

@@ -23,6 +23,16 @@ from tests.cases import TREES, equal
 BATCHES = list(contracts.SEQUENTIAL.batches(3))
 
 
+def as_kind(kind, state):
+    """A state of another class, with the same fields."""
+    return kind(**{field.name: getattr(state, field.name) for field in dataclasses.fields(state)})
+
+
+def mesh_of(devices):
+    """None for no devices: a step without a mesh."""
+    return Mesh(np.array(jax.devices()[:devices]), ("data",)) if devices else None
+
+
 @pytest.fixture(scope="module")
 def model():
     return contracts.SEQUENTIAL.build()
@@ -61,9 +71,7 @@ def test_trees_are_made_once(state):
 LOOKS = {
     "flattened": lambda state: jax.tree.map(lambda leaf: leaf, state),
     "replaced": lambda state: state.replace(step=state.step),
-    "by dataclasses": lambda state: type(state)(
-        **{f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
-    ),
+    "by dataclasses": lambda state: as_kind(type(state), state),
     "copied": copy.copy,
     "printed": lambda state: repr(state) and state,
     "through jit": jax.jit(lambda state: state),
@@ -105,7 +113,7 @@ def test_steps_take_each_others_states(state, model, step):
 
 
 def test_trees_of_another_kind(state, step):
-    """The step gives dicts whatever mappings it took, and goes on with them."""
+    """The numbers are the same, whatever mappings the step takes and gives back."""
     frozen = state.replace(params=FrozenDict(state.params))
     wanted, _ = step(step(state, BATCHES[1])[0], BATCHES[2])
     got, _ = step(step(frozen, BATCHES[1])[0], BATCHES[2])
@@ -113,7 +121,7 @@ def test_trees_of_another_kind(state, step):
 
 
 def test_a_mesh_takes_a_state_from_elsewhere(state, model, step):
-    mesh = Mesh(np.array(jax.devices()[:2]), ("data",))
+    mesh = mesh_of(2)
     on_mesh = kfb.make_train_step(model, mesh=mesh, donate=False)
     everywhere = NamedSharding(mesh, P())
     for _ in range(2):  # the second time it has a program for such trees
@@ -133,7 +141,7 @@ def alarms():
 @pytest.mark.parametrize("devices", [0, 2])
 @pytest.mark.parametrize("look", [False, True])
 def test_an_interrupt_at_any_moment_leaves_a_whole_state(model, alarms, devices, look):
-    mesh = Mesh(np.array(jax.devices()[:devices]), ("data",)) if devices else None
+    mesh = mesh_of(devices)
     train_step = kfb.make_train_step(model, mesh=mesh)
     state, _ = train_step(kfb.TrainState.from_keras(model), BATCHES[0])
     batch = BATCHES[1] if mesh is None else jax.device_put(BATCHES[1], NamedSharding(mesh, P("data")))
@@ -166,8 +174,7 @@ class Looking(kfb.TrainState):
 @pytest.mark.parametrize("kind", [Defaulted, Looking])
 def test_states_that_can_t_hold_leaves_have_trees(kind, first, step):
     given = first()
-    fields = {field.name: getattr(given, field.name) for field in dataclasses.fields(given)}
-    got, _ = step(kind(**fields), BATCHES[1])
+    got, _ = step(as_kind(kind, given), BATCHES[1])
     wanted, _ = step(given, BATCHES[1])
     assert all(equal(getattr(got, name), getattr(wanted, name)) for name in TREES)
 
@@ -198,14 +205,13 @@ def test_an_error_inside_a_property_is_seen(first, step):
         def rate(self):
             return self.opt_state.rate
 
-    given = first()
-    own, _ = step(Own(**{f.name: getattr(given, f.name) for f in dataclasses.fields(given)}), BATCHES[1])
+    own, _ = step(as_kind(Own, first()), BATCHES[1])
     with pytest.raises(AttributeError, match="'dict' object has no attribute 'rate'"):
         own.rate  # noqa: B018
 
 
 def test_something_else_is_refused(model):
-    on_mesh = kfb.make_train_step(model, mesh=Mesh(np.array(jax.devices()[:2]), ("data",)))
+    on_mesh = kfb.make_train_step(model, mesh=mesh_of(2))
     for train_step in (kfb.make_train_step(model), on_mesh):
         with pytest.raises(kfb.StructureMismatchError, match="got a tuple, expected a TrainState"):
             train_step((), BATCHES[0])
@@ -219,7 +225,7 @@ def test_a_leaf_that_is_no_array_is_named(state, step):
 
 @pytest.mark.parametrize("devices", [0, 2])
 def test_a_donated_state_says_so(state, model, devices):
-    mesh = Mesh(np.array(jax.devices()[:devices]), ("data",)) if devices else None
+    mesh = mesh_of(devices)
     donating = kfb.make_train_step(model, mesh=mesh)
     held, _ = donating(jax.tree.map(jnp.copy, state), BATCHES[1])
     donating(held, BATCHES[2])
