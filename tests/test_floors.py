@@ -64,7 +64,17 @@ INSIDE = {
         "main",
         "__init__",
     ],
-    "_orbax": ["api", "names", "writing", "reading", "root", "__init__"],
+    "_orbax": [
+        "api",
+        "names",
+        "background",
+        "unfinished",
+        "retention",
+        "writing",
+        "reading",
+        "root",
+        "__init__",
+    ],
     "optimizers": [
         "leaves",
         "scalings",

@@ -11,8 +11,21 @@ import numpy as np
 
 from keras_flax_bridge import _integrity, _packing, _paths
 from keras_flax_bridge._iterators import checksum, is_grain
-from keras_flax_bridge._orbax.api import DATA, OURS, OURS_SUM, PACKED, STATE, FilePath, legacy, ocp, speaking
+from keras_flax_bridge._orbax.api import (
+    DATA,
+    OURS,
+    OURS_SUM,
+    PACKED,
+    STATE,
+    FilePath,
+    failed,
+    legacy,
+    ocp,
+    speaking,
+)
+from keras_flax_bridge._orbax.background import STARTING
 from keras_flax_bridge._orbax.names import encode
+from keras_flax_bridge._orbax.unfinished import Unfinished
 
 
 def save(
@@ -20,8 +33,21 @@ def save(
 ) -> None:
     """Writes one checkpoint at `path` and returns when it is on disk."""
     items, custom = written(flat, data, metadata, packed=packed)
-    with speaking(path, "saving"), saving_context(flat):
-        ocp().save_checkpointables(path, items, custom_metadata=custom)
+    unfinished = Unfinished(path)
+    try:
+        with STARTING, saving_context(flat):
+            response = ocp().save_checkpointables_async(path, items, custom_metadata=custom)
+        unfinished.hold()
+        response.result()
+        unfinished.release()
+    except Exception as error:
+        unfinished.remove()
+        raise failed(path, "saving", error, needed=size_on_disk(flat)) from error
+
+
+def size_on_disk(flat: Mapping[_paths.Path, Any]) -> int:
+    """About how many bytes a checkpoint of these leaves takes."""
+    return sum(getattr(leaf, "nbytes", 8) for leaf in flat.values())
 
 
 def save_plain(path: FilePath, tree: Any) -> None:
@@ -33,6 +59,8 @@ def save_plain(path: FilePath, tree: Any) -> None:
 def saving_context(flat: Mapping[_paths.Path, Any]) -> Any:
     """Orbax's options for a save of these leaves."""
     context = ocp().Context()
+    # in the background, writers would wait 20 minutes for folders that can't be made
+    context.asynchronous.create_directories_asynchronously = False
     saving = context.array.saving
     saving.ocdbt_target_data_file_size = _packing.file_size(flat)
     saving.use_compression = False  # it saves 7 % on float weights, and costs most of the time
