@@ -117,20 +117,25 @@ class CheckpointManager:
                 nothing was written.
         """
         step = _saving.step_of(state)
-        due = now or self._is_due(step)
-        started = due and self._start(step, state, data, logs, model)
+        if now or self._is_due(step):
+            started, earlier = self._start(step, state, data, logs, model)
+        else:
+            started, earlier = False, self._root.failures.oldest()
         with self._lock:
             self._last_seen = step  # not before: a save that could not be started is still due
         also = f"The save of step {step} was started." if started else f"No save of step {step} was needed."
-        self._root.raise_failure(also)
+        self._root.failures.tell(earlier, also)
         return started
 
-    def _start(self, step: int, state: Any, data: Any, logs: Mapping[str, Any] | None, model: Any) -> bool:
-        """Starts a save; False if this manager has this step already."""
+    def _start(
+        self, step: int, state: Any, data: Any, logs: Mapping[str, Any] | None, model: Any
+    ) -> tuple[bool, Any]:
+        """Starts a save, unless this manager has this step already; whether, and what failed before."""
         with self._root.turn():
+            earlier = self._root.failures.oldest()
             newer = self._root.newer(step)
             if newer is not None and step in self._root.owners:
-                return False
+                return False, earlier
             if newer is not None:
                 raise _saving.stale(self.directory, step, newer)
             with _garbage.kept():  # until it goes on in the background
@@ -138,7 +143,7 @@ class CheckpointManager:
                 values = _saving.numbers(logs)
                 metadata = {**_saving.metadata(state, model), "data": _iterators.position(data)}
                 self._root.save(step, flat, data, values, metadata)
-        return True
+        return True, earlier
 
     def _is_due(self, step: int) -> bool:
         """Whether a multiple of `save_every` lies between the step seen last and this one."""

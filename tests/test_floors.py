@@ -13,7 +13,7 @@ FLOORS = [
     {"_doctor"},
     {"_start"},
     {"_random", "_leaves", "_integrity", "_iterators", "_packing", "_layouts"},
-    {"_variables", "_feed"},
+    {"_variables", "_feed", "_kinds"},
     {"_transforms", "_apply", "_batches", "_sources"},
     {"_intake", "_parts", "_flax_layer"},
     {"_repartition", "_assignments", "optimizers"},

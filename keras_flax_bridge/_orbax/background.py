@@ -43,11 +43,17 @@ class Failures:
     def add(self, failure: Failure) -> None:
         self._waiting.append(failure)
 
-    def raise_first(self, also: str = "") -> None:
-        """Raises the oldest failure that nobody was told of, if there is one."""
+    def oldest(self) -> Failure | None:
+        """The oldest failure that nobody was told of."""
+        return next(iter(tuple(self._waiting)), None)
+
+    def tell(self, failure: Failure | None, also: str = "") -> None:
+        """Raises a failure, unless another caller was told of it meanwhile."""
+        if failure is None:
+            return
         try:
-            failure = self._waiting.popleft()  # atomic: two callers never get the same one
-        except IndexError:
+            self._waiting.remove(failure)  # atomic: two callers never get the same one
+        except ValueError:
             return
         raise failure.error(also) from failure.cause
 

@@ -30,6 +30,7 @@ class Root:
 
     Attributes:
         owners: the steps that this manager wrote or restored, and by which thread.
+        failures: its saves that failed, until a caller is told.
     """
 
     def __init__(self, path: FilePath, kept: Kept, *, packed: bool):
@@ -42,12 +43,12 @@ class Root:
             )
         self._folder = folder_of(path)
         self._retention = Retention(path, self._folder, kept)
-        self._failures = Failures()
+        self.failures = Failures()
         self._threads = threading.local()
         self._checkpointer: Any = None
         self._version = -1  # of the folder, when Orbax last read its list
         self._spoiled: tuple[int, Unfinished] | None = None  # of a save that failed or was interrupted
-        weakref.finalize(self, self._failures.report)
+        weakref.finalize(self, self.failures.report)
         with self._folder.turn():
             self._ready()
 
@@ -117,7 +118,7 @@ class Root:
             unfinished.release()
         else:
             unfinished.remove()
-            self._failures.add(Failure(self.path / str(step), step, error, needed))
+            self.failures.add(Failure(self.path / str(step), step, error, needed))
         with self._folder.lock:
             if error is not None:
                 self._spoiled = step, unfinished
@@ -128,11 +129,7 @@ class Root:
     def wait(self) -> None:
         """Returns when the last save is on disk, and raises what went wrong with it, to one caller."""
         self._folder.join()
-        self.raise_failure()
-
-    def raise_failure(self, also: str = "") -> None:
-        """Raises the failure of an earlier save that nobody was told of, if there is one."""
-        self._failures.raise_first(also)
+        self.failures.tell(self.failures.oldest())
 
     def close(self) -> None:
         """Waits for the last save, and lets go of Orbax's threads; what comes later takes new ones."""
@@ -141,7 +138,7 @@ class Root:
             if checkpointer is not None:
                 with speaking(self.path, "closing"):
                     checkpointer.close()
-        self.raise_failure()
+        self.failures.tell(self.failures.oldest())
 
     # --- Orbax's checkpointer, with the lock held
 

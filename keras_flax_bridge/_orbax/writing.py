@@ -11,6 +11,7 @@ import numpy as np
 
 from keras_flax_bridge import _integrity, _packing, _paths
 from keras_flax_bridge._iterators import checksum, is_grain
+from keras_flax_bridge._kinds import AS_WORDS, words
 from keras_flax_bridge._orbax.api import (
     DATA,
     OURS,
@@ -80,10 +81,10 @@ def written(
     index: _packing.Index = {}
     if packed:
         buffer, index, stored = _packing.pack(stored, host)
-    plain, viewed = _as_bytes(stored)
+    plain, viewed = _as_words(stored)
     tree = {encode(path): leaf for path, leaf in plain.items()}
-    if index:
-        tree[(PACKED,)] = buffer
+    if index or not tree:
+        tree[(PACKED,)] = buffer if index else np.zeros(1, np.uint8)  # Orbax stores no empty tree
     ours = {
         **metadata,
         "leaves": len(flat),
@@ -112,12 +113,12 @@ def _spec(leaf: Any) -> Any:
     return next((kind() for kind in kinds if isinstance(leaf, kind)), None)
 
 
-_UNKNOWN = ("uint1", "int1", "uint2", "uint4", "float8_e4m3")  # dtypes that Orbax's storage doesn't know
-
-
-def _as_bytes(flat: _paths.Flat) -> tuple[_paths.Flat, dict[str, str]]:
-    """Leaves of a dtype that Orbax can't store as their bytes, and the dtype of each such leaf by path."""
+def _as_words(flat: _paths.Flat) -> tuple[_paths.Flat, dict[str, str]]:
+    """Leaves of a dtype that Orbax can't store as whole numbers, and the dtype of each such leaf by path."""
     dtypes = {path: _paths.dtype_name(getattr(leaf, "dtype", None)) for path, leaf in flat.items()}
-    viewed = {path: dtype for path, dtype in dtypes.items() if dtype in _UNKNOWN}
-    plain = {path: np.asarray(leaf).view(np.uint8) if path in viewed else leaf for path, leaf in flat.items()}
+    viewed = {path: dtype for path, dtype in dtypes.items() if dtype in AS_WORDS}
+    plain = {
+        p: np.ascontiguousarray(leaf).view(words(leaf.dtype)).reshape(leaf.shape) if p in viewed else leaf
+        for p, leaf in flat.items()
+    }
     return plain, {_paths.join(path): dtype for path, dtype in viewed.items()}
