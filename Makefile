@@ -15,10 +15,10 @@ demo: $(VENV)/ready
 	$(BIN)/python examples/digits.py $(ARGS)
 
 test: $(VENV)/ready
-	$(PYTEST) -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow and not full" $(ARGS)
 
 test-slow: $(VENV)/ready
-	$(PYTEST) -m slow $(ARGS)
+	$(PYTEST) -m "slow and not full" $(ARGS)
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
