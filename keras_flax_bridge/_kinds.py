@@ -40,7 +40,7 @@ def to_disk(flat: _paths.Flat) -> _paths.Flat:
         StructureMismatchError: listing all leaves of a kind that no restore could give back.
     """
     require_values(flat, arrays=False)
-    wrong = {path: why for path, leaf in flat.items() if (why := _refused(leaf))}
+    wrong = _all_refused(flat)
     if wrong:
         names = [_paths.join(path) for path in wrong]
         more = f", and {len(wrong) - 1} more leaves" if len(wrong) > 1 else ""
@@ -55,6 +55,22 @@ def to_disk(flat: _paths.Flat) -> _paths.Flat:
             fix="Nothing was written. Convert these leaves, or leave them out of the state.",
         )
     return {path: on_disk(leaf) for path, leaf in flat.items()}
+
+
+def _all_refused(flat: _paths.Flat) -> dict[_paths.Path, str]:
+    """Why leaves can't be stored, for those that can't; those of one type and dtype are alike."""
+    known: dict[tuple[type, Any], str] = {}
+    wrong = {}
+    for path, leaf in flat.items():
+        kind = type(leaf), getattr(leaf, "dtype", None)
+        why = known.get(kind)
+        if why is None:
+            why = _refused(leaf)
+            if kind[1] is not None:  # a number of Python's is judged by its value
+                known[kind] = why
+        if why:
+            wrong[path] = why
+    return wrong
 
 
 def _refused(leaf: Any) -> str:
@@ -132,7 +148,7 @@ def flattened(state: Any) -> _paths.Flat:
             fix="Nothing was written. Take keys of one type in each dict, such as str.",
         ) from error
     flat = dict(leaves)
-    wrong = [*_repeated(leaves), *_unwritable(flat)]
+    wrong = [*(_repeated(leaves) if len(flat) < len(leaves) else ()), *_unwritable(flat)]
     if wrong:
         raise StructureMismatchError(
             "state",
@@ -154,8 +170,7 @@ def _repeated(leaves: list[tuple[_paths.Path, Any]]) -> Iterator[str]:
 
 
 def _unwritable(paths: Iterable[_paths.Path]) -> Iterator[str]:
-    text = "\n".join(map(_paths.join, paths))
-    if not _is_text(text):
+    if not _is_text("".join("".join(path) for path in paths)):
         for path in paths:
             if not _is_text(_paths.join(path)):
                 yield ascii(_paths.join(path))

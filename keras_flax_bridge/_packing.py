@@ -73,10 +73,10 @@ def unpack(
     return found
 
 
-def file_size(flat: Mapping[_paths.Path, Any]) -> int:
-    """How large the files of a checkpoint become, in bytes.
+def file_size(size: int) -> int:
+    """How large the files of a checkpoint of so many bytes become, in bytes.
 
     A file is written to disk when it is full. With Orbax's default of 2 GB nothing is on its way
     there until everything is gathered.
     """
-    return max(_FILE, sum(getattr(leaf, "nbytes", 0) for leaf in flat.values()) // _FILES)
+    return max(_FILE, size // _FILES)

@@ -93,7 +93,7 @@ class Root:
         needed, unfinished = size_on_disk(flat), Unfinished(self.path / str(step))
         self._retention.starting = step
         try:
-            with OPERATIONS.starting(), self._context(flat, needed):
+            with OPERATIONS.starting(), self._context(needed):
                 response = self._checkpointer.save_checkpointables_async(
                     step,
                     items,
@@ -111,10 +111,10 @@ class Root:
             self._recover()
             raise failed(self.path / str(step), "saving", error, needed=needed) from error
 
-    def _context(self, flat: Mapping[_paths.Path, Any], needed: int) -> Any:
+    def _context(self, needed: int) -> Any:
         alone = jax.process_count() == 1
         first = (alone and self._failed) or OPERATIONS.folder_first(self.path, needed)
-        return saving_context(flat, folder_first=first)
+        return saving_context(needed, folder_first=first)
 
     def _begin(self, step: int, pending: Pending) -> None:
         """Waits for a save in the background, which is settled when the lock is free again."""
@@ -159,7 +159,7 @@ class Root:
         """Makes the checkpointer where there is none, and lets it read what other managers did."""
         with speaking(self.path, "opening"):
             if self._checkpointer is None:
-                with saving_context({}) as context:
+                with saving_context(0) as context:
                     self._checkpointer = ocp().training.Checkpointer(
                         self.path, context=context, preservation_policy=self._retention
                     )

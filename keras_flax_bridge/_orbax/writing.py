@@ -39,7 +39,7 @@ def save(
         with folder_of(path).turn():  # two threads that write one folder do so one after the other
             with OPERATIONS.starting():
                 first = OPERATIONS.folder_first(path.parent, needed)
-                with saving_context(flat, folder_first=first):
+                with saving_context(needed, folder_first=first):
                     response = ocp().save_checkpointables_async(path, items, custom_metadata=custom)
             unfinished.hold()
             response.result()
@@ -60,12 +60,12 @@ def save_plain(path: FilePath, tree: Any) -> None:
         checkpointer.save(path, tree)
 
 
-def saving_context(flat: Mapping[_paths.Path, Any], *, folder_first: bool = True) -> Any:
-    """Orbax's options for a save of these leaves; see `Operations.folder_first`."""
+def saving_context(size: int, *, folder_first: bool = True) -> Any:
+    """Orbax's options for a save of so many bytes; see `Operations.folder_first`."""
     context = ocp().Context()
     context.asynchronous.create_directories_asynchronously = not folder_first
     saving = context.array.saving
-    saving.ocdbt_target_data_file_size = _packing.file_size(flat)
+    saving.ocdbt_target_data_file_size = _packing.file_size(size)
     saving.use_compression = False  # it saves 7 % on float weights, and costs most of the time
     return context
 
