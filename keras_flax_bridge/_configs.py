@@ -10,6 +10,7 @@ import keras
 from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._parts import models
+from keras_flax_bridge._printable import said
 from keras_flax_bridge.errors import CheckpointError
 
 
@@ -26,7 +27,7 @@ def of_state(state: Any, model: Any) -> dict[str, Any]:
         configs = {name: _config(m, state.part(name) if name else state) for name, m in owners.items()}
     except Exception as error:  # of the user's get_config, which may raise anything
         # a model without a config is saved all the same: load_model will say why it can't load it
-        return {"no_model": f"{type(error).__name__}: {str(error)[:300]}"}
+        return {"no_model": f"{type(error).__name__}: {said(error, 300)}"}
     return {"model": configs.get("", configs)} if configs else {}
 
 
@@ -65,12 +66,22 @@ def build(config: dict[str, Any], where: Any) -> Any:
     if "class_name" not in config:
         return {name: build(part, where) for name, part in config.items()}
     try:
-        return keras.saving.deserialize_keras_object(config, safe_mode=True)
-    except (TypeError, ValueError, AttributeError, ImportError, KeyError) as error:
+        model = V.deserialized(config, where)
+    except CheckpointError:
+        raise
+    except Exception as error:  # Keras and classes of the user's own raise many kinds
         raise CheckpointError(
             str(where),
-            got=f"a config that Keras can't build a {config['class_name']} from ({str(error)[:500]})",
+            got=f"a config that Keras can't build a {config['class_name']} from ({said(error)})",
             expected="the config of a model whose classes are known, and that holds no code",
             fix="Register your classes with keras.saving.register_keras_serializable, or build the model "
             "yourself and call restore(path, model).",
         ) from error
+    if isinstance(model, keras.Model):
+        return model
+    raise CheckpointError(
+        str(where),
+        got=f"the config of a {type(model).__name__}",
+        expected="that of a keras.Model",
+        fix="Build the model yourself and call restore(path, model).",
+    )

@@ -9,6 +9,7 @@ import numpy as np
 
 from keras_flax_bridge import _paths
 from keras_flax_bridge._contents import Contents
+from keras_flax_bridge._printable import printed
 from keras_flax_bridge._report import counted, kind_of, listed
 
 KINDS = ("missing", "unexpected", "shape", "dtype", "value")
@@ -45,7 +46,7 @@ class Difference(NamedTuple):
         counts = [f"{len(rows)} {kind}" for kind, rows in self.rows.items() if rows]
         said = ", ".join(counts) or "no difference"
         notes = [f"not compared: {listed(names)} ({why})" for why, names in self.skipped.items()]
-        return "\n".join([*lines, *notes, f"{counted(self.compared, 'leaf')} compared: {said}"])
+        return printed([*lines, *notes, f"{counted(self.compared, 'leaf')} compared: {said}"])
 
 
 def _line(kind: str, row: Row) -> str:

@@ -13,6 +13,7 @@ import keras
 from keras_flax_bridge import _batches
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._leaves import owned, placed_like, strong
+from keras_flax_bridge._printable import said
 from keras_flax_bridge._transforms import require_model, trainee
 from keras_flax_bridge.errors import (
     BridgeError,
@@ -57,7 +58,7 @@ def build(trained: Any, batch: Any) -> None:
             got="a batch that can't be built from",
             expected="what the model, its loss and its metrics take",
             report=_batches.described(batch),
-            fix=f"Keras says: {error}",
+            fix=f"Keras says: {said(error)}",
         ) from error
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from keras_flax_bridge._printable import printable
 from keras_flax_bridge.errors import CheckpointError
 
 log = logging.getLogger("keras_flax_bridge")
@@ -96,7 +97,7 @@ def set_grain(iterator: Any, folder: Path) -> None:
         log.warning(
             "%s: the position of %d processes is taken for %d; right if a step reads the same rows, shared "
             "out among more or fewer",
-            folder,
+            printable(str(folder)),
             then,
             now,
         )

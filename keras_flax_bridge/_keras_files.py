@@ -6,6 +6,8 @@ Keras writes no seeds and no metrics: a model from its files draws other masks t
 from __future__ import annotations
 
 import contextlib
+import json
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path as FilePath
 from typing import Any
@@ -14,10 +16,11 @@ import jax
 import keras
 import numpy as np
 
-from keras_flax_bridge import _paths
+from keras_flax_bridge import _paths, _untrusted
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._intake import receivers
-from keras_flax_bridge.errors import BridgeError, CheckpointError, StructureMismatchError
+from keras_flax_bridge._printable import said
+from keras_flax_bridge.errors import CheckpointError, StructureMismatchError
 from keras_flax_bridge.state import TrainState
 
 
@@ -29,12 +32,12 @@ def is_keras_file(path: FilePath) -> bool:
 def _speaking(path: FilePath) -> Iterator[None]:
     try:
         yield
-    except BridgeError:
-        raise
-    except Exception as error:  # Keras raises many kinds, of its own and of h5py and zipfile
+    except (CheckpointError, StructureMismatchError):
+        raise  # they say which leaves
+    except Exception as error:  # Keras raises many kinds, of its own and of h5py and zipfile; our layers do too
         raise CheckpointError(
             str(path),
-            got=f"{type(error).__name__}: {str(error)[:500]}",
+            got=f"{type(error).__name__}: {said(error)}",
             expected="a file that Keras can read without running code of it",
             fix="Register your classes with keras.saving.register_keras_serializable, or load the file "
             "yourself with keras.saving.load_model and take the model.",
@@ -54,8 +57,18 @@ def load_model(path: FilePath) -> Any:
             expected="a model, or a checkpoint with its config",
             fix="Build the model yourself and call restore(path, model).",
         )
-    with _speaking(path):
+    with _speaking(path), V.safe_mode():
+        _untrusted.require_safe(_config(path), path)
         return keras.saving.load_model(path, safe_mode=True)
+
+
+_CONFIG = "config.json"  # Keras's name for it in its archive
+
+
+def _config(path: FilePath) -> Any:
+    """The config in a `.keras` file."""
+    with zipfile.ZipFile(path) as archive:
+        return json.loads(archive.read(_CONFIG))
 
 
 class KerasFile:

@@ -107,7 +107,7 @@ class Meshed:
                 "batch",
                 got="leaves that can't be split over the mesh",
                 expected=f"axes that are multiples of {tuple(parts)}",
-                report="\n".join(wrong),
+                report=wrong,
                 fix=f"The mesh is {dict(shape)}, batch_spec {tuple(spec)}. Drop the last, smaller batch "
                 "of an epoch, or choose another batch size.",
             )

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from keras_flax_bridge._printable import printed
 from keras_flax_bridge.errors import StructureMismatchError
 
 Path = tuple[str, ...]
@@ -110,6 +111,10 @@ class Diff(NamedTuple):
 
     def table(self) -> str:
         """One line a leaf; a missing one comes with the closest name among the unexpected."""
+        return printed(self.lines())
+
+    def lines(self) -> list[str]:
+        """The lines of the table, with names as they are."""
         lines = [
             f"  missing     {join(path)}  {spec(leaf)}{_hint(path, self.unexpected)}"
             for path, leaf in self.missing.items()
@@ -119,13 +124,13 @@ class Diff(NamedTuple):
             f"  mismatched  {join(path)}  got {spec(got)}, expected {spec(want)}"
             for path, (got, want) in self.mismatched.items()
         ]
-        return "\n".join(lines)
+        return lines
 
     def error(self, where: str, fix: str) -> StructureMismatchError:
         """The error that lists all of it."""
         return StructureMismatchError(
             where,
-            report=self.table(),
+            report=self.lines(),
             missing=_joined(self.missing),
             unexpected=_joined(self.unexpected),
             mismatched=_joined(self.mismatched),

@@ -14,6 +14,7 @@ import optax
 from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._leaves import Whole
+from keras_flax_bridge._printable import said
 from keras_flax_bridge.errors import StructureMismatchError, UnsupportedOptimizerError
 
 
@@ -101,7 +102,7 @@ def taking_no_extra_arguments(tx: Any) -> Iterator[None]:
             raise
         raise UnsupportedOptimizerError(
             "optimizer",
-            got=f"a transformation whose update takes more than gradients, state and params ({error})",
+            got=f"a transformation whose update takes more than gradients, state and params ({said(error)})",
             expected="one that doesn't",
             fix="Call its update in a step of your own, on state.params and state.opt_state.",
         ) from error

@@ -23,6 +23,7 @@ from keras_flax_bridge import (
 )
 from keras_flax_bridge._leaves import from_disk
 from keras_flax_bridge._orbax import FilePath
+from keras_flax_bridge._printable import printable, printed
 from keras_flax_bridge._restore import Include, Options, Rename
 from keras_flax_bridge.errors import CheckpointError, CorruptCheckpointError
 
@@ -180,7 +181,7 @@ def from_newest(
             if older is None:
                 raise
             log.error("%s", error)
-            warnings.warn(f"{folder} is damaged; going back to {older}", stacklevel=3)
+            warnings.warn(printable(f"{folder} is damaged; going back to {older}"), stacklevel=3)
     raise AssertionError  # there is at least one folder
 
 
@@ -259,7 +260,7 @@ class VerifyReport(NamedTuple):
     def __str__(self) -> str:
         lines = [f"  {path}  {what}" for path, what in self.damaged.items()]
         state = f"{len(self.damaged)} damaged" if self.damaged else "whole"
-        return "\n".join(
+        return printed(
             [f"{self.path}: {self.leaves} leaves, {len(self.unchecked)} unchecked, {state}", *lines]
         )
 

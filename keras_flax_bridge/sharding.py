@@ -13,6 +13,7 @@ from keras_flax_bridge import _layouts, _parts, _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._layouts import Rules
 from keras_flax_bridge._leaves import is_abstract, owned, placed, require_values, size_of
+from keras_flax_bridge._printable import printed
 
 
 def shardings_for(state: Any, mesh: Mesh, rules: Rules) -> Any:
@@ -147,7 +148,7 @@ class ShardingReport(NamedTuple):
         ]
         leaves, size = (sum(getattr(row, name) for row in self.rules) for name in ("leaves", "size"))
         total = f"{leaves} leaves on {self.devices} devices: {size} bytes, {self.per_device} on each device"
-        return "\n".join([head, *lines, total])
+        return printed([head, *lines, total])
 
 
 def sharding_report(state: Any, mesh: Mesh, rules: Rules) -> ShardingReport:

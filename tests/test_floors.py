@@ -8,7 +8,9 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "keras_flax_bridge"
 
 FLOORS = [
+    {"_printable"},
     {"errors"},
+    {"_untrusted"},
     {"_paths", "_backend", "_preemption", "_makers", "_progress", "_flat", "_garbage"},
     {"_doctor"},
     {"_start"},
@@ -34,6 +36,7 @@ HEIGHT = {name: height for height, floor in enumerate(FLOORS) for name in floor}
 # the order inside a package: a file imports only from those before it
 INSIDE = {
     "_variables": [
+        "safe",
         "added",
         "entries",
         "keys",
@@ -50,6 +53,7 @@ INSIDE = {
         "whole",
         "__init__",
     ],
+    "_untrusted": ["tables", "names", "configs", "__init__"],
     "_contents": ["base", "orbax", "h5", "keras", "tensors", "opening", "__init__"],
     "cli": [
         "output",

@@ -12,6 +12,7 @@ import numpy as np
 from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._leaves import on_disk
+from keras_flax_bridge._printable import said
 from keras_flax_bridge._report import METRIC, STEP, StateReport, rows
 from keras_flax_bridge.errors import CheckpointError
 
@@ -75,7 +76,7 @@ class Contents:
 def unreadable(path: FilePath, error: Exception, expected: str, fix: str) -> CheckpointError:
     """The error for a file in which a library finds no sense."""
     return CheckpointError(
-        str(path), got=f"{type(error).__name__}: {str(error)[:300]}", expected=expected, fix=fix
+        str(path), got=f"{type(error).__name__}: {said(error, 300)}", expected=expected, fix=fix
     )
 
 

@@ -28,8 +28,9 @@ from keras_flax_bridge._orbax.api import (
     speaking,
 )
 from keras_flax_bridge._orbax.names import decode
+from keras_flax_bridge._printable import said
 from keras_flax_bridge._progress import working
-from keras_flax_bridge.errors import CheckpointError, CorruptCheckpointError
+from keras_flax_bridge.errors import CheckpointError, CorruptCheckpointError, listing
 
 _FOREIGN = ("pytree", "default")  # what Orbax, its manager and Keras's callback call the one tree
 _READ_AHEAD = 1 << 27  # bytes
@@ -165,9 +166,7 @@ class Stored:
         if damaged:
             raise CorruptCheckpointError(
                 str(self.path),
-                got="damaged leaves:\n"
-                + "\n".join(f"  {path}  {what}" for path, what in damaged.items())
-                + "\n",
+                got=listing("damaged leaves", [f"{path}  {what}" for path, what in damaged.items()]),
                 expected="the bytes that were written",
                 fix="Take another step; kfb.verify(path) says which are whole.",
             )
@@ -181,7 +180,7 @@ class Stored:
             files = (self.path / DATA).glob("process_0-of-*.json")
             whole = [checksum(file.read_text()) for file in files] == [written]
         except (OSError, ValueError) as error:
-            return {DATA: f"{type(error).__name__}: {str(error)[:200]}"}
+            return {DATA: f"{type(error).__name__}: {said(error, 200)}"}
         return {} if whole else {DATA: "another position than was written"}
 
     def load_data(self, iterator: Any) -> None:

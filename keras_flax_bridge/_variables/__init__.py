@@ -58,6 +58,8 @@ from keras_flax_bridge._variables.models import shapes_to_specs as shapes_to_spe
 from keras_flax_bridge._variables.models import specs as specs
 from keras_flax_bridge._variables.naming import TREES as TREES
 from keras_flax_bridge._variables.naming import found_again as found_again
+from keras_flax_bridge._variables.safe import deserialized as deserialized
+from keras_flax_bridge._variables.safe import safe_mode as safe_mode
 from keras_flax_bridge._variables.slots import AVERAGES as AVERAGES
 from keras_flax_bridge._variables.slots import fresh_optimizer as fresh_optimizer
 from keras_flax_bridge._variables.slots import iterations as iterations

@@ -16,6 +16,7 @@ from keras.src.backend.common import global_state
 from keras_flax_bridge import _paths, _random
 from keras_flax_bridge._makers import living
 from keras_flax_bridge._paths import Path
+from keras_flax_bridge._printable import said
 from keras_flax_bridge._variables.entries import SEED, Entry, variable_spec
 from keras_flax_bridge._variables.keys import collect_state
 from keras_flax_bridge._variables.models import build_layer, collect, is_complete, parts, shapes_to_specs
@@ -96,7 +97,7 @@ def _rebuilt(layer: Any) -> Any:
         if not is_complete(twin):
             _build_as(twin, layer)
     except (NotImplementedError, TypeError, ValueError) as error:
-        raise _cannot_rebuild(layer, str(error)) from error
+        raise _cannot_rebuild(layer, said(error)) from error
     return twin
 
 

@@ -41,7 +41,7 @@ def run(options: Any) -> int:
         table.add_row(plan.layout, *(f"{size / 1e9:.3f}" for size in (*sizes, sum(sizes))))
     size = found[0].checkpoint / 1e9
     output.show(table)
-    output.show(f"a checkpoint: {size:.1f} GB, {size / options.bandwidth:.0f} s at {options.bandwidth} GB/s")
+    output.say(f"a checkpoint: {size:.1f} GB, {size / options.bandwidth:.0f} s at {options.bandwidth} GB/s")
     return 0
 
 

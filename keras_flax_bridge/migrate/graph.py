@@ -13,7 +13,7 @@ import keras_flax_bridge.migrate.rules as rules
 from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._paths import Path
-from keras_flax_bridge.errors import UnsupportedLayerError
+from keras_flax_bridge.errors import UnsupportedLayerError, listing
 from keras_flax_bridge.migrate.code import Raw, literal
 from keras_flax_bridge.migrate.draw import drawn
 from keras_flax_bridge.migrate.ir import Call, Child, Graph, Step, Value, Weight
@@ -39,10 +39,9 @@ class Problems:
         """Raises UnsupportedLayerError with all that was noted."""
         if not self.lines:
             return
-        listed = "\n".join(f"  {line}" for line in self.lines)
         raise UnsupportedLayerError(
             f"model {model.name!r}",
-            got=f"{len(self.lines)} layers or operations without a native counterpart:\n{listed}\n",
+            got=listing(f"{len(self.lines)} layers or operations without a native counterpart", self.lines),
             expected="a rule for each",
             fix="Register a rule for each class with kfb.migrate.register_rule, keep them as Keras "
             "layers with to_nnx(model, fallback='bridge'), or bridge the model with kfb.ToNNX.",

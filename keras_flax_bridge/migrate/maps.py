@@ -14,6 +14,7 @@ from flax import nnx
 from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._paths import Flat, Path
+from keras_flax_bridge._printable import printed, said
 from keras_flax_bridge.errors import CheckpointError, StructureMismatchError
 from keras_flax_bridge.migrate.transforms import Transform, forward, from_json, inverse, shapes, to_json
 
@@ -92,7 +93,7 @@ class WeightMap:
         lines = [f"{a:<{width}}  ->  {b}{f'  ({how})' if how else ''}" for a, b, how in rows]
         lines += [f"only in Keras: {_paths.join(path)}" for path in self.only_keras]
         lines += [f"only in Flax: {_paths.join(path)}" for path in self.only_flax]
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+        return printed([*lines, *(f"note: {note}" for note in self.notes)])
 
     # moving
     def to_flax(self, source: Any = None) -> dict[str, Any]:
@@ -232,7 +233,7 @@ class WeightMap:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 str(path),
-                got=f"a file that can't be read as a map ({type(error).__name__}: {error})",
+                got=f"a file that can't be read as a map ({type(error).__name__}: {said(error)})",
                 expected="JSON that WeightMap.save wrote",
                 fix="Write it again with wmap.save(path).",
             ) from error
@@ -272,7 +273,7 @@ def _whole(paths: Sequence[Path], flat: Flat) -> list[Any] | None:
         raise StructureMismatchError(
             "the weights",
             missing=missing,
-            report="\n".join(f"  missing     {path}" for path in missing),
+            report=[f"  missing     {path}" for path in missing],
             fix="They belong together with others that are there: pass all of them.",
         )
     return [flat[path] for path in paths] if found else None

@@ -13,6 +13,7 @@ from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._leaves import Whole, strong
 from keras_flax_bridge._paths import Flat, Path
+from keras_flax_bridge._printable import said
 from keras_flax_bridge.errors import BridgeError, StructureMismatchError, UnsupportedOptimizerError
 from keras_flax_bridge.optimizers.leaves import Leaves
 from keras_flax_bridge.optimizers.native import inner_optimizers, warn_of_rounding
@@ -180,7 +181,7 @@ def _twin(optimizer: Any, values: Flat, owner: Any) -> V.Twin:
     except Exception as error:  # of the user's config and build, which may raise anything
         raise UnsupportedOptimizerError(
             f"optimizer {optimizer.name!r}",
-            got=f"a {type(optimizer).__name__} that can't be rebuilt ({type(error).__name__}: {error})",
+            got=f"a {type(optimizer).__name__} that can't be rebuilt ({type(error).__name__}: {said(error)})",
             expected="a get_config() that gives all arguments of its constructor",
             fix="Define it as Keras's guide on saving says, and register the class.",
         ) from error
