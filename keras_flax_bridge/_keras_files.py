@@ -34,7 +34,7 @@ def _speaking(path: FilePath) -> Iterator[None]:
         yield
     except (CheckpointError, StructureMismatchError):
         raise  # they say which leaves
-    except Exception as error:  # Keras raises many kinds, of its own and of h5py and zipfile; our layers do too
+    except Exception as error:  # Keras raises many kinds, of h5py and zipfile too
         raise CheckpointError(
             str(path),
             got=f"{type(error).__name__}: {said(error)}",

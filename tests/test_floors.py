@@ -106,6 +106,7 @@ INSIDE = {
         "classes",
         "blocks",
         "naming",
+        "gate",
         "forward",
         "source",
         "maps",

@@ -14,3 +14,4 @@ from keras_flax_bridge._untrusted.names import flax_thing as flax_thing
 from keras_flax_bridge._untrusted.names import method as method
 from keras_flax_bridge._untrusted.names import optax_factory as optax_factory
 from keras_flax_bridge._untrusted.names import registered as registered
+from keras_flax_bridge._untrusted.tables import DTYPES as DTYPES

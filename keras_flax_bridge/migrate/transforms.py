@@ -127,8 +127,28 @@ def to_json(transform: Transform) -> list:
 def from_json(data: Sequence) -> Transform:
     """The transform that `to_json` wrote.
 
+    Raises:
+        KeyError: if there is none of that kind.
+        ValueError: if its settings aren't whole numbers.
+
     >>> from_json(["transpose", [1, 0]])
     Transpose(axes=(1, 0))
     """
-    kind, *numbers = data
-    return KINDS[kind](*(tuple(n) if isinstance(n, list) else n for n in numbers))
+    kind, *settings = data
+    wanted = _SETTINGS[kind]
+    if len(settings) != len(wanted) or not all(map(_is_setting, settings, wanted)):
+        raise ValueError(f"a {kind} with other settings than {', '.join(wanted)}")
+    return KINDS[kind](*(tuple(n) if isinstance(n, list) else n for n in settings))
+
+
+_SETTINGS = {
+    "reshape": ("sizes", "sizes"),
+    "transpose": ("sizes",),
+    "split": ("axis", "sizes"),
+    "merge": ("axis", "sizes"),
+}
+
+
+def _is_setting(value: Any, wanted: str) -> bool:
+    numbers = [value] if wanted == "axis" else value
+    return isinstance(numbers, (list, tuple)) and all(type(n) is int for n in numbers)
