@@ -313,7 +313,8 @@ def _attribute(node: Any, name: str) -> str:
     So does one that ends in underscores already, for no two keys to share an attribute.
     """
     stem = name.rstrip("_")
-    reserved = hasattr(type(node), stem) or hasattr(type(node), name) or (isinstance(node, ToNNX) and stem in _OWN)
+    own = stem.startswith("_pytree__") or (isinstance(node, ToNNX) and stem in _OWN)
+    reserved = own or hasattr(type(node), stem) or hasattr(type(node), name)
     return f"{name}_" if reserved else name
 
 

@@ -533,7 +533,9 @@ def test_no_name_gets_out_of_its_place_in_the_source(name, numpy_weights):
     assert {type(node) for node in tree.body} <= {ast.Import, ast.ImportFrom, ast.ClassDef, ast.FunctionDef}
     assert text.isascii()
     assert printable_lines(text) == text
-    assert set(migrate.to_nnx(model)({f"{name}_in": np.ones((1, 4)), f"{name}_too": np.ones((1, 4))})) == {name}
+    assert set(migrate.to_nnx(model)({f"{name}_in": np.ones((1, 4)), f"{name}_too": np.ones((1, 4))})) == {
+        name
+    }
 
 
 @pytest.mark.parametrize("text", NAMES, ids=ascii)
