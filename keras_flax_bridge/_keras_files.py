@@ -48,13 +48,14 @@ def load_model(path: FilePath) -> Any:
     """The model in a `.keras` file, read in Keras's safe mode.
 
     Raises:
-        CheckpointError: if it is a file of weights alone, or Keras can't read it.
+        CheckpointError: if it is a file of another kind, or Keras can't read it.
     """
-    if path.name.endswith(".weights.h5"):
+    if not path.name.endswith(".keras"):  # Keras would read another kind, whose config nothing has looked at
+        weights = path.name.endswith(".weights.h5")
         raise CheckpointError(
             str(path),
-            got="a file of weights alone",
-            expected="a model, or a checkpoint with its config",
+            got="a file of weights alone" if weights else "a name without the suffix .keras",
+            expected="a model in a .keras file, or a checkpoint with its config",
             fix="Build the model yourself and call restore(path, model).",
         )
     with _speaking(path), V.safe_mode():

@@ -20,7 +20,7 @@ from flax import nnx
 from keras.src.backend.common.global_state import set_global_attribute
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _untrusted, cli, migrate
+from keras_flax_bridge import _keras_files, _untrusted, cli, migrate
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._makers import Maker
 from keras_flax_bridge._printable import printable, printable_lines
@@ -316,6 +316,20 @@ def test_safe_mode_is_on_whatever_the_caller_has_set(unsafe, tmp_path):
     with contextlib.suppress(Exception):
         keras.saving.load_model(bad)  # what the caller has asked for
     assert mark.exists()
+
+
+@pytest.mark.parametrize("name", ["bad.h5", "bad.hdf5", "bad.zip", "bad"])
+def test_keras_gets_no_file_whose_config_was_not_looked_at(name, good, tmp_path):
+    (tmp_path / name).write_bytes(good[0].read_bytes())
+    with pytest.raises(kfb.CheckpointError, match="without the suffix"):
+        _keras_files.load_model(tmp_path / name)
+
+
+def test_layers_of_other_parts_of_keras_pass():
+    _untrusted.require_safe({"module": "keras.utils", "class_name": "FeatureSpace", "config": {}}, "file")
+    _untrusted.require_safe(
+        json.loads(json.dumps(layer(dtype={"module": "keras", "class_name": "DTypePolicy"}))), "x"
+    )
 
 
 def test_configs_that_keras_writes_pass():

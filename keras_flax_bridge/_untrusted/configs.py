@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import keras
+
 from keras_flax_bridge._untrusted.names import registered
 from keras_flax_bridge._untrusted.tables import (
     KERAS_CLASSES,
@@ -102,8 +104,11 @@ def _is_known(module: str, name: str, is_function: bool) -> bool:
         return False
     if is_function:
         return module in KERAS_FUNCTIONS and callable(_found(module, name))
+    found = _found(module, name)
+    if not isinstance(found, type):
+        return False
     inside = module in KERAS_CLASSES or module.startswith("keras.src.") or package != "keras"
-    return inside and isinstance(_found(module, name), type)
+    return inside or issubclass(found, keras.layers.Layer)  # such as keras.utils.FeatureSpace
 
 
 def _found(module: str, name: str) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.segment import Segment
+from rich.text import Text
 
 from keras_flax_bridge._printable import printable, printable_lines
 
@@ -24,15 +25,10 @@ class _Clean:
     """What is drawn, without characters that act on a terminal, whoever chose the names in it."""
 
     def __init__(self, thing: Any):
-        self._thing = printable_lines(thing) if isinstance(thing, str) else thing
+        self._thing = Text(printable_lines(thing)) if isinstance(thing, str) else thing
 
     def __rich_console__(self, console: Console, options: Any) -> Iterator[Segment]:
-        drawn = (
-            console.render_str(self._thing, markup=False, emoji=False, highlight=False)
-            if isinstance(self._thing, str)
-            else self._thing
-        )
-        for segment in console.render(drawn, options):
+        for segment in console.render(self._thing, options):
             clean = segment.text if segment.control else printable_lines(segment.text)
             yield Segment(clean, segment.style, segment.control)
 
@@ -41,10 +37,10 @@ def show(thing: Any) -> None:
     """Prints text of one line or several, or what rich knows to draw."""
     console = Console(highlight=False)
     if console.is_terminal:
-        console.print(_Clean(thing), markup=False)
+        console.print(_Clean(thing))
         return
     plain = Console(file=io.StringIO(), width=_WIDE, color_system=None, highlight=False)
-    plain.print(_Clean(thing), markup=False)
+    plain.print(_Clean(thing))
     for line in plain.file.getvalue().splitlines():  # type: ignore[attr-defined]
         print(line.rstrip())
 
@@ -62,7 +58,7 @@ def show_json(data: Any) -> None:
 def complain(text: str, style: str = "red") -> None:
     """Prints an error or a warning to stderr."""
     text = printable_lines(text)
-    Console(stderr=True).print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+    Console(stderr=True).print(text, style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def tell(kind: type[BaseException], error: BaseException, trace: Any) -> None:
