@@ -753,13 +753,14 @@ CALLS = {"getattr", "setattr", "delattr", "eval", "exec", "compile", "__import__
 CALLS |= {"import_module", "attrgetter", "methodcaller", "exec_module", "spec_from_file_location"}
 CALLS |= {"get_registered_object", "deserialize_keras_object", "load_model", "from_config", "deserialize"}
 CALLS |= {"load_weights", "model_from_json", "format_map", "from_string", "Template"}
+TREES = {path: ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
 DOCS = Path(__file__).parents[1] / "docs" / "security.md"
 
 
 def places():
     """Every call in the package that turns text that isn't written there into something, by file."""
-    for path in sorted(PACKAGE.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
             if not isinstance(node, ast.Call):
                 continue
             function = node.func
@@ -782,8 +783,7 @@ UNPICKLING = {"Unpickler", "allow_pickle", "cloudpickle", "dill", "joblib", "mar
 
 
 def test_nothing_is_unpickled():
-    for path in PACKAGE.rglob("*.py"):
-        tree = ast.parse(path.read_text())
+    for path, tree in TREES.items():
         names = {getattr(node, "id", None) or getattr(node, "attr", None) for node in ast.walk(tree)}
         names |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.keyword)}
         assert not names & UNPICKLING, path
@@ -800,8 +800,8 @@ def test_nothing_is_unpickled():
 def test_pickle_is_named_in_one_file_for_its_error_alone():
     uses = {
         ast.unparse(node)
-        for path in PACKAGE.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
+        for tree in TREES.values()
+        for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "pickle"
     }
     assert uses == {"pickle.PicklingError"}
