@@ -6,7 +6,7 @@ import contextlib
 import math
 import numbers
 from collections.abc import Iterator, Mapping
-from functools import partial
+from functools import cache
 from typing import Any
 
 import jax
@@ -89,16 +89,24 @@ class Whole:
 
 
 def is_key(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return hasattr(leaf, "dtype") and _is_key_dtype(leaf.dtype)
+
+
+@cache  # it takes microseconds, and a state has thousands of leaves
+def _is_key_dtype(dtype: Any) -> bool:
+    return jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
 
 
 def on_disk(leaf: Any) -> Any:
     """A leaf as it lies on disk: the data of a typed key, abstract if the key is; all else as it is.
 
-    A numpy scalar makes Orbax's asynchronous save hang at exit, and a Python bool makes it lose all
-    leaves: both become arrays.
+    A numpy scalar makes Orbax's asynchronous save hang at exit, a Python bool makes it lose all leaves, and
+    it refuses complex numbers: all become arrays. An array of another byte order gets the machine's.
     """
-    if isinstance(leaf, (np.generic, bool)):
+    if isinstance(leaf, (np.generic, np.ndarray)):
+        array = np.asarray(leaf)
+        return array.astype(_native(array.dtype), copy=False)
+    if isinstance(leaf, (bool, complex)):
         return np.asarray(leaf)
     if not is_key(leaf):
         return leaf
@@ -114,14 +122,20 @@ def from_disk(value: Any, wanted: Any) -> Any:
     if is_key(value):  # others store typed keys as such
         value = jax.random.key_data(value)
     if not is_key(wanted):
-        return _as(value, getattr(wanted, "dtype", None))
+        return _as(value, _native(getattr(wanted, "dtype", None)))
     return jax.random.wrap_key_data(value, impl=key_kind(wanted))
 
 
+def _native(dtype: Any) -> Any:
+    """A dtype in the byte order of the machine."""
+    return dtype if getattr(dtype, "isnative", True) else dtype.newbyteorder("=")
+
+
 def key_kind(key: Any) -> str:
-    """The name of jax's for the kind of a typed key, which may be abstract."""
-    kinds = {jax.eval_shape(partial(jax.random.key, 0, impl=impl)).dtype: impl for impl in _KEY_KINDS}
-    return kinds[key.dtype]
+    """The name of jax's for the kind of a typed key, which may be abstract; or what was registered."""
+    kinds: list[Any] = []
+    jax.eval_shape(lambda traced: kinds.append(jax.random.key_impl(traced)), key)
+    return kinds[0]
 
 
 def _as(value: Any, dtype: Any) -> Any:
@@ -133,11 +147,12 @@ def _as(value: Any, dtype: Any) -> Any:
     return jnp.asarray(value, dtype)
 
 
-_KEY_KINDS = ("threefry2x32", "rbg", "unsafe_rbg")
-
-
-def require_values(flat: _paths.Flat) -> None:
+def require_values(flat: _paths.Flat, *, arrays: bool = True) -> None:
     """Checks that every leaf holds a value that can be written somewhere.
+
+    Args:
+        flat: the leaves.
+        arrays: whether each must be an array or a number; False where that is checked elsewhere.
 
     Raises:
         NotBuiltError: naming the leaf that is abstract.
@@ -152,7 +167,7 @@ def require_values(flat: _paths.Flat) -> None:
                 expected="an array",
                 fix="Return the state from the jitted function and use the result outside.",
             )
-        _require_usable(path, leaf, None)
+        _require_usable(path, leaf, None, arrays=arrays)
 
 
 @contextlib.contextmanager
@@ -173,7 +188,9 @@ def explained(trees: Mapping[str, Any]) -> Iterator[None]:
         raise
 
 
-def _require_usable(path: _paths.Path, leaf: Any, cause: BaseException | None) -> None:
+def _require_usable(
+    path: _paths.Path, leaf: Any, cause: BaseException | None, *, arrays: bool = True
+) -> None:
     if is_abstract(leaf):
         raise NotBuiltError(
             _paths.join(path),
@@ -195,7 +212,7 @@ def _require_usable(path: _paths.Path, leaf: Any, cause: BaseException | None) -
             expected="an array",
             fix="Use the state that the step returned, or make the step with donate=False.",
         ) from cause
-    if not hasattr(leaf, "dtype") and not isinstance(leaf, numbers.Number):
+    if arrays and not hasattr(leaf, "dtype") and not isinstance(leaf, numbers.Number):
         raise StructureMismatchError(
             _paths.join(path),
             got=f"a {type(leaf).__name__}",

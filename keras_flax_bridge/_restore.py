@@ -16,6 +16,7 @@ from flax import nnx
 from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._intake import TREES, receivers
+from keras_flax_bridge._kinds import fits_device
 from keras_flax_bridge._leaves import on_disk
 from keras_flax_bridge._paths import Flat, Path
 from keras_flax_bridge._printable import printable
@@ -346,7 +347,8 @@ def _compatible(stored: Any, wanted: Any, cast: bool) -> bool:
 
     A Python number fits a scalar of its kind, since Flax starts steps as one.
     """
-    if isinstance(wanted, (int, float)) or isinstance(stored, (int, float)):
+    numbers = (bool, int, float, complex)
+    if type(wanted) in numbers or type(stored) in numbers:
         return np.shape(stored) == np.shape(wanted) == () and _kind(stored) == _kind(wanted)
     wanted = on_disk(wanted)
     if cast and hasattr(stored, "shape") and hasattr(wanted, "shape"):
@@ -355,17 +357,18 @@ def _compatible(stored: Any, wanted: Any, cast: bool) -> bool:
 
 
 def _kind(leaf: Any) -> str:
-    """``bool``, ``integer``, ``floating`` or ``complexfloating``, of a number or an array."""
+    """``bool``, ``integer``, ``floating`` or ``complexfloating``, of a number or an array; else its dtype."""
     dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
     kinds = ("bool", "integer", "floating", "complexfloating")
-    return next(kind for kind in kinds if jnp.issubdtype(dtype, getattr(jnp, kind.replace("bool", "bool_"))))
+    found = (kind for kind in kinds if jnp.issubdtype(dtype, getattr(jnp, kind.replace("bool", "bool_"))))
+    return next(found, str(dtype))
 
 
 def placement(stored: Any, wanted: Any) -> Any:
     """What Orbax is asked for: the stored shape and dtype, placed as the wanted leaf is."""
     if not hasattr(stored, "shape"):
         return stored
-    if jax.dtypes.canonicalize_dtype(stored.dtype) != stored.dtype:  # jax would cut it to 32 bits
+    if not fits_device(stored.dtype):  # jax would cut it to 32 bits, or refuse it
         return np.broadcast_to(np.zeros((), stored.dtype), stored.shape)
     sharding = getattr(wanted, "sharding", None)
     if sharding is None:  # never left open: Orbax would want the devices of the writer

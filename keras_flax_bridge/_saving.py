@@ -7,12 +7,13 @@ from functools import cache
 from importlib import metadata as packages
 from typing import Any
 
+import jax.numpy as jnp
 import keras
 import numpy as np
 from flax import nnx
 
-from keras_flax_bridge import _configs, _paths, _restore
-from keras_flax_bridge._leaves import on_disk, require_values
+from keras_flax_bridge import _configs, _kinds, _paths, _restore
+from keras_flax_bridge._leaves import require_values
 from keras_flax_bridge._orbax import FilePath
 from keras_flax_bridge.errors import CheckpointError
 
@@ -20,15 +21,14 @@ _FORMAT = 1
 
 
 def checked(state: Any) -> _paths.Flat:
-    """The leaves of a state as they go to disk."""
+    """The leaves of a state as they go to disk, each of a kind and a name that a restore gives back."""
     if isinstance(state, (nnx.Module, nnx.State)):
         flat = _restore.target_of(state).wanted  # by the names under which it is restored
     else:
-        flat = _paths.flatten(state)
+        flat = _kinds.flattened(state)
     tree = () not in flat and not isinstance(state, keras.Model)
     require(tree, "state", f"a {type(state).__name__}", "a TrainState, an nnx.Module, or a tree of arrays")
-    require_values(flat)
-    return {path: on_disk(leaf) for path, leaf in flat.items()}
+    return _kinds.to_disk(flat)
 
 
 def step_of(state: Any) -> int:
@@ -44,9 +44,11 @@ def step_of(state: Any) -> int:
 def numbers(logs: Mapping[str, Any] | None) -> dict[str, float]:
     """The scalars of logs; several values, as some metrics report them, can't rank a checkpoint."""
     scalars = {name: np.asarray(value) for name, value in (logs or {}).items()}
-    return {
-        name: float(v) for name, v in scalars.items() if v.shape == () and np.issubdtype(v.dtype, np.number)
-    }
+    return {name: float(v) for name, v in scalars.items() if v.shape == () and _is_real(v.dtype)}
+
+
+def _is_real(dtype: Any) -> bool:
+    return any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer))
 
 
 def is_count(value: Any) -> bool:

@@ -160,8 +160,10 @@ class TrainStateCheckpoint(keras.callbacks.Callback):
         self._due |= self._every is not None and self._step // self._every > before // self._every
         if self._preemption.came(self._step):
             self._fitted.jax_state_sync()  # fit's own values into the variables
-            self._save(None)
-            self._end()
+            try:
+                self._save(None)
+            finally:  # where it raises what an earlier save met, its own was started
+                self._end()
             sys.exit(0)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -171,16 +173,18 @@ class TrainStateCheckpoint(keras.callbacks.Callback):
 
     def on_train_end(self, logs: Any = None) -> None:
         """Saves the result, and returns when it is on disk."""
-        if self._step > self._start or self._manager.latest_step is None:
-            self._epoch, self._batch, self._generators = self._epoch + 1, 0, _generators()
-            self._save(None, finished=True)
-        elif self._from is not None and self._from.finished:
-            warnings.warn(
-                f"{self._manager.directory}: {self._from.epoch} epochs were trained before, so that fit had "
-                "none left to train; give it more epochs, or another folder",
-                stacklevel=2,
-            )
-        self._end()
+        try:
+            if self._step > self._start or self._manager.latest_step is None:
+                self._epoch, self._batch, self._generators = self._epoch + 1, 0, _generators()
+                self._save(None, finished=True)
+            elif self._from is not None and self._from.finished:
+                warnings.warn(
+                    f"{self._manager.directory}: {self._from.epoch} epochs were trained before, so that fit "
+                    "had none left to train; give it more epochs, or another folder",
+                    stacklevel=2,
+                )
+        finally:  # where a save raises what an earlier one met, its own was started
+            self._end()
 
     # --- what happens at a batch
 

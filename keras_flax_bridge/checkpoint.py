@@ -21,7 +21,7 @@ from keras_flax_bridge import (
     _restore,
     _saving,
 )
-from keras_flax_bridge._leaves import from_disk
+from keras_flax_bridge._kinds import given_back
 from keras_flax_bridge._orbax import FilePath
 from keras_flax_bridge._printable import printable, printed
 from keras_flax_bridge._restore import Include, Options, Rename
@@ -147,7 +147,7 @@ def restored(folder: FilePath, like: Any, data: Any, options: Options) -> Any:
         stored.require_whole(values)
     if data is not None:
         stored.load_data(data)
-    return target.put({path: from_disk(values[p], target.wanted[path]) for path, p in places.items()})
+    return target.put({path: given_back(values[p], target.wanted[path]) for path, p in places.items()})
 
 
 def _map_for(module: nnx.Module, stored: Any) -> Any:

@@ -15,7 +15,7 @@ from keras_flax_bridge._feed import Feed
 from keras_flax_bridge._history import History
 from keras_flax_bridge._leaves import owned
 from keras_flax_bridge._preemption import Preemption
-from keras_flax_bridge.errors import StructureMismatchError
+from keras_flax_bridge.errors import BridgeError, StructureMismatchError
 from keras_flax_bridge.manager import CheckpointManager
 from keras_flax_bridge.state import TrainState
 
@@ -141,10 +141,13 @@ class _Run:
         """Where training is interrupted, the caller's state becomes the one reached, and is saved."""
         try:
             yield
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interruption:
             _flat.become(given, self.state)
             self.count = int(self.state.step)
-            self.finish()
+            try:
+                self.finish()
+            except BridgeError as failure:
+                interruption.add_note(f"The last checkpoint may be missing: {failure}")
             raise
 
     def _step(self, batch: Any) -> dict[str, Any]:
@@ -164,9 +167,11 @@ class _Run:
     def finish(self) -> None:
         """Returns when the last step is on disk."""
         if self._manager is not None:
-            if self.count not in self._manager.saved:
-                self._manager.save(self.state, data=self._feed, now=True)
-            self._manager.wait()
+            try:
+                if self.count not in self._manager.saved:
+                    self._manager.save(self.state, data=self._feed, now=True)
+            finally:  # where it raises what an earlier save met, its own was started
+                self._manager.wait()
 
 
 def _reached(count: int, goal: int | None) -> bool:

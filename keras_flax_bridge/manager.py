@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
@@ -9,13 +11,20 @@ from typing import Any
 from keras_flax_bridge import _garbage, _iterators, _orbax, _saving
 from keras_flax_bridge._restore import Include, Options, Rename
 from keras_flax_bridge.checkpoint import candidates, from_newest, restored
+from keras_flax_bridge.errors import CheckpointError
+
+log = logging.getLogger("keras_flax_bridge")
 
 
 class CheckpointManager:
     """A folder of checkpoints, numbered by the state's own step.
 
-    Saves run in the background; an error of one is raised by the next call that waits for it:
-    `save`, `wait`, or the end of the ``with`` block.
+    Saves run in the background. If one fails, the next call of `save`, `wait`, `restore` or `close` raises
+    its error, once. `save` starts its own save first, so the state it was given is not lost. At the end of a
+    ``with`` block that another exception ends, the error becomes a note of that exception.
+
+    All methods may be called from several threads. In one thread, steps must grow; threads that save side by
+    side may save in any order. A manager that was never closed finishes its save when the interpreter ends.
 
     Args:
         directory: the root folder; made if it doesn't exist. Relative paths are fine.
@@ -69,7 +78,12 @@ class CheckpointManager:
             self.directory, (max_to_keep, keep_every, self._best), packed=_saving.is_packed(layout)
         )
         self._last_seen: int | None = None
-        self.saved: set[int] = set()  # steps that this manager wrote or restored
+        self._lock = threading.Lock()  # for what `save` remembers
+
+    @property
+    def saved(self) -> set[int]:
+        """The steps that this manager wrote or restored; a step whose save failed is not among them."""
+        return set(self._root.owners)
 
     def save(
         self,
@@ -96,32 +110,46 @@ class CheckpointManager:
             this manager wrote or restored it.
 
         Raises:
-            CheckpointError: if the folder holds this step or newer ones of another run, or if the
-                save before failed.
+            CheckpointError: if the folder holds this step or newer ones of another run. Or if an earlier
+                save failed: then the message says whether the save of this state was started.
             OwnershipError: if a leaf was donated.
+            StructureMismatchError: if a leaf is of a kind that can't be restored; lists all of them, and
+                nothing was written.
         """
         step = _saving.step_of(state)
-        if not (self._is_due(step) or now):
-            return False
-        self.wait()
-        newest = self.latest_step
-        if newest is not None and step <= newest:
-            if step in self.saved:
-                return False
-            raise _saving.stale(self.directory, step, newest)
-        with _garbage.kept():  # until it goes on in the background
-            flat = _saving.checked(state)
-            values = _saving.numbers(logs)
-            metadata = {**_saving.metadata(state, model), "data": _iterators.position(data)}
-            self._root.save(step, flat, data, values, metadata)
-        self.saved.add(step)
-        return True
+        if now or self._is_due(step):
+            started, earlier = self._start(step, state, data, logs, model)
+        else:
+            started, earlier = False, self._root.failures.oldest()
+        with self._lock:
+            self._last_seen = step  # not before: a save that could not be started is still due
+        also = f"The save of step {step} was started." if started else f"No save of step {step} was needed."
+        self._root.failures.tell(earlier, also)
+        return started
+
+    def _start(
+        self, step: int, state: Any, data: Any, logs: Mapping[str, Any] | None, model: Any
+    ) -> tuple[bool, Any]:
+        """Starts a save, unless this manager has this step already; whether, and what failed before."""
+        with self._root.turn():
+            earlier = self._root.failures.oldest()
+            newer = self._root.newer(step)
+            if newer is not None and step in self._root.owners:
+                return False, earlier
+            if newer is not None:
+                raise _saving.stale(self.directory, step, newer)
+            with _garbage.kept():  # until it goes on in the background
+                flat = _saving.checked(state)
+                values = _saving.numbers(logs)
+                metadata = {**_saving.metadata(state, model), "data": _iterators.position(data)}
+                self._root.save(step, flat, data, values, metadata)
+        return True, earlier
 
     def _is_due(self, step: int) -> bool:
         """Whether a multiple of `save_every` lies between the step seen last and this one."""
-        before = self._last_seen if self._last_seen is not None else self.latest_step
+        with self._lock:
+            before = self._last_seen if self._last_seen is not None else self.latest_step
         before = step - 1 if before is None or before >= step else before
-        self._last_seen = step
         return step // self.save_every > before // self.save_every or step == 0
 
     def restore(
@@ -153,19 +181,19 @@ class CheckpointManager:
             A tree of the structure of `like`, or `like` itself, filled, if it is a model or module.
 
         Raises:
-            CheckpointError: if there is no such step.
+            CheckpointError: if there is no such step, or an earlier save failed.
             CorruptCheckpointError: if it is damaged; with `step` None, if all are.
             StructureMismatchError: if not every leaf has its counterpart.
         """
-        self.wait()
         options = Options(include, rename, partial, verify, cast)
-        filled, folder, passed_over = from_newest(
-            candidates(self.directory, step),
-            lambda folder: restored(folder, like, data, options),
-        )
-        here = int(folder.name)
-        self._root.put_aside(passed_over)
-        self.saved = {known for known in self.saved if known < here} | {here}  # later ones are no longer ours
+        with self._root.reading():
+            self.wait()
+            filled, folder, passed_over = from_newest(
+                candidates(self.directory, step),
+                lambda folder: restored(folder, like, data, options),
+            )
+            self._root.put_aside(passed_over)
+        self._root.take(int(folder.name))
         return filled
 
     @property
@@ -188,15 +216,15 @@ class CheckpointManager:
         return sorted(self._root.steps())
 
     def wait(self) -> None:
-        """Returns when the last save is on disk.
+        """Returns when the last save that was started is on disk, whichever thread started it.
 
         Raises:
-            CheckpointError: if that save failed.
+            CheckpointError: if that save failed; where several threads wait, in one of them.
         """
         self._root.wait()
 
     def close(self) -> None:
-        """Waits, and lets go of the folder.
+        """Waits for the last save, and lets go of the folder; a second call does nothing.
 
         Raises:
             CheckpointError: if the last save failed.
@@ -209,4 +237,10 @@ class CheckpointManager:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except CheckpointError as failure:
+            if error is None:
+                raise
+            log.error("%s", failure)
+            error.add_note(f"A checkpoint could not be written: {failure}")

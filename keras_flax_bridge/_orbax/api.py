@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path as FilePath
@@ -42,15 +43,49 @@ def speaking(
     except CheckpointError:
         raise
     except Exception as error:  # Orbax and tensorstore raise many kinds, most of them undocumented
-        raise kind(
-            str(where),
-            got=f"{type(error).__name__} while {doing}: {_brief(error)}",
-            expected=f"{doing} to succeed",
-            fix="Older steps are intact. Check the folder, its permissions and the free space.",
-        ) from error
+        raise failed(where, doing, error, kind=kind) from error
 
 
-def _brief(error: Exception) -> str:
+def failed(
+    where: FilePath | str,
+    doing: str,
+    error: BaseException,
+    *,
+    kind: type[CheckpointError] = CheckpointError,
+    needed: int | None = None,
+    also: str = "",
+) -> CheckpointError:
+    """The error for what Orbax raised.
+
+    Args:
+        where: the checkpoint.
+        doing: what was being done.
+        error: what Orbax raised.
+        kind: the class of the error.
+        needed: the bytes of what was being written, if it was a save.
+        also: one more sentence.
+    """
+    room = "" if needed is None else _room(FilePath(where), needed)
+    return kind(
+        str(where),
+        got=f"{type(error).__name__} while {doing}: {_brief(error)}",
+        expected=f"{doing} to succeed",
+        fix="Older steps are intact. Check the folder, its permissions and the free space."
+        + "".join(f" {sentence}" for sentence in (room, also) if sentence),
+    )
+
+
+def _room(path: FilePath, needed: int) -> str:
+    """How much room a save needs, and how much there is."""
+    there = next((parent for parent in path.parents if parent.is_dir()), None)
+    try:
+        free = f"{shutil.disk_usage(there).free:,} bytes are" if there else "an unknown number of bytes is"
+    except OSError:
+        free = "an unknown number of bytes is"
+    return f"The save needs {needed:,} bytes, and {free} free there."
+
+
+def _brief(error: BaseException) -> str:
     """What an error says, without the settings that tensorstore puts behind it, and the drivers before."""
     text = re.sub(r' \[tensorstore_spec.*|Error opening "\w+" driver: ', "", " ".join(str(error).split()))
     return text[:500]

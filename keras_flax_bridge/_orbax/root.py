@@ -3,49 +3,83 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import threading
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import count
 from typing import Any
 
 import jax
 
 from keras_flax_bridge import _paths
-from keras_flax_bridge._orbax.api import FilePath, ocp, speaking, steps_in
-from keras_flax_bridge._orbax.writing import saving_context, written
+from keras_flax_bridge._orbax.api import FilePath, failed, ocp, speaking, steps_in
+from keras_flax_bridge._orbax.background import STARTING, Failure, Failures, Pending, folder_of
+from keras_flax_bridge._orbax.retention import Kept, Retention
+from keras_flax_bridge._orbax.unfinished import Unfinished
+from keras_flax_bridge._orbax.writing import saving_context, size_on_disk, written
 from keras_flax_bridge.errors import CheckpointError
-
-_WRITING: dict[FilePath, Any] = {}  # saves of this process that nobody waited for, by root folder
 
 
 class Root:
-    """A folder of numbered steps, written asynchronously, old ones removed."""
+    """A folder of numbered steps, written asynchronously, old ones removed; any thread may call.
 
-    def __init__(
-        self, path: FilePath, kept: tuple[int | None, int | None, tuple[str, str] | None], *, packed: bool
-    ):
+    Orbax's checkpointer is not made for threads, and keeps an error that it raised once: it is used with the
+    folder's lock held, and replaced after a failure.
+
+    Attributes:
+        owners: the steps that this manager wrote or restored, and by which thread.
+        failures: its saves that failed, until a caller is told.
+    """
+
+    def __init__(self, path: FilePath, kept: Kept, *, packed: bool):
         self.path = path
+        self.owners: dict[int, object] = {}
         self._packed = packed
         if path.exists() and not path.is_dir():
             raise CheckpointError(
                 str(path), got="a file", expected="a folder, or nothing yet", fix="Take another path."
             )
-        self.wait()  # for what another manager of this process began
-        with speaking(path, "opening"):
-            self._checkpointer = ocp().training.Checkpointer(path, preservation_policy=_preservation(*kept))
+        self._folder = folder_of(path)
+        self._retention = Retention(path, self._folder, kept)
+        self.failures = Failures()
+        self._threads = threading.local()
+        self._checkpointer: Any = None
+        self._version = -1  # of the folder, when Orbax last read its list
+        self._spoiled: tuple[int, Unfinished] | None = None  # of a save that failed or was interrupted
+        weakref.finalize(self, self.failures.report)
+        with self._folder.turn():
+            self._ready()
 
-    def put_aside(self, folders: Sequence[FilePath]) -> None:
-        """Takes damaged steps out of the run: their folders get another name, and stay."""
-        for folder in folders if jax.process_index() == 0 else ():
-            names = (f"{folder.name}.damaged{i or ''}" for i in count())
-            folder.rename(next(path for path in map(self.path.joinpath, names) if not path.exists()))
-        if folders:
-            self._checkpointer.reload()  # Orbax keeps a list of its own
+    # --- saving
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Waits until no save runs in the folder, and lets no other start meanwhile."""
+        with self._folder.turn():
+            self._recover()
+            yield
+
+    def newer(self, step: int) -> int | None:
+        """The newest step that forbids to save this one; the step itself if it is this manager's already.
+
+        Steps grow within a thread, and beyond those of other runs. Threads that save side by side may do so
+        in any order.
+        """
+        there = self.steps()
+        if step in self.owners and any(step <= other for other in there):
+            return step
+        thread = self._thread()
+        return max(
+            (s for s in there if s >= step and self.owners.get(s, thread) is thread),
+            default=None,
+        )
 
     def save(
         self, step: int, flat: Mapping[_paths.Path, Any], data: Any, logs: Any, metadata: dict[str, Any]
     ) -> None:
-        """Starts to write a step, after the one before is on disk."""
-        self.wait()
+        """Starts to write a step; to be called in a `turn`."""
         if not self.path.is_dir():  # Orbax would wait minutes for a folder that nobody makes
             raise CheckpointError(
                 str(self.path),
@@ -53,62 +87,124 @@ class Root:
                 expected="the folder in which earlier steps were written",
                 fix="Put it back, or open a new manager.",
             )
+        self._ready()
         items, custom = written(flat, data, metadata, packed=self._packed)
-        with speaking(self.path / str(step), "saving"), saving_context(flat):
-            _WRITING[self.path] = self._checkpointer.save_checkpointables_async(
-                step,
-                items,
-                force=True,  # whether a save is due was decided; Orbax skips without a word
-                metrics=logs or None,
-                custom_metadata=custom,
-            )
+        needed, unfinished = size_on_disk(flat), Unfinished(self.path / str(step))
+        self._retention.starting = step
+        try:
+            with STARTING, saving_context(flat):
+                response = self._checkpointer.save_checkpointables_async(
+                    step,
+                    items,
+                    force=True,  # whether a save is due was decided; Orbax skips without a word
+                    metrics=logs or None,
+                    custom_metadata=custom,
+                )
+        except BaseException as error:
+            self._spoiled = step, unfinished
+            if not isinstance(error, Exception):  # an interruption: what has begun is cleaned up later
+                raise
+            self._recover()
+            raise failed(self.path / str(step), "saving", error, needed=needed) from error
+        self.owners[step] = self._thread()
+        self._folder.version += 1
+        self._version = self._folder.version
+        unfinished.hold()
+        self._folder.pending = Pending(response, partial(self._settle, step, needed, unfinished))
+        self._folder.pending.start()
+
+    def _settle(self, step: int, needed: int, unfinished: Unfinished, error: BaseException | None) -> None:
+        if error is None:
+            unfinished.release()
+        else:
+            unfinished.remove()
+            self.failures.add(Failure(self.path / str(step), step, error, needed))
+        with self._folder.lock:
+            if error is not None:
+                self._spoiled = step, unfinished
+                if step not in self.steps():
+                    self.owners.pop(step, None)
+            self._folder.pending = None
 
     def wait(self) -> None:
-        """Returns when the last save is on disk, and raises what went wrong with it."""
-        pending = _WRITING.pop(self.path, None)
-        if pending is not None:
-            with speaking(self.path, "saving in the background"):
-                pending.result()
+        """Returns when the last save is on disk, and raises what went wrong with it, to one caller."""
+        self._folder.join()
+        self.failures.tell(self.failures.oldest())
 
     def close(self) -> None:
-        try:
-            self.wait()
-        finally:
-            with speaking(self.path, "closing"):
-                self._checkpointer.close()
+        """Waits for the last save, and lets go of Orbax's threads; what comes later takes new ones."""
+        with self.turn():
+            checkpointer, self._checkpointer = self._checkpointer, None
+            if checkpointer is not None:
+                with speaking(self.path, "closing"):
+                    checkpointer.close()
+        self.failures.tell(self.failures.oldest())
+
+    # --- Orbax's checkpointer, with the lock held
+
+    def _ready(self) -> None:
+        """Makes the checkpointer where there is none, and lets it read what other managers did."""
+        with speaking(self.path, "opening"):
+            if self._checkpointer is None:
+                with saving_context({}) as context:
+                    self._checkpointer = ocp().training.Checkpointer(
+                        self.path, context=context, preservation_policy=self._retention
+                    )
+            elif self._version != self._folder.version:
+                self._checkpointer.reload()
+        self._version = self._folder.version
+
+    def _recover(self) -> None:
+        """After a save that failed: lets go of the checkpointer, and of what was written of the step."""
+        if self._spoiled is None:
+            return
+        (step, unfinished), checkpointer = self._spoiled, self._checkpointer
+        if checkpointer is not None:
+            with suppress(Exception):  # it raises once more what was raised already
+                checkpointer.close()
+        self._checkpointer = None
+        unfinished.remove()
+        if step in self.steps():  # it was interrupted when it was as good as done
+            self.owners.setdefault(step, self._thread())
+        self._spoiled = None
+
+    def _thread(self) -> object:
+        """What stands for the calling thread; idents are used again, this is not."""
+        return self._threads.__dict__.setdefault("token", object())
+
+    # --- reading
+
+    def reading(self) -> Any:
+        """While a restore runs, no save of this process removes a step."""
+        return self._folder.reading()
+
+    def take(self, step: int) -> None:
+        """From now on the run goes on at this step: later ones, which are on disk, are another run's."""
+        with self._folder.lock:
+            self.owners = {s: owner for s, owner in self.owners.items() if s < step}
+            self.owners[step] = self._thread()
+
+    def put_aside(self, folders: Sequence[FilePath]) -> None:
+        """Takes damaged steps out of the run: their folders get another name, and stay."""
+        with self._folder.lock:
+            for folder in folders if jax.process_index() == 0 else ():
+                names = (f"{folder.name}.damaged{i or ''}" for i in count())
+                folder.rename(next(path for path in map(self.path.joinpath, names) if not path.exists()))
+            self._folder.version += bool(folders)  # Orbax keeps a list of its own
 
     def steps(self) -> list[int]:
         # Orbax's own list doesn't know what other processes write and delete
         return list(steps_in(self.path))
 
     def logged(self, name: str) -> dict[int, float]:
-        """A logged value by step, for the steps that have one."""
-        if self.path not in _WRITING:
-            self._checkpointer.reload()  # other processes write too
-        found = ((c.step, (c.metrics or {}).get(name)) for c in self._checkpointer.checkpoints)
-        return {step: value for step, value in found if value is not None and not math.isnan(value)}
-
-
-def _preservation(max_to_keep: int | None, keep_every: int | None, best: tuple[str, str] | None) -> Any:
-    """The newest steps, those of a fixed interval and the best: each of them stays."""
-    policies = ocp().training.preservation_policies
-    kept = [policies.PreserveAll() if max_to_keep is None else policies.LatestN(max_to_keep)]
-    if keep_every is not None:
-        kept.append(policies.EveryNSteps(keep_every))
-    if best is not None:
-        kept.append(
-            policies.BestN(get_metric_fn=_ranking(*best), n=1, keep_checkpoints_without_metrics=False)
-        )
-    return policies.AnyPreservationPolicy(kept)
-
-
-def _ranking(name: str, mode: str) -> Callable[[Any], float]:
-    """A number that is larger for a better checkpoint; one without the value is the worst."""
-
-    def rank(metrics: Any) -> float:
-        value = (metrics or {}).get(name)
-        if value is None or math.isnan(value):
-            return -math.inf
-        return value if mode == "max" else -value
-
-    return rank
+        """A logged value by step, for the steps on disk that have one."""
+        there = set(self.steps())
+        if not there:
+            return {}
+        with self._folder.lock:
+            if self._folder.pending is None:
+                self._recover()
+                self._version = -1  # other processes write too
+                self._ready()
+            found = {c.step: (c.metrics or {}).get(name) for c in self._checkpointer.checkpoints}
+        return {s: v for s, v in found.items() if s in there and v is not None and not math.isnan(v)}

@@ -1,0 +1,169 @@
+"""The kinds of leaves that a checkpoint gives back as they were; others are refused before it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from typing import Any
+
+import jax
+import numpy as np
+
+from keras_flax_bridge import _paths
+from keras_flax_bridge._leaves import from_disk, is_key, on_disk, require_values
+from keras_flax_bridge.errors import StructureMismatchError
+
+# dtypes that numpy has through ml_dtypes, and jax has no arrays of: they stay on the host
+HOST_ONLY = frozenset({"float6_e2m3fn", "float6_e3m2fn", "complex32", "bcomplex32"})
+# dtypes that Orbax's storage doesn't know: they lie there as whole numbers of the same size
+AS_WORDS = frozenset({"int1", "uint1", "uint2", "uint4", "float8_e4m3", *HOST_ONLY})
+DTYPES = frozenset(
+    {
+        *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+        *("float16", "float32", "float64", "complex64", "complex128"),
+        *("int2", "int4", "bfloat16", "float4_e2m1fn", "float8_e3m4", "float8_e4m3b11fnuz", "float8_e4m3fn"),
+        *("float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
+        *AS_WORDS,
+    }
+)
+_ARRAYS = (np.ndarray, np.memmap, np.matrix)  # other subclasses hold more than their elements, such as a mask
+_NUMBERS = (bool, int, float, complex)
+_INTEGERS = range(-(2**63), 2**64)
+
+
+def to_disk(flat: _paths.Flat) -> _paths.Flat:
+    """The leaves of a state as they lie on disk, in every layout.
+
+    Raises:
+        NotBuiltError: naming the leaf that is abstract.
+        OwnershipError: naming the leaf that was donated, is traced, or is a Keras variable.
+        StructureMismatchError: listing all leaves of a kind that no restore could give back.
+    """
+    require_values(flat, arrays=False)
+    wrong = {path: why for path, leaf in flat.items() if (why := _refused(leaf))}
+    if wrong:
+        names = [_paths.join(path) for path in wrong]
+        more = f", and {len(wrong) - 1} more leaves" if len(wrong) > 1 else ""
+        raise StructureMismatchError(
+            names[0],
+            got=next(iter(wrong.values())) + more,
+            expected="a jax or numpy array, a typed key, or a number, of a dtype that jax or ml_dtypes has",
+            report="\n".join(
+                f"  {name}  {why}" for name, why in zip(names, wrong.values(), strict=True) if more
+            ),
+            mismatched=names,
+            fix="Nothing was written. Convert these leaves, or leave them out of the state.",
+        )
+    return {path: on_disk(leaf) for path, leaf in flat.items()}
+
+
+def _refused(leaf: Any) -> str:
+    """Why a leaf can't be stored; empty if it can."""
+    return next((refused(leaf) for kind, refused in _KINDS if isinstance(leaf, kind)), _type(leaf))
+
+
+def _type(leaf: Any) -> str:
+    return f"a {type(leaf).__module__}.{type(leaf).__qualname__}".replace("builtins.", "")
+
+
+def _of_dtype(leaf: Any) -> str:
+    return "" if _is_known(leaf.dtype) else f"the dtype {leaf.dtype}"
+
+
+@cache
+def _is_known(dtype: Any) -> bool:
+    return _paths.dtype_name(dtype.newbyteorder("=") if isinstance(dtype, np.dtype) else dtype) in DTYPES
+
+
+def _of_numpy(leaf: Any) -> str:
+    return _of_dtype(leaf) if type(leaf) in _ARRAYS else _type(leaf)
+
+
+def _of_python(leaf: Any) -> str:
+    if type(leaf) not in _NUMBERS:
+        return _type(leaf)
+    return "a whole number of more than 64 bits" if type(leaf) is int and leaf not in _INTEGERS else ""
+
+
+_KINDS: tuple[tuple[Any, Callable[[Any], str]], ...] = (
+    (jax.Array, lambda leaf: "" if is_key(leaf) else _of_dtype(leaf)),
+    (np.ndarray, _of_numpy),
+    (np.generic, _of_dtype),  # before Python's numbers: np.float64 is a float
+    (_NUMBERS, _of_python),
+)
+
+
+def given_back(value: Any, wanted: Any) -> Any:
+    """What lay on disk as the kind of leaf that is wanted.
+
+    A number of numpy's or Python's comes back as one. Only where an array was stored, and `like` has a whole
+    or real number of Python's, the array stays: Flax starts steps as such a number.
+    """
+    if isinstance(wanted, np.generic):
+        return np.asarray(value, wanted.dtype.newbyteorder("="))[()]
+    if type(wanted) in (bool, complex):
+        return type(wanted)(np.asarray(value)[()])
+    return from_disk(value, wanted)
+
+
+def words(dtype: Any) -> np.dtype:
+    """The whole numbers as which the elements of a dtype of `AS_WORDS` lie on disk."""
+    return np.dtype(f"u{np.dtype(dtype).itemsize}")
+
+
+def fits_device(dtype: Any) -> bool:
+    """Whether jax has arrays of a dtype, as it is set now: without x64 none of 64 bits."""
+    return _paths.dtype_name(dtype) not in HOST_ONLY and jax.dtypes.canonicalize_dtype(dtype) == dtype
+
+
+def flattened(state: Any) -> _paths.Flat:
+    """The leaves of a tree by path, each of which can be written and is that of one leaf.
+
+    Raises:
+        StructureMismatchError: listing the paths that are not.
+    """
+    try:
+        leaves = _paths.named(jax.tree_util.tree_flatten_with_path(state)[0])
+    except (TypeError, ValueError) as error:  # of dicts with keys of several types
+        raise StructureMismatchError(
+            "state",
+            got=f"a tree that jax can't flatten ({error})",
+            expected="dicts whose keys can be sorted",
+            fix="Nothing was written. Take keys of one type in each dict, such as str.",
+        ) from error
+    flat = dict(leaves)
+    wrong = [*_repeated(leaves), *_unwritable(flat)]
+    if wrong:
+        raise StructureMismatchError(
+            "state",
+            got=f"{len(wrong)} names of leaves that can't be stored",
+            expected="a name of its own for each leaf, as text that UTF-8 can write",
+            report="\n".join(f"  {name}" for name in wrong),
+            mismatched=wrong,
+            fix="Nothing was written. Rename these leaves.",
+        )
+    return flat
+
+
+def _repeated(leaves: list[tuple[_paths.Path, Any]]) -> Iterator[str]:
+    seen: set[_paths.Path] = set()
+    for path, _ in leaves:
+        if path in seen:
+            yield _paths.join(path)
+        seen.add(path)
+
+
+def _unwritable(paths: Iterable[_paths.Path]) -> Iterator[str]:
+    text = "\n".join(map(_paths.join, paths))
+    if not _is_text(text):
+        for path in paths:
+            if not _is_text(_paths.join(path)):
+                yield ascii(_paths.join(path))
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
