@@ -310,7 +310,7 @@ def candidates(path: Any, step: int | None) -> list[FilePath]:
     if _keras_files.is_keras_file(folder):
         return [folder]
     if _orbax.is_checkpoint(folder):
-        named = step is None or (folder.name.isdigit() and int(folder.name) == step)
+        named = step is None or (_orbax.step_of(folder.name) == step)
         _saving.require(named, str(folder), f"step={step} with the folder of one checkpoint", "a root folder")
         return [folder]
     steps = _orbax.steps_in(folder)

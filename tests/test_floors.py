@@ -9,8 +9,8 @@ PACKAGE = Path(__file__).parents[1] / "keras_flax_bridge"
 
 FLOORS = [
     {"errors"},
-    {"_paths", "_backend", "_preemption", "_makers", "_progress", "_flat", "_garbage"},
-    {"_doctor"},
+    {"_untrusted", "_paths", "_backend", "_preemption", "_makers", "_progress", "_flat", "_garbage"},
+    {"_doctor", "_schema"},
     {"_start"},
     {"_random", "_leaves", "_integrity", "_iterators", "_packing", "_layouts"},
     {"_variables", "_feed"},
@@ -64,7 +64,7 @@ INSIDE = {
         "main",
         "__init__",
     ],
-    "_orbax": ["api", "names", "writing", "reading", "root", "__init__"],
+    "_orbax": ["api", "names", "metadata", "writing", "reading", "root", "__init__"],
     "optimizers": [
         "leaves",
         "scalings",

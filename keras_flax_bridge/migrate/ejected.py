@@ -38,7 +38,7 @@ def map_for(module: nnx.Module, metadata: Mapping[str, Any], folder: Any) -> Wei
 
 def _map_of(metadata: Mapping[str, Any], folder: Any) -> WeightMap | None:
     if "weight_map" in metadata:
-        return WeightMap.from_json(metadata["weight_map"])
+        return WeightMap.from_json(metadata["weight_map"], f"{folder}, weight_map")
     if not metadata.get("model"):
         return None
     try:
