@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from keras_flax_bridge import _configs, _parts, _schema, _untrusted
+from keras_flax_bridge import _configs, _parts, _schema, _texts
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._intake import TREES, built
 from keras_flax_bridge._orbax import Stored
@@ -50,7 +50,7 @@ def config(stored: Stored) -> dict[str, Any] | None:
     if found is None:
         return None
     where = f"{stored.path / CONFIG}, config"
-    read = _untrusted.parsed(found.get("config") if isinstance(found, dict) else None, where)
+    read = _texts.parsed(found.get("config") if isinstance(found, dict) else None, where)
     if not isinstance(read, dict):
         raise CorruptCheckpointError(
             where,
@@ -97,4 +97,4 @@ def _rebuilt(stored: Stored) -> Any:
             expected="the Keras model that they are of",
             fix="Restore into the model with kfb.restore(path, model), and take what you need from it.",
         )
-    return _model_of(_configs.build(found, stored.path))
+    return _model_of(_configs.build(found, stored.path, stored.specs))

@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from keras_flax_bridge import _paths
-from keras_flax_bridge._untrusted import clipped
+from keras_flax_bridge._texts import clipped
 
 Check = Callable[[Any, str], None]  # of a value, and the name of its field; raises `Malformed`
 

@@ -156,7 +156,7 @@ def _map_for(module: nnx.Module, stored: Any) -> Any:
         return None
     from keras_flax_bridge.migrate.ejected import map_for  # on first use: its tables take a while
 
-    return map_for(module, stored.metadata, stored.path)
+    return map_for(module, stored.metadata, stored.path, stored.specs)
 
 
 def stored_position(path: Any) -> Any:
@@ -226,7 +226,7 @@ def _loaded(folder: FilePath) -> Any:
             expected="the config of a Keras model",
             fix="Build the model yourself and call restore(path, model), or save with model=.",
         )
-    model = _configs.build(found["model"], folder)
+    model = _configs.build(found["model"], folder, stored.specs)
     return restore(folder, model, include=["params", "non_trainable", "opt_state"])
 
 

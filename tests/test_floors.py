@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "keras_flax_bridge"
 
 FLOORS = [
     {"errors"},
-    {"_untrusted", "_paths", "_backend", "_preemption", "_makers", "_progress", "_flat", "_garbage"},
+    {"_texts", "_paths", "_backend", "_preemption", "_makers", "_progress", "_flat", "_garbage"},
     {"_doctor", "_schema"},
     {"_start"},
     {"_random", "_leaves", "_integrity", "_iterators", "_packing", "_layouts"},
@@ -34,6 +34,7 @@ HEIGHT = {name: height for height, floor in enumerate(FLOORS) for name in floor}
 # the order inside a package: a file imports only from those before it
 INSIDE = {
     "_variables": [
+        "bounds",
         "added",
         "entries",
         "keys",

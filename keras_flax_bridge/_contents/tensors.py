@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from keras_flax_bridge import _paths, _schema, _untrusted
+from keras_flax_bridge import _paths, _schema, _texts
 from keras_flax_bridge._contents.base import Contents, unreadable
 from keras_flax_bridge._schema import Malformed
 from keras_flax_bridge.errors import BridgeError, CheckpointError
@@ -32,7 +32,7 @@ class Tensors(Contents):
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
             described = {name: (one.get_dtype(), one.get_shape()) for name, one in slices.items()}
             text = (file.metadata() or {}).get(_OURS, "{}")
-        metadata = _untrusted.parsed(text, f"{path}, __metadata__/{_OURS}", CheckpointError)
+        metadata = _texts.parsed(text, f"{path}, __metadata__/{_OURS}", CheckpointError)
         try:
             _METADATA(metadata, _OURS)
             self._names = _by_path(described)
@@ -40,7 +40,7 @@ class Tensors(Contents):
         except Malformed as error:
             raise CheckpointError(
                 str(path),
-                got=f"{_untrusted.clipped(error.field, 200)}: {error.got}",
+                got=f"{_texts.clipped(error.field, 200)}: {error.got}",
                 expected=error.expected,
                 fix="The file is damaged, or holds what numpy and jax do not have in common.",
             ) from error
@@ -75,7 +75,7 @@ def _by_path(names: Iterable[str]) -> dict[_paths.Path, str]:
     for name in names:
         path = _paths.split(name)
         if path in found:
-            raise Malformed(name, f"the same path as {_untrusted.clipped(found[path])}", "paths that differ")
+            raise Malformed(name, f"the same path as {_texts.clipped(found[path])}", "paths that differ")
         found[path] = name
     return found
 
@@ -83,7 +83,7 @@ def _by_path(names: Iterable[str]) -> dict[_paths.Path, str]:
 def _spec(described: tuple[str, Any], name: str) -> jax.ShapeDtypeStruct:
     dtype, shape = described
     if dtype not in _DTYPES:
-        raise Malformed(name, f"the dtype {_untrusted.clipped(dtype)}", f"one of {', '.join(_DTYPES)}")
+        raise Malformed(name, f"the dtype {_texts.clipped(dtype)}", f"one of {', '.join(_DTYPES)}")
     return jax.ShapeDtypeStruct(tuple(shape), _DTYPES[dtype])
 
 

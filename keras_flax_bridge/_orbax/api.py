@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path as FilePath
 from typing import Any
 
-from keras_flax_bridge import _untrusted
+from keras_flax_bridge import _texts
 from keras_flax_bridge.errors import CheckpointError
 
 STATE, DATA = "state", "data"  # names of the checkpointables; Orbax's default name has changed before
@@ -66,7 +66,7 @@ def absolute(path: Any) -> FilePath:
     try:
         if "://" not in str(path):
             found = FilePath(path).expanduser().absolute()
-            _untrusted.require_reachable(found)
+            _texts.require_reachable(found)
             return found
     except (TypeError, RuntimeError):
         pass

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path as FilePath
 from typing import Any
 
-from keras_flax_bridge import _paths, _schema, _untrusted
+from keras_flax_bridge import _paths, _schema, _texts
 from keras_flax_bridge._orbax.api import MARK, OURS, OURS_SUM, PACKED
 from keras_flax_bridge._paths import Path
 from keras_flax_bridge._schema import Check, Malformed, optional, table_of, table_of_leaves
@@ -62,14 +62,14 @@ def read(folder: FilePath) -> dict[str, Any]:
     mark = folder / MARK
     if not mark.exists():
         return {}
-    custom = _mapping(_mapping(_untrusted.read_json(mark), mark).get("custom_metadata"), mark)
+    custom = _mapping(_mapping(_texts.read_json(mark), mark).get("custom_metadata"), mark)
     if OURS not in custom and OURS_SUM not in custom:
         return {}
     text = custom.get(OURS)
     written = isinstance(text, str) and zlib.crc32(text.encode(errors="replace")) == custom.get(OURS_SUM)
     if not written:
         raise _corrupt(mark, Malformed(OURS, "another checksum", "the one that was written"))
-    found = _untrusted.parsed(text, f"{mark}, {OURS}")
+    found = _texts.parsed(text, f"{mark}, {OURS}")
     _checked(lambda: _check(found, ""), mark)
     if found.get("format", FORMAT) != FORMAT:
         raise CheckpointError(
@@ -139,11 +139,16 @@ def require_buffer(found: Mapping[str, Any], specs: Mapping[Path, Any], buffer: 
         packed = found.get("packed", {})
         if bool(packed) != (buffer is not None):
             raise Malformed("packed", f"{len(packed)} leaves", "leaves exactly where their bytes are stored")
-        if packed and not (_is_bytes(buffer) and len(buffer.shape) == 1):
+        if packed and not is_buffer(buffer):
             raise Malformed(PACKED, _paths.spec(buffer), "an array of bytes")
         _schema.require_within(packed, buffer.shape[0] if packed else 0, "packed")
 
     _checked(check, mark)
+
+
+def is_buffer(spec: Any) -> bool:
+    """Whether an array may be that of the packed leaves."""
+    return _is_bytes(spec) and len(spec.shape) == 1
 
 
 def _is_bytes(spec: Any) -> bool:
@@ -153,7 +158,7 @@ def _is_bytes(spec: Any) -> bool:
 def _corrupt(mark: FilePath, fault: Malformed) -> CorruptCheckpointError:
     return CorruptCheckpointError(
         str(mark),
-        got=f"{_untrusted.clipped(fault.field, 200)}: {fault.got}",
+        got=f"{_texts.clipped(fault.field, 200)}: {fault.got}",
         expected=fault.expected,
         fix="The metadata is damaged, or was not written by this package: take another step.",
     )

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from keras_flax_bridge import _integrity, _packing, _paths, _untrusted
+from keras_flax_bridge import _integrity, _packing, _paths, _texts
 from keras_flax_bridge._iterators import checksum, is_grain, set_grain, set_position
 from keras_flax_bridge._leaves import size_of
 from keras_flax_bridge._orbax import metadata
@@ -39,12 +39,12 @@ class Stored:
     def __init__(self, path: FilePath):
         self.path = path
         with speaking(path, "reading the metadata", CorruptCheckpointError):
-            _untrusted.require_files(path)
+            _texts.require_files(path)
             self._root, self._item = _item(path)
             self.metadata = metadata.read(self._root)
             self._tree = self._specs()  # others keep lists in it, which Orbax wants to see again
             flat = _paths.flatten(self._tree)
-        _require_tree(path, flat)
+        _require_tree(path, flat, ours=self.ours)
         self._tree_size = len(flat)
         self._places = {decode(place) if self.ours else place: place for place in flat}
         self.specs = {path: flat[place] for path, place in self._places.items()}
@@ -60,9 +60,9 @@ class Stored:
     def _specs(self) -> Any:
         """The stored tree, with specs for leaves. Where we wrote them, no array has to be opened for them."""
         if "specs" not in self.metadata:
-            _untrusted.read_json(self._leaves)
+            _texts.read_json(self._leaves)
             return ocp().metadata(self._root, checkpointable_name=self._item).metadata
-        _untrusted.require_bounded(_untrusted.read_text(self._leaves), str(self._leaves))
+        _texts.require_bounded(_texts.read_text(self._leaves), str(self._leaves))
         specs = self.metadata["specs"].items()
         return _paths.nest({_paths.split(p): _spec(*s) if isinstance(s, list) else s for p, s in specs})
 
@@ -101,7 +101,7 @@ class Stored:
             return None
         with speaking(self.path, f"reading {item}", CorruptCheckpointError):
             for file in (self.path / item).iterdir():  # Orbax reads one of them, its version says which
-                _untrusted.require_bounded(_untrusted.read_text(file), str(file))
+                _texts.require_bounded(_texts.read_text(file), str(file))
             return ocp().load_checkpointables(self.path, {item: None})[item]
 
     def _require_complete(self) -> None:
@@ -130,7 +130,7 @@ class Stored:
         wanted = {p: t for p, t in targets.items() if p not in small and p not in self._empty}
         wanted = {p: _host_bytes(t) if p in self._viewed else t for p, t in wanted.items()}
         loaded = self._read(wanted, packed=bool(small))
-        packed = _packing.unpack(loaded.pop((PACKED,), None), self._index, small)
+        packed = _packing.unpack(loaded.pop((PACKED,)), self._index, small) if small else {}
         viewed = {p: leaf.view(self.specs[p].dtype) for p, leaf in loaded.items() if p in self._viewed}
         empty = {p: jnp.zeros(t.shape, t.dtype) for p, t in targets.items() if p in self._empty}
         return {**empty, **loaded, **_placed({**packed, **viewed}, targets)}
@@ -188,7 +188,7 @@ class Stored:
             return {}
         try:
             files = (self.path / DATA).glob("process_0-of-*.json")
-            whole = [checksum(_untrusted.read_json(file)) for file in files] == [written]
+            whole = [checksum(_texts.read_json(file)) for file in files] == [written]
         except (OSError, CheckpointError) as error:
             return {DATA: f"{type(error).__name__}: {str(error)[:200]}"}
         return {} if whole else {DATA: "another position than was written"}
@@ -252,7 +252,15 @@ def _item(path: FilePath) -> tuple[FilePath, str | None]:
     )
 
 
-def _require_tree(path: FilePath, flat: Mapping[_paths.Path, Any]) -> None:
+def _require_tree(path: FilePath, flat: Mapping[_paths.Path, Any], *, ours: bool) -> None:
+    """Checks that leaves have names, and are not those of a packed checkpoint whose index is lost."""
+    if not ours and metadata.is_buffer(flat.get((PACKED,))):
+        raise CorruptCheckpointError(
+            str(path),
+            got="packed leaves without the metadata that tells where each of them is",
+            expected="the metadata that this package wrote",
+            fix="The checkpoint is damaged: take another step.",
+        )
     if () in flat:
         raise CheckpointError(
             str(path),

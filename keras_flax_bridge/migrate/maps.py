@@ -11,7 +11,7 @@ import jax
 import keras
 from flax import nnx
 
-from keras_flax_bridge import _paths, _schema, _untrusted
+from keras_flax_bridge import _paths, _schema, _texts
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._paths import Flat, Path
 from keras_flax_bridge._schema import Malformed
@@ -229,7 +229,7 @@ class WeightMap:
             a/kernel  ->  b/w
         """
         file = FilePath(path)
-        return cls.from_json(_untrusted.read_json(file, CheckpointError), str(file))
+        return cls.from_json(_texts.read_json(file, CheckpointError), str(file))
 
     @classmethod
     def from_json(cls, found: Any, where: str = "the map") -> WeightMap:
@@ -247,7 +247,7 @@ class WeightMap:
         except Malformed as error:
             raise CheckpointError(
                 where,
-                got=f"a map with {_untrusted.clipped(error.field or 'no fields', 200)}: {error.got}",
+                got=f"a map with {_texts.clipped(error.field or 'no fields', 200)}: {error.got}",
                 expected=error.expected,
                 fix="Write it again with wmap.save(path).",
             ) from error
@@ -302,9 +302,10 @@ def _moved(pair: Pair, arrays: list[Any], *, back: bool = False, abstract: bool 
     Raises:
         StructureMismatchError: naming the pair, if the leaves do not have the shapes that it was made for.
     """
-    step = shapes if abstract else (inverse if back else forward)
     try:
-        return step(pair.transforms, arrays, back=back) if abstract else step(pair.transforms, arrays)
+        if abstract:
+            return shapes(pair.transforms, arrays, back=back)
+        return (inverse if back else forward)(pair.transforms, arrays)
     except (TypeError, ValueError, IndexError) as error:
         raise StructureMismatchError(
             f"the map of {_listed(pair.keras)}",
