@@ -111,9 +111,10 @@ def _is_long(value: Any) -> bool:
 
 
 def require_files(folder: Path) -> None:
-    """Checks that a folder holds regular files and folders alone, links to such included.
+    """Checks that a folder holds regular files and folders alone, and no link that leads out of it.
 
-    A FIFO or a device would hold up, without end, whoever reads it.
+    A FIFO or a device would hold up, without end, whoever reads it; through a link the arrays of a
+    checkpoint could be those of any file of the user.
 
     Raises:
         CorruptCheckpointError: naming the entry that is something else.
@@ -123,7 +124,30 @@ def require_files(folder: Path) -> None:
             raise _unlike(
                 folder, f"more than {_MOST_ENTRIES:,} files", "one checkpoint", CorruptCheckpointError
             )
+        require_inside(path, folder)
         _require_regular(path, CorruptCheckpointError)
+
+
+def require_inside(path: Path, folder: Path) -> None:
+    """Checks that a file or a folder lies in a folder, whatever links lead to it.
+
+    In the cache of the Hugging Face hub every file of a snapshot is a link into the folder ``blobs``
+    of its repository.
+
+    Raises:
+        CorruptCheckpointError: if it does not.
+    """
+    allowed = [folder]
+    if "snapshots" in folder.parts:
+        allowed.append(Path(*folder.parts[: folder.parts.index("snapshots")], "blobs"))
+    real = Path(os.path.realpath(path))
+    if not any(real.is_relative_to(os.path.realpath(base)) for base in allowed):
+        raise CorruptCheckpointError(
+            str(path),
+            got="a link that leads out of the checkpoint",
+            expected="a file in it",
+            fix="If you trust it, put a copy of the file in the place of the link.",
+        )
 
 
 def _entries(folder: Path) -> Iterator[Path]:
@@ -139,6 +163,8 @@ def _entries(folder: Path) -> Iterator[Path]:
             with os.scandir(here) as entries:
                 for entry in entries:
                     if entry.is_dir():
+                        if entry.is_symlink():
+                            require_inside(Path(entry.path), folder)
                         pending.append(Path(entry.path))
                     elif not entry.is_file(follow_symlinks=False):  # those need no second look
                         yield Path(entry.path)

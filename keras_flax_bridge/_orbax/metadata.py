@@ -47,7 +47,18 @@ FIELDS: dict[str, Check] = {
     "data": optional(_schema.position),
     "grain": optional(_schema.whole(0, 1 << 32)),
 }
-_check = _schema.record(FIELDS)
+_types = _schema.record(FIELDS)
+
+
+def check(found: Any) -> None:
+    """Checks metadata: every field, then the tables of leaves against each other.
+
+    Raises:
+        Malformed: naming the field.
+    """
+    _types(found, "")
+    if found.get("format", FORMAT) == FORMAT:
+        _require_consistent(found)
 
 
 def read(folder: FilePath) -> dict[str, Any]:
@@ -62,6 +73,7 @@ def read(folder: FilePath) -> dict[str, Any]:
     mark = folder / MARK
     if not mark.exists():
         return {}
+    _texts.require_inside(mark, folder)
     custom = _mapping(_mapping(_texts.read_json(mark), mark).get("custom_metadata"), mark)
     if OURS not in custom and OURS_SUM not in custom:
         return {}
@@ -70,7 +82,7 @@ def read(folder: FilePath) -> dict[str, Any]:
     if not written:
         raise _corrupt(mark, Malformed(OURS, "another checksum", "the one that was written"))
     found = _texts.parsed(text, f"{mark}, {OURS}")
-    _checked(lambda: _check(found, ""), mark)
+    _checked(lambda: check(found), mark)
     if found.get("format", FORMAT) != FORMAT:
         raise CheckpointError(
             str(mark),
@@ -78,7 +90,6 @@ def read(folder: FilePath) -> dict[str, Any]:
             expected=f"format {FORMAT}",
             fix="A newer version of keras-flax-bridge wrote it: update the package.",
         )
-    _checked(lambda: _require_consistent(found), mark)
     return found
 
 

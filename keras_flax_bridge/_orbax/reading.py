@@ -132,7 +132,7 @@ class Stored:
         loaded = self._read(wanted, packed=bool(small))
         packed = _packing.unpack(loaded.pop((PACKED,)), self._index, small) if small else {}
         viewed = {p: leaf.view(self.specs[p].dtype) for p, leaf in loaded.items() if p in self._viewed}
-        empty = {p: jnp.zeros(t.shape, t.dtype) for p, t in targets.items() if p in self._empty}
+        empty = {p: _zeros(t) for p, t in targets.items() if p in self._empty}
         return {**empty, **loaded, **_placed({**packed, **viewed}, targets)}
 
     def _read(self, targets: Mapping[_paths.Path, Any], *, packed: bool) -> _paths.Flat:
@@ -268,6 +268,11 @@ def _require_tree(path: FilePath, flat: Mapping[_paths.Path, Any], *, ours: bool
             expected="a tree of arrays",
             fix="Read it with orbax.checkpoint, and save it in a dict.",
         )
+
+
+def _zeros(target: Any) -> Any:
+    """Zeros on the host where the target is, which is so for dtypes that jax would cut to 32 bits."""
+    return (np if isinstance(target, np.ndarray) else jnp).zeros(target.shape, target.dtype)
 
 
 def _spec(dtype: str, shape: Any) -> jax.ShapeDtypeStruct:

@@ -63,7 +63,10 @@ def _map(path, goods, scratch):
 
 
 def _verify(path, goods, scratch):
-    note(scratch, str(kfb.verify(path)))
+    report = kfb.verify(path)
+    note(scratch, str(report))
+    if not report.ok:
+        raise kfb.CorruptCheckpointError(str(path), got=str(report), expected="-", fix="-")
     return {}
 
 
