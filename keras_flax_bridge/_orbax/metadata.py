@@ -145,13 +145,12 @@ def require_buffer(found: Mapping[str, Any], specs: Mapping[Path, Any], buffer: 
 
     def check() -> None:
         for name, dtype in found.get("bytes", {}).items():
-            if not _is_bytes(specs.get(_paths.split(name))) or _schema.itemsize(dtype) != 1:
-                raise Malformed(f"bytes/{name}", "a leaf that is not stored as bytes", "one that is")
+            spec = specs.get(_paths.split(name))
+            if _paths.dtype_name(getattr(spec, "dtype", None)) != f"uint{8 * _schema.itemsize(dtype)}":
+                raise Malformed(f"bytes/{name}", "a leaf that is not stored as its bytes", "one that is")
         packed = found.get("packed", {})
-        if bool(packed) != (buffer is not None):
-            raise Malformed("packed", f"{len(packed)} leaves", "leaves exactly where their bytes are stored")
         if packed and not is_buffer(buffer):
-            raise Malformed(PACKED, _paths.spec(buffer), "an array of bytes")
+            raise Malformed(PACKED, _paths.spec(buffer), "an array of bytes, in which packed leaves are")
         _schema.require_within(packed, buffer.shape[0] if packed else 0, "packed")
 
     _checked(check, mark)
@@ -159,11 +158,7 @@ def require_buffer(found: Mapping[str, Any], specs: Mapping[Path, Any], buffer: 
 
 def is_buffer(spec: Any) -> bool:
     """Whether an array may be that of the packed leaves."""
-    return _is_bytes(spec) and len(spec.shape) == 1
-
-
-def _is_bytes(spec: Any) -> bool:
-    return _paths.dtype_name(getattr(spec, "dtype", None)) == "uint8"
+    return _paths.dtype_name(getattr(spec, "dtype", None)) == "uint8" and len(spec.shape) == 1
 
 
 def _corrupt(mark: FilePath, fault: Malformed) -> CorruptCheckpointError:

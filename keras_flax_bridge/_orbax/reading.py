@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from keras_flax_bridge import _integrity, _packing, _paths, _texts
@@ -45,13 +44,13 @@ class Stored:
             self._tree = self._specs()  # others keep lists in it, which Orbax wants to see again
             flat = _paths.flatten(self._tree)
         _require_tree(path, flat, ours=self.ours)
-        self._tree_size = len(flat)
+        self._index = self.metadata.get("packed", {})
+        # only beside an index: a leaf that a user called so is written otherwise, and read as any
+        self._buffer: Any = flat.pop((PACKED,), None) if self.ours else None
         self._places = {decode(place) if self.ours else place: place for place in flat}
         self.specs = {path: flat[place] for path, place in self._places.items()}
         self._empty = {_paths.split(n): _spec(*s) for n, s in self.metadata.get("empty", {}).items()}
         self._viewed = {_paths.split(n): dtype for n, dtype in self.metadata.get("bytes", {}).items()}
-        self._index = self.metadata.get("packed", {})
-        self._buffer: Any = self.specs.pop((PACKED,), None) if self.ours else None
         metadata.require_buffer(self.metadata, self.specs, self._buffer, self._root / MARK)
         self.specs.update({**self._empty, **_packing.specs(self._index)})
         self._require_complete()
@@ -107,7 +106,7 @@ class Stored:
     def _require_complete(self) -> None:
         """Checks that nothing of the metadata is lost."""
         leaves = self.metadata.get("leaves", len(self.specs) or 1)
-        if len(self.specs) != leaves or len(self._places) != self._tree_size:
+        if len(self.specs) != leaves:
             raise CorruptCheckpointError(
                 str(self.path),
                 got=f"metadata that can't be read, or only of {len(self.specs)} leaves",
@@ -129,23 +128,24 @@ class Stored:
         small = {path: target for path, target in targets.items() if _paths.join(path) in self._index}
         wanted = {p: t for p, t in targets.items() if p not in small and p not in self._empty}
         wanted = {p: _host_bytes(t) if p in self._viewed else t for p, t in wanted.items()}
-        loaded = self._read(wanted, packed=bool(small))
-        packed = _packing.unpack(loaded.pop((PACKED,)), self._index, small) if small else {}
+        loaded, buffer = self._read(wanted, packed=bool(small))
+        packed = _packing.unpack(buffer, self._index, small)
         viewed = {p: leaf.view(self.specs[p].dtype) for p, leaf in loaded.items() if p in self._viewed}
-        empty = {p: _zeros(t) for p, t in targets.items() if p in self._empty}
-        return {**empty, **loaded, **_placed({**packed, **viewed}, targets)}
+        empty = {p: np.zeros(t.shape, t.dtype) for p, t in targets.items() if p in self._empty}
+        return {**loaded, **_placed({**empty, **packed, **viewed}, targets)}
 
-    def _read(self, targets: Mapping[_paths.Path, Any], *, packed: bool) -> _paths.Flat:
-        """Leaves out of Orbax's tree; all others are left out by its placeholder."""
+    def _read(self, targets: Mapping[_paths.Path, Any], *, packed: bool) -> tuple[_paths.Flat, Any]:
+        """Leaves out of Orbax's tree, and the array of the packed ones; all others are left out."""
         asked = {self._places[path]: target for path, target in targets.items()}
         if packed:
             asked[(PACKED,)] = np.broadcast_to(np.zeros((), np.uint8), self._buffer.shape)
         if not asked:
-            return {}
+            return {}, None
         tree = _paths.fill(self._tree, {place: asked.get(place, ...) for place in _paths.flatten(self._tree)})
         with speaking(self.path, "restoring"), _reading(self.path, asked.values()):
             found = _paths.flatten(ocp().load(self._root, tree, checkpointable_name=self._item))
-        return {path: found[place] for path, place in self._places.items() if place in asked}
+        values = {path: found[place] for path, place in self._places.items() if place in asked}
+        return values, found.get((PACKED,))
 
     def load_each(self, targets: Mapping[_paths.Path, Any]) -> tuple[_paths.Flat, dict[str, str]]:
         """The values that can be read, and why the others can't, by path."""
@@ -268,11 +268,6 @@ def _require_tree(path: FilePath, flat: Mapping[_paths.Path, Any], *, ours: bool
             expected="a tree of arrays",
             fix="Read it with orbax.checkpoint, and save it in a dict.",
         )
-
-
-def _zeros(target: Any) -> Any:
-    """Zeros on the host where the target is, which is so for dtypes that jax would cut to 32 bits."""
-    return (np if isinstance(target, np.ndarray) else jnp).zeros(target.shape, target.dtype)
 
 
 def _spec(dtype: str, shape: Any) -> jax.ShapeDtypeStruct:
