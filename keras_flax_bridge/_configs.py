@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import keras
@@ -57,14 +59,40 @@ def _slot_values(model: Any, state: Any) -> Sequence[Any] | None:
     return [flat[entry.path] for entry in slots]
 
 
-def build(config: dict[str, Any], where: Any) -> Any:
+def build(config: Any, where: Any, stored: Mapping[_paths.Path, Any] | None = None) -> Any:
     """The model of a config, or a dict of models; nothing in it is run as code.
+
+    Args:
+        config: the config.
+        where: the file or folder that it comes from.
+        stored: the leaves that are stored with it: a model of many more numbers is not built.
 
     Raises:
         CheckpointError: if Keras can't build it, or it asks for code, as a Lambda layer does.
     """
-    if "class_name" not in config:
-        return {name: build(part, where) for name, part in config.items()}
+    limit = nullcontext() if stored is None else V.bounded(_most(stored), str(where))
+    with limit:
+        if isinstance(config, Mapping) and "class_name" not in config:
+            return {name: _built(part, where) for name, part in config.items()}
+        return _built(config, where)
+
+
+_SLACK = 1 << 24  # elements: what models make that is not stored, such as metrics and averages
+
+
+def _most(stored: Mapping[_paths.Path, Any]) -> int:
+    """How many numbers the model of some leaves may have; slots and averages may not be stored."""
+    return _SLACK + 4 * sum(math.prod(getattr(leaf, "shape", ())) for leaf in stored.values())
+
+
+def _built(config: Any, where: Any) -> Any:
+    if not isinstance(config, Mapping) or not isinstance(config.get("class_name"), str):
+        raise CheckpointError(
+            str(where),
+            got="a config without class_name",
+            expected="the config of a keras.Model",
+            fix="Build the model yourself and call restore(path, model).",
+        )
     try:
         model = V.deserialized(config, where)
     except CheckpointError:

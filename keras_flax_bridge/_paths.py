@@ -68,14 +68,30 @@ def nest(flat: Mapping[Path, Any]) -> dict[str, Any]:
 
     >>> nest({("a", "b"): 1, ("a", "c"): 2})
     {'a': {'b': 1, 'c': 2}}
+
+    Raises:
+        StructureMismatchError: if a leaf lies below another.
     """
     tree: dict[str, Any] = {}
     for path, leaf in flat.items():
         node = tree
         for name in path[:-1]:
             node = node.setdefault(name, {})
+            if not isinstance(node, dict):
+                raise _not_nested(path)
+        if path[-1] in node:
+            raise _not_nested(path)
         node[path[-1]] = leaf
     return tree
+
+
+def _not_nested(path: Path) -> StructureMismatchError:
+    return StructureMismatchError(
+        join(path),
+        got="a leaf, and another one above or below it",
+        expected="leaves of which none lies below another",
+        fix="Rename one of them.",
+    )
 
 
 def fill(like: Any, flat: Mapping[Path, Any]) -> Any:

@@ -157,7 +157,7 @@ def _map_for(module: nnx.Module, stored: Any) -> Any:
         return None
     from keras_flax_bridge.migrate.ejected import map_for  # on first use: its tables take a while
 
-    return map_for(module, stored.metadata, stored.path)
+    return map_for(module, stored.metadata, stored.path, stored.specs)
 
 
 def stored_position(path: Any) -> Any:
@@ -227,7 +227,7 @@ def _loaded(folder: FilePath) -> Any:
             expected="the config of a Keras model",
             fix="Build the model yourself and call restore(path, model), or save with model=.",
         )
-    model = _configs.build(found["model"], folder)
+    model = _configs.build(found["model"], folder, stored.specs)
     return restore(folder, model, include=["params", "non_trainable", "opt_state"])
 
 
@@ -311,7 +311,7 @@ def candidates(path: Any, step: int | None) -> list[FilePath]:
     if _keras_files.is_keras_file(folder):
         return [folder]
     if _orbax.is_checkpoint(folder):
-        named = step is None or (folder.name.isdigit() and int(folder.name) == step)
+        named = step is None or (_orbax.step_of(folder.name) == step)
         _saving.require(named, str(folder), f"step={step} with the folder of one checkpoint", "a root folder")
         return [folder]
     steps = _orbax.steps_in(folder)

@@ -11,8 +11,8 @@ FLOORS = [
     {"_printable"},
     {"errors"},
     {"_untrusted"},
-    {"_paths", "_backend", "_preemption", "_makers", "_progress", "_flat", "_garbage"},
-    {"_doctor"},
+    {"_texts", "_paths", "_backend", "_preemption", "_makers", "_progress", "_flat", "_garbage"},
+    {"_doctor", "_schema"},
     {"_start"},
     {"_random", "_leaves", "_integrity", "_iterators", "_packing", "_layouts"},
     {"_variables", "_feed", "_kinds"},
@@ -37,6 +37,7 @@ HEIGHT = {name: height for height, floor in enumerate(FLOORS) for name in floor}
 INSIDE = {
     "_variables": [
         "safe",
+        "bounds",
         "added",
         "entries",
         "keys",
@@ -71,6 +72,7 @@ INSIDE = {
     "_orbax": [
         "api",
         "names",
+        "metadata",
         "background",
         "unfinished",
         "retention",

@@ -55,7 +55,7 @@ class Checkpoint(Contents):
 def _state(contents: Checkpoint) -> Any:
     """The state in which the model of Keras's callback starts; nothing for what others wrote."""
     config = contents.metadata.get("model") if contents.of_keras else None
-    return TrainState.from_keras(_configs.build(config, contents.path)) if config else {}
+    return TrainState.from_keras(_configs.build(config, contents.path, contents.specs)) if config else {}
 
 
 def _is_keras_s(stored: Any) -> bool:

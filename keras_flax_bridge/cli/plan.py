@@ -47,7 +47,7 @@ def run(options: Any) -> int:
 
 def _axes(mesh: str) -> dict[str, int]:
     sizes = mesh.lower().split("x")
-    if not all(size.isdigit() and int(size) for size in sizes) or len(sizes) > len(_AXES):
+    if not all(size.isdecimal() and int(size) for size in sizes) or len(sizes) > len(_AXES):
         raise StructureMismatchError(
             "--mesh", got=repr(mesh), expected="sizes of one to four axes", fix="Such as 8, or 8x4."
         )

@@ -75,7 +75,7 @@ def to_nnx_state(model_or_state: Any) -> nnx.State:
 
 def _keys(path: _paths.Path) -> tuple:
     """NNX counts the items of lists by number."""
-    return tuple(int(name) if name.isdigit() else name for name in path)
+    return tuple(int(name) if name.isascii() and name.isdigit() else name for name in path)
 
 
 def _model_of(model_or_state: Any) -> Any:
