@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from keras_flax_bridge import _paths
+from keras_flax_bridge import _optimizer_extras, _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._parts import models
 from keras_flax_bridge.errors import CheckpointError
@@ -32,7 +32,7 @@ def of_state(state: Any, model: Any) -> dict[str, Any]:
 
 def of_model(model: Any) -> dict[str, Any]:
     """The config of a model that Keras loaded from a file, compiled as it is."""
-    return keras.saving.serialize_keras_object(model)
+    return _serialized(model)
 
 
 def _config(model: Any, state: Any) -> dict[str, Any]:
@@ -41,10 +41,15 @@ def _config(model: Any, state: Any) -> dict[str, Any]:
     if slots is None:
         return {**keras.saving.serialize_keras_object(model), "compile_config": None}
     with keras.StatelessScope(list(zip(model.optimizer.variables, slots, strict=True))):
-        config = keras.saving.serialize_keras_object(model)  # it reads the learning rate
-        if config.get("compile_config"):  # compile may have wrapped the optimizer that it was given
+        return _serialized(model)  # it reads the learning rate
+
+
+def _serialized(model: Any) -> dict[str, Any]:
+    config = keras.saving.serialize_keras_object(model)
+    if config.get("compile_config"):  # compile may have wrapped the optimizer that it was given
+        with V.sharing_objects():  # a MultiOptimizer may hold one twice
             config["compile_config"]["optimizer"] = keras.saving.serialize_keras_object(model.optimizer)
-        return config
+    return {**config, **_optimizer_extras.of_model(model)}
 
 
 def _slot_values(model: Any, state: Any) -> Sequence[Any] | None:
@@ -65,7 +70,8 @@ def build(config: dict[str, Any], where: Any) -> Any:
     if "class_name" not in config:
         return {name: build(part, where) for name, part in config.items()}
     try:
-        return keras.saving.deserialize_keras_object(config, safe_mode=True)
+        with V.sharing_objects():
+            model = keras.saving.deserialize_keras_object(config, safe_mode=True)
     except (TypeError, ValueError, AttributeError, ImportError, KeyError) as error:
         raise CheckpointError(
             str(where),
@@ -74,3 +80,4 @@ def build(config: dict[str, Any], where: Any) -> Any:
             fix="Register your classes with keras.saving.register_keras_serializable, or build the model "
             "yourself and call restore(path, model).",
         ) from error
+    return _optimizer_extras.put_back(model, config, where)

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from keras_flax_bridge import _configs, _orbax, _paths, _restore, _saving
+from keras_flax_bridge import _variables as V
 from keras_flax_bridge._contents import NOT_IN_KERAS_FILES, Contents, save_tensors
 from keras_flax_bridge._report import SLOT, kind_of
 from keras_flax_bridge.errors import CheckpointError
@@ -152,7 +153,7 @@ def _parted(flat: _paths.Flat) -> tuple[_paths.Flat, _paths.Flat]:
 def _restart(model: Any) -> None:
     """Gives a compiled model an optimizer that has seen nothing."""
     if model.compiled:
-        model.compile_from_config(model.get_compile_config())
+        model.optimizer = V.rebuilt(model.optimizer, {id(v): v for v in model.weights})
 
 
 def _save_weights(model: Any, path: FilePath) -> None:
