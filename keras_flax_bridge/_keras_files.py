@@ -14,7 +14,7 @@ import jax
 import keras
 import numpy as np
 
-from keras_flax_bridge import _paths
+from keras_flax_bridge import _optimizer_extras, _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._intake import receivers
 from keras_flax_bridge.errors import BridgeError, CheckpointError, StructureMismatchError
@@ -55,7 +55,8 @@ def load_model(path: FilePath) -> Any:
             fix="Build the model yourself and call restore(path, model).",
         )
     with _speaking(path):
-        return keras.saving.load_model(path, safe_mode=True)
+        model = keras.saving.load_model(path, safe_mode=True)
+        return _optimizer_extras.put_back(model, _optimizer_extras.read(path), path)
 
 
 class KerasFile:

@@ -2,13 +2,17 @@
 
 ``{"exclude_from_weight_decay": {part: {"names": [...], "variables": [...]}}}``: `part` is the place of an
 optimizer inside of others, as its slots are keyed, and ``""`` for the outermost; `variables` are structural
-keys. Both lists exclude; either may be missing.
+keys. Both lists exclude; either may be missing. A ``.keras`` file that this package writes has the same in
+the comment of its zip archive, which Keras does not read.
 """
 
 from __future__ import annotations
 
+import json
 import re
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path as FilePath
 from typing import Any
 
 import keras
@@ -53,18 +57,19 @@ def _weights(model: Any) -> Iterator[tuple[str, Any]]:
     return ((_paths.join(entry.path), entry.variable) for part in V.collect_layer(model) for entry in part)
 
 
-def put_back(model: Any, config: Mapping[str, Any], where: Any) -> Any:
+def put_back(model: Any, config: Any, where: Any) -> Any:
     """The model, its optimizer with the settings that were stored beside the config.
 
     Args:
         model: what was built from `config`; a model that Keras did not compile has no use for them.
-        config: what the checkpoint holds: data, of which nothing is trusted.
+        config: the dict in a checkpoint or a file, which is data: nothing in it is trusted.
         where: the checkpoint, for errors.
 
     Raises:
         CheckpointError: listing what is of another form, or is not in the model.
     """
-    found, parts = config.get(EXTRAS), _parts(model)
+    found = config.get(EXTRAS) if isinstance(config, Mapping) else config
+    parts = _parts(model)
     if found is None or not parts:
         return model
     weights = dict(_weights(model))
@@ -108,3 +113,41 @@ def _strange(place: str, listed: Any, is_known: Callable[[str], Any]) -> Iterato
             yield f"{place}: a {type(item).__name__}"
         elif not is_known(item):
             yield f"{place}: {item[:100]!r}"
+
+
+def write(path: FilePath, model: Any) -> str | None:
+    """Adds to a `.keras` file what Keras did not write there; what to say about it, if there is anything."""
+    extras = of_model(model)
+    if not extras:
+        return None
+    comment = json.dumps({_OURS: extras}).encode()
+    if len(comment) > zipfile.ZIP_MAX_COMMENT:
+        return "exclusions from weight decay, which are too many for a .keras file, are left out"
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.comment = comment
+    return "exclusions from weight decay, which Keras does not read: load it with kfb.load_model"
+
+
+def read(path: FilePath) -> dict[str, Any]:
+    """What `write` added to a `.keras` file, for `put_back`.
+
+    Raises:
+        CheckpointError: if it is not JSON.
+    """
+    with zipfile.ZipFile(path) as archive:
+        comment = archive.comment
+    if not comment.startswith(_START):
+        return {}
+    try:
+        return json.loads(comment)[_OURS]
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: {EXTRAS}",
+            got=f"the comment of a zip archive that is not JSON ({type(error).__name__})",
+            expected="what kfb wrote there",
+            fix="Load the file with keras.saving.load_model, and exclude from weight decay yourself.",
+        ) from error
+
+
+_OURS = "keras_flax_bridge"
+_START = f'{{"{_OURS}":'.encode()
