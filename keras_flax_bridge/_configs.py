@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from keras_flax_bridge import _paths
+from keras_flax_bridge import _optimizer_extras, _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._parts import models
 from keras_flax_bridge._printable import said
@@ -35,7 +35,7 @@ def of_state(state: Any, model: Any) -> dict[str, Any]:
 
 def of_model(model: Any) -> dict[str, Any]:
     """The config of a model that Keras loaded from a file, compiled as it is."""
-    return keras.saving.serialize_keras_object(model)
+    return _serialized(model)
 
 
 def _config(model: Any, state: Any) -> dict[str, Any]:
@@ -44,10 +44,15 @@ def _config(model: Any, state: Any) -> dict[str, Any]:
     if slots is None:
         return {**keras.saving.serialize_keras_object(model), "compile_config": None}
     with keras.StatelessScope(list(zip(model.optimizer.variables, slots, strict=True))):
-        config = keras.saving.serialize_keras_object(model)  # it reads the learning rate
-        if config.get("compile_config"):  # compile may have wrapped the optimizer that it was given
+        return _serialized(model)  # it reads the learning rate
+
+
+def _serialized(model: Any) -> dict[str, Any]:
+    config = keras.saving.serialize_keras_object(model)
+    if config.get("compile_config"):  # compile may have wrapped the optimizer that it was given
+        with V.sharing_objects():  # a MultiOptimizer may hold one twice
             config["compile_config"]["optimizer"] = keras.saving.serialize_keras_object(model.optimizer)
-        return config
+    return {**config, **_optimizer_extras.of_model(model)}
 
 
 def _slot_values(model: Any, state: Any) -> Sequence[Any] | None:
@@ -94,7 +99,8 @@ def _built(config: Any, where: Any) -> Any:
             fix="Build the model yourself and call restore(path, model).",
         )
     try:
-        model = V.deserialized(config, where)
+        with V.sharing_objects():
+            model = V.deserialized(config, where)
     except CheckpointError:
         raise
     except Exception as error:  # Keras and classes of the user's own raise many kinds
@@ -106,7 +112,7 @@ def _built(config: Any, where: Any) -> Any:
             "yourself and call restore(path, model).",
         ) from error
     if isinstance(model, keras.Model):
-        return model
+        return _optimizer_extras.put_back(model, config, where)
     raise CheckpointError(
         str(where),
         got=f"the config of a {type(model).__name__}",

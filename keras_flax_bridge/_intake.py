@@ -72,13 +72,28 @@ def _require_built(model: Any) -> None:
         )
 
 
-def rebuilt(optimizer: Any) -> Any:
-    """Keras optimizers, also in a dict, built once more from their configs; all else as it is."""
+def copied(optimizer: Any) -> Any:
+    """Copies of Keras optimizers, also in a dict, for a model that is yet to be built; all else as it is.
+
+    Raises:
+        UnsupportedOptimizerError: as `V.rebuilt_alone`.
+    """
     if isinstance(optimizer, Mapping):
-        return {name: rebuilt(value) for name, value in optimizer.items()}
-    if isinstance(optimizer, keras.optimizers.Optimizer):
-        return type(optimizer).from_config(optimizer.get_config())
-    return optimizer
+        return {name: copied(value) for name, value in optimizer.items()}
+    return V.rebuilt_alone(optimizer) if isinstance(optimizer, keras.optimizers.Optimizer) else optimizer
+
+
+def match_copies(optimizer: Any, copies: Any) -> None:
+    """Completes what `copied` made, when the model that it trains is built.
+
+    Raises:
+        StructureMismatchError: as `V.match_exclusions`.
+    """
+    if isinstance(optimizer, Mapping):
+        for name, value in optimizer.items():
+            match_copies(value, copies[name])
+    elif isinstance(optimizer, keras.optimizers.Optimizer):
+        V.match_exclusions(optimizer, copies)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import jax
 import keras
 import numpy as np
 
-from keras_flax_bridge import _paths, _untrusted
+from keras_flax_bridge import _optimizer_extras, _paths, _untrusted
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._intake import receivers
 from keras_flax_bridge._printable import said
@@ -60,7 +60,8 @@ def load_model(path: FilePath) -> Any:
         )
     with _speaking(path), V.safe_mode():
         _untrusted.require_safe(_config(path), path)
-        return keras.saving.load_model(path, safe_mode=True)
+        model = keras.saving.load_model(path, safe_mode=True)
+        return _optimizer_extras.put_back(model, _optimizer_extras.read(path), path)
 
 
 _CONFIG = "config.json"  # Keras's name for it in its archive

@@ -151,8 +151,9 @@ class KerasTransformation(Whole, optax.GradientTransformationExtraArgs):
     def __new__(cls, optimizer: Any, variables: V.ModelVariables) -> KerasTransformation:
         def init(params: Any) -> Any:
             values = variables.params.leaves(params, "params")
-            fresh = V.fresh_optimizer(optimizer, variables.params, values)
-            return variables.opt_state.tree([variable.value for variable in fresh.variables])
+            owners = {entry.path: entry.variable for entry in variables.params}
+            fresh = V.twin_of(optimizer, dict(zip(owners, values, strict=True)), owners.get)
+            return variables.opt_state.tree([variable.value for variable in fresh.optimizer.variables])
 
         def update(grads: Any, state: Any, params: Any = None, **_: Any) -> tuple[Any, Any]:
             new, state = self.apply(grads, state, params)

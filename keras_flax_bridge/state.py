@@ -156,7 +156,7 @@ class TrainState(Foldable, Moves, train_state.TrainState):
         Args:
             model_fn: builds the model, or a dict of models; it runs once, traced.
             batch: as in `from_keras`.
-            optimizer: as in `from_keras`; a Keras one is rebuilt from its config.
+            optimizer: as in `from_keras`; a Keras one is copied, exclusions from weight decay included.
             loss: as in `from_keras`.
             metrics: as in `from_keras`.
 
@@ -165,8 +165,11 @@ class TrainState(Foldable, Moves, train_state.TrainState):
 
         Raises:
             NotBuiltError: as `from_keras`.
-            StructureMismatchError: if `model_fn` gives a model that existed before.
+            StructureMismatchError: if `model_fn` gives a model that existed before, or one of another
+                architecture than `optimizer` was built for, and that excludes variables as objects.
             UnsupportedLayerError: if building the model needs values, as quantizing it does.
+            UnsupportedOptimizerError: if `optimizer` excludes variables from weight decay as objects and
+                is not built, so that nothing says which they are.
 
         Example:
             >>> import keras
@@ -177,7 +180,7 @@ class TrainState(Foldable, Moves, train_state.TrainState):
             >>> TrainState.abstract(model_fn).params["dense"]["kernel"]
             ShapeDtypeStruct(shape=(4, 2), dtype=float32)
         """
-        fresh = _intake.rebuilt(optimizer)
+        fresh = _intake.copied(optimizer)
 
         def build() -> TrainState:
             model = model_fn()
@@ -187,6 +190,7 @@ class TrainState(Foldable, Moves, train_state.TrainState):
 
         with _intake.needing_no_values():
             state = jax.eval_shape(build)
+        _intake.match_copies(optimizer, fresh)
         for model in _parts.models(state.apply_fn).values():
             V.forget_traced(model)
         return state

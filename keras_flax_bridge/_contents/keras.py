@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path as FilePath
 from typing import Any
 
-from keras_flax_bridge import _configs, _keras_files, _paths
+from keras_flax_bridge import _configs, _keras_files, _optimizer_extras, _paths
 from keras_flax_bridge._contents import h5
 from keras_flax_bridge._contents.base import NOT_IN_KERAS_FILES, Contents, as_numpy
 from keras_flax_bridge._report import SLOT, kind_of
@@ -32,7 +32,10 @@ class KerasModel(Contents):
     """
 
     def __init__(self, path: FilePath, specs: _paths.Flat, model: Any = None):
-        config = h5.config(path) if model is None else _configs.of_model(model)
+        if model is None:
+            config = {**(h5.config(path) or {}), **_optimizer_extras.read(path)}
+        else:
+            config = _configs.of_model(model)
         stored = any(name[0] == "optimizer" for name in h5.datasets(path))
         super().__init__(path, kind(path), _written(specs, stored), {"model": config})
         slots = any(kind_of(name) == SLOT for name in self.specs)

@@ -104,7 +104,8 @@ def as_optax(optimizer: Any, *, model: Any = None) -> optax.GradientTransformati
     Args:
         optimizer: a `keras.optimizers.Optimizer` whose config rebuilds it; it is only read.
         model: the model whose parameters it trains. Needed only where it looks at paths or
-            constraints of variables: MultiOptimizer, Muon with ``exclude_layers``, constraints.
+            constraints of variables: MultiOptimizer, Muon with ``exclude_layers``, constraints, variables
+            excluded from weight decay as objects.
 
     Returns:
         The transformation. Its state is a nested dict of Keras's variables, one subtree per slot, as
@@ -114,7 +115,7 @@ def as_optax(optimizer: Any, *, model: Any = None) -> optax.GradientTransformati
     Raises:
         NotBuiltError: if it needs the model.
         UnsupportedOptimizerError: if its config doesn't rebuild it, or variables are excluded from
-            weight decay as objects and not by name.
+            weight decay as objects and there is no model.
 
     Example:
         >>> import jax.numpy as jnp, keras, optax
@@ -137,12 +138,12 @@ def _require_adaptable(optimizer: Any, model: Any) -> None:
             fix="An optax transformation needs no adapter.",
         )
     for inner in inner_optimizers(optimizer):
-        if V.excludes_variables(inner):
+        if model is None and V.excludes_variables(inner):
             raise UnsupportedOptimizerError(
                 f"optimizer {inner.name!r}",
-                got="variables excluded from weight decay as objects",
-                expected="names, which the leaves of a tree have as well",
-                fix="Call exclude_from_weight_decay(var_names=[...]), or use kfb.to_optax with model=.",
+                got="variables excluded from weight decay as objects, and no model that they are of",
+                expected="the model, or names, which the leaves of a tree have as well",
+                fix="Pass model=, or call exclude_from_weight_decay(var_names=[...]).",
             )
         looks_at_paths = isinstance(inner, K.MultiOptimizer) or getattr(inner, "exclude_layers", None)
         if model is None and looks_at_paths:
