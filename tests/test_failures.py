@@ -1,25 +1,21 @@
-"""Saves that fail, threads that save, and interpreters that end: no step is lost in silence."""
+"""Saves that fail, and interpreters that end: no step is lost in silence."""
 
 import gc
 import logging
 import os
-import resource
 import signal
 import sys
 import threading
 import time
-from concurrent import futures
-from contextlib import contextmanager
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import keras_flax_bridge as kfb
+from tests.saving import full_disk, in_threads, large, small, told, whole
 from tests.spawning import spawn
 from tests.test_crashes import Numbered, numbered
-
-SIZE = 50_000
 
 
 @pytest.fixture(autouse=True)
@@ -30,28 +26,6 @@ def quiet():
     absl.setLevel(logging.CRITICAL)
     yield
     absl.setLevel(before)
-
-
-def small(step):
-    return Numbered(jnp.int32(step), {"a": jnp.full(1000, step, "float32"), "b": jnp.full((3,), step)})
-
-
-def large(step):
-    """A state whose files are larger than a full disk allows."""
-    return Numbered(jnp.int32(step), {"a": np.random.default_rng(step).normal(size=SIZE)})
-
-
-@contextmanager
-def full_disk(size=200_000):
-    """Files can't grow over a limit, which to a program is a full disk."""
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-        signal.signal(signal.SIGXFSZ, before)
 
 
 def fail(manager, step):
@@ -70,25 +44,6 @@ def manager(tmp_path):
     manager.wait()
     yield manager
     manager.close()
-
-
-def whole(folder):
-    """The steps in a folder, each of which restores as it was saved."""
-    reader = kfb.CheckpointManager(folder, max_to_keep=None)
-    for step in reader.all_steps():
-        assert int(kfb.restore(folder, small(0), step=step, include=["step"]).step) == step
-        assert kfb.verify(folder, step=step).ok
-    return reader.all_steps()
-
-
-def told(act):
-    """The step that a call says has failed, or what it gives."""
-    try:
-        return act()
-    except kfb.CheckpointError as error:
-        if "saving step" not in error.got:
-            raise
-        return "failed", int(os.path.basename(error.where))
 
 
 NEXT = {
@@ -284,121 +239,11 @@ def test_an_interrupted_wait_leaves_the_manager_usable(manager, monkeypatch):
     assert whole(manager.directory) == [1, 2, 3]
 
 
-# --- threads
-
-
-def in_threads(count, act):
-    """What each call of `act` gives or raises; a call is handed its number."""
-    with futures.ThreadPoolExecutor(count) as pool:
-        return [f.exception() or f.result() for f in [pool.submit(act, i) for i in range(count)]]
-
-
-SAVES = [
-    pytest.param(4, 5, id="few"),
-    pytest.param(8, 50, id="many", marks=pytest.mark.slow),
-]
-
-
-@pytest.mark.parametrize(("threads", "saves"), SAVES)
-def test_threads_that_save_side_by_side_lose_nothing(tmp_path, threads, saves):
-    with kfb.CheckpointManager(tmp_path, max_to_keep=None) as manager:
-        answers = in_threads(threads, lambda k: [manager.save(small(k + i * threads)) for i in range(saves)])
-    assert answers == [[True] * saves] * threads
-    assert whole(tmp_path) == list(range(threads * saves))
-
-
-def test_of_steps_saved_out_of_order_the_newest_stay(tmp_path):
-    with kfb.CheckpointManager(tmp_path, max_to_keep=3) as manager:
-        answers = in_threads(4, lambda k: [manager.save(small(k + i * 4)) for i in range(6)])
-        assert answers == [[True] * 6] * 4
-    assert whole(tmp_path) == [21, 22, 23]
-
-
-def test_in_one_thread_steps_grow(tmp_path):
-    with kfb.CheckpointManager(tmp_path) as manager:
-        in_threads(1, lambda _: manager.save(small(5)))
-        assert manager.save(small(4))  # another thread's, that came too late
-        manager.save(small(6))
-        with pytest.raises(kfb.CheckpointError, match="a step after 6"):
-            manager.save(small(3))
-
-
-def test_saving_waiting_and_restoring_side_by_side(tmp_path):
-    with kfb.CheckpointManager(tmp_path, max_to_keep=1) as manager:
-        manager.save(small(0))
-        ended = threading.Event()
-
-        def save(_):
-            for step in range(1, 25):
-                manager.save(small(step))
-            ended.set()
-
-        def restore(_):
-            while not ended.is_set():
-                state = manager.restore(small(0))
-                assert np.all(state.values["a"] == state.step)
-
-        def ask(_):
-            while not ended.is_set():
-                manager.wait()
-                assert manager.latest_step in manager.all_steps()
-                _ = manager.best_step
-
-        acts = [save, restore, restore, ask]
-        try:
-            results = in_threads(4, lambda i: acts[i](i))
-        finally:
-            ended.set()
-    assert results == [None] * 4
-    assert max(whole(tmp_path)) == 24
-
-
-def test_wait_returns_for_every_thread_when_the_step_is_on_disk(tmp_path):
-    with kfb.CheckpointManager(tmp_path, max_to_keep=1) as manager:
-        for step in range(4):
-            manager.save(numbered(step))
-            there = in_threads(6, lambda _, s=step: (manager.wait(), (tmp_path / str(s)).is_dir())[1])
-            assert there == [True] * 6
-
-
 def test_one_of_the_threads_that_wait_is_told_of_a_failure(manager):
     with full_disk():
         manager.save(large(2))
         results = in_threads(6, lambda _: told(manager.wait))
     assert sorted(map(str, results)) == ["('failed', 2)"] + ["None"] * 5
-
-
-@pytest.mark.parametrize("layout", ["tree", "packed"])
-def test_managers_of_several_folders_in_several_threads(tmp_path, layout):
-    def run(k):
-        with kfb.CheckpointManager(tmp_path / str(k), max_to_keep=2, layout=layout) as manager:
-            for step in range(6):
-                manager.save(small(step))
-                kfb.save(tmp_path / f"single {k} {step}", small(step), layout=layout)
-            return int(manager.restore(small(0)).step)
-
-    assert in_threads(4, run) == [5] * 4
-    assert all(whole(tmp_path / str(k)) == [4, 5] for k in range(4))
-    assert all(kfb.verify(folder).ok for folder in tmp_path.glob("single*"))
-
-
-def test_two_managers_of_one_folder_in_two_threads(tmp_path):
-    with (
-        kfb.CheckpointManager(tmp_path, max_to_keep=3) as first,
-        kfb.CheckpointManager(tmp_path, max_to_keep=3) as second,
-    ):
-        managers = [first, second]
-        in_threads(2, lambda k: [told_stale(managers[k], step) for step in range(k, 12, 2)])
-    assert len(whole(tmp_path)) == 3  # each knows what the other wrote
-    assert whole(tmp_path)[-1] in (10, 11)
-
-
-def told_stale(manager, step):
-    try:
-        manager.save(small(step))
-    except kfb.CheckpointError as error:
-        if "a step after" not in error.expected:
-            raise
 
 
 # --- the end of the interpreter

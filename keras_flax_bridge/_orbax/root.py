@@ -100,18 +100,24 @@ class Root:
                     metrics=logs or None,
                     custom_metadata=custom,
                 )
+            unfinished.hold()
+            self._begin(step, Pending(response, partial(self._settle, step, needed, unfinished)))
         except BaseException as error:
             self._spoiled = step, unfinished
+            self.owners.pop(step, None)
             if not isinstance(error, Exception):  # an interruption: what has begun is cleaned up later
                 raise
             self._recover()
             raise failed(self.path / str(step), "saving", error, needed=needed) from error
+
+    def _begin(self, step: int, pending: Pending) -> None:
+        """Waits for a save in the background, which is settled when the lock is free again."""
         self.owners[step] = self._thread()
         self._folder.version += 1
         self._version = self._folder.version
-        unfinished.hold()
-        self._folder.pending = Pending(response, partial(self._settle, step, needed, unfinished))
-        self._folder.pending.start()
+        pending.start()
+        if not pending.done.is_set():
+            self._folder.pending = pending
 
     def _settle(self, step: int, needed: int, unfinished: Unfinished, error: BaseException | None) -> None:
         if error is None:

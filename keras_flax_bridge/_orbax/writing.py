@@ -24,7 +24,7 @@ from keras_flax_bridge._orbax.api import (
     ocp,
     speaking,
 )
-from keras_flax_bridge._orbax.background import STARTING
+from keras_flax_bridge._orbax.background import STARTING, folder_of
 from keras_flax_bridge._orbax.names import encode
 from keras_flax_bridge._orbax.unfinished import Unfinished
 
@@ -36,10 +36,11 @@ def save(
     items, custom = written(flat, data, metadata, packed=packed)
     unfinished = Unfinished(path)
     try:
-        with STARTING, saving_context(flat):
-            response = ocp().save_checkpointables_async(path, items, custom_metadata=custom)
-        unfinished.hold()
-        response.result()
+        with folder_of(path).turn():  # two threads that write one folder do so one after the other
+            with STARTING, saving_context(flat):
+                response = ocp().save_checkpointables_async(path, items, custom_metadata=custom)
+            unfinished.hold()
+            response.result()
         unfinished.release()
     except Exception as error:
         unfinished.remove()
