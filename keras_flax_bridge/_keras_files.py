@@ -6,6 +6,7 @@ Keras writes no seeds and no metrics: a model from its files draws other masks t
 from __future__ import annotations
 
 import contextlib
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path as FilePath
 from typing import Any
@@ -54,8 +55,17 @@ def load_model(path: FilePath) -> Any:
             expected="a model, or a checkpoint with its config",
             fix="Build the model yourself and call restore(path, model).",
         )
-    with _speaking(path):
+    with _speaking(path), V.bounded(_most(path), str(path)):
         return keras.saving.load_model(path, safe_mode=True)
+
+
+def _most(path: FilePath) -> int:
+    """How many numbers the model in a file may have: each takes a byte or more, most take four.
+
+    What takes four leaves room for slots and averages that the file does not hold.
+    """
+    with _speaking(path), zipfile.ZipFile(path) as archive:
+        return V.SLACK + archive.getinfo("model.weights.h5").file_size
 
 
 class KerasFile:
