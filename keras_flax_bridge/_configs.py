@@ -82,12 +82,9 @@ def build(config: Any, where: Any, stored: Mapping[_paths.Path, Any] | None = No
         return _built(config, where)
 
 
-_SLACK = 1 << 24  # elements: what models make that is not stored, such as metrics and averages
-
-
 def _most(stored: Mapping[_paths.Path, Any]) -> int:
     """How many numbers the model of some leaves may have; slots and averages may not be stored."""
-    return _SLACK + 4 * sum(math.prod(getattr(leaf, "shape", ())) for leaf in stored.values())
+    return V.SLACK + 4 * sum(math.prod(getattr(leaf, "shape", ())) for leaf in stored.values())
 
 
 def _built(config: Any, where: Any) -> Any:

@@ -58,7 +58,7 @@ def load_model(path: FilePath) -> Any:
             expected="a model in a .keras file, or a checkpoint with its config",
             fix="Build the model yourself and call restore(path, model).",
         )
-    with _speaking(path), V.safe_mode():
+    with _speaking(path), V.safe_mode(), V.bounded(_most(path), str(path)):
         _untrusted.require_safe(_config(path), path)
         model = keras.saving.load_model(path, safe_mode=True)
         return _optimizer_extras.put_back(model, _optimizer_extras.read(path), path)
@@ -71,6 +71,15 @@ def _config(path: FilePath) -> Any:
     """The config in a `.keras` file."""
     with zipfile.ZipFile(path) as archive:
         return json.loads(archive.read(_CONFIG))
+
+
+def _most(path: FilePath) -> int:
+    """How many numbers the model in a file may have: each takes a byte or more, most take four.
+
+    What takes four leaves room for slots and averages that the file does not hold.
+    """
+    with _speaking(path), zipfile.ZipFile(path) as archive:
+        return V.SLACK + archive.getinfo("model.weights.h5").file_size
 
 
 class KerasFile:

@@ -5,6 +5,7 @@ public one serves, and `tests/test_keys.py` fails if Keras renames one.
 """
 
 from keras_flax_bridge._variables.added import add_weight as add_weight
+from keras_flax_bridge._variables.bounds import SLACK as SLACK
 from keras_flax_bridge._variables.bounds import bounded as bounded
 from keras_flax_bridge._variables.decisions import NamedLeaf as NamedLeaf
 from keras_flax_bridge._variables.decisions import built_for as built_for

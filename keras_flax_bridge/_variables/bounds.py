@@ -12,6 +12,7 @@ import keras
 
 from keras_flax_bridge.errors import CheckpointError
 
+SLACK = 1 << 24  # numbers that a model may make and not store, such as those of metrics
 _PATCHING = threading.RLock()
 Made = Callable[..., None]  # Keras's `Variable.__init__`
 
