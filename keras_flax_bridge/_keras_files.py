@@ -14,7 +14,7 @@ import jax
 import keras
 import numpy as np
 
-from keras_flax_bridge import _paths
+from keras_flax_bridge import _guards, _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._intake import receivers
 from keras_flax_bridge.errors import BridgeError, CheckpointError, StructureMismatchError
@@ -45,7 +45,7 @@ def load_model(path: FilePath) -> Any:
     """The model in a `.keras` file, read in Keras's safe mode.
 
     Raises:
-        CheckpointError: if it is a file of weights alone, or Keras can't read it.
+        CheckpointError: if it is a file of weights alone, the guards refuse it, or Keras can't read it.
     """
     if path.name.endswith(".weights.h5"):
         raise CheckpointError(
@@ -54,6 +54,7 @@ def load_model(path: FilePath) -> Any:
             expected="a model, or a checkpoint with its config",
             fix="Build the model yourself and call restore(path, model).",
         )
+    _guards.require_loadable(path)
     with _speaking(path):
         return keras.saving.load_model(path, safe_mode=True)
 
@@ -99,7 +100,8 @@ def restore_weights(path: FilePath, model: Any) -> Any:
 
     Raises:
         StructureMismatchError: if `model` is no Keras model.
-        CheckpointError: if Keras can't read the file into it; then it is as before.
+        CheckpointError: if the guards refuse the file, or Keras can't read it into the model; then
+            the model is as before.
     """
     if not isinstance(model, keras.Model) or not model.built:
         raise StructureMismatchError(
@@ -108,6 +110,7 @@ def restore_weights(path: FilePath, model: Any) -> Any:
             expected="a built keras.Model",
             fix="Weights files have no structure of their own: restore into the model that was saved first.",
         )
+    _guards.require_loadable(path)
     variables = [entry.variable for found in receivers(model).values() for entry in found]
     before = [np.array(variable.value) for variable in variables]
     try:

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "keras_flax_bridge"
 
 FLOORS = [
     {"errors"},
-    {"_paths", "_backend", "_preemption", "_makers", "_progress", "_flat", "_garbage"},
+    {"_paths", "_backend", "_preemption", "_makers", "_progress", "_flat", "_garbage", "_guards"},
     {"_doctor"},
     {"_start"},
     {"_random", "_leaves", "_integrity", "_iterators", "_packing", "_layouts"},
@@ -50,6 +50,7 @@ INSIDE = {
         "whole",
         "__init__",
     ],
+    "_guards": ["limits", "archive", "hdf5", "chunks", "texts", "files", "__init__"],
     "_contents": ["base", "orbax", "h5", "keras", "tensors", "opening", "__init__"],
     "cli": [
         "output",

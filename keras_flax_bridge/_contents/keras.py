@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path as FilePath
 from typing import Any
 
-from keras_flax_bridge import _configs, _keras_files, _paths
+from keras_flax_bridge import _configs, _guards, _keras_files, _paths
 from keras_flax_bridge._contents import h5
 from keras_flax_bridge._contents.base import NOT_IN_KERAS_FILES, Contents, as_numpy
 from keras_flax_bridge._report import SLOT, kind_of
@@ -19,7 +19,8 @@ class KerasArrays(Contents):
         super().__init__(path, kind(path), h5.datasets(path), unnamed=unnamed)
 
     def values(self) -> _paths.Flat:
-        return h5.values(self.path)
+        with _guards.weights(self.path, values=True) as weights:
+            return {path: weights.read("/".join(path)) for path in self.specs}
 
 
 class KerasModel(Contents):
@@ -32,7 +33,7 @@ class KerasModel(Contents):
     """
 
     def __init__(self, path: FilePath, specs: _paths.Flat, model: Any = None):
-        config = h5.config(path) if model is None else _configs.of_model(model)
+        config = _guards.config(path) if model is None else _configs.of_model(model)
         stored = any(name[0] == "optimizer" for name in h5.datasets(path))
         super().__init__(path, kind(path), _written(specs, stored), {"model": config})
         slots = any(kind_of(name) == SLOT for name in self.specs)
