@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path as FilePath
+from typing import Any
 
 import jax
 
 from keras_flax_bridge import _configs, _guards, _paths
+from keras_flax_bridge import _variables as V
+from keras_flax_bridge._parts import models
 from keras_flax_bridge.state import TrainState
 
 
@@ -28,12 +31,21 @@ def specs_of(arrays: Mapping[str, _guards.Array]) -> dict[_paths.Path, jax.Shape
     return {path: found[path] for path in sorted(found, key=order)}
 
 
-def specs(path: FilePath) -> _paths.Flat:
-    """Shapes and dtypes of all that a `.keras` file may hold, by structural key; nothing is allocated.
+def abstract(path: FilePath) -> tuple[_paths.Flat, dict[_paths.Path, str]]:
+    """All that a `.keras` file may hold, by structural key, and the name of each in it; nothing is allocated.
 
     Raises:
         BridgeError: if the model can't be built here.
     """
     found = _guards.config(path) or {}
     optimizer = None if found.get("compile_config") else "sgd"
-    return _paths.flatten(TrainState.abstract(lambda: _configs.build(found, path), optimizer=optimizer))
+    state = TrainState.abstract(lambda: _configs.build(found, path), optimizer=optimizer)
+    return _paths.flatten(state), _names(models(state.apply_fn).get(""))
+
+
+def _names(model: Any) -> dict[_paths.Path, str]:
+    """The names in the file; none where a layer of the user's writes its variables in a way of its own."""
+    try:
+        return {} if model is None else V.names_in_files(model)
+    except Exception:  # of a user's save_own_variables, which finds no values
+        return {}

@@ -72,7 +72,7 @@ class Archive:
             for part in self._parts(name):
                 unpacked.write(part)
             unpacked.seek(0)
-            yield unpacked  # type: ignore[misc]
+            yield unpacked
 
     def _parts(self, name: str) -> Iterator[bytes]:
         """A member in parts; after the last one its checksum is compared."""
@@ -127,7 +127,7 @@ def archive(path: FilePath) -> Iterator[Archive]:
     with contextlib.ExitStack() as stack:
         try:
             file = stack.enter_context(path.open("rb"))
-            opened = stack.enter_context(zipfile.ZipFile(_Opening(file)))  # type: ignore[arg-type]
+            opened = stack.enter_context(zipfile.ZipFile(_Opening(file)))
         except Exception as error:  # zipfile raises many kinds, struct's and Unicode's among them
             got = f"{type(error).__name__}: {limits.shown(str(error))}"
             raise refusal(path, "the archive", got, "a zip archive that Keras wrote") from error

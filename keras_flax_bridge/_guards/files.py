@@ -14,8 +14,10 @@ from keras_flax_bridge._guards import hdf5, limits, texts
 from keras_flax_bridge._guards.archive import Archive, archive
 from keras_flax_bridge._guards.chunks import require_unpacked_sizes
 from keras_flax_bridge._guards.limits import refusal
+from keras_flax_bridge._slices import slices
 from keras_flax_bridge.errors import BridgeError
 
+KERAS, H5, TENSORS = ".keras", ".weights.h5", ".safetensors"
 WEIGHTS, CONFIG = "model.weights.h5", "config.json"  # the items of a `.keras` file
 
 
@@ -27,8 +29,14 @@ class Weights(NamedTuple):
     arrays: dict[str, hdf5.Array]
 
     def read(self, name: str, where: Any = ()) -> np.ndarray:
-        """An array, or the part of it that numpy's index means; of a compressed one each chunk was measured."""
+        """An array, or the part of it at an index."""
         return hdf5.value(self.file[name], self.arrays[name], where)
+
+    def pieces(self, name: str, size: int) -> Iterator[np.ndarray]:
+        """An array in parts of about so many bytes, in C order."""
+        array = self.arrays[name]
+        for where in slices(array.shape, max(1, size // array.width), array.rows):
+            yield self.read(name, where)
 
     def require_unpacked_sizes(self) -> None:
         """Checks what only reading tells: that compressed chunks unpack to the size that they should have."""
@@ -36,8 +44,9 @@ class Weights(NamedTuple):
             require_unpacked_sizes(self.path, name, self.file[name], array)
 
 
-def is_archive(path: FilePath) -> bool:
-    return not path.name.endswith(".h5")
+def kind(path: FilePath) -> str:
+    """The suffix of a file that is read here; ``""`` for another."""
+    return next((suffix for suffix in (KERAS, H5, TENSORS) if path.name.endswith(suffix)), "")
 
 
 @contextlib.contextmanager
@@ -54,7 +63,7 @@ def weights(path: FilePath, *, values: bool = False) -> Iterator[Weights]:
         CorruptCheckpointError: if a checksum of the archive differs.
     """
     with contextlib.ExitStack() as stack:
-        if is_archive(path):
+        if kind(path) == KERAS:
             opened = stack.enter_context(archive(path))
             if values:
                 opened.require_whole()
@@ -93,7 +102,7 @@ def config(path: FilePath) -> dict[str, Any] | None:
     Raises:
         CheckpointError: if it can't be read, or is no config that Keras wrote.
     """
-    if not is_archive(path):
+    if kind(path) != KERAS:
         return None
     with archive(path) as opened:
         return _config(opened)

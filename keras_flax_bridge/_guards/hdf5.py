@@ -33,6 +33,8 @@ class Array(NamedTuple):
     Attributes:
         shape: its shape.
         dtype: its dtype, by name; the marked one where one is.
+        width: the bytes of an element.
+        rows: how many rows a chunk has; 1 for an array in one piece.
         chunk: the bytes of a chunk; 0 for an array in one piece.
         filters: the filters that its chunks went through, in that order.
         declared: bytes, as they are in memory.
@@ -41,6 +43,8 @@ class Array(NamedTuple):
 
     shape: tuple[int, ...]
     dtype: str
+    width: int
+    rows: int
     chunk: int
     filters: tuple[int, ...]
     declared: int
@@ -130,9 +134,9 @@ def _array(path: FilePath, name: str, item: Any, size: int) -> Array:
         chunk = math.prod(plist.get_chunk()) * width
         declared = max(declared, _of_chunks(path, name, item, plist.get_chunk(), width, declared))
         _require_filters(path, name, filters, declared, stored)
-        return Array(shape, kind, chunk, filters, declared, stored)
+        return Array(shape, kind, width, plist.get_chunk()[0], chunk, filters, declared, stored)
     _require_stored(path, name, item, declared, stored, size)
-    return Array(shape, kind, 0, (), declared, stored)
+    return Array(shape, kind, width, 1, 0, (), declared, stored)
 
 
 def _dtype(path: FilePath, name: str, item: Any) -> tuple[str, int]:

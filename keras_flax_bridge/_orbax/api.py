@@ -85,3 +85,10 @@ def steps_in(root: FilePath) -> dict[int, FilePath]:
     folders = root.iterdir() if root.is_dir() else ()
     steps = {int(f.name): f for f in folders if f.name.isdigit() and is_checkpoint(f)}
     return dict(sorted(steps.items()))
+
+
+def tensorstore() -> Any:
+    """The storage below Orbax."""
+    import tensorstore
+
+    return tensorstore
