@@ -145,7 +145,7 @@ def _own(contents: Contents, path: _paths.Path) -> _paths.Path:
     return path if path in contents.specs else path[1:]
 
 
-_TOGETHER = 1 << 20  # elements that are compared at a time: as float64 they take more than the leaf
+_TOGETHER = 1 << 18  # elements that are compared at a time: as float64 they take more than the leaf
 
 
 def _greatest(found: Iterable[float | str | None]) -> float | str | None:

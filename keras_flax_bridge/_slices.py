@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-GROUP = 1 << 24  # bytes of one part, and of small arrays that are read together
+GROUP = 1 << 24  # bytes of small arrays that are read together
+PART = 1 << 22  # bytes of one part of a larger one
 
 
 def slices(shape: tuple[int, ...], most: int, step: int = 1) -> Iterator[tuple[slice, ...]]:

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "keras_flax_bridge"
 
 FLOORS = [
     {"errors"},
-    {"_paths", "_backend", "_preemption", "_makers", "_progress", "_flat", "_garbage", "_slices"},
+    {"_paths", "_backend", "_preemption", "_makers", "_progress", "_flat", "_garbage", "_slices", "_memory"},
     {"_doctor", "_guards"},
     {"_start"},
     {"_random", "_leaves", "_integrity", "_iterators", "_packing", "_layouts"},
