@@ -6,8 +6,6 @@ Keras writes no seeds and no metrics: a model from its files draws other masks t
 from __future__ import annotations
 
 import contextlib
-import json
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path as FilePath
 from typing import Any
@@ -16,7 +14,7 @@ import jax
 import keras
 import numpy as np
 
-from keras_flax_bridge import _optimizer_extras, _paths, _untrusted
+from keras_flax_bridge import _guards, _optimizer_extras, _paths, _untrusted
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._intake import receivers
 from keras_flax_bridge._printable import said
@@ -48,7 +46,7 @@ def load_model(path: FilePath) -> Any:
     """The model in a `.keras` file, read in Keras's safe mode.
 
     Raises:
-        CheckpointError: if it is a file of another kind, or Keras can't read it.
+        CheckpointError: if it is a file of another kind, the guards refuse it, or Keras can't read it.
     """
     if not path.name.endswith(".keras"):  # Keras would read another kind, whose config nothing has looked at
         weights = path.name.endswith(".weights.h5")
@@ -58,19 +56,11 @@ def load_model(path: FilePath) -> Any:
             expected="a model in a .keras file, or a checkpoint with its config",
             fix="Build the model yourself and call restore(path, model).",
         )
+    _guards.require_loadable(path)
     with _speaking(path), V.safe_mode(), V.bounded(_most(path), str(path)):
-        _untrusted.require_safe(_config(path), path)
+        _untrusted.require_safe(_guards.config(path), path)
         model = keras.saving.load_model(path, safe_mode=True)
         return _optimizer_extras.put_back(model, _optimizer_extras.read(path), path)
-
-
-_CONFIG = "config.json"  # Keras's name for it in its archive
-
-
-def _config(path: FilePath) -> Any:
-    """The config in a `.keras` file."""
-    with zipfile.ZipFile(path) as archive:
-        return json.loads(archive.read(_CONFIG))
 
 
 def _most(path: FilePath) -> int:
@@ -78,8 +68,8 @@ def _most(path: FilePath) -> int:
 
     What takes four leaves room for slots and averages that the file does not hold.
     """
-    with _speaking(path), zipfile.ZipFile(path) as archive:
-        return V.SLACK + archive.getinfo("model.weights.h5").file_size
+    with _guards.archive(path) as archive:
+        return V.SLACK + archive.members[_guards.WEIGHTS].file_size
 
 
 class KerasFile:
@@ -123,7 +113,8 @@ def restore_weights(path: FilePath, model: Any) -> Any:
 
     Raises:
         StructureMismatchError: if `model` is no Keras model.
-        CheckpointError: if Keras can't read the file into it; then it is as before.
+        CheckpointError: if the guards refuse the file, or Keras can't read it into the model; then
+            the model is as before.
     """
     if not isinstance(model, keras.Model) or not model.built:
         raise StructureMismatchError(
@@ -132,6 +123,7 @@ def restore_weights(path: FilePath, model: Any) -> Any:
             expected="a built keras.Model",
             fix="Weights files have no structure of their own: restore into the model that was saved first.",
         )
+    _guards.require_loadable(path)
     variables = [entry.variable for found in receivers(model).values() for entry in found]
     before = [np.array(variable.value) for variable in variables]
     try:

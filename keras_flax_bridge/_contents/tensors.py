@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path as FilePath
 from typing import Any
@@ -11,32 +11,25 @@ from typing import Any
 import jax
 import numpy as np
 
-from keras_flax_bridge import _paths, _schema, _texts
-from keras_flax_bridge._contents.base import Contents, unreadable
+from keras_flax_bridge import _guards, _paths, _schema, _texts
+from keras_flax_bridge._contents.base import Contents
 from keras_flax_bridge._schema import Malformed
+from keras_flax_bridge._slices import GROUP
 from keras_flax_bridge.errors import BridgeError, CheckpointError
 
 _OURS = "keras_flax_bridge"  # the key of our metadata
-_DTYPES = {
-    **{"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "C64": "complex64"},
-    **{f"{kind[0].upper()}{bits}": f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)},
-    "BOOL": "bool",
-}
 
 
 class Tensors(Contents):
-    """A file."""
+    """A file; its arrays are read by their places in it, without the library."""
 
     def __init__(self, path: FilePath):
-        with _opened(path) as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-            described = {name: (one.get_dtype(), one.get_shape()) for name, one in slices.items()}
-            text = (file.metadata() or {}).get(_OURS, "{}")
+        found = _guards.tensors(path)
+        text = found.metadata.get(_OURS, "{}")
         metadata = _texts.parsed(text, f"{path}, __metadata__/{_OURS}", CheckpointError)
         try:
             _METADATA(metadata, _OURS)
-            self._names = _by_path(described)
-            specs = {p: _spec(described[name], name) for p, name in self._names.items()}
+            self._tensors = _by_path(found.arrays)
         except Malformed as error:
             raise CheckpointError(
                 str(path),
@@ -44,47 +37,38 @@ class Tensors(Contents):
                 expected=error.expected,
                 fix="The file is damaged, or holds what numpy and jax do not have in common.",
             ) from error
+        specs = {name: jax.ShapeDtypeStruct(t.shape, t.dtype) for name, t in self._tensors.items()}
         super().__init__(path, "safetensors file", specs, metadata)
 
-    def values(self) -> _paths.Flat:
-        with _opened(self.path) as file:
-            return {path: file.get_tensor(name) for path, name in self._names.items()}
+    def some(self, paths: Iterable[_paths.Path]) -> _paths.Flat:
+        return {path: self._read(path, 0, math.prod(self.specs[path].shape)) for path in paths}
+
+    def _read(self, path: _paths.Path, begin: int, count: int) -> np.ndarray:
+        """Elements of an array in C order; the whole array if these are all."""
+        tensor, dtype = self._tensors[path], np.dtype(self.specs[path].dtype)
+        offset = tensor.begin + begin * dtype.itemsize
+        found = np.fromfile(self.path, dtype, count, offset=offset)
+        return found.reshape(tensor.shape) if count == math.prod(tensor.shape) else found
+
+    def parts(self, path: _paths.Path) -> Iterator[np.ndarray]:
+        spec = self.specs[path]
+        size, step = math.prod(spec.shape), GROUP // np.dtype(spec.dtype).itemsize
+        for begin in range(0, size, step):
+            yield self._read(path, begin, min(step, size - begin)).reshape(-1)
 
 
 _METADATA = _schema.record({"model": _schema.optional(_schema.table_of(_schema.anything))})
 
 
-@contextlib.contextmanager
-def _opened(path: FilePath) -> Iterator[Any]:
-    """The file, for the library.
-
-    Raises:
-        CheckpointError: if the library can't read it.
-    """
-    safe_open = _library().safe_open
-    try:
-        with safe_open(path, framework="np") as file:
-            yield file
-    except Exception as error:  # the library has a kind of its own, and raises others
-        raise unreadable(path, error, "a safetensors file", "Is it whole?") from error
-
-
-def _by_path(names: Iterable[str]) -> dict[_paths.Path, str]:
-    """Names as they are in the file, by path: others do not write ~ as this package does."""
+def _by_path(arrays: Mapping[str, _guards.Tensor]) -> dict[_paths.Path, _guards.Tensor]:
+    """Arrays by path: others do not write ~ in a name as this package does."""
     found: dict[_paths.Path, str] = {}
-    for name in names:
+    for name in arrays:
         path = _paths.split(name)
         if path in found:
             raise Malformed(name, f"the same path as {_texts.clipped(found[path])}", "paths that differ")
         found[path] = name
-    return found
-
-
-def _spec(described: tuple[str, Any], name: str) -> jax.ShapeDtypeStruct:
-    dtype, shape = described
-    if dtype not in _DTYPES:
-        raise Malformed(name, f"the dtype {_texts.clipped(dtype)}", f"one of {', '.join(_DTYPES)}")
-    return jax.ShapeDtypeStruct(tuple(shape), _DTYPES[dtype])
+    return {path: arrays[name] for path, name in found.items()}
 
 
 def save_tensors(path: FilePath, flat: Mapping[_paths.Path, np.ndarray], metadata: Mapping[str, Any]) -> None:
@@ -96,12 +80,12 @@ def save_tensors(path: FilePath, flat: Mapping[_paths.Path, np.ndarray], metadat
     _library()
     import safetensors.numpy
 
-    unknown = [_paths.join(p) for p, leaf in flat.items() if str(leaf.dtype) not in _DTYPES.values()]
+    unknown = [_paths.join(p) for p, leaf in flat.items() if str(leaf.dtype) not in _guards.DTYPES.values()]
     if unknown:
         raise CheckpointError(
             str(path),
             got=f"leaves of a dtype that it lacks: {', '.join(unknown)}",
-            expected=f"dtypes of safetensors ({', '.join(_DTYPES.values())})",
+            expected=f"dtypes of safetensors ({', '.join(_guards.DTYPES.values())})",
             fix="Convert to a checkpoint, or to flax.",
         )
     tensors = {

@@ -141,3 +141,10 @@ def step_of(name: str) -> int | None:
     (7, None, None)
     """
     return int(name) if re.fullmatch("[0-9]{1,18}", name) else None
+
+
+def tensorstore() -> Any:
+    """The storage below Orbax."""
+    import tensorstore
+
+    return tensorstore

@@ -10,10 +10,11 @@ import jax
 import numpy as np
 
 from keras_flax_bridge import _integrity, _packing, _paths, _texts
+from keras_flax_bridge._groups import is_large
 from keras_flax_bridge._iterators import checksum, is_grain, set_grain, set_position
 from keras_flax_bridge._kinds import words
-from keras_flax_bridge._leaves import size_of
-from keras_flax_bridge._orbax import metadata
+from keras_flax_bridge._leaves import on_disk, size_of
+from keras_flax_bridge._orbax import metadata, pieces
 from keras_flax_bridge._orbax.api import (
     DATA,
     LEAVES,
@@ -27,6 +28,7 @@ from keras_flax_bridge._orbax.api import (
 from keras_flax_bridge._orbax.names import decode
 from keras_flax_bridge._printable import said
 from keras_flax_bridge._progress import working
+from keras_flax_bridge._slices import GROUP, flat_pieces
 from keras_flax_bridge.errors import CheckpointError, CorruptCheckpointError, listing
 
 _FOREIGN = ("pytree", "default")  # what Orbax, its manager and Keras's callback call the one tree
@@ -130,8 +132,10 @@ class Stored:
         small = {path: target for path, target in targets.items() if _paths.join(path) in self._index}
         wanted = {p: t for p, t in targets.items() if p not in small and p not in self._empty}
         wanted = {p: _host_bytes(t) if p in self._viewed else t for p, t in wanted.items()}
-        loaded, buffer = self._read(wanted, packed=bool(small))
-        packed = _packing.unpack(buffer, self._index, small)
+        part = self._buffer_part(small) if small else None  # of a long buffer only what is needed
+        loaded, whole = self._read(wanted, packed=bool(small) and part is None)
+        buffer, start = part or (whole, 0)
+        packed = _packing.unpack(buffer, self._index, small, start)
         viewed = {p: leaf.view(self.specs[p].dtype) for p, leaf in loaded.items() if p in self._viewed}
         empty = {p: np.zeros(t.shape, t.dtype) for p, t in targets.items() if p in self._empty}
         return {**loaded, **_placed({**empty, **packed, **viewed}, targets)}
@@ -148,6 +152,68 @@ class Stored:
             found = _paths.flatten(ocp().load(self._root, tree, checkpointable_name=self._item))
         values = {path: found[place] for path, place in self._places.items() if place in asked}
         return values, found.get((PACKED,))
+
+    def _buffer_part(self, paths: Iterable[_paths.Path]) -> tuple[np.ndarray, int] | None:
+        """The bytes of some packed leaves, and where they begin; None where all bytes are read at once."""
+        if not is_large(self._buffer):
+            return None
+        begin, end = _packing.span(self._index, paths)
+        array = pieces.opened(self._item_folder, (PACKED,), self._buffer) if end - begin <= GROUP else None
+        if array is None:
+            return None
+        with speaking(self.path, "restoring"):
+            return array[begin:end].read().result(), begin
+
+    @property
+    def packed(self) -> set[_paths.Path]:
+        """The leaves that are together in one array."""
+        return {*map(_paths.split, self._index)}
+
+    @property
+    def _item_folder(self) -> FilePath:
+        return self._root if self._item is None else self._root / self._item
+
+    def parts(self, path: _paths.Path) -> Iterator[np.ndarray]:
+        """A large leaf in one-dimensional parts, in C order; it is never in memory as a whole.
+
+        Raises:
+            CorruptCheckpointError: if it can't be read, or, after the last part, if its checksum differs.
+        """
+        total = _integrity.Running()
+        for part in flat_pieces(self._pieces(path)):
+            total.add(part)
+            yield part
+            del part
+        self._refuse(self._differing(path, total))
+
+    def damaged_large(self, path: _paths.Path) -> dict[str, str]:
+        """What is wrong with a large leaf, by path; it is read in parts."""
+        total = _integrity.Running()
+        try:
+            for part in flat_pieces(self._pieces(path)):
+                total.add(part)
+                del part
+        except CheckpointError as error:
+            return {_paths.join(path): str(error.got)}
+        return self._differing(path, total)
+
+    def _differing(self, path: _paths.Path, total: _integrity.Running) -> dict[str, str]:
+        name, value = _paths.join(path), total.value()
+        written = self.metadata.get("checksums", {}).get(name, value)
+        return {} if value == written else {name: _integrity.difference(value, written)}
+
+    def _pieces(self, path: _paths.Path) -> Iterator[np.ndarray]:
+        spec = self.specs[path]
+        kept = _host_bytes(spec) if path in self._viewed else spec
+        place = self._places.get(path)
+        array = pieces.opened(self._item_folder, place, kept) if place else None
+        if array is None:  # in a format that only Orbax knows
+            yield np.asarray(on_disk(self.load({path: on_host(spec)})[path]))
+            return
+        with speaking(self.path, f"reading {_paths.join(path)}", CorruptCheckpointError):
+            for piece in pieces.pieces(array):
+                yield piece.view(spec.dtype)
+                del piece
 
     def load_each(self, targets: Mapping[_paths.Path, Any]) -> tuple[_paths.Flat, dict[str, str]]:
         """The values that can be read, and why the others can't, by path."""
@@ -276,6 +342,11 @@ def _spec(dtype: str, shape: Any) -> jax.ShapeDtypeStruct:
 
 def _axes(sharding: Any) -> dict[str, int]:
     return dict(zip(sharding.axis_names, map(int, sharding.shape), strict=True))
+
+
+def on_host(spec: Any) -> Any:
+    """What Orbax is asked for to give a leaf as numpy."""
+    return np.broadcast_to(np.zeros((), spec.dtype), spec.shape) if hasattr(spec, "shape") else spec
 
 
 def _host_bytes(target: Any) -> Any:
