@@ -142,7 +142,7 @@ class _Run:
         try:
             yield
         except KeyboardInterrupt as interruption:
-            _flat.become(given, self.state)
+            _flat.overwrite(given, self.state)
             self.count = int(self.state.step)
             try:
                 self.finish()

@@ -14,7 +14,7 @@ from flax.training import train_state
 from keras_flax_bridge import _assignments, _garbage, _intake, _parts, _paths, _repartition
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._apply import KerasApply
-from keras_flax_bridge._flat import Foldable
+from keras_flax_bridge._flat import LazyTrees
 from keras_flax_bridge._leaves import explained, owned
 from keras_flax_bridge._transforms import (
     KerasTransformation,
@@ -27,7 +27,7 @@ from keras_flax_bridge.optimizers import Moves
 TREES = (*_intake.TREES, "eval_metrics")
 
 
-class TrainState(Foldable, Moves, train_state.TrainState):
+class TrainState(LazyTrees, Moves, train_state.TrainState):
     """A Keras model's whole training state, a subclass of Flax's `TrainState`.
 
     Leaves are keyed by their place in the model (``params["dense_1"]["kernel"]``), never by

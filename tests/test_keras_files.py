@@ -77,7 +77,6 @@ def test_misuse_is_explained(fitted, file, tmp_path):
         "5 unexpected": lambda: kfb.restore(file, wider()),
         "a built keras.Model": lambda: kfb.restore(tmp_path / "w.weights.h5", {"a": 1}),
         "weights alone": lambda: kfb.load_model(tmp_path / "w.weights.h5"),
-        "no checksums": lambda: kfb.verify(file),
         "without data=": lambda: kfb.restore(file, kfb.TrainState.from_keras(fitted), data=iter([])),
     }
     for words, act in acts.items():
