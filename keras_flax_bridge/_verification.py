@@ -101,6 +101,8 @@ def _of_archive(path: FilePath) -> VerifyReport:
     """The arrays of a `.keras` file: the archive has a checksum of the one file in which they are."""
     with _guards.archive(path) as archive:
         damaged = archive.damaged()
+    if not damaged:
+        _guards.config(path)
     names = tuple(_names(path)) if _guards.WEIGHTS not in damaged else ()
     return VerifyReport(path, len(names), damaged, (), len(names), ZIP)
 

@@ -73,7 +73,11 @@ ROWS = {
     "whole": ("verify tree", 0, "32 leaves, 0 unchecked, whole", ""),
     "damaged": ("verify damaged", 1, "checksum", ""),
     "damage is named": ("verify damaged --json", 1, '"ok": false', ""),
-    "no checksums": ("verify model.keras", 2, "", "a Keras file, which has no checksums of ours"),
+    "an archive": ("verify model.keras", 0, "0 unchecked, whole, by the CRC-32 of the zip archive", ""),
+    "no checksums": ("verify model.weights.h5", 1, "22 of 22 leaves have no checksum: not verified", ""),
+    "no checksums for programs": ("verify flax --json", 1, '"ok": false, "leaves": 32, "checked": 0', ""),
+    "others' checkpoint": ("verify flax", 1, "0 checked, 32 unchecked, 0 damaged", ""),
+    "a step of a file to verify": ("verify model.keras --step 1", 2, "", "a root folder"),
     "nothing to verify": ("verify nowhere", 2, "", "Look at the path once more"),
     "the same": ("diff tree packed --values", 0, "32 leaves compared: no difference", ""),
     "the same in Keras's file": (

@@ -121,8 +121,9 @@ def _written(specs: _paths.Flat, slots: bool) -> _paths.Flat:
 
 def in_keras_file(path: FilePath) -> Contents:
     """A `.keras` file, by structural keys where its model can be built here."""
+    config = _guards.config(path)
     try:
-        return KerasModel(path, *h5.abstract(path))
+        return KerasModel(path, *h5.abstract(path, config))
     except BridgeError as error:  # its classes aren't known here, or it holds code
         return KerasArrays(path, f"its model can't be built here ({' '.join(str(error.got).split())})")
 

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 
 from keras_flax_bridge._guards import hdf5, limits, texts
-from keras_flax_bridge._guards.archive import Archive, archive
+from keras_flax_bridge._guards.archive import archive
 from keras_flax_bridge._guards.chunks import require_unpacked_sizes
 from keras_flax_bridge._guards.limits import refusal
 from keras_flax_bridge._slices import slices
@@ -96,20 +96,14 @@ def _speaking(path: FilePath) -> Iterator[None]:
         raise refusal(path, "the arrays", got, "an HDF5 file that Keras wrote") from error
 
 
-def config(path: FilePath) -> dict[str, Any] | None:
-    """The config of the model in a `.keras` file; None for a file of weights alone.
+def config(path: FilePath) -> dict[str, Any]:
+    """The config of the model in a `.keras` file.
 
     Raises:
         CheckpointError: if it can't be read, or is no config that Keras wrote.
     """
-    if kind(path) != KERAS:
-        return None
     with archive(path) as opened:
-        return _config(opened)
-
-
-def _config(opened: Archive) -> dict[str, Any]:
-    return texts.parsed(opened.path, CONFIG, opened.text(CONFIG, limits.CONFIG))
+        return texts.parsed(path, CONFIG, opened.text(CONFIG, limits.CONFIG))
 
 
 def require_loadable(path: FilePath) -> None:
@@ -119,6 +113,7 @@ def require_loadable(path: FilePath) -> None:
         CheckpointError: if it is not a file of Keras's, or holds what Keras never writes.
         CorruptCheckpointError: if a checksum of the archive differs.
     """
-    config(path)
+    if kind(path) == KERAS:
+        config(path)
     with weights(path, values=True):
         pass
