@@ -25,8 +25,7 @@ from keras_flax_bridge._kinds import given_back
 from keras_flax_bridge._orbax import FilePath
 from keras_flax_bridge._printable import printable
 from keras_flax_bridge._restore import Include, Options, Rename
-from keras_flax_bridge._verification import VerifyReport as VerifyReport
-from keras_flax_bridge._verification import verified
+from keras_flax_bridge._verification import VerifyReport, verified
 from keras_flax_bridge.errors import CheckpointError, CorruptCheckpointError
 
 log = logging.getLogger("keras_flax_bridge")
