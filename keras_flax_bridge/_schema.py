@@ -11,20 +11,16 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from keras_flax_bridge import _paths
+from keras_flax_bridge import _paths, _untrusted
 from keras_flax_bridge._texts import clipped
 
 Check = Callable[[Any, str], None]  # of a value, and the name of its field; raises `Malformed`
 
-# what a dtype may be called in a file: no other text becomes a dtype
-DTYPES = frozenset(
-    {"bool", "bfloat16", "float16", "float32", "float64", "complex64", "complex128"}
-    | {f"{kind}{bits}" for kind in ("int", "uint") for bits in (1, 2, 4, 8, 16, 32, 64)}
-    | {f"float8_{kind}" for kind in ("e3m4", "e4m3", "e4m3b11fnuz", "e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz")}
-    | {"float8_e8m0fnu", "float6_e2m3fn", "float6_e3m2fn", "float4_e2m1fn", "complex32", "bcomplex32"}
-)
-DEEPEST = 1000  # names in a path
-LONGEST = 1 << 16  # characters of a path
+# dtypes that numpy has through ml_dtypes, and jax has no arrays of: they stay on the host
+HOST_ONLY = frozenset({"float6_e2m3fn", "float6_e3m2fn", "complex32", "bcomplex32"})
+DTYPES = _untrusted.DTYPES | HOST_ONLY  # what a leaf may be of: no other text of a checkpoint becomes a dtype
+DEEPEST = 256  # names in a path: Orbax reads a tree by recursion, several calls a level
+LONGEST = 1 << 14  # characters of a path: a key of the storage of Orbax has at most 64 KiB
 _MOST_AXES = 64  # of numpy
 _MOST_ELEMENTS = 1 << 48  # of an array: the address space of a machine
 

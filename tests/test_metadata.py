@@ -238,3 +238,24 @@ def test_checking_5000_leaves_takes_milliseconds():
         taken.append(time.process_time() - begin)
     assert min(taken) < 0.1  # it takes some 5 ms on an idle core
     print(f"{1e3 * min(taken):.1f} ms")
+
+
+def nested(levels):
+    tree = np.ones(2, "float32")
+    for _ in range(levels):
+        tree = {"a": tree}
+    return tree
+
+
+@pytest.mark.parametrize("layout", ["tree", "packed"])
+def test_a_path_is_as_long_as_a_restore_can_read(tmp_path, layout):
+    deep, wide = nested(_schema.DEEPEST), {"a" * _schema.LONGEST: np.ones(2)}
+    for number, tree in enumerate((deep, wide)):
+        kfb.save(tmp_path / str(number), tree, layout=layout)
+        back = kfb.restore(tmp_path / str(number), tree)
+        assert np.array_equal(jax.tree.leaves(back)[0], np.ones(2))
+    for tree in (nested(_schema.DEEPEST + 1), {"a" * (_schema.LONGEST + 1): np.ones(2)}):
+        with pytest.raises(kfb.StructureMismatchError, match="levels and") as error:
+            kfb.save(tmp_path / "refused", tree, layout=layout)
+        assert len(str(error.value)) < 1000
+    assert not (tmp_path / "refused").exists()
