@@ -24,12 +24,13 @@ from keras_flax_bridge import (
 from keras_flax_bridge._leaves import from_disk
 from keras_flax_bridge._orbax import FilePath
 from keras_flax_bridge._restore import Include, Options, Rename
+from keras_flax_bridge._types import Models, PathLike, PyTree, Target
 from keras_flax_bridge.errors import CheckpointError, CorruptCheckpointError
 
 log = logging.getLogger("keras_flax_bridge")
 
 
-def save(path: Any, state: Any, *, model: Any = None, layout: str = "tree") -> None:
+def save(path: PathLike, state: PyTree, *, model: Models | None = None, layout: str = "tree") -> None:
     """Saves one checkpoint, without a manager; returns when it is on disk.
 
     Args:
@@ -57,8 +58,8 @@ def save(path: Any, state: Any, *, model: Any = None, layout: str = "tree") -> N
 
 
 def restore(
-    path: Any,
-    like: Any,
+    path: PathLike,
+    like: Target,
     *,
     step: int | None = None,
     data: Any = None,
@@ -67,7 +68,7 @@ def restore(
     partial: bool = False,
     verify: bool = True,
     cast: bool = False,
-) -> Any:
+) -> Target:
     """Restores a checkpoint into what `like` is; every leaf on both sides is accounted for.
 
     Args:
@@ -184,7 +185,7 @@ def from_newest(
     raise AssertionError  # there is at least one folder
 
 
-def load_model(path: Any, *, step: int | None = None) -> keras.Model:
+def load_model(path: PathLike, *, step: int | None = None) -> keras.Model:
     """Rebuilds a Keras model from its stored config, with weights and optimizer in place.
 
     The config is read in Keras's safe mode: nothing in a checkpoint is run as code. Metrics start
@@ -264,7 +265,7 @@ class VerifyReport(NamedTuple):
         )
 
 
-def verify(path: Any, *, step: int | None = None) -> VerifyReport:
+def verify(path: PathLike, *, step: int | None = None) -> VerifyReport:
     """Reads every leaf of a checkpoint and compares it with the checksum that was written.
 
     Args:

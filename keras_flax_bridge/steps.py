@@ -18,6 +18,7 @@ from keras_flax_bridge._layouts import Rules
 from keras_flax_bridge._leaves import explained, strong
 from keras_flax_bridge._meshed import Meshed
 from keras_flax_bridge._transforms import require_model, trainee, training_variables
+from keras_flax_bridge._types import GivenOptimizer, Loss, Metrics
 from keras_flax_bridge.errors import StructureMismatchError
 from keras_flax_bridge.state import TrainState
 
@@ -32,9 +33,9 @@ _PREDICTED = ("params", "non_trainable")
 def make_train_step(
     model: keras.Model,
     *,
-    loss: Any = None,
-    optimizer: Any = None,
-    metrics: Any = None,
+    loss: Loss | None = None,
+    optimizer: GivenOptimizer | None = None,
+    metrics: Metrics | None = None,
     jit: bool = True,
     donate: bool = True,
     steps_per_call: int = 1,
@@ -110,7 +111,9 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(model: keras.Model, *, loss: Any = None, metrics: Any = None, jit: bool = True) -> Step:
+def make_eval_step(
+    model: keras.Model, *, loss: Loss | None = None, metrics: Metrics | None = None, jit: bool = True
+) -> Step:
     """Makes ``eval_step(state, batch) -> (state, logs)``.
 
     The step is the model's own ``test_step``. Its metrics accumulate in `state.eval_metrics`, so

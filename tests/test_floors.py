@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "keras_flax_bridge"
 
 FLOORS = [
     {"errors"},
-    {"_paths", "_backend", "_preemption", "_makers", "_progress", "_flat", "_garbage"},
+    {"_paths", "_types", "_backend", "_preemption", "_makers", "_progress", "_flat", "_garbage"},
     {"_doctor"},
     {"_start"},
     {"_random", "_leaves", "_integrity", "_iterators", "_packing", "_layouts"},
