@@ -13,6 +13,7 @@ from keras_flax_bridge._keras_step import EVALUATE, PREDICT, TRAIN, KerasStep, L
 from keras_flax_bridge._layouts import Rules
 from keras_flax_bridge._meshed import Meshed
 from keras_flax_bridge._transforms import require_model, trainee
+from keras_flax_bridge._types import GivenOptimizer, Loss, Metrics
 from keras_flax_bridge.errors import StructureMismatchError
 from keras_flax_bridge.state import TrainState
 
@@ -22,9 +23,9 @@ Step = Callable[[TrainState, Any], tuple[TrainState, Logs]]
 def make_train_step(
     model: keras.Model,
     *,
-    loss: Any = None,
-    optimizer: Any = None,
-    metrics: Any = None,
+    loss: Loss | None = None,
+    optimizer: GivenOptimizer | None = None,
+    metrics: Metrics | None = None,
     jit: bool = True,
     donate: bool = True,
     steps_per_call: int = 1,
@@ -89,8 +90,8 @@ def make_train_step(
 def make_eval_step(
     model: keras.Model,
     *,
-    loss: Any = None,
-    metrics: Any = None,
+    loss: Loss | None = None,
+    metrics: Metrics | None = None,
     jit: bool = True,
     mesh: Mesh | None = None,
     rules: Rules = (),

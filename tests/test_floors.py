@@ -11,7 +11,7 @@ FLOORS = [
     {"_printable"},
     {"errors"},
     {"_slices", "_memory", "_untrusted"},
-    {"_texts", "_paths", "_backend", "_preemption", "_makers", "_progress", "_flat", "_garbage"},
+    {"_texts", "_paths", "_types", "_backend", "_preemption", "_makers", "_progress", "_flat", "_garbage"},
     {"_doctor", "_schema", "_guards"},
     {"_start"},
     {"_random", "_leaves", "_integrity", "_iterators", "_packing", "_layouts"},
