@@ -14,7 +14,7 @@ import jax
 import keras
 import numpy as np
 
-from keras_flax_bridge import _guards, _paths
+from keras_flax_bridge import _configs, _guards, _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._intake import receivers
 from keras_flax_bridge.errors import BridgeError, CheckpointError, StructureMismatchError
@@ -55,8 +55,18 @@ def load_model(path: FilePath) -> Any:
             fix="Build the model yourself and call restore(path, model).",
         )
     _guards.require_loadable(path)
-    with _speaking(path):
-        return keras.saving.load_model(path, safe_mode=True)
+    with _speaking(path), _guards.weights_alone(path) as weights:
+        model = None if weights is None else _built(path)
+        if model is None or not model.built:
+            return keras.saving.load_model(path, safe_mode=True)
+        model.load_weights(weights)  # array by array; Keras's loader holds the whole file twice
+        return model
+
+
+def _built(path: FilePath) -> Any:
+    """The model of the config, with the weights that it starts with."""
+    with V.object_sharing():
+        return _configs.build(_guards.config(path), path)
 
 
 class KerasFile:
@@ -66,7 +76,8 @@ class KerasFile:
         """`model` is one that holds what lies in the file; None to load it."""
         self.model = load_model(path) if model is None else model
         model = self.model
-        state = TrainState.from_keras(model, optimizer=None if model.compiled else "sgd")
+        state = TrainState.from_keras(model, optimizer=None if model.compiled else "sgd", copy=False)
+        state.assign_to(model, copy=False)  # both hold the same buffers: nobody trains either
         trees = ("params", "non_trainable") if not model.compiled else None
         flat = _paths.flatten(state)
         self._values = {p: leaf for p, leaf in flat.items() if trees is None or p[0] in trees}

@@ -63,6 +63,7 @@ from keras_flax_bridge._variables.slots import fresh_optimizer as fresh_optimize
 from keras_flax_bridge._variables.slots import iterations as iterations
 from keras_flax_bridge._variables.slots import takes_up as takes_up
 from keras_flax_bridge._variables.stored import names_in_files as names_in_files
+from keras_flax_bridge._variables.stored import object_sharing as object_sharing
 from keras_flax_bridge._variables.trainers import begin_fit_at as begin_fit_at
 from keras_flax_bridge._variables.trainers import compilation as compilation
 from keras_flax_bridge._variables.trainers import compiled_parts as compiled_parts

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-from keras.src.saving import saving_lib
+from keras.src.saving import saving_lib, serialization_lib
 
 from keras_flax_bridge._paths import Path
 from keras_flax_bridge._variables.models import collect
@@ -46,3 +46,8 @@ def names_in_files(model: Any) -> dict[Path, str]:
         for entry in entries
         if id(entry.variable) in recorder.names
     }
+
+
+def object_sharing() -> Any:
+    """Inside, a config that names one object in several places gives one object, as Keras's loader does."""
+    return serialization_lib.ObjectSharingScope()
