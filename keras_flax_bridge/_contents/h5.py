@@ -39,10 +39,10 @@ def abstract(path: FilePath, config: dict[str, Any]) -> tuple[_paths.Flat, dict[
     """
     optimizer = None if config.get("compile_config") else "sgd"
     state = TrainState.abstract(lambda: _configs.build(config, path), optimizer=optimizer)
-    return _paths.flatten(state), _names(models(state.apply_fn).get(""))
+    return _paths.flatten(state), names(models(state.apply_fn).get(""))
 
 
-def _names(model: Any) -> dict[_paths.Path, str]:
+def names(model: Any) -> dict[_paths.Path, str]:
     """The names in the file; none where a layer of the user's writes its variables in a way of its own."""
     try:
         return {} if model is None else V.names_in_files(model)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path as FilePath
 from typing import Any, NamedTuple
@@ -18,7 +20,7 @@ from keras_flax_bridge._slices import slices
 from keras_flax_bridge.errors import BridgeError
 
 KERAS, H5, TENSORS = ".keras", ".weights.h5", ".safetensors"
-WEIGHTS, CONFIG = "model.weights.h5", "config.json"  # the items of a `.keras` file
+WEIGHTS, CONFIG, METADATA = "model.weights.h5", "config.json", "metadata.json"  # the items of a `.keras` file
 
 
 class Weights(NamedTuple):
@@ -104,6 +106,22 @@ def config(path: FilePath) -> dict[str, Any]:
     """
     with archive(path) as opened:
         return texts.parsed(path, CONFIG, opened.text(CONFIG, limits.CONFIG))
+
+
+@contextlib.contextmanager
+def weights_alone(path: FilePath) -> Iterator[FilePath | None]:
+    """The weights of a `.keras` file as a `.weights.h5` file, which is removed at the end.
+
+    None where the archive holds more than weights and a config, such as vocabularies.
+    """
+    with archive(path) as opened, tempfile.TemporaryDirectory() as folder:
+        if not opened.members.keys() <= {WEIGHTS, CONFIG, METADATA}:
+            yield None
+            return
+        target = FilePath(folder) / WEIGHTS
+        with opened.file(WEIGHTS) as source, target.open("wb") as file:
+            shutil.copyfileobj(source, file, limits.MEBI)
+        yield target
 
 
 def require_loadable(path: FilePath) -> None:

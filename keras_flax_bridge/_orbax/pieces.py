@@ -29,7 +29,7 @@ def _has_zeros(item: FilePath) -> bool:
 def _context() -> Any:
     """Reads one chunk at a time and keeps none.
 
-    Files are mapped, so that what was read is given back at once. It is one for all arrays: each has
+    Files are mapped, so that what was read is given back at once. There is one for all arrays: each has
     threads of its own, and the C library keeps memory for each thread.
     """
     one = {"limit": 1}

@@ -98,7 +98,6 @@ class WeightMap:
         lines += [f"only in Flax: {_paths.join(path)}" for path in self.only_flax]
         return printed([*lines, *(f"note: {note}" for note in self.notes)])
 
-    # moving
     def to_flax(self, source: PyTree = None) -> dict[str, Any]:
         """Keras values in the places and shapes that they have in the Flax model.
 
