@@ -2,8 +2,6 @@
 
 import sys
 
-MEBI = 1 << 20
-
 
 def peak():
     """The most memory that this process has had, in MiB."""
@@ -22,16 +20,20 @@ def run(*arguments):
     print(f"\n{code} {peak() - before}")
 
 
-def load(path):
+def refused(path):
+    """Takes a file through many doors, and prints the codes and what all of them took."""
     import keras_flax_bridge as kfb
+    from keras_flax_bridge import cli
 
-    before, code = peak(), 0
+    before, codes = peak(), []
+    for words in (["inspect"], ["diff", "--values", path], ["verify"], ["convert", path + ".safetensors"]):
+        codes.append(cli.main([*words[:1], path, *words[1:]]))
     try:
         kfb.load_model(path)
     except kfb.CheckpointError:
-        code = 2
-    print(f"\n{code} {peak() - before}")
+        codes.append(2)
+    print(f"\n{'.'.join(map(str, codes))} {peak() - before}")
 
 
 if __name__ == "__main__":
-    {"run": run, "load": load}[sys.argv[1]](*sys.argv[2:])
+    {"run": run, "refused": refused}[sys.argv[1]](*sys.argv[2:])

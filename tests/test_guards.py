@@ -11,6 +11,7 @@ import pytest
 
 import keras_flax_bridge as kfb
 from keras_flax_bridge import _guards, cli
+from keras_flax_bridge._slices import slices, together
 from tests import hostile_files as hostile
 
 FILES = {
@@ -186,3 +187,23 @@ def test_assets_are_loaded(tmp_path):
     model.save(tmp_path / "assets.keras")
     assert kfb.verify(tmp_path / "assets.keras").ok
     assert kfb.load_model(tmp_path / "assets.keras").layers[0].words == ["a", "é"]
+
+
+# --- arrays in parts
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (7,), (3, 4), (5, 1, 6), (2, 0, 3), (1, 50), (3, 2, 2, 5)])
+@pytest.mark.parametrize(("most", "step"), [(1, 1), (4, 1), (7, 2), (1000, 3)])
+def test_slices_are_the_array_in_order(shape, most, step):
+    array = np.arange(np.prod(shape, dtype=int)).reshape(shape)
+    parts = [array[where] for where in slices(shape, most, step)]
+    assert all(part.size <= max(most, 1) for part in parts)
+    assert np.array_equal(np.concatenate([part.reshape(-1) for part in parts]), array.reshape(-1))
+
+
+def test_pieces_of_other_sizes_meet():
+    array = np.arange(100)
+    first, second = iter(np.split(array, [7, 7, 50])), iter(np.split(array, [1, 20, 99]))
+    pairs = list(together(first, second, 16))
+    assert all(np.array_equal(a, b) and 0 < a.size <= 16 for a, b in pairs)
+    assert sum(a.size for a, _ in pairs) == 100

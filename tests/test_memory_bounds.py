@@ -25,7 +25,7 @@ REFUSED = 60  # MiB: what a file that is refused may cost
 
 
 def child(*arguments):
-    """The exit code of a command in a process of its own, and what it took, in MiB."""
+    """The exit codes of commands in a process of its own, and what they took, in MiB."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-m", "tests.memory", *map(str, arguments)],
@@ -36,8 +36,8 @@ def child(*arguments):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    code, taken = done.stdout.splitlines()[-1].split()
-    return int(code), int(taken)
+    codes, taken = done.stdout.splitlines()[-1].split()
+    return codes.split("."), int(taken)
 
 
 # --- ordinary files and folders of 300 MB
@@ -104,8 +104,8 @@ ROWS = {
 def test_ordinary_files_take_little(ordinary, row):
     text, wanted = ROWS[row]
     words = [word if not (ordinary / word).exists() else ordinary / word for word in text.split()]
-    code, taken = child("run", *words)
-    assert code == wanted
+    codes, taken = child("run", *words)
+    assert codes == [str(wanted)]
     assert taken <= MOST
 
 
@@ -118,7 +118,6 @@ BOMBS = [
     *("wide.weights.h5", "deep.weights.h5", "large chunk.weights.h5"),
     *("header without end.safetensors", "more than there is.safetensors", "header too deep.safetensors"),
 ]
-COMMANDS = ("inspect PATH", "diff PATH PATH --values", "verify PATH", "convert PATH PATH.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -130,11 +129,8 @@ def bombs(tmp_path_factory):
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_no_hostile_file_takes_much(bombs, name):
-    path = bombs / name.replace(" ", "_")
-    for command in COMMANDS:
-        words = [word.replace("PATH", str(path)) for word in command.split()]
-        code, taken = child("run", *words)
-        assert code in (1, 2) or name == "chunk bomb.weights.h5", command
-        assert taken <= REFUSED, command
-    code, taken = child("load", path)
-    assert (code, taken <= REFUSED) == (2, True)
+    codes, taken = child("refused", bombs / name.replace(" ", "_"))
+    assert len(codes) == 5
+    assert set(codes[1:]) <= {"1", "2"}
+    assert codes[0] in "12" or name.startswith("chunk bomb")  # which shows only where arrays are read
+    assert taken <= REFUSED
