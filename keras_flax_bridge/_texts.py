@@ -86,6 +86,17 @@ def require_bounded(text: str, where: str, kind: type[CheckpointError] = Corrupt
         )
 
 
+def require_modest(path: Path) -> None:
+    """Checks that somebody else may read a file of JSON whole; a short one is not read for that.
+
+    Raises:
+        CorruptCheckpointError: if it is not a regular file, or becomes too large in memory.
+    """
+    _require_regular(path, CorruptCheckpointError)
+    if path.stat().st_size > MOST_VALUES:  # fewer characters have fewer values
+        require_bounded(read_text(path), str(path))
+
+
 def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):

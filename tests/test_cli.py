@@ -71,7 +71,7 @@ ROWS = {
     "a step of a file": ("inspect model.keras --step 1", 2, "", "Leave the step out"),
     "no module to import": ("inspect tree --import nowhere", 2, "", "--import: got 'nowhere'"),
     "whole": ("verify tree", 0, "32 leaves, 0 unchecked, whole", ""),
-    "damaged": ("verify damaged", 1, "checksum", ""),
+    "damaged": ("verify damaged", 1, "0 checked, 0 unchecked, 32 damaged", ""),
     "damage is named": ("verify damaged --json", 1, '"ok": false', ""),
     "an archive": ("verify model.keras", 0, "0 unchecked, whole, by the CRC-32 of the zip archive", ""),
     "no checksums": ("verify model.weights.h5", 1, "22 of 22 leaves have no checksum: not verified", ""),

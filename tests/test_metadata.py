@@ -259,3 +259,21 @@ def test_a_path_is_as_long_as_a_restore_can_read(tmp_path, layout):
             kfb.save(tmp_path / "refused", tree, layout=layout)
         assert len(str(error.value)) < 1000
     assert not (tmp_path / "refused").exists()
+
+
+BAD_MARKS = {
+    "a device": lambda mark: mark.symlink_to("/dev/zero"),
+    "a FIFO": os.mkfifo,
+    "another's file": lambda mark: mark.symlink_to("/etc/hostname"),
+    "many values": lambda mark: mark.write_text("[" + "[]," * 3_000_000 + "[]]"),
+}
+
+
+@pytest.mark.parametrize("row", BAD_MARKS)
+def test_a_manager_opens_no_root_in_which_orbax_would_read_for_ever(tmp_path, row):
+    with kfb.CheckpointManager(tmp_path / "root") as manager:
+        manager.save(kfb.TrainState.from_keras(goods.build()))
+    (tmp_path / "root" / "5").mkdir()
+    BAD_MARKS[row](tmp_path / "root" / "5" / "_CHECKPOINT_METADATA")
+    with pytest.raises(kfb.CheckpointError, match="_CHECKPOINT_METADATA"):
+        kfb.CheckpointManager(tmp_path / "root")

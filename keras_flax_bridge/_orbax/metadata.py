@@ -93,6 +93,20 @@ def read(folder: FilePath) -> dict[str, Any]:
     return found
 
 
+def require_marks(root: FilePath) -> None:
+    """Checks the files that Orbax reads, whole, of every step in a root folder when it opens that.
+
+    Raises:
+        CorruptCheckpointError: naming the one that is not a file of the step, or is too long.
+    """
+    for folder in root.iterdir() if root.is_dir() else ():
+        mark = folder / MARK
+        if mark.is_symlink():
+            _texts.require_inside(mark, folder)
+        if mark.exists():
+            _texts.require_modest(mark)
+
+
 def _mapping(value: Any, mark: FilePath) -> dict[str, Any]:
     """A JSON object; none is an empty one."""
     if not isinstance(value, (dict, type(None))):
