@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path as FilePath
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from keras_flax_bridge import _keras_files, _orbax, _paths
 from keras_flax_bridge._contents import Contents, model_for, opened
 from keras_flax_bridge._groups import groups, is_large
 from keras_flax_bridge._leaves import size_of
+from keras_flax_bridge._memory import give_back
 from keras_flax_bridge._progress import working
 from keras_flax_bridge._replacing import beside, require_free
 from keras_flax_bridge._report import kind_of
@@ -80,8 +82,11 @@ def convert(
     require_free(path, source=source.path, force=force)
     _require_named(source)
     with working(f"reading {source.path}"):
-        values = source.values()
+        # first, since a model may be loaded for it: before the values are in memory as well
         initial = source.initial() if kind == "checkpoint" else {}
+        gc.collect()  # models hold themselves
+        give_back()
+        values = source.values()
     strange = {name: source.lacks[kind_of(name)] for name in values if kind_of(name) in source.lacks}
     flat = {**{name: leaf for name, leaf in values.items() if name not in strange}, **initial}
     job = targets.Job(flat, source, _models(source, model_file, path), model_file is not None, layout)

@@ -9,7 +9,7 @@ from keras_flax_bridge import _paths
 from keras_flax_bridge._leaves import size_of
 from keras_flax_bridge._slices import GROUP
 
-_MEMBERS = 512  # leaves that are read together: what Orbax and jax keep for each takes memory too
+_MEMBERS = 1024  # leaves that are read together: what Orbax and jax keep for each takes memory too
 
 
 def is_large(leaf: Any) -> bool:
