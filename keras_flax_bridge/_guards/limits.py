@@ -21,7 +21,7 @@ RATIO = 100
 # Below this size, of one member or array or of all, the ratio does not matter: nothing is exhausted.
 FLOOR = 16 * MEBI
 
-# `config.json`: the largest of keras.applications (EfficientNetV2L) has 0.7 MiB. Its values may need
+# `config.json`: those of keras.applications are far smaller. Values may need
 # 30 times the bytes of its text in memory, so containers and values are counted as well.
 CONFIG = 16 * MEBI
 CONTAINERS = 250_000
@@ -32,7 +32,7 @@ VALUES = 1_000_000
 MEMBERS = 10_000
 DIRECTORY = 4 * MEBI
 
-# Groups and arrays of an HDF5 file together. A model of 10,000 variables, with Adam, has about 50,000.
+# Groups and arrays of an HDF5 file together. Far above what models have.
 OBJECTS = 100_000
 DEPTH = 256  # Keras needs two levels for each level of nested layers
 NAME = 1024  # characters of one name
