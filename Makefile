@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup
 export MPLBACKEND = agg
 export TF_CPP_MIN_LOG_LEVEL = 2
 
-.PHONY: demo test test-slow test-lowest package bench docs lint clean
+.PHONY: demo test test-slow test-full test-lowest package bench docs lint clean
 
 demo: $(VENV)/ready
 	$(BIN)/python examples/digits.py $(ARGS)
@@ -19,6 +19,10 @@ test: $(VENV)/ready
 
 test-slow: $(VENV)/ready
 	$(PYTEST) -m "slow and not full" $(ARGS)
+
+# The attacks and the fuzzer with thousands of artifacts; may take hours.
+test-full: $(VENV)/ready
+	$(PYTEST) -m full $(ARGS)
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -216,7 +216,7 @@ def _refuse_placeholders(drawn: Sequence[V.Entry], absent: Mapping) -> None:
     if missing:
         raise StructureMismatchError(
             "variables",
-            report="\n".join(f"  missing     {path}" for path in missing),
+            report=[f"  missing     {path}" for path in missing],
             missing=missing,
             fix="The call draws random numbers: pass state.non_trainable under 'non_trainable', "
             "or rngs={'dropout': key}.",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import keras
 
-from keras_flax_bridge import _paths
+from keras_flax_bridge import _optimizer_extras, _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._parts import models
+from keras_flax_bridge._printable import said
 from keras_flax_bridge.errors import CheckpointError
 
 
@@ -26,13 +29,13 @@ def of_state(state: Any, model: Any) -> dict[str, Any]:
         configs = {name: _config(m, state.part(name) if name else state) for name, m in owners.items()}
     except Exception as error:  # of the user's get_config, which may raise anything
         # a model without a config is saved all the same: load_model will say why it can't load it
-        return {"no_model": f"{type(error).__name__}: {str(error)[:300]}"}
+        return {"no_model": f"{type(error).__name__}: {said(error, 300)}"}
     return {"model": configs.get("", configs)} if configs else {}
 
 
 def of_model(model: Any) -> dict[str, Any]:
     """The config of a model that Keras loaded from a file, compiled as it is."""
-    return keras.saving.serialize_keras_object(model)
+    return _serialized(model)
 
 
 def _config(model: Any, state: Any) -> dict[str, Any]:
@@ -41,10 +44,15 @@ def _config(model: Any, state: Any) -> dict[str, Any]:
     if slots is None:
         return {**keras.saving.serialize_keras_object(model), "compile_config": None}
     with keras.StatelessScope(list(zip(model.optimizer.variables, slots, strict=True))):
-        config = keras.saving.serialize_keras_object(model)  # it reads the learning rate
-        if config.get("compile_config"):  # compile may have wrapped the optimizer that it was given
+        return _serialized(model)  # it reads the learning rate
+
+
+def _serialized(model: Any) -> dict[str, Any]:
+    config = keras.saving.serialize_keras_object(model)
+    if config.get("compile_config"):  # compile may have wrapped the optimizer that it was given
+        with V.sharing_objects():  # a MultiOptimizer may hold one twice
             config["compile_config"]["optimizer"] = keras.saving.serialize_keras_object(model.optimizer)
-        return config
+    return {**config, **_optimizer_extras.of_model(model)}
 
 
 def _slot_values(model: Any, state: Any) -> Sequence[Any] | None:
@@ -56,21 +64,55 @@ def _slot_values(model: Any, state: Any) -> Sequence[Any] | None:
     return [flat[entry.path] for entry in slots]
 
 
-def build(config: dict[str, Any], where: Any) -> Any:
+def build(config: Any, where: Any, stored: Mapping[_paths.Path, Any] | None = None) -> Any:
     """The model of a config, or a dict of models; nothing in it is run as code.
+
+    Args:
+        config: the config.
+        where: the file or folder that it comes from.
+        stored: the leaves that are stored with it: a model of many more numbers is not built.
 
     Raises:
         CheckpointError: if Keras can't build it, or it asks for code, as a Lambda layer does.
     """
-    if "class_name" not in config:
-        return {name: build(part, where) for name, part in config.items()}
-    try:
-        return keras.saving.deserialize_keras_object(config, safe_mode=True)
-    except (TypeError, ValueError, AttributeError, ImportError, KeyError) as error:
+    limit = nullcontext() if stored is None else V.bounded(_most(stored), str(where))
+    with limit:
+        if isinstance(config, Mapping) and "class_name" not in config:
+            return {name: _built(part, where) for name, part in config.items()}
+        return _built(config, where)
+
+
+def _most(stored: Mapping[_paths.Path, Any]) -> int:
+    """How many numbers the model of some leaves may have; slots and averages may not be stored."""
+    return V.SLACK + 4 * sum(math.prod(getattr(leaf, "shape", ())) for leaf in stored.values())
+
+
+def _built(config: Any, where: Any) -> Any:
+    if not isinstance(config, Mapping) or not isinstance(config.get("class_name"), str):
         raise CheckpointError(
             str(where),
-            got=f"a config that Keras can't build a {config['class_name']} from ({str(error)[:500]})",
+            got="a config without class_name",
+            expected="the config of a keras.Model",
+            fix="Build the model yourself and call restore(path, model).",
+        )
+    try:
+        with V.sharing_objects():
+            model = V.deserialized(config, where)
+    except CheckpointError:
+        raise
+    except Exception as error:  # Keras and classes of the user's own raise many kinds
+        raise CheckpointError(
+            str(where),
+            got=f"a config that Keras can't build a {config['class_name']} from ({said(error)})",
             expected="the config of a model whose classes are known, and that holds no code",
             fix="Register your classes with keras.saving.register_keras_serializable, or build the model "
             "yourself and call restore(path, model).",
         ) from error
+    if isinstance(model, keras.Model):
+        return _optimizer_extras.put_back(model, config, where)
+    raise CheckpointError(
+        str(where),
+        got=f"the config of a {type(model).__name__}",
+        expected="that of a keras.Model",
+        fix="Build the model yourself and call restore(path, model).",
+    )

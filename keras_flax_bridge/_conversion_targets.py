@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from keras_flax_bridge import _configs, _orbax, _paths, _restore, _saving
+from keras_flax_bridge import _configs, _optimizer_extras, _orbax, _paths, _restore, _saving
+from keras_flax_bridge import _variables as V
 from keras_flax_bridge._contents import NOT_IN_KERAS_FILES, Contents, save_tensors
 from keras_flax_bridge._report import SLOT, kind_of
 from keras_flax_bridge.errors import CheckpointError
@@ -99,14 +100,13 @@ def _all(job: Job, left: dict[_paths.Path, str], notes: list[str]) -> Written:
     return Written({name: name for name in job.flat if name not in left}, left, notes)
 
 
-def _to_keras(path: FilePath, job: Job, *, save: Callable[[Any, FilePath], None]) -> Written:
+def _to_keras(path: FilePath, job: Job, *, save: Callable[[Any, FilePath], list[str]]) -> Written:
     model = job.model()
     left = {
         name: NOT_IN_KERAS_FILES[kind_of(name)] for name in job.flat if kind_of(name) in NOT_IN_KERAS_FILES
     }
     filled = _fill(model, job.flat, f"the model of {job.source.path}")
-    save(model, path)
-    return filled._replace(left={**left, **filled.left})
+    return filled._replace(left={**left, **filled.left}, notes=save(model, path))
 
 
 _NO_OPTIMIZER = "the model has no optimizer of Keras's with such slots"
@@ -152,15 +152,18 @@ def _parted(flat: _paths.Flat) -> tuple[_paths.Flat, _paths.Flat]:
 def _restart(model: Any) -> None:
     """Gives a compiled model an optimizer that has seen nothing."""
     if model.compiled:
-        model.compile_from_config(model.get_compile_config())
+        model.optimizer = V.rebuilt(model.optimizer, {id(v): v for v in model.weights})
 
 
-def _save_weights(model: Any, path: FilePath) -> None:
+def _save_weights(model: Any, path: FilePath) -> list[str]:
     model.save_weights(path)
+    return []
 
 
-def _save_model(model: Any, path: FilePath) -> None:
+def _save_model(model: Any, path: FilePath) -> list[str]:
     model.save(path)
+    note = _optimizer_extras.write(path, model)
+    return [] if note is None else [note]
 
 
 WRITERS: dict[str, Callable[[FilePath, Job], Written]] = {

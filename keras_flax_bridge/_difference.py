@@ -9,7 +9,10 @@ import numpy as np
 
 from keras_flax_bridge import _paths
 from keras_flax_bridge._contents import Contents
+from keras_flax_bridge._groups import groups, is_large
+from keras_flax_bridge._printable import printed
 from keras_flax_bridge._report import counted, kind_of, listed
+from keras_flax_bridge._slices import slices, together
 
 KINDS = ("missing", "unexpected", "shape", "dtype", "value")
 Row = dict[str, Any]
@@ -45,7 +48,7 @@ class Difference(NamedTuple):
         counts = [f"{len(rows)} {kind}" for kind, rows in self.rows.items() if rows]
         said = ", ".join(counts) or "no difference"
         notes = [f"not compared: {listed(names)} ({why})" for why, names in self.skipped.items()]
-        return "\n".join([*lines, *notes, f"{counted(self.compared, 'leaf')} compared: {said}"])
+        return printed([*lines, *notes, f"{counted(self.compared, 'leaf')} compared: {said}"])
 
 
 def _line(kind: str, row: Row) -> str:
@@ -74,7 +77,7 @@ def difference(a: Contents, b: Contents, *, values: bool = False) -> Difference:
         "unexpected": _alone(diff.unexpected),
         "shape": _unlike(both, diff.mismatched, by_shape=True),
         "dtype": _unlike(both, diff.mismatched, by_shape=False),
-        "value": list(_values(alike, a.values(), b.values())) if values else [],
+        "value": list(_values(a, b, {path: both[path] for path in alike})) if values else [],
     }
     return Difference(str(a.path), str(b.path), len(both), rows, skipped)
 
@@ -114,15 +117,43 @@ def _unlike(both: Mapping[_paths.Path, Any], paths: Iterable[_paths.Path], *, by
     ]
 
 
-def _values(paths: Iterable[_paths.Path], a: _paths.Flat, b: _paths.Flat) -> Iterator[Row]:
-    for path in paths:
-        largest = _largest(_value(a, path), _value(b, path))
-        if largest is not None:
-            yield {"path": _paths.join(path), "largest": largest}
+def _values(a: Contents, b: Contents, names: Mapping[_paths.Path, tuple[Any, Any]]) -> Iterator[Row]:
+    """Leaves whose values differ; some are read at a time, of a large one some elements."""
+    with a.reading(), b.reading():
+        for group in groups({path: leaf for path, (leaf, _) in names.items()}, a.packed()):
+            for path, largest in _of_group(a, b, group, names):
+                if largest is not None:
+                    yield {"path": _paths.join(path), "largest": largest}
 
 
-def _value(flat: _paths.Flat, path: _paths.Path) -> Any:
-    return flat[path] if path in flat else flat[path[1:]]
+def _of_group(
+    a: Contents, b: Contents, group: list[_paths.Path], names: Mapping[_paths.Path, tuple[Any, Any]]
+) -> Iterator[tuple[_paths.Path, float | str | None]]:
+    if is_large(names[group[0]][0]):  # it comes alone
+        path = group[0]
+        pieces = together(a.parts(_own(a, path)), b.parts(_own(b, path)), _TOGETHER)
+        yield path, _greatest(_largest(x, y) for x, y in pieces)
+        return
+    first, second = (side.some([_own(side, path) for path in group]) for side in (a, b))
+    for path in group:
+        x, y = first[_own(a, path)], second[_own(b, path)]
+        parts = slices(np.shape(x), _TOGETHER)
+        yield path, _greatest(_largest(*(leaf[part] if part else leaf for leaf in (x, y))) for part in parts)
+
+
+def _own(contents: Contents, path: _paths.Path) -> _paths.Path:
+    """The name of a leaf on one side: there may be no ``params`` above it."""
+    return path if path in contents.specs else path[1:]
+
+
+_TOGETHER = 1 << 18  # elements that are compared at a time: as float64 they take more than the leaf
+
+
+def _greatest(found: Iterable[float | str | None]) -> float | str | None:
+    """The largest of the differences of parts; text where one has no number."""
+    differing = [one for one in found if one is not None]
+    texts = [one for one in differing if isinstance(one, str)]
+    return texts[0] if texts else max(differing, default=None)
 
 
 def _largest(a: Any, b: Any) -> float | str | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,10 +12,13 @@ from flax import nnx
 
 from keras_flax_bridge import _orbax, _paths, _saving, checkpoint
 from keras_flax_bridge._leaves import on_disk
+from keras_flax_bridge._printable import said
 from keras_flax_bridge._replacing import beside, require_free
-from keras_flax_bridge.errors import CheckpointError
+from keras_flax_bridge.errors import BridgeError, CheckpointError
+from keras_flax_bridge.migrate.code import executed
 from keras_flax_bridge.migrate.convert import Conversion, converted
 from keras_flax_bridge.migrate.maps import Pair, WeightMap
+from keras_flax_bridge.migrate.source import Source
 
 _WEIGHTS = nnx.Not(nnx.RngState)  # the keys of dropout are whoever's makes the module
 
@@ -44,14 +48,31 @@ def eject(model: Any, file: Path, source: Path, weights: Path, class_name: str, 
     """
     for path, other in ((source, file), (weights, file), (source, weights)):
         require_free(path, source=other, force=force)
-    conversion = Conversion(model, class_name, "error")
-    module = converted(conversion)
+    with _converting(file):
+        conversion = Conversion(model, class_name, "error")
+        module = converted(conversion)
     flat = _flat(module)
     with beside(source) as file_draft, beside(weights) as folder_draft:
-        file_draft.write_text(conversion.source.text)
+        file_draft.write_text(conversion.source.text, encoding="utf-8")
         _orbax.save(folder_draft, _saved(flat), None, _metadata(flat), packed=False)
-        _require_equal(_read_back(file_draft, folder_draft, type(module).__name__), flat, source)
+        _require_equal(_read_back(conversion.source, file_draft, folder_draft), flat, source)
     return Ejected(type(module).__name__, len(flat), type(module).conversion_report)
+
+
+@contextlib.contextmanager
+def _converting(file: Path) -> Iterator[None]:
+    """Says of which file a model is that can't be run: its settings may be of anyone's choice."""
+    try:
+        yield
+    except BridgeError:
+        raise
+    except Exception as error:  # Keras and jax raise many kinds
+        raise CheckpointError(
+            str(file),
+            got=f"a model that can't be converted or run ({type(error).__name__}: {said(error)})",
+            expected="settings that its layers compute with",
+            fix="Run the model in Keras first. The file may be damaged, or was made to harm.",
+        ) from error
 
 
 def _flat(module: Any) -> _paths.Flat:
@@ -69,11 +90,15 @@ def _metadata(flat: _paths.Flat) -> dict[str, Any]:
     return {**_saving.metadata(None, None), "weight_map": same.to_json()}
 
 
-def _read_back(source: Path, weights: Path, class_name: str) -> _paths.Flat:
-    spec: Any = importlib.util.spec_from_file_location("keras_flax_bridge_ejected", source)
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    return _flat(checkpoint.restore(weights, getattr(made, class_name)(rngs=nnx.Rngs(0))))
+def _read_back(source: Source, file: Path, weights: Path) -> _paths.Flat:
+    """The weights, as a module of what lies in the file has them; nothing else than the source is run."""
+    text = file.read_text(encoding="utf-8")
+    if text != source.text:
+        raise CheckpointError(
+            str(file), got="another text than was written", expected="the same", fix="Check the disk."
+        )
+    made = executed(text, str(file), {"__name__": "keras_flax_bridge_ejected"})
+    return _flat(checkpoint.restore(weights, made[source.class_name](rngs=nnx.Rngs(0))))
 
 
 def _require_equal(back: _paths.Flat, flat: _paths.Flat, source: Path) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 import jax.numpy as jnp
 import keras
 
-from keras_flax_bridge import _paths
+from keras_flax_bridge import _paths, _untrusted
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._apply import require_known
 from keras_flax_bridge._makers import Maker, maker_of
 from keras_flax_bridge._sources import Leaf, Source, Tree
-from keras_flax_bridge.errors import StructureMismatchError
+from keras_flax_bridge.errors import UnsupportedLayerError
 
 # Flax's words for what Keras calls training, and what each is then
 FLAGS = {"training": True, "train": True, "deterministic": False, "use_running_average": False}
@@ -187,9 +187,26 @@ class FlaxLayer(keras.layers.Layer):
     def from_config(cls, config: dict[str, Any]) -> Any:
         """The layer that a config describes."""
         maker = config["module"]
-        if not isinstance(maker, Maker):
-            maker = keras.saving.deserialize_keras_object(maker)
+        if not isinstance(maker, Maker):  # the config is out of a file, in which nothing else may stand
+            maker = Maker.from_config(_of_maker(maker))
         return cls(**{**config, "module": maker})
+
+
+def _of_maker(written: Any) -> Mapping[str, Any]:
+    """The config of a maker, as Keras wrote it.
+
+    Raises:
+        UnsupportedLayerError: if it is that of anything else, such as a function that would be called.
+    """
+    config = written.get("config") if isinstance(written, Mapping) else None
+    if not isinstance(config, Mapping) or written.get("class_name") != Maker.__name__:
+        raise UnsupportedLayerError(
+            "module",
+            got="a config of something else than a Flax module",
+            expected="what this package writes",
+            fix="The file is damaged, or was not written by this package.",
+        )
+    return config
 
 
 # --- signatures
@@ -197,15 +214,7 @@ class FlaxLayer(keras.layers.Layer):
 
 def _signature(kind: type, method: str) -> inspect.Signature:
     """What a module's call takes, without ``self``."""
-    function = getattr(kind, method, None)
-    if function is None:
-        raise StructureMismatchError(
-            "method",
-            got=f"{method!r}",
-            expected=f"the name of a method of {kind.__name__}",
-            fix="Leave it out for __call__.",
-        )
-    _, *parameters = inspect.signature(function).parameters.values()
+    _, *parameters = inspect.signature(_untrusted.method(kind, method)).parameters.values()
     if kind.__module__.startswith("flax."):
         # the masks of Flax's own modules have other shapes: a default that isn't None keeps Keras's out
         parameters = [p.replace(default=False) if p.name == "mask" else p for p in parameters]

@@ -6,19 +6,18 @@ write it, one more level called ``value``; a module's state has no ``params`` ab
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import keras
 
-from keras_flax_bridge import _configs, _parts
+from keras_flax_bridge import _configs, _parts, _schema, _texts
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._intake import TREES, built
 from keras_flax_bridge._orbax import Stored
 from keras_flax_bridge._paths import Path
 from keras_flax_bridge._restore import COLLECTIONS, Target, unboxed
 from keras_flax_bridge._transforms import trainee
-from keras_flax_bridge.errors import CheckpointError
+from keras_flax_bridge.errors import CheckpointError, CorruptCheckpointError
 
 _TREES = {*TREES, "step", "eval_metrics"}
 CONFIG = "model_config"  # the item in which Keras stores the config of the model
@@ -48,7 +47,18 @@ def _of_weights(found: dict[Path, Path], target: Target) -> dict[Path, Path]:
 def config(stored: Stored) -> dict[str, Any] | None:
     """The config of the model that Keras's callback stored; None if there is none."""
     found = stored.json(CONFIG)
-    return None if found is None else json.loads(found["config"])
+    if found is None:
+        return None
+    where = f"{stored.path / CONFIG}, config"
+    read = _texts.parsed(found.get("config") if isinstance(found, dict) else None, where)
+    if not isinstance(read, dict):
+        raise CorruptCheckpointError(
+            where,
+            got=_schema.said(read),
+            expected="the config of a model",
+            fix="The file is damaged: take another step.",
+        )
+    return read
 
 
 def _of_keras(stored: Stored, like: Any) -> dict[Path, Path]:
@@ -87,4 +97,4 @@ def _rebuilt(stored: Stored) -> Any:
             expected="the Keras model that they are of",
             fix="Restore into the model with kfb.restore(path, model), and take what you need from it.",
         )
-    return _model_of(_configs.build(found, stored.path))
+    return _model_of(_configs.build(found, stored.path, stored.specs))

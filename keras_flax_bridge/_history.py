@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from keras_flax_bridge._printable import printable
 from keras_flax_bridge.errors import BridgeError, StructureMismatchError
 
 _HELD_OUT = "val_"
@@ -46,7 +47,9 @@ class History(keras.callbacks.History):
             if key in self.history:
                 values = self.history[key]
                 axes.plot([epoch + 1 for epoch in self.epoch[-len(values) :]], values, label=label)
-        axes.set(title=name, xlabel="epoch")
+        # names of metrics may come out of a file: no formula in them is read, and nothing goes to TeX
+        axes.set_title(printable(name), parse_math=False, usetex=False)
+        axes.set_xlabel("epoch")
         axes.legend()
 
 

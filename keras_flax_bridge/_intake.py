@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ import keras
 from keras_flax_bridge import _batches
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._leaves import owned, placed_like, strong
+from keras_flax_bridge._printable import said
 from keras_flax_bridge._transforms import require_model, trainee
 from keras_flax_bridge.errors import (
     BridgeError,
@@ -57,7 +58,7 @@ def build(trained: Any, batch: Any) -> None:
             got="a batch that can't be built from",
             expected="what the model, its loss and its metrics take",
             report=_batches.described(batch),
-            fix=f"Keras says: {error}",
+            fix=f"Keras says: {said(error)}",
         ) from error
 
 
@@ -71,13 +72,58 @@ def _require_built(model: Any) -> None:
         )
 
 
-def rebuilt(optimizer: Any) -> Any:
-    """Keras optimizers, also in a dict, built once more from their configs; all else as it is."""
+def copied(optimizer: Any) -> Any:
+    """Copies of Keras optimizers, also in a dict, for a model that is yet to be built; all else as it is.
+
+    Raises:
+        UnsupportedOptimizerError: as `V.rebuilt_alone`.
+    """
     if isinstance(optimizer, Mapping):
-        return {name: rebuilt(value) for name, value in optimizer.items()}
-    if isinstance(optimizer, keras.optimizers.Optimizer):
-        return type(optimizer).from_config(optimizer.get_config())
-    return optimizer
+        return {name: copied(value) for name, value in optimizer.items()}
+    return V.rebuilt_alone(optimizer) if isinstance(optimizer, keras.optimizers.Optimizer) else optimizer
+
+
+def match_copies(optimizer: Any, copies: Any) -> None:
+    """Completes what `copied` made, when the model that it trains is built.
+
+    Raises:
+        StructureMismatchError: as `V.match_exclusions`.
+    """
+    if isinstance(optimizer, Mapping):
+        for name, value in optimizer.items():
+            match_copies(value, copies[name])
+    elif isinstance(optimizer, keras.optimizers.Optimizer):
+        V.match_exclusions(optimizer, copies)
+
+
+def abstracted(
+    take: Callable[..., Any], model_fn: Callable[[], Any], optimizer: Any, given: Mapping[str, Any]
+) -> Any:
+    """What `take` makes of the model that `model_fn` builds, as shapes and dtypes.
+
+    Args:
+        take: `TrainState.from_keras`.
+        model_fn: builds a model, or a dict of models.
+        optimizer: the argument of `take`; Keras's are copied.
+        given: the other arguments of `take`.
+
+    Raises:
+        StructureMismatchError: if the model was there before, or the optimizer is for another one.
+        UnsupportedLayerError: if building the model needs values.
+        UnsupportedOptimizerError: if the optimizer can't be copied.
+    """
+    fresh = copied(optimizer)
+
+    def build() -> Any:
+        model = model_fn()
+        for built in model.values() if isinstance(model, Mapping) else [model]:
+            require_untraced(built)
+        return take(model, optimizer=fresh, **given)
+
+    with needing_no_values():
+        state = jax.eval_shape(build)
+    match_copies(optimizer, fresh)
+    return state
 
 
 @contextlib.contextmanager

@@ -48,11 +48,41 @@ def checksum(leaf: Any) -> int:
         return zlib.crc32(repr(leaf).encode())
     if not _is_large(leaf):
         return zlib.crc32(leaf.tobytes())
-    content = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
-    whole = content.size // _ROW * _ROW
-    words = content[:whole].view("<u8").reshape(-1, _ROW // 8)
-    rows, columns = words.sum(1), words.sum(0)
-    return zlib.crc32(content[whole:].data, zlib.crc32(columns.data, zlib.crc32(rows.data)))
+    total = Running()
+    total.add(np.ascontiguousarray(leaf))
+    return total.value()
+
+
+class Running:
+    """The checksum of a large array whose bytes come in parts, in C order."""
+
+    def __init__(self) -> None:
+        self._rows = 0  # the CRC-32 of the sums of the rows so far
+        self._columns = np.zeros(_ROW // 8, "<u8")
+        self._rest = np.empty(0, np.uint8)  # less than a row
+
+    def add(self, part: np.ndarray) -> None:
+        """Adds the bytes that come next."""
+        content = part.reshape(-1).view(np.uint8)
+        begin = min(-self._rest.size % _ROW, content.size)
+        if self._rest.size:  # the row that was begun
+            self._rest = np.concatenate([self._rest, content[:begin]])
+            content = content[begin:]
+            if self._rest.size < _ROW:
+                return
+            self._add_rows(self._rest)
+        whole = content.size // _ROW * _ROW
+        self._add_rows(content[:whole])
+        self._rest = content[whole:].copy()
+
+    def _add_rows(self, content: np.ndarray) -> None:
+        words = content.view("<u8").reshape(-1, _ROW // 8)
+        self._rows = zlib.crc32(words.sum(1).data, self._rows)
+        self._columns += words.sum(0)
+
+    def value(self) -> int:
+        """The checksum of all bytes that were added."""
+        return zlib.crc32(self._rest.data, zlib.crc32(self._columns.data, self._rows))
 
 
 def checksums(host: Mapping[_paths.Path, Any]) -> dict[str, int]:
@@ -77,11 +107,16 @@ def damaged(flat: _paths.Flat, written: Mapping[str, int]) -> dict[str, str]:
     """What differs between leaves that were read and the checksums that were written, by path."""
     known = {path: leaf for path, leaf in flat.items() if _paths.join(path) in written}
     return {
-        path: f"checksum {value:08x}, written was {written[path]:08x}"
+        path: difference(value, written[path])
         for part in _parts(known)
         for path, value in checksums(on_host({p: _alias(leaf) for p, leaf in part.items()})).items()
         if value != written[path]
     }
+
+
+def difference(read: int, written: int) -> str:
+    """Two checksums that are not the same, in words."""
+    return f"checksum {read:08x}, written was {written:08x}"
 
 
 def _parts(flat: _paths.Flat) -> Iterator[_paths.Flat]:

@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 
+from keras_flax_bridge import _texts
+from keras_flax_bridge._printable import printable
 from keras_flax_bridge.errors import CheckpointError
 
 log = logging.getLogger("keras_flax_bridge")
@@ -57,12 +59,20 @@ def told(iterator: Any) -> dict[str, Any]:
 
 def checksum(state: Any) -> int:
     """CRC-32 of where an iterator stands, however its JSON is laid out."""
-    plain = json.loads(state) if isinstance(state, (bytes, str)) else state
+    plain = _texts.parsed(_text(state), "data") if isinstance(state, (bytes, str)) else state
     return zlib.crc32(json.dumps(plain, sort_keys=True).encode())
+
+
+def _text(state: bytes | str) -> str:
+    return state if isinstance(state, str) else state.decode(errors="replace")
 
 
 def set_position(iterator: Any, stored: dict[str, Any]) -> None:
     """Sets an iterator to where another stood.
+
+    Args:
+        iterator: the iterator.
+        stored: what `position` gave, checked by `_schema.position`.
 
     Raises:
         CheckpointError: if it has no `set_state`.
@@ -84,7 +94,7 @@ def set_grain(iterator: Any, folder: Path) -> None:
     files = sorted(folder.glob("process_*-of-*.json"))
     now, then = jax.process_count(), len(files)
     own = folder / f"process_{jax.process_index()}-of-{now}.json"
-    states = {checksum(file.read_text()) for file in files}
+    states = {checksum(_texts.read_json(file)) for file in files}
     if own not in files:
         if len(states) != 1 or max(now, then) % min(now, then):
             raise CheckpointError(
@@ -96,12 +106,12 @@ def set_grain(iterator: Any, folder: Path) -> None:
         log.warning(
             "%s: the position of %d processes is taken for %d; right if a step reads the same rows, shared "
             "out among more or fewer",
-            folder,
+            printable(str(folder)),
             then,
             now,
         )
         own = files[0]
-    text = own.read_text()
+    text = _texts.read_text(own)
     # what Grain's own handler writes: a DataLoader's state as it is, a dataset's as JSON
     iterator.set_state(text.encode() if isinstance(iterator.get_state(), bytes) else json.loads(text))
 

@@ -14,10 +14,11 @@ import jax
 import keras
 import numpy as np
 
-from keras_flax_bridge import _paths
+from keras_flax_bridge import _configs, _guards, _optimizer_extras, _paths, _untrusted
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._intake import receivers
-from keras_flax_bridge.errors import BridgeError, CheckpointError, StructureMismatchError
+from keras_flax_bridge._printable import said
+from keras_flax_bridge.errors import CheckpointError, StructureMismatchError
 from keras_flax_bridge.state import TrainState
 
 
@@ -29,12 +30,12 @@ def is_keras_file(path: FilePath) -> bool:
 def _speaking(path: FilePath) -> Iterator[None]:
     try:
         yield
-    except BridgeError:
-        raise
-    except Exception as error:  # Keras raises many kinds, of its own and of h5py and zipfile
+    except (CheckpointError, StructureMismatchError):
+        raise  # they say which leaves
+    except Exception as error:  # Keras raises many kinds, of h5py and zipfile too
         raise CheckpointError(
             str(path),
-            got=f"{type(error).__name__}: {str(error)[:500]}",
+            got=f"{type(error).__name__}: {said(error)}",
             expected="a file that Keras can read without running code of it",
             fix="Register your classes with keras.saving.register_keras_serializable, or load the file "
             "yourself with keras.saving.load_model and take the model.",
@@ -45,17 +46,40 @@ def load_model(path: FilePath) -> Any:
     """The model in a `.keras` file, read in Keras's safe mode.
 
     Raises:
-        CheckpointError: if it is a file of weights alone, or Keras can't read it.
+        CheckpointError: if it is a file of another kind, the guards refuse it, or Keras can't read it.
     """
-    if path.name.endswith(".weights.h5"):
+    if not path.name.endswith(".keras"):  # Keras would read another kind, whose config nothing has looked at
+        weights = path.name.endswith(".weights.h5")
         raise CheckpointError(
             str(path),
-            got="a file of weights alone",
-            expected="a model, or a checkpoint with its config",
+            got="a file of weights alone" if weights else "a name without the suffix .keras",
+            expected="a model in a .keras file, or a checkpoint with its config",
             fix="Build the model yourself and call restore(path, model).",
         )
-    with _speaking(path):
-        return keras.saving.load_model(path, safe_mode=True)
+    _guards.require_loadable(path)
+    with _speaking(path), V.safe_mode(), V.bounded(_most(path), str(path)):
+        config = _guards.config(path)
+        _untrusted.require_safe(config, path)
+        return _optimizer_extras.put_back(_filled(path, config), _optimizer_extras.read(path), path)
+
+
+def _filled(path: FilePath, config: Any) -> Any:
+    """The model of a config that was checked, with the weights in its file."""
+    with _guards.weights_alone(path) as weights:
+        model = None if weights is None else _configs.build(config, path)
+        if model is None or not model.built:
+            return keras.saving.load_model(path, safe_mode=True)
+        model.load_weights(weights)  # array by array; Keras's loader holds the whole file twice
+        return model
+
+
+def _most(path: FilePath) -> int:
+    """How many numbers the model in a file may have: each takes a byte or more, most take four.
+
+    What takes four leaves room for slots and averages that the file does not hold.
+    """
+    with _guards.archive(path) as archive:
+        return V.SLACK + archive.members[_guards.WEIGHTS].file_size
 
 
 class KerasFile:
@@ -65,7 +89,8 @@ class KerasFile:
         """`model` is one that holds what lies in the file; None to load it."""
         self.model = load_model(path) if model is None else model
         model = self.model
-        state = TrainState.from_keras(model, optimizer=None if model.compiled else "sgd")
+        state = TrainState.from_keras(model, optimizer=None if model.compiled else "sgd", copy=False)
+        state.assign_to(model, copy=False)  # both hold the same buffers: nobody trains either
         trees = ("params", "non_trainable") if not model.compiled else None
         flat = _paths.flatten(state)
         self._values = {p: leaf for p, leaf in flat.items() if trees is None or p[0] in trees}
@@ -99,7 +124,8 @@ def restore_weights(path: FilePath, model: Any) -> Any:
 
     Raises:
         StructureMismatchError: if `model` is no Keras model.
-        CheckpointError: if Keras can't read the file into it; then it is as before.
+        CheckpointError: if the guards refuse the file, or Keras can't read it into the model; then
+            the model is as before.
     """
     if not isinstance(model, keras.Model) or not model.built:
         raise StructureMismatchError(
@@ -108,6 +134,7 @@ def restore_weights(path: FilePath, model: Any) -> Any:
             expected="a built keras.Model",
             fix="Weights files have no structure of their own: restore into the model that was saved first.",
         )
+    _guards.require_loadable(path)
     variables = [entry.variable for found in receivers(model).values() for entry in found]
     before = [np.array(variable.value) for variable in variables]
     try:

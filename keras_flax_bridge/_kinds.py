@@ -11,21 +11,13 @@ import numpy as np
 
 from keras_flax_bridge import _paths
 from keras_flax_bridge._leaves import from_disk, is_key, on_disk, require_values
+from keras_flax_bridge._schema import DEEPEST, HOST_ONLY, LONGEST
+from keras_flax_bridge._schema import DTYPES as DTYPES
+from keras_flax_bridge._texts import clipped
 from keras_flax_bridge.errors import StructureMismatchError
 
-# dtypes that numpy has through ml_dtypes, and jax has no arrays of: they stay on the host
-HOST_ONLY = frozenset({"float6_e2m3fn", "float6_e3m2fn", "complex32", "bcomplex32"})
 # dtypes that Orbax's storage doesn't know: they lie there as whole numbers of the same size
 AS_WORDS = frozenset({"int1", "uint1", "uint2", "uint4", "float8_e4m3", *HOST_ONLY})
-DTYPES = frozenset(
-    {
-        *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
-        *("float16", "float32", "float64", "complex64", "complex128"),
-        *("int2", "int4", "bfloat16", "float4_e2m1fn", "float8_e3m4", "float8_e4m3b11fnuz", "float8_e4m3fn"),
-        *("float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
-        *AS_WORDS,
-    }
-)
 _ARRAYS = (np.ndarray, np.memmap, np.matrix)  # other subclasses hold more than their elements, such as a mask
 _NUMBERS = (bool, int, float, complex)
 _INTEGERS = range(-(2**63), 2**64)
@@ -148,12 +140,13 @@ def flattened(state: Any) -> _paths.Flat:
             fix="Nothing was written. Take keys of one type in each dict, such as str.",
         ) from error
     flat = dict(leaves)
-    wrong = [*(_repeated(leaves) if len(flat) < len(leaves) else ()), *_unwritable(flat)]
+    wrong = [*(_repeated(leaves) if len(flat) < len(leaves) else ()), *_unwritable(flat), *_long(flat)]
     if wrong:
         raise StructureMismatchError(
             "state",
             got=f"{len(wrong)} names of leaves that can't be stored",
-            expected="a name of its own for each leaf, as text that UTF-8 can write",
+            expected="a name of its own for each leaf, as text that UTF-8 can write, of at most "
+            f"{DEEPEST} levels and {LONGEST} characters",
             report="\n".join(f"  {name}" for name in wrong),
             mismatched=wrong,
             fix="Nothing was written. Rename these leaves.",
@@ -182,3 +175,11 @@ def _is_text(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _long(paths: Iterable[_paths.Path]) -> Iterator[str]:
+    """Paths that reading would refuse, whatever wrote them."""
+    for path in paths:
+        most = 2 * len("".join(path)) + len(path)  # as text, where every character has to be escaped
+        if len(path) > DEEPEST or (most > LONGEST and len(_paths.join(path)) > LONGEST):
+            yield clipped(_paths.join(path), 200)

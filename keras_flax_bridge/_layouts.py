@@ -175,7 +175,7 @@ def _require_fit(leaves: Mapping[Path, tuple[Any, PartitionSpec]], mesh: Mesh | 
             "rules",
             got=f"specs that don't fit {len(lines)} leaves",
             expected="as many axes as a leaf has or fewer, each of a size that the mesh's divide",
-            report="\n".join(lines),
+            report=lines,
             mismatched=[_paths.join(path) for path, why in wrong.items() if why],
             fix=f"The mesh is {dict(mesh.shape)}. Put a rule for these leaves before the one that took them.",
         )

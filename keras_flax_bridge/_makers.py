@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
 from flax import linen as nn
 from flax import nnx
 
+from keras_flax_bridge import _untrusted
 from keras_flax_bridge.errors import StructureMismatchError, UnsupportedLayerError
 
 
@@ -81,13 +81,17 @@ class Maker:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Maker:
-        """What `get_config` wrote."""
+        """What `get_config` wrote.
+
+        Raises:
+            UnsupportedLayerError: if the config names what may not be named, or isn't of this form.
+        """
         makers = _LIVING.get()
         if makers is not None:
             return makers[config["living"]]
         args, kwargs = config.get("args", []), config.get("kwargs", {})
         return cls(
-            _decoded(config["target"]),
+            _target(config["target"]),
             tuple(_decoded(value) for value in args),
             {key: _decoded(value) for key, value in kwargs.items()},
         )
@@ -151,8 +155,6 @@ _FUNCTION = (
     "and wrap the function in place of the module; or the class, if it has a get_config() that returns the "
     "arguments to make it with."
 )
-# where names are looked up that nobody registered, and what may be found there
-_SPACES = {"flax.nnx": (nnx, nnx.Module), "flax.linen": (nn, nn.Module), "jax.nn": (jax.nn, None)}
 
 
 def _encoded(value: Any) -> Any:
@@ -198,16 +200,44 @@ def _same(value: Any, default: Any) -> bool:
 
 
 def _decoded(value: Any) -> Any:
-    if not isinstance(value, Mapping):
+    """A value that `_encoded` wrote.
+
+    Raises:
+        UnsupportedLayerError: if it is anything else, or names what may not be named.
+    """
+    if isinstance(value, (bool, int, float, str)) or value is None:
         return value
-    kind, inner = next(iter(value.items()))
-    if kind in ("list", "tuple"):
-        return {"list": list, "tuple": tuple}[kind](_decoded(item) for item in inner)
-    if kind == "dict":
-        return {_decoded(key): _decoded(item) for key, item in inner}
-    if kind == "linen":
-        return _found(inner)(**{key: _decoded(item) for key, item in value["fields"].items()})
-    return jnp.dtype(inner) if kind == "dtype" else _found(inner)
+    if not isinstance(value, Mapping) or set(value) not in _WRITTEN:
+        raise UnsupportedLayerError(
+            "module",
+            got=f"a config that holds a {type(value).__name__} of a form that isn't known",
+            expected="what this package writes",
+            fix="The file is damaged, or of a newer version of this package.",
+        )
+    kind = next(name for name in _READERS if name in value)
+    return _READERS[kind](value[kind], value)
+
+
+def _linen(name: Any, value: Mapping[str, Any]) -> Any:
+    fields = {key: _decoded(item) for key, item in value["fields"].items()}
+    return _untrusted.flax_class(name, nn.Module)(**fields)
+
+
+_READERS: dict[str, Callable[[Any, Mapping[str, Any]], Any]] = {
+    "list": lambda items, _: [_decoded(item) for item in items],
+    "tuple": lambda items, _: tuple(_decoded(item) for item in items),
+    "dict": lambda items, _: {_decoded(key): _decoded(item) for key, item in items},
+    "linen": _linen,
+    "dtype": lambda name, _: _untrusted.dtype(name),
+    "name": lambda name, _: _untrusted.flax_thing(name),
+}
+_WRITTEN = [{"linen", "fields"} if kind == "linen" else {kind} for kind in _READERS]
+
+
+def _target(value: Any) -> Any:
+    """What makes the module, out of a config: a module of Linen, a class, or a registered function."""
+    named = isinstance(value, Mapping) and set(value) == {"name"}
+    return _untrusted.flax_maker(value["name"]) if named else _decoded(value)
 
 
 def _is_dtype(value: Any) -> bool:
@@ -216,48 +246,18 @@ def _is_dtype(value: Any) -> bool:
 
 
 def _name(thing: Any) -> str:
-    """The name of a class or function by which `_found` finds it again."""
-    name = getattr(thing, "__name__", "")
-    for space in _SPACES:
-        if name and _in_space(space, name) is thing:
-            return f"{space}.{name}"
-    registered = keras.saving.get_registered_name(thing)
-    if registered is not None and keras.saving.get_registered_object(registered) is thing:
-        return f"registered:{registered}"
+    """The name of a class or function by which it is found again."""
+    known = _untrusted.flax_name(thing)
+    if known is not None:
+        return known
+    name = keras.saving.get_registered_name(thing)
+    if name is not None and _untrusted.registered(name) is thing:
+        return f"{_untrusted.REGISTERED}{name}"
     raise _unwritable(
         _title(thing),
         "a class or function that isn't registered with Keras",
         _FUNCTION,
     )
-
-
-def _in_space(space: str, name: str) -> Any:
-    """The public function or class of Flax or jax of a name, if it may be used in a config."""
-    module, base = _SPACES.get(space, (None, None))
-    found = getattr(module, name, None)
-    is_module = isinstance(found, type) and base is not None and issubclass(found, base)
-    return found if is_module or (space == "jax.nn" and callable(found)) else None
-
-
-def _found(name: str) -> Any:
-    """The class or function of a name.
-
-    Raises:
-        UnsupportedLayerError: if there is none, as where the module that registers it wasn't imported.
-    """
-    space, _, last = name.rpartition(".")
-    if name.startswith("registered:"):
-        found = keras.saving.get_registered_object(name.removeprefix("registered:"))
-    else:
-        found = _in_space(space, last)
-    if found is None:
-        raise UnsupportedLayerError(
-            f"module {name.removeprefix('registered:')}",
-            got="a name that isn't registered with Keras in this process",
-            expected="the class or function that was registered when the model was saved",
-            fix="Import the file that registers it before the model is loaded.",
-        )
-    return found
 
 
 def _unwritable(name: str, got: str, fix: str) -> UnsupportedLayerError:

@@ -61,16 +61,23 @@ _dtype = cache(jnp.dtype)
 
 
 def unpack(
-    buffer: np.ndarray, index: Mapping[str, Any], paths: Iterable[_paths.Path]
+    buffer: np.ndarray, index: Mapping[str, Any], paths: Iterable[_paths.Path], start: int = 0
 ) -> dict[_paths.Path, np.ndarray]:
-    """Some leaves out of the bytes of all."""
+    """Some leaves out of the bytes of all, or out of those from `start` on."""
     found = {}
     for path in paths:
         begin, name, shape = index[_paths.join(path)]
-        dtype = _dtype(name)
+        begin, dtype = begin - start, _dtype(name)
         end = begin + math.prod(shape) * dtype.itemsize
         found[path] = buffer[begin:end].view(dtype).reshape(shape)
     return found
+
+
+def span(index: Mapping[str, Any], paths: Iterable[_paths.Path]) -> tuple[int, int]:
+    """Where the bytes of some leaves begin and end among those of all."""
+    places = [index[_paths.join(path)] for path in paths]
+    ends = (begin + math.prod(shape) * _dtype(name).itemsize for begin, name, shape in places)
+    return min(place[0] for place in places), max(ends)
 
 
 def file_size(size: int) -> int:

@@ -225,7 +225,7 @@ def require_distinct(models: Mapping[str, Any]) -> None:
     if shared:
         raise StructureMismatchError(
             "models",
-            report="\n".join(f"  shared      {pair}" for pair in shared),
+            report=[f"  shared      {pair}" for pair in shared],
             unexpected=shared,
             fix="Give the models that own the layers, and combine them in your step.",
         )

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from keras_flax_bridge._printable import printed
 from keras_flax_bridge.errors import StructureMismatchError
 
 Path = tuple[str, ...]
@@ -67,14 +68,30 @@ def nest(flat: Mapping[Path, Any]) -> dict[str, Any]:
 
     >>> nest({("a", "b"): 1, ("a", "c"): 2})
     {'a': {'b': 1, 'c': 2}}
+
+    Raises:
+        StructureMismatchError: if a leaf lies below another.
     """
     tree: dict[str, Any] = {}
     for path, leaf in flat.items():
         node = tree
         for name in path[:-1]:
             node = node.setdefault(name, {})
+            if not isinstance(node, dict):
+                raise _not_nested(path)
+        if path[-1] in node:
+            raise _not_nested(path)
         node[path[-1]] = leaf
     return tree
+
+
+def _not_nested(path: Path) -> StructureMismatchError:
+    return StructureMismatchError(
+        join(path),
+        got="a leaf, and another one above or below it",
+        expected="leaves of which none lies below another",
+        fix="Rename one of them.",
+    )
 
 
 def fill(like: Any, flat: Mapping[Path, Any]) -> Any:
@@ -110,6 +127,10 @@ class Diff(NamedTuple):
 
     def table(self) -> str:
         """One line a leaf; a missing one comes with the closest name among the unexpected."""
+        return printed(self.lines())
+
+    def lines(self) -> list[str]:
+        """The lines of the table, with names as they are."""
         lines = [
             f"  missing     {join(path)}  {spec(leaf)}{_hint(path, self.unexpected)}"
             for path, leaf in self.missing.items()
@@ -119,13 +140,13 @@ class Diff(NamedTuple):
             f"  mismatched  {join(path)}  got {spec(got)}, expected {spec(want)}"
             for path, (got, want) in self.mismatched.items()
         ]
-        return "\n".join(lines)
+        return lines
 
     def error(self, where: str, fix: str) -> StructureMismatchError:
         """The error that lists all of it."""
         return StructureMismatchError(
             where,
-            report=self.table(),
+            report=self.lines(),
             missing=_joined(self.missing),
             unexpected=_joined(self.unexpected),
             mismatched=_joined(self.mismatched),

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 
+from keras_flax_bridge._printable import printable
+
 _shown: ContextVar[Any] = ContextVar("_shown", default=None)
 
 
@@ -15,7 +17,7 @@ def working(text: str) -> Iterator[None]:
     """Shows that something is being done, and for how long; inside of another, as a line below it."""
     with contextlib.ExitStack() as stack:
         display = _shown.get() or _begun(stack)
-        stack.callback(display.remove_task, display.add_task(text, total=None))
+        stack.callback(display.remove_task, display.add_task(printable(text), total=None))
         yield
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
-
 from keras_flax_bridge import _intake, _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._apply import KerasApply
@@ -46,16 +44,18 @@ def _trained_with(state: Any, model: Any) -> dict[str, Any]:
         return {} if is_keras else {"optimizer": state.tx}
     before = V.compiled_parts(state.apply_fn.model)
     own = {"loss": before["loss"], "metrics": before.get("metrics")}
-    return {**own, "optimizer": _again(state) if is_keras else state.tx}
+    return {**own, "optimizer": _again(state, model) if is_keras else state.tx}
 
 
-def _again(state: Any) -> Any:
+def _again(state: Any, model: Any) -> Any:
     """The optimizer once more; its config is read with the values of the state, as its own may have moved."""
-    optimizer, slots = state.tx.optimizer, _paths.flatten(state.opt_state)
-    entries = V.collect(state.apply_fn.model, metrics=False).opt_state
-    with keras.StatelessScope([(entry.variable, slots[entry.path]) for entry in entries]):
-        config = optimizer.get_config()
-    return type(optimizer).from_config(config)
+    before, slots = state.apply_fn.model, _paths.flatten(state.opt_state)
+    now = {entry.path: entry.variable for part in V.collect_layer(model) for entry in part}
+    held = [entry for part in V.collect_layer(before) for entry in part]
+    counterparts = {id(entry.variable): now[entry.path] for entry in held if entry.path in now}
+    entries = V.collect(before, metrics=False).opt_state
+    values = [(entry.variable, slots[entry.path]) for entry in entries]
+    return V.rebuilt(state.tx.optimizer, counterparts, values=values)
 
 
 def _slots(state: Any, tx: Any, params: Any, compiled: bool) -> Any:

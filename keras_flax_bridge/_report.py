@@ -11,6 +11,8 @@ import jax
 from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._leaves import size_of
+from keras_flax_bridge._printable import printable
+from keras_flax_bridge._types import PyTree
 from keras_flax_bridge.errors import StructureMismatchError
 
 SLOT, METRIC, STEP = "slot", "metric", "step"
@@ -103,14 +105,14 @@ class StateReport(NamedTuple):
         from rich.console import Group  # on first use: it takes a while to load
         from rich.text import Text
 
-        return Group(self._table(), *(Text(note) for note in self.notes))
+        return Group(self._table(), *(Text(printable(note)) for note in self.notes))
 
     def _table(self) -> Any:
         from rich.table import Table
         from rich.text import Text
 
         columns = COLUMNS if any(row.sharding for row in self.rows) else COLUMNS[:-1]
-        table = Table(title=Text(self.title), title_justify="left", box=None, pad_edge=False)
+        table = Table(title=Text(printable(self.title)), title_justify="left", box=None, pad_edge=False)
         for name in columns:
             table.add_column(name, justify="right" if name in ("shape", "bytes") else "left", overflow="fold")
         for cells, style in self._lines():
@@ -133,11 +135,12 @@ class StateReport(NamedTuple):
 
 def _cells(row: LeafRow) -> list[str]:
     shape = "x".join(map(str, row.shape)) or "scalar"
-    return [f"  {row.path}", row.kind, row.dtype, shape, f"{row.size:,}", row.sharding]
+    cells = [f"  {row.path}", row.kind, row.dtype, shape, f"{row.size:,}", row.sharding]
+    return list(map(printable, cells))
 
 
 def _total(what: str, leaves: int, size: int) -> list[str]:
-    return [f"{what}: {counted(leaves, 'leaf')}", "", "", "", f"{size:,}", ""]
+    return [f"{printable(what)}: {counted(leaves, 'leaf')}", "", "", "", f"{size:,}", ""]
 
 
 def counted(number: int, what: str) -> str:
@@ -222,7 +225,7 @@ def in_words(spec: Sequence[Any], axes: Mapping[str, int]) -> str:
     return f"{tuple(spec)} of {mesh}"
 
 
-def report(state: Any) -> StateReport:
+def report(state: PyTree) -> StateReport:
     """What a state holds, leaf by leaf: kind, dtype, shape, bytes, how it lies on devices.
 
     Args:

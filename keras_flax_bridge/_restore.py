@@ -19,6 +19,7 @@ from keras_flax_bridge._intake import TREES, receivers
 from keras_flax_bridge._kinds import fits_device
 from keras_flax_bridge._leaves import on_disk
 from keras_flax_bridge._paths import Flat, Path
+from keras_flax_bridge._printable import printable
 from keras_flax_bridge.errors import StructureMismatchError
 
 log = logging.getLogger("keras_flax_bridge")
@@ -211,7 +212,7 @@ def plan(stored: Flat, target: Target, where: str, options: Options) -> dict[Pat
     if (wanted and not good) or (difference and not options.partial):
         raise difference.error(where, _FIX if good else _NOTHING)
     if difference:
-        log.warning("%s: restored %d leaves, not these:\n%s", where, len(good), difference.table())
+        log.warning("%s: restored %d leaves, not these:\n%s", printable(where), len(good), difference.table())
     return good
 
 
@@ -296,7 +297,7 @@ def _renamed(stored: Iterable[Path], rename: Rename, where: str) -> dict[Path, P
         if unknown:
             raise StructureMismatchError(
                 where,
-                report="\n".join(f"  not stored  {name}" for name in unknown),
+                report=[f"  not stored  {name}" for name in unknown],
                 unexpected=unknown,
                 fix="The keys of rename= are whole stored paths. For prefixes pass pairs: [('^a/', 'b/')].",
             )

@@ -14,6 +14,7 @@ import optax
 from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._leaves import Whole
+from keras_flax_bridge._printable import said
 from keras_flax_bridge.errors import StructureMismatchError, UnsupportedOptimizerError
 
 
@@ -101,7 +102,7 @@ def taking_no_extra_arguments(tx: Any) -> Iterator[None]:
             raise
         raise UnsupportedOptimizerError(
             "optimizer",
-            got=f"a transformation whose update takes more than gradients, state and params ({error})",
+            got=f"a transformation whose update takes more than gradients, state and params ({said(error)})",
             expected="one that doesn't",
             fix="Call its update in a step of your own, on state.params and state.opt_state.",
         ) from error
@@ -113,16 +114,17 @@ class OptaxSlots:
     def __init__(self, tx: optax.GradientTransformation, params: V.Collection):
         self._like = jax.eval_shape(tx.init, _paths.nest(params.specs()))
 
-    def leaves(self, tree: Any, where: str) -> list[Any]:
-        """The leaves of optax's state, after checking that they are this transformation's.
+    def order(self, flat: _paths.Flat, where: str) -> list[_paths.Path]:
+        """The paths of the leaves in optax's order, after checking that they are this transformation's.
 
         Raises:
             StructureMismatchError: naming all leaves that differ.
         """
-        difference = _paths.diff(_paths.flatten(tree), _paths.flatten(self._like))
+        like = _paths.flatten(self._like)
+        difference = _paths.diff(flat, like)
         if difference:
             raise difference.error(where, "It is the state of another optimizer than the step has.")
-        return jax.tree.leaves(tree)
+        return list(like)
 
     def tree(self, values: list[Any]) -> Any:
         return jax.tree.unflatten(jax.tree.structure(self._like), values)
@@ -150,8 +152,9 @@ class KerasTransformation(Whole, optax.GradientTransformationExtraArgs):
     def __new__(cls, optimizer: Any, variables: V.ModelVariables) -> KerasTransformation:
         def init(params: Any) -> Any:
             values = variables.params.leaves(params, "params")
-            fresh = V.fresh_optimizer(optimizer, variables.params, values)
-            return variables.opt_state.tree([variable.value for variable in fresh.variables])
+            owners = {entry.path: entry.variable for entry in variables.params}
+            fresh = V.twin_of(optimizer, dict(zip(owners, values, strict=True)), owners.get)
+            return variables.opt_state.tree([variable.value for variable in fresh.optimizer.variables])
 
         def update(grads: Any, state: Any, params: Any = None, **_: Any) -> tuple[Any, Any]:
             new, state = self.apply(grads, state, params)

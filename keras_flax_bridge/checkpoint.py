@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 from flax import nnx
@@ -15,21 +15,24 @@ from keras_flax_bridge import (
     _configs,
     _foreign,
     _garbage,
+    _guards,
     _keras_files,
     _orbax,
-    _paths,
     _restore,
     _saving,
 )
 from keras_flax_bridge._kinds import given_back
 from keras_flax_bridge._orbax import FilePath
+from keras_flax_bridge._printable import printable
 from keras_flax_bridge._restore import Include, Options, Rename
+from keras_flax_bridge._types import Models, PathLike, PyTree, Target
+from keras_flax_bridge._verification import VerifyReport, verified
 from keras_flax_bridge.errors import CheckpointError, CorruptCheckpointError
 
 log = logging.getLogger("keras_flax_bridge")
 
 
-def save(path: Any, state: Any, *, model: Any = None, layout: str = "tree") -> None:
+def save(path: PathLike, state: PyTree, *, model: Models | None = None, layout: str = "tree") -> None:
     """Saves one checkpoint, without a manager; returns when it is on disk.
 
     Args:
@@ -57,8 +60,8 @@ def save(path: Any, state: Any, *, model: Any = None, layout: str = "tree") -> N
 
 
 def restore(
-    path: Any,
-    like: Any,
+    path: PathLike,
+    like: Target,
     *,
     step: int | None = None,
     data: Any = None,
@@ -67,7 +70,7 @@ def restore(
     partial: bool = False,
     verify: bool = True,
     cast: bool = False,
-) -> Any:
+) -> Target:
     """Restores a checkpoint into what `like` is; every leaf on both sides is accounted for.
 
     Args:
@@ -156,7 +159,7 @@ def _map_for(module: nnx.Module, stored: Any) -> Any:
         return None
     from keras_flax_bridge.migrate.ejected import map_for  # on first use: its tables take a while
 
-    return map_for(module, stored.metadata, stored.path)
+    return map_for(module, stored.metadata, stored.path, stored.specs)
 
 
 def stored_position(path: Any) -> Any:
@@ -180,11 +183,11 @@ def from_newest(
             if older is None:
                 raise
             log.error("%s", error)
-            warnings.warn(f"{folder} is damaged; going back to {older}", stacklevel=3)
+            warnings.warn(printable(f"{folder} is damaged; going back to {older}"), stacklevel=3)
     raise AssertionError  # there is at least one folder
 
 
-def load_model(path: Any, *, step: int | None = None) -> keras.Model:
+def load_model(path: PathLike, *, step: int | None = None) -> keras.Model:
     """Rebuilds a Keras model from its stored config, with weights and optimizer in place.
 
     The config is read in Keras's safe mode: nothing in a checkpoint is run as code. Metrics start
@@ -226,56 +229,28 @@ def _loaded(folder: FilePath) -> Any:
             expected="the config of a Keras model",
             fix="Build the model yourself and call restore(path, model), or save with model=.",
         )
-    model = _configs.build(found["model"], folder)
+    model = _configs.build(found["model"], folder, stored.specs)
     return restore(folder, model, include=["params", "non_trainable", "opt_state"])
 
 
-class VerifyReport(NamedTuple):
-    """What `verify` found.
+def verify(path: PathLike, *, step: int | None = None) -> VerifyReport:
+    """Reads every leaf and compares it with the checksum that was written, a few leaves at a time.
 
-    Attributes:
-        path: the folder of the checkpoint.
-        leaves: how many leaves it holds.
-        damaged: what is wrong, by the path of the leaf; by ``""`` where nothing could be read.
-        unchecked: paths of leaves for which no checksum was written.
-
-    Example:
-        >>> report = VerifyReport(FilePath("/runs/7"), 3, {"params/dense/bias": "checksum 0, not 1"}, ())
-        >>> print(report)
-        /runs/7: 3 leaves, 0 unchecked, 1 damaged
-          params/dense/bias  checksum 0, not 1
-    """
-
-    path: FilePath
-    leaves: int
-    damaged: dict[str, str]
-    unchecked: tuple[str, ...]
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing is damaged."""
-        return not self.damaged
-
-    def __str__(self) -> str:
-        lines = [f"  {path}  {what}" for path, what in self.damaged.items()]
-        state = f"{len(self.damaged)} damaged" if self.damaged else "whole"
-        return "\n".join(
-            [f"{self.path}: {self.leaves} leaves, {len(self.unchecked)} unchecked, {state}", *lines]
-        )
-
-
-def verify(path: Any, *, step: int | None = None) -> VerifyReport:
-    """Reads every leaf of a checkpoint and compares it with the checksum that was written.
+    A leaf without a checksum counts as unchecked: of checkpoints of other Orbax code, of
+    ``.weights.h5`` and ``.safetensors`` files all leaves are. The arrays of a ``.keras`` file are
+    compared with the CRC-32 of the zip archive, which covers all of them.
 
     Args:
-        path: a checkpoint, or a root folder of steps.
+        path: a checkpoint, a root folder of steps, or a ``.keras``, ``.weights.h5`` or
+            ``.safetensors`` file.
         step: which step of a root folder; None for the newest.
 
     Returns:
-        A report that names what is damaged; printed, it says all of it.
+        A report that counts checked, unchecked and damaged leaves apart and names the latter two;
+        printed, it says all of it. It is `ok` only if every leaf was checked and nothing is damaged.
 
     Raises:
-        CheckpointError: if there is no checkpoint.
+        CheckpointError: if there is no checkpoint and no such file.
 
     Example:
         >>> import tempfile, jax.numpy as jnp
@@ -284,20 +259,11 @@ def verify(path: Any, *, step: int | None = None) -> VerifyReport:
         >>> verify(path).ok
         True
     """
-    folder = candidates(path, step)[0]
-    _saving.require(
-        folder.is_dir(), str(folder), "a Keras file, which has no checksums of ours", "a checkpoint"
-    )
-    try:
-        stored = _orbax.Stored(folder)
-        targets = {place: _restore.placement(spec, None) for place, spec in stored.specs.items()}
-        read, failed = stored.load_each(targets)
-    except CorruptCheckpointError as error:
-        return VerifyReport(folder, 0, {"": str(error.got)}, ())
-    written = stored.metadata.get("checksums", {})
-    unchecked = tuple(name for name in map(_paths.join, stored.specs) if name not in written)
-    damaged = {**failed, **stored.damaged(read), **stored.damaged_data()}
-    return VerifyReport(folder, len(stored.specs), damaged, unchecked)
+    file = _orbax.absolute(path)
+    if file.is_file() and _guards.kind(file):
+        _saving.require(step is None, str(file), f"step={step} with a file", "a root folder")
+        return verified(file)
+    return verified(candidates(path, step)[0])
 
 
 def candidates(path: Any, step: int | None) -> list[FilePath]:
@@ -310,7 +276,7 @@ def candidates(path: Any, step: int | None) -> list[FilePath]:
     if _keras_files.is_keras_file(folder):
         return [folder]
     if _orbax.is_checkpoint(folder):
-        named = step is None or (folder.name.isdigit() and int(folder.name) == step)
+        named = step is None or (_orbax.step_of(folder.name) == step)
         _saving.require(named, str(folder), f"step={step} with the folder of one checkpoint", "a root folder")
         return [folder]
     steps = _orbax.steps_in(folder)

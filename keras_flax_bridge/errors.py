@@ -2,7 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+from keras_flax_bridge._printable import printable, printable_lines, printed
+
+
+class Listing(str):
+    """Text of several lines in an error; everything else that an error says is one line."""
+
+    __slots__ = ()
+
+
+def listing(head: str, items: Iterable[str]) -> Listing:
+    r"""A head, and one item a line, whatever names are in it.
+
+    >>> listing("damaged leaves", ["a", "b\n"])
+    'damaged leaves:\n  a\n  b\\n\n'
+    """
+    lines = "".join(f"\n  {printable(item)}" for item in items)
+    return Listing(f"{printable(head)}:{lines}\n")
+
+
+def _shown(text: str | None) -> str | None:
+    return text if text is None or isinstance(text, Listing) else printable(str(text))
 
 
 class BridgeError(Exception):
@@ -24,8 +46,13 @@ class BridgeError(Exception):
         fix: str | None = None,
     ):
         # one bare argument is a whole message: so pickle and Keras's traceback filter rebuild errors
-        said = where if fix is None else f"{where}: got {got}, expected {expected}. {fix}"
-        super().__init__(said)
+        if fix is None:
+            where = printable_lines(where)
+            super().__init__(where)
+        else:
+            # every text may hold names out of a file: here it becomes one line without control characters
+            where, got, expected, fix = printable(str(where)), _shown(got), _shown(expected), printable(fix)
+            super().__init__(f"{where}: got {got}, expected {expected}. {fix}")
         self.where = where
         self.got = got
         self.expected = expected
@@ -61,7 +88,7 @@ class StructureMismatchError(BridgeError, ValueError):
         where: what was compared, such as ``checkpoint /runs/7``.
         got: what was found; None for how many leaves differ.
         expected: what would have been right; None for the same leaves on both sides.
-        report: the table of all differences, one line a leaf; empty for a line a path.
+        report: the lines of a table of all differences, one a leaf; empty for a line a path.
         missing: paths that were expected and not found.
         unexpected: paths that were found and not expected.
         mismatched: paths found on both sides with another shape or dtype.
@@ -74,7 +101,7 @@ class StructureMismatchError(BridgeError, ValueError):
         *,
         got: str | None = None,
         expected: str | None = None,
-        report: str = "",
+        report: str | Sequence[str] = (),
         missing: Sequence[str] = (),
         unexpected: Sequence[str] = (),
         mismatched: Sequence[str] = (),
@@ -86,7 +113,8 @@ class StructureMismatchError(BridgeError, ValueError):
             where, got=got or counts, expected=expected or "the same leaves on both sides", fix=fix
         )
         lines = [f"  {kind:<11} {path}" for kind, paths in kinds.items() for path in paths]
-        table = report or "\n".join(lines)
+        given = report.split("\n") if isinstance(report, str) else report
+        table = printed(given if report else lines)
         self.args = (f"{self.args[0]}\n{table}" if table else self.args[0],)
         self.missing = tuple(missing)
         self.unexpected = tuple(unexpected)

@@ -16,6 +16,7 @@ from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._apply import call, require_built, require_known, require_layer
 from keras_flax_bridge._leaves import owned, require_values
+from keras_flax_bridge._types import Shape
 from keras_flax_bridge.errors import NotBuiltError, StructureMismatchError
 
 
@@ -108,7 +109,9 @@ class ToNNX(nnx.Module):
         (4, 2)
     """
 
-    def __init__(self, layer: keras.layers.Layer, *, rngs: nnx.Rngs | None = None, shape: Any = None):
+    def __init__(
+        self, layer: keras.layers.Layer, *, rngs: nnx.Rngs | None = None, shape: Shape | None = None
+    ):
         require_layer(layer)
         if rngs is not None and not isinstance(rngs, nnx.Rngs):
             raise StructureMismatchError(
@@ -313,7 +316,8 @@ def _attribute(node: Any, name: str) -> str:
     So does one that ends in underscores already, for no two keys to share an attribute.
     """
     stem = name.rstrip("_")
-    reserved = hasattr(type(node), stem) or (isinstance(node, ToNNX) and stem in _OWN)
+    own = stem.startswith("_pytree__") or (isinstance(node, ToNNX) and stem in _OWN)
+    reserved = own or hasattr(type(node), stem) or hasattr(type(node), name)
     return f"{name}_" if reserved else name
 
 

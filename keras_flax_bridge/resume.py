@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keras_flax_bridge import _orbax, _paths, _restore
+from keras_flax_bridge._printable import printable, said
 from keras_flax_bridge.checkpoint import restore, save
 from keras_flax_bridge.errors import BridgeError
 from keras_flax_bridge.manager import CheckpointManager
@@ -44,7 +45,7 @@ class ResumeReport(NamedTuple):
     def __str__(self) -> str:
         first = f", first {self.differing[0]}" if self.differing else ""
         before, after = self.steps
-        return (
+        return printable(
             f"{before} steps, a new process, {after} steps: "
             f"{len(self.differing)} of {self.leaves} leaves differ{first}"
         )
@@ -96,7 +97,7 @@ def _in_a_new_process(target: Callable, *args: Any) -> None:
     except (AttributeError, TypeError, pickle.PicklingError) as error:
         raise BridgeError(
             "model_fn, data_fn",
-            got=f"what a new process can't import ({error})",
+            got=f"what a new process can't import ({said(error)})",
             expected="functions at the top level of a module",
             fix="Define them with def in a module, outside of other functions.",
         ) from error

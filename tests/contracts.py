@@ -119,6 +119,7 @@ ROWS = [
     Row("mixed_bfloat16", optimizers.mixed_bfloat16, normal(6), normal(1), **BFLOAT16),
     Row("mixed_float16", optimizers.mixed_float16, normal(6), normal(1), **BFLOAT16),
     Row("with_exclusions", optimizers.with_exclusions, normal(6), normal(1)),
+    Row("with_excluded_variables", optimizers.with_excluded_variables, normal(6), normal(1)),
     Row("multi_optimizer", optimizers.multi_optimizer, normal(6), normal(1)),
     *(
         Row(name, lambda make=make: optimizers.small(make()), normal(6), normal(1))

@@ -59,3 +59,12 @@ def forgetting() -> Own:
 
 def missing() -> None:
     raise FileNotFoundError("no data here")
+
+
+def excluded() -> keras.Model:
+    """Weight decay with exclusions by name and by variable."""
+    model = keras.Sequential([keras.Input((5, 3)), layers.Flatten(), layers.Dense(4), layers.Dense(1)])
+    optimizer = optimizers.AdamW(1e-2, weight_decay=0.1)
+    optimizer.exclude_from_weight_decay(var_list=[model.layers[-1].kernel], var_names=["bias"])
+    model.compile(optimizers.LossScaleOptimizer(optimizer), "mse")
+    return model

@@ -142,6 +142,29 @@ def test_checkpoint_round_trips_into_a_second_build(case, tmp_path):
         assert differing(outputs, called) == []
 
 
+def copies(case, state, folder):
+    """The state with its optimizer made once more, in each way in which the bridge does so."""
+    model = case.row.build()
+    model.compiled = False  # then the state's own optimizer goes on
+    yield "repartition", state.repartition(model, batch=case.batch)
+    if case.row.abstract:
+        optimizer = case.model.optimizer
+        like = kfb.TrainState.abstract(case.row.build, batch=case.batch, optimizer=optimizer)
+        yield "abstract", state.replace(tx=like.tx)
+    if isinstance(case.model, keras.Sequential):  # others need classes that Keras doesn't know
+        kfb.save(folder / "row", state)
+        yield "load_model", case.state(kfb.load_model(folder / "row"))
+
+
+@light
+def test_a_copied_optimizer_takes_the_same_step(case, tmp_path):
+    state, _ = case.after  # with gradients that are the weights: any would do
+    wanted = state.apply_gradients(grads=state.params)
+    for way, copy in copies(case, state, tmp_path):
+        got = copy.apply_gradients(grads=state.params)
+        assert differing((got.params, got.opt_state), (wanted.params, wanted.opt_state)) == [], way
+
+
 # --- purity
 
 

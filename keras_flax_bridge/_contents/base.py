@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path as FilePath
 from types import MappingProxyType
 from typing import Any
@@ -13,7 +14,6 @@ from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._leaves import on_disk
 from keras_flax_bridge._report import METRIC, STEP, StateReport, rows
-from keras_flax_bridge.errors import CheckpointError
 
 # kinds of leaves that Keras doesn't write, and why they are left out
 NOT_IN_KERAS_FILES = {
@@ -55,7 +55,24 @@ class Contents:
 
     def values(self) -> _paths.Flat:
         """Every leaf, in the memory of this process."""
+        return self.some(self.specs)
+
+    def some(self, paths: Iterable[_paths.Path]) -> _paths.Flat:
+        """Some leaves, in the memory of this process."""
         raise NotImplementedError
+
+    def parts(self, path: _paths.Path) -> Iterator[np.ndarray]:
+        """A large leaf in one-dimensional parts, in C order."""
+        raise NotImplementedError
+
+    def packed(self) -> Container[_paths.Path]:
+        """Leaves that are read as one."""
+        return ()
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Inside, `some` and `parts` may be called often: what they have in common is done once."""
+        yield
 
     def initial(self) -> _paths.Flat:
         """Leaves that `values` lacks, as the model that is stored starts them."""
@@ -70,13 +87,6 @@ class Contents:
         named = f"the names are those in the file: {self.unnamed}" if self.unnamed else ""
         notes = tuple(note for note in (named, self.note) if note)
         return StateReport(f"{self.path}: {self.kind}", rows(self.specs, self.shardings()), notes)
-
-
-def unreadable(path: FilePath, error: Exception, expected: str, fix: str) -> CheckpointError:
-    """The error for a file in which a library finds no sense."""
-    return CheckpointError(
-        str(path), got=f"{type(error).__name__}: {str(error)[:300]}", expected=expected, fix=fix
-    )
 
 
 def as_numpy(leaf: Any) -> Any:

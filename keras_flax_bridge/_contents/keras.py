@@ -2,56 +2,111 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path as FilePath
 from typing import Any
 
-from keras_flax_bridge import _configs, _keras_files, _paths
+import numpy as np
+
+from keras_flax_bridge import _configs, _guards, _keras_files, _optimizer_extras, _paths
 from keras_flax_bridge._contents import h5
 from keras_flax_bridge._contents.base import NOT_IN_KERAS_FILES, Contents, as_numpy
 from keras_flax_bridge._report import SLOT, kind_of
+from keras_flax_bridge._slices import GROUP, flat_pieces
 from keras_flax_bridge.errors import BridgeError
 
 
-class KerasArrays(Contents):
+class _File(Contents):
+    """A file whose arrays are read by the names that they have in it."""
+
+    _weights: _guards.Weights | None = None
+    _places: Mapping[_paths.Path, str]  # the name in the file of each leaf that is read from it
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Opens and checks the file once."""
+        with _guards.weights(self.path, values=True) as weights:
+            self._weights = weights
+            try:
+                yield
+            finally:
+                self._weights = None
+
+    def some(self, paths: Iterable[_paths.Path]) -> _paths.Flat:
+        if self._weights is None:
+            with self.reading():
+                return self.some(paths)
+        return {path: self._weights.read(self._places[path]) for path in paths}
+
+    def parts(self, path: _paths.Path) -> Iterator[np.ndarray]:
+        assert self._weights is not None, "only inside reading()"
+        return flat_pieces(self._weights.pieces(self._places[path], GROUP))
+
+
+class KerasArrays(_File):
     """A file by the paths of the arrays in it."""
 
     def __init__(self, path: FilePath, unnamed: str):
         super().__init__(path, kind(path), h5.datasets(path), unnamed=unnamed)
-
-    def values(self) -> _paths.Flat:
-        return h5.values(self.path)
+        self._places = {path: "/".join(path) for path in self.specs}
 
 
-class KerasModel(Contents):
+class KerasModel(_File):
     """A file by structural keys.
 
     Args:
         path: the file.
         specs: what the model in it holds, abstract.
+        names: the names in the file, as far as they are known.
         model: the model, with what lies in the file in its variables; None to load it once it is needed.
     """
 
-    def __init__(self, path: FilePath, specs: _paths.Flat, model: Any = None):
-        config = h5.config(path) if model is None else _configs.of_model(model)
-        stored = any(name[0] == "optimizer" for name in h5.datasets(path))
+    def __init__(
+        self, path: FilePath, specs: _paths.Flat, names: Mapping[_paths.Path, str], model: Any = None
+    ):
+        if model is None:
+            config = {**(_guards.config(path) or {}), **_optimizer_extras.read(path)}
+        else:
+            config = _configs.of_model(model)
+        arrays = h5.datasets(path)
+        stored = any(name[0] == "optimizer" for name in arrays)
         super().__init__(path, kind(path), _written(specs, stored), {"model": config})
         slots = any(kind_of(name) == SLOT for name in self.specs)
         if stored and not slots:
             self.note = "it holds slots of an optimizer, and the model isn't compiled"
         self.lacks = NOT_IN_KERAS_FILES if slots else {**NOT_IN_KERAS_FILES, SLOT: "it holds no slots"}
         self._model = model
+        self._places = names if _are_these(self.specs, names, arrays) else {}
 
-    def values(self) -> _paths.Flat:
-        loaded = self._loaded()
-        return {path: as_numpy(loaded[path]) for path in self.specs}
+    def some(self, paths: Iterable[_paths.Path]) -> _paths.Flat:
+        if self._places:
+            return super().some(paths)
+        loaded = self._loaded()  # Keras alone knows how a layer of the user's is read
+        return {path: as_numpy(loaded[path]) for path in paths}
+
+    def parts(self, path: _paths.Path) -> Iterator[np.ndarray]:
+        return super().parts(path) if self._places else flat_pieces(self.some([path]).values())
 
     def initial(self) -> _paths.Flat:
-        return {path: as_numpy(leaf) for path, leaf in self._loaded().items() if path not in self.specs}
+        kept = self._model
+        if _guards.kind(self.path) == _guards.KERAS:  # it can be loaded again, and would hold all weights
+            self._model = None
+        state = _keras_files.KerasFile(self.path, kept).specs
+        return {path: as_numpy(leaf) for path, leaf in state.items() if path not in self.specs}
 
     def _loaded(self) -> _paths.Flat:
         file = _keras_files.KerasFile(self.path, self._model)
         self._model = file.model
         return file.specs
+
+
+def _are_these(specs: _paths.Flat, names: Mapping[_paths.Path, str], arrays: _paths.Flat) -> bool:
+    """Whether the file holds each leaf under its name, as it is in the model."""
+    stored = {"/".join(name): leaf for name, leaf in arrays.items()}
+    return all(
+        names.get(path) in stored and _paths.same(stored[names[path]], leaf) for path, leaf in specs.items()
+    )
 
 
 def kind(path: FilePath) -> str:
@@ -66,8 +121,9 @@ def _written(specs: _paths.Flat, slots: bool) -> _paths.Flat:
 
 def in_keras_file(path: FilePath) -> Contents:
     """A `.keras` file, by structural keys where its model can be built here."""
+    config = _guards.config(path)
     try:
-        return KerasModel(path, h5.specs(path))
+        return KerasModel(path, *h5.abstract(path, config))
     except BridgeError as error:  # its classes aren't known here, or it holds code
         return KerasArrays(path, f"its model can't be built here ({' '.join(str(error.got).split())})")
 
@@ -77,4 +133,4 @@ def in_weights_file(path: FilePath, model: Any) -> Contents:
     if model is None:
         return KerasArrays(path, "a weights file doesn't say of which model it is")
     _keras_files.restore_weights(path, model)
-    return KerasModel(path, _keras_files.KerasFile(path, model).specs, model)
+    return KerasModel(path, _keras_files.KerasFile(path, model).specs, h5.names(model), model)

@@ -67,7 +67,7 @@ def _file(path: FilePath, step: int | None, model: Any) -> Contents:
 def model_for(contents: Contents) -> Any:
     """A model of the config that lies beside the leaves; None if there is none."""
     config = contents.metadata.get("model")
-    return _configs.build(config, contents.path) if config else None
+    return _configs.build(config, contents.path, contents.specs) if config else None
 
 
 def same_model(a: Contents, b: Contents) -> tuple[Contents, Contents]:

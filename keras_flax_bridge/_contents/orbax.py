@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -38,10 +39,18 @@ class Checkpoint(Contents):
         specs = {name: stored.specs[place] for name, place in self._names.items()}
         super().__init__(path, _kind(stored), specs, metadata, unnamed)
 
-    def values(self) -> _paths.Flat:
-        found = self._stored.load({p: _on_host(self._stored.specs[p]) for p in self._names.values()})
+    def some(self, paths: Iterable[_paths.Path]) -> _paths.Flat:
+        places = {name: self._names[name] for name in paths}
+        found = self._stored.load({p: _orbax.on_host(self._stored.specs[p]) for p in places.values()})
         self._stored.require_whole(found)
-        return {name: as_numpy(found[place]) for name, place in self._names.items()}
+        return {name: as_numpy(found[place]) for name, place in places.items()}
+
+    def parts(self, path: _paths.Path) -> Iterator[np.ndarray]:
+        return self._stored.parts(self._names[path])
+
+    def packed(self) -> Container[_paths.Path]:
+        packed = self._stored.packed
+        return {name for name, place in self._names.items() if place in packed}
 
     def initial(self) -> _paths.Flat:
         state = _paths.flatten(_state(self)).items()
@@ -55,7 +64,7 @@ class Checkpoint(Contents):
 def _state(contents: Checkpoint) -> Any:
     """The state in which the model of Keras's callback starts; nothing for what others wrote."""
     config = contents.metadata.get("model") if contents.of_keras else None
-    return TrainState.from_keras(_configs.build(config, contents.path)) if config else {}
+    return TrainState.from_keras(_configs.build(config, contents.path, contents.specs)) if config else {}
 
 
 def _is_keras_s(stored: Any) -> bool:
@@ -77,8 +86,3 @@ def _of_keras(stored: Any, model: Any) -> tuple[dict[_paths.Path, _paths.Path], 
             raise
     own = {(V.TREES[path[0]], *path[1:]): path for path in stored.specs}
     return own, "the model that they are of isn't stored, or can't be built here"
-
-
-def _on_host(spec: Any) -> Any:
-    """What Orbax is asked for to give a leaf as numpy."""
-    return np.broadcast_to(np.zeros((), spec.dtype), spec.shape) if hasattr(spec, "shape") else spec

@@ -3,47 +3,72 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path as FilePath
 from typing import Any
 
 import jax
 import numpy as np
 
-from keras_flax_bridge import _paths
-from keras_flax_bridge._contents.base import Contents, unreadable
+from keras_flax_bridge import _guards, _paths, _schema, _texts
+from keras_flax_bridge._contents.base import Contents
+from keras_flax_bridge._schema import Malformed
+from keras_flax_bridge._slices import GROUP
 from keras_flax_bridge.errors import BridgeError, CheckpointError
 
 _OURS = "keras_flax_bridge"  # the key of our metadata
-_DTYPES = {
-    **{"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "C64": "complex64"},
-    **{f"{kind[0].upper()}{bits}": f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)},
-    "BOOL": "bool",
-}
 
 
 class Tensors(Contents):
-    """A file."""
+    """A file; its arrays are read by their places in it, without the library."""
 
     def __init__(self, path: FilePath):
-        safe_open = _library().safe_open
+        found = _guards.tensors(path)
+        text = found.metadata.get(_OURS, "{}")
+        metadata = _texts.parsed(text, f"{path}, __metadata__/{_OURS}", CheckpointError)
         try:
-            with safe_open(path, framework="np") as file:
-                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-                specs = {_paths.split(name): _spec(one) for name, one in slices.items()}
-                metadata = json.loads((file.metadata() or {}).get(_OURS, "{}"))
-        except Exception as error:  # the library has a kind of its own, and raises others
-            expected = "a safetensors file of dtypes that numpy and jax have in common"
-            raise unreadable(path, error, expected, "Is it whole?") from error
+            _METADATA(metadata, _OURS)
+            self._tensors = _by_path(found.arrays)
+        except Malformed as error:
+            raise CheckpointError(
+                str(path),
+                got=f"{_texts.clipped(error.field, 200)}: {error.got}",
+                expected=error.expected,
+                fix="The file is damaged, or holds what numpy and jax do not have in common.",
+            ) from error
+        specs = {name: jax.ShapeDtypeStruct(t.shape, t.dtype) for name, t in self._tensors.items()}
         super().__init__(path, "safetensors file", specs, metadata)
 
-    def values(self) -> _paths.Flat:
-        with _library().safe_open(self.path, framework="np") as file:
-            return {path: file.get_tensor(_paths.join(path)) for path in self.specs}
+    def some(self, paths: Iterable[_paths.Path]) -> _paths.Flat:
+        return {path: self._read(path, 0, math.prod(self.specs[path].shape)) for path in paths}
+
+    def _read(self, path: _paths.Path, begin: int, count: int) -> np.ndarray:
+        """Elements of an array in C order; the whole array if these are all."""
+        tensor, dtype = self._tensors[path], np.dtype(self.specs[path].dtype)
+        offset = tensor.begin + begin * dtype.itemsize
+        found = np.fromfile(self.path, dtype, count, offset=offset)
+        return found.reshape(tensor.shape) if count == math.prod(tensor.shape) else found
+
+    def parts(self, path: _paths.Path) -> Iterator[np.ndarray]:
+        spec = self.specs[path]
+        size, step = math.prod(spec.shape), GROUP // np.dtype(spec.dtype).itemsize
+        for begin in range(0, size, step):
+            yield self._read(path, begin, min(step, size - begin)).reshape(-1)
 
 
-def _spec(one: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(tuple(one.get_shape()), _DTYPES[one.get_dtype()])
+_METADATA = _schema.record({"model": _schema.optional(_schema.table_of(_schema.anything))})
+
+
+def _by_path(arrays: Mapping[str, _guards.Tensor]) -> dict[_paths.Path, _guards.Tensor]:
+    """Arrays by path: others do not write ~ in a name as this package does."""
+    found: dict[_paths.Path, str] = {}
+    for name in arrays:
+        path = _paths.split(name)
+        if path in found:
+            raise Malformed(name, f"the same path as {_texts.clipped(found[path])}", "paths that differ")
+        found[path] = name
+    return {path: arrays[name] for path, name in found.items()}
 
 
 def save_tensors(path: FilePath, flat: Mapping[_paths.Path, np.ndarray], metadata: Mapping[str, Any]) -> None:
@@ -55,12 +80,12 @@ def save_tensors(path: FilePath, flat: Mapping[_paths.Path, np.ndarray], metadat
     _library()
     import safetensors.numpy
 
-    unknown = [_paths.join(p) for p, leaf in flat.items() if str(leaf.dtype) not in _DTYPES.values()]
+    unknown = [_paths.join(p) for p, leaf in flat.items() if str(leaf.dtype) not in _guards.DTYPES.values()]
     if unknown:
         raise CheckpointError(
             str(path),
             got=f"leaves of a dtype that it lacks: {', '.join(unknown)}",
-            expected=f"dtypes of safetensors ({', '.join(_DTYPES.values())})",
+            expected=f"dtypes of safetensors ({', '.join(_guards.DTYPES.values())})",
             fix="Convert to a checkpoint, or to flax.",
         )
     tensors = {

@@ -7,8 +7,10 @@ package.
 from keras_flax_bridge._orbax.api import FilePath as FilePath
 from keras_flax_bridge._orbax.api import absolute as absolute
 from keras_flax_bridge._orbax.api import is_checkpoint as is_checkpoint
+from keras_flax_bridge._orbax.api import step_of as step_of
 from keras_flax_bridge._orbax.api import steps_in as steps_in
 from keras_flax_bridge._orbax.reading import Stored as Stored
+from keras_flax_bridge._orbax.reading import on_host as on_host
 from keras_flax_bridge._orbax.root import Root as Root
 from keras_flax_bridge._orbax.writing import is_empty as is_empty
 from keras_flax_bridge._orbax.writing import save as save

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path as FilePath
 from typing import Any
 
+from keras_flax_bridge import _texts
 from keras_flax_bridge.errors import CheckpointError
 
 STATE, DATA = "state", "data"  # names of the checkpointables; Orbax's default name has changed before
@@ -95,11 +96,13 @@ def absolute(path: Any) -> FilePath:
     """A local path as an absolute one.
 
     Raises:
-        CheckpointError: if it is none.
+        CheckpointError: if it is not a local path, or one that can't be looked for.
     """
     try:
         if "://" not in str(path):
-            return FilePath(path).expanduser().absolute()
+            found = FilePath(path).expanduser().absolute()
+            _texts.require_reachable(found)
+            return found
     except (TypeError, RuntimeError):
         pass
     raise CheckpointError(
@@ -112,11 +115,36 @@ def absolute(path: Any) -> FilePath:
 
 def is_checkpoint(path: FilePath) -> bool:
     """Whether a folder is a finished checkpoint, or one item of it."""
-    return (path / MARK).is_file() or (path / LEAVES).is_file()
+    try:
+        return (path / MARK).is_file() or (path / LEAVES).is_file()
+    except OSError:  # a folder that can't be entered
+        return False
 
 
 def steps_in(root: FilePath) -> dict[int, FilePath]:
-    """The folders of the finished steps of a root folder, ascending; others may have written 0007."""
-    folders = root.iterdir() if root.is_dir() else ()
-    steps = {int(f.name): f for f in folders if f.name.isdigit() and is_checkpoint(f)}
+    """The folders of the finished steps of a root folder, ascending; others may have written 0007.
+
+    Raises:
+        CheckpointError: if the folder can't be read.
+    """
+    with speaking(root, "listing the steps"):
+        folders = list(root.iterdir()) if root.is_dir() else []
+    found = ((step_of(f.name), f) for f in folders)
+    steps = {step: f for step, f in found if step is not None and is_checkpoint(f)}
     return dict(sorted(steps.items()))
+
+
+def step_of(name: str) -> int | None:
+    """The step of the name of a folder; None for one that is not of a step.
+
+    >>> step_of("0007"), step_of("7.damaged"), step_of("\u00b2")
+    (7, None, None)
+    """
+    return int(name) if re.fullmatch("[0-9]{1,18}", name) else None
+
+
+def tensorstore() -> Any:
+    """The storage below Orbax."""
+    import tensorstore
+
+    return tensorstore

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -11,16 +9,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from keras_flax_bridge import _integrity, _packing, _paths
+from keras_flax_bridge import _integrity, _packing, _paths, _texts
+from keras_flax_bridge._groups import is_large
 from keras_flax_bridge._iterators import checksum, is_grain, set_grain, set_position
 from keras_flax_bridge._kinds import words
-from keras_flax_bridge._leaves import size_of
+from keras_flax_bridge._leaves import on_disk, size_of
+from keras_flax_bridge._orbax import metadata, pieces
 from keras_flax_bridge._orbax.api import (
     DATA,
     LEAVES,
     MARK,
-    OURS,
-    OURS_SUM,
     PACKED,
     STATE,
     FilePath,
@@ -29,8 +27,10 @@ from keras_flax_bridge._orbax.api import (
 )
 from keras_flax_bridge._orbax.background import OPERATIONS
 from keras_flax_bridge._orbax.names import decode
+from keras_flax_bridge._printable import said
 from keras_flax_bridge._progress import working
-from keras_flax_bridge.errors import CheckpointError, CorruptCheckpointError
+from keras_flax_bridge._slices import GROUP, flat_pieces
+from keras_flax_bridge.errors import CheckpointError, CorruptCheckpointError, listing
 
 _FOREIGN = ("pytree", "default")  # what Orbax, its manager and Keras's callback call the one tree
 _READ_AHEAD = 1 << 27  # bytes
@@ -42,11 +42,13 @@ class Stored:
 
     def __init__(self, path: FilePath):
         self.path = path
-        self._root, self._item = _item(path)
         with speaking(path, "reading the metadata", CorruptCheckpointError):
-            self.metadata = _ours(self._root)
+            _texts.require_files(path)
+            self._root, self._item = _item(path)
+            self.metadata = metadata.read(self._root)
             self._tree = self._specs()  # others keep lists in it, which Orbax wants to see again
-        flat = _paths.flatten(self._tree)
+            flat = _paths.flatten(self._tree)
+        _require_tree(path, flat, ours=self.ours)
         self._index = self.metadata.get("packed", {})
         # only beside an index: a leaf that a user called so is written otherwise, and read as any
         self._buffer: Any = flat.pop((PACKED,), None) if self.ours else None
@@ -54,6 +56,7 @@ class Stored:
         self.specs = {path: flat[place] for path, place in self._places.items()}
         self._empty = {_paths.split(n): _spec(*s) for n, s in self.metadata.get("empty", {}).items()}
         self._viewed = {_paths.split(n): dtype for n, dtype in self.metadata.get("bytes", {}).items()}
+        metadata.require_buffer(self.metadata, self.specs, self._buffer, self._root / MARK)
         self.specs.update({**self._empty, **_packing.specs(self._index)})
         self._require_complete()
         self.specs.update({p: _spec(dtype, self.specs[p].shape) for p, dtype in self._viewed.items()})
@@ -61,11 +64,16 @@ class Stored:
     def _specs(self) -> Any:
         """The stored tree, with specs for leaves. Where we wrote them, no array has to be opened for them."""
         if "specs" not in self.metadata:
+            _texts.read_json(self._leaves)
             return ocp().metadata(self._root, checkpointable_name=self._item).metadata
-        if not (self._root / str(self._item) / LEAVES).is_file():
-            raise FileNotFoundError(LEAVES)
+        _texts.require_bounded(_texts.read_text(self._leaves), str(self._leaves))
         specs = self.metadata["specs"].items()
         return _paths.nest({_paths.split(p): _spec(*s) if isinstance(s, list) else s for p, s in specs})
+
+    @property
+    def _leaves(self) -> FilePath:
+        """Orbax's list of the leaves, which it reads whole."""
+        return (self._root if self._item is None else self._root / self._item) / LEAVES
 
     @property
     def ours(self) -> bool:
@@ -79,28 +87,31 @@ class Stored:
 
     def shardings(self) -> dict[_paths.Path, tuple[tuple[Any, ...], dict[str, int]]]:
         """How leaves lay on a mesh when they were written: spec and sizes of its axes, where it is known."""
-        tree = ocp().metadata(self._root, checkpointable_name=self._item).metadata
-        found: dict[_paths.Path, Any] = {
-            place: getattr(leaf, "sharding_metadata", None) for place, leaf in _paths.flatten(tree).items()
-        }
-        return {
-            path: (tuple(found[place].partition_spec), _axes(found[place]))
-            for path, place in self._places.items()
-            if hasattr(found.get(place), "partition_spec")
-        }
+        with speaking(self.path, "reading how leaves lay on devices", CorruptCheckpointError):
+            tree = ocp().metadata(self._root, checkpointable_name=self._item).metadata
+            found: dict[_paths.Path, Any] = {
+                place: getattr(leaf, "sharding_metadata", None)
+                for place, leaf in _paths.flatten(tree).items()
+            }
+            return {
+                path: (tuple(found[place].partition_spec), _axes(found[place]))
+                for path, place in self._places.items()
+                if hasattr(found.get(place), "partition_spec")
+            }
 
     def json(self, item: str) -> Any:
         """What lies in an item that isn't the tree, as JSON types; None if there is no such item."""
         if not (self.path / item).is_dir():
             return None
         with speaking(self.path, f"reading {item}", CorruptCheckpointError), OPERATIONS.loading():
+            for file in (self.path / item).iterdir():  # Orbax reads one of them, its version says which
+                _texts.require_bounded(_texts.read_text(file), str(file))
             return ocp().load_checkpointables(self.path, {item: None})[item]
 
     def _require_complete(self) -> None:
         """Checks that nothing of the metadata is lost."""
         leaves = self.metadata.get("leaves", len(self.specs) or 1)
-        lost = bool(self._index) and self._buffer is None  # the packed array
-        if lost or len(self.specs) != leaves or not self._viewed.keys() <= self.specs.keys():
+        if len(self.specs) != leaves:
             raise CorruptCheckpointError(
                 str(self.path),
                 got=f"metadata that can't be read, or only of {len(self.specs)} leaves",
@@ -122,8 +133,10 @@ class Stored:
         small = {path: target for path, target in targets.items() if _paths.join(path) in self._index}
         wanted = {p: t for p, t in targets.items() if p not in small and p not in self._empty}
         wanted = {p: _host_bytes(t) if p in self._viewed else t for p, t in wanted.items()}
-        loaded, buffer = self._read(wanted, packed=bool(small))
-        packed = _packing.unpack(buffer, self._index, small)
+        part = self._buffer_part(small) if small else None  # of a long buffer only what is needed
+        loaded, whole = self._read(wanted, packed=bool(small) and part is None)
+        buffer, start = part or (whole, 0)
+        packed = _packing.unpack(buffer, self._index, small, start)
         viewed = {p: leaf.view(self.specs[p].dtype) for p, leaf in loaded.items() if p in self._viewed}
         empty = {p: np.zeros(t.shape, t.dtype) for p, t in targets.items() if p in self._empty}
         return {**loaded, **_placed({**empty, **packed, **viewed}, targets)}
@@ -140,6 +153,68 @@ class Stored:
             found = _paths.flatten(ocp().load(self._root, tree, checkpointable_name=self._item))
         values = {path: found[place] for path, place in self._places.items() if place in asked}
         return values, found.get((PACKED,))
+
+    def _buffer_part(self, paths: Iterable[_paths.Path]) -> tuple[np.ndarray, int] | None:
+        """The bytes of some packed leaves, and where they begin; None where all bytes are read at once."""
+        if not is_large(self._buffer):
+            return None
+        begin, end = _packing.span(self._index, paths)
+        array = pieces.opened(self._item_folder, (PACKED,), self._buffer) if end - begin <= GROUP else None
+        if array is None:
+            return None
+        with speaking(self.path, "restoring"):
+            return array[begin:end].read().result(), begin
+
+    @property
+    def packed(self) -> set[_paths.Path]:
+        """The leaves that are together in one array."""
+        return {*map(_paths.split, self._index)}
+
+    @property
+    def _item_folder(self) -> FilePath:
+        return self._root if self._item is None else self._root / self._item
+
+    def parts(self, path: _paths.Path) -> Iterator[np.ndarray]:
+        """A large leaf in one-dimensional parts, in C order; it is never in memory as a whole.
+
+        Raises:
+            CorruptCheckpointError: if it can't be read, or, after the last part, if its checksum differs.
+        """
+        total = _integrity.Running()
+        for part in flat_pieces(self._pieces(path)):
+            total.add(part)
+            yield part
+            del part
+        self._refuse(self._differing(path, total))
+
+    def damaged_large(self, path: _paths.Path) -> dict[str, str]:
+        """What is wrong with a large leaf, by path; it is read in parts."""
+        total = _integrity.Running()
+        try:
+            for part in flat_pieces(self._pieces(path)):
+                total.add(part)
+                del part
+        except CheckpointError as error:
+            return {_paths.join(path): str(error.got)}
+        return self._differing(path, total)
+
+    def _differing(self, path: _paths.Path, total: _integrity.Running) -> dict[str, str]:
+        name, value = _paths.join(path), total.value()
+        written = self.metadata.get("checksums", {}).get(name, value)
+        return {} if value == written else {name: _integrity.difference(value, written)}
+
+    def _pieces(self, path: _paths.Path) -> Iterator[np.ndarray]:
+        spec = self.specs[path]
+        kept = _host_bytes(spec) if path in self._viewed else spec
+        place = self._places.get(path)
+        array = pieces.opened(self._item_folder, place, kept) if place else None
+        if array is None:  # in a format that only Orbax knows
+            yield np.asarray(on_disk(self.load({path: on_host(spec)})[path]))
+            return
+        with speaking(self.path, f"reading {_paths.join(path)}", CorruptCheckpointError):
+            for piece in pieces.pieces(array):
+                yield piece.view(spec.dtype)
+                del piece
 
     def load_each(self, targets: Mapping[_paths.Path, Any]) -> tuple[_paths.Flat, dict[str, str]]:
         """The values that can be read, and why the others can't, by path."""
@@ -168,9 +243,7 @@ class Stored:
         if damaged:
             raise CorruptCheckpointError(
                 str(self.path),
-                got="damaged leaves:\n"
-                + "\n".join(f"  {path}  {what}" for path, what in damaged.items())
-                + "\n",
+                got=listing("damaged leaves", [f"{path}  {what}" for path, what in damaged.items()]),
                 expected="the bytes that were written",
                 fix="Take another step; kfb.verify(path) says which are whole.",
             )
@@ -182,9 +255,9 @@ class Stored:
             return {}
         try:
             files = (self.path / DATA).glob("process_0-of-*.json")
-            whole = [checksum(file.read_text()) for file in files] == [written]
-        except (OSError, ValueError) as error:
-            return {DATA: f"{type(error).__name__}: {str(error)[:200]}"}
+            whole = [checksum(_texts.read_json(file)) for file in files] == [written]
+        except (OSError, CheckpointError) as error:
+            return {DATA: f"{type(error).__name__}: {said(error, 200)}"}
         return {} if whole else {DATA: "another position than was written"}
 
     def load_data(self, iterator: Any) -> None:
@@ -246,17 +319,22 @@ def _item(path: FilePath) -> tuple[FilePath, str | None]:
     )
 
 
-def _ours(root: FilePath) -> dict[str, Any]:
-    """Our metadata as it was written; nothing for a checkpoint that others wrote.
-
-    Orbax reads damaged metadata as if there were none.
-    """
-    mark = root / MARK
-    custom = json.loads(mark.read_text()).get("custom_metadata") or {} if mark.is_file() else {}
-    text = custom.get(OURS, "{}")
-    if zlib.crc32(text.encode()) != custom.get(OURS_SUM, zlib.crc32(b"{}")):
-        raise ValueError("its checksum is another than was written")
-    return json.loads(text)
+def _require_tree(path: FilePath, flat: Mapping[_paths.Path, Any], *, ours: bool) -> None:
+    """Checks that leaves have names, and are not those of a packed checkpoint whose index is lost."""
+    if not ours and metadata.is_buffer(flat.get((PACKED,))):
+        raise CorruptCheckpointError(
+            str(path),
+            got="packed leaves without the metadata that tells where each of them is",
+            expected="the metadata that this package wrote",
+            fix="The checkpoint is damaged: take another step.",
+        )
+    if () in flat:
+        raise CheckpointError(
+            str(path),
+            got="a checkpoint of one leaf without a name",
+            expected="a tree of arrays",
+            fix="Read it with orbax.checkpoint, and save it in a dict.",
+        )
 
 
 def _spec(dtype: str, shape: Any) -> jax.ShapeDtypeStruct:
@@ -265,6 +343,11 @@ def _spec(dtype: str, shape: Any) -> jax.ShapeDtypeStruct:
 
 def _axes(sharding: Any) -> dict[str, int]:
     return dict(zip(sharding.axis_names, map(int, sharding.shape), strict=True))
+
+
+def on_host(spec: Any) -> Any:
+    """What Orbax is asked for to give a leaf as numpy."""
+    return np.broadcast_to(np.zeros((), spec.dtype), spec.shape) if hasattr(spec, "shape") else spec
 
 
 def _host_bytes(target: Any) -> Any:

@@ -16,6 +16,7 @@ import jax
 from keras_flax_bridge import _paths
 from keras_flax_bridge._orbax.api import FilePath, failed, ocp, speaking, steps_in
 from keras_flax_bridge._orbax.background import OPERATIONS, Failure, Failures, Pending, folder_of
+from keras_flax_bridge._orbax.metadata import require_marks
 from keras_flax_bridge._orbax.retention import Kept, Retention
 from keras_flax_bridge._orbax.unfinished import Unfinished
 from keras_flax_bridge._orbax.writing import saving_context, size_on_disk, written
@@ -158,6 +159,8 @@ class Root:
     def _ready(self) -> None:
         """Makes the checkpointer where there is none, and lets it read what other managers did."""
         with speaking(self.path, "opening"):
+            if self._checkpointer is None or self._version != self._folder.version:
+                require_marks(self.path)
             if self._checkpointer is None:
                 with saving_context(0) as context:
                     self._checkpointer = ocp().training.Checkpointer(

@@ -5,10 +5,10 @@ public one serves, and `tests/test_keys.py` fails if Keras renames one.
 """
 
 from keras_flax_bridge._variables.added import add_weight as add_weight
+from keras_flax_bridge._variables.bounds import SLACK as SLACK
+from keras_flax_bridge._variables.bounds import bounded as bounded
 from keras_flax_bridge._variables.decisions import NamedLeaf as NamedLeaf
 from keras_flax_bridge._variables.decisions import built_for as built_for
-from keras_flax_bridge._variables.decisions import copy_exclusions as copy_exclusions
-from keras_flax_bridge._variables.decisions import excludes_variables as excludes_variables
 from keras_flax_bridge._variables.decisions import group_of as group_of
 from keras_flax_bridge._variables.decisions import is_decayed as is_decayed
 from keras_flax_bridge._variables.decisions import is_overwritten as is_overwritten
@@ -27,6 +27,10 @@ from keras_flax_bridge._variables.entries import Entry as Entry
 from keras_flax_bridge._variables.entries import ModelVariables as ModelVariables
 from keras_flax_bridge._variables.entries import partition as partition
 from keras_flax_bridge._variables.entries import variable_spec as variable_spec
+from keras_flax_bridge._variables.exclusions import Exclusions as Exclusions
+from keras_flax_bridge._variables.exclusions import exclude as exclude
+from keras_flax_bridge._variables.exclusions import excludes_variables as excludes_variables
+from keras_flax_bridge._variables.exclusions import exclusions as exclusions
 from keras_flax_bridge._variables.graph import Node as Node
 from keras_flax_bridge._variables.graph import application_layers as application_layers
 from keras_flax_bridge._variables.graph import build_shapes as build_shapes
@@ -58,10 +62,13 @@ from keras_flax_bridge._variables.models import shapes_to_specs as shapes_to_spe
 from keras_flax_bridge._variables.models import specs as specs
 from keras_flax_bridge._variables.naming import TREES as TREES
 from keras_flax_bridge._variables.naming import found_again as found_again
+from keras_flax_bridge._variables.safe import deserialized as deserialized
+from keras_flax_bridge._variables.safe import safe_mode as safe_mode
 from keras_flax_bridge._variables.slots import AVERAGES as AVERAGES
-from keras_flax_bridge._variables.slots import fresh_optimizer as fresh_optimizer
 from keras_flax_bridge._variables.slots import iterations as iterations
+from keras_flax_bridge._variables.slots import optimizer_parts as optimizer_parts
 from keras_flax_bridge._variables.slots import takes_up as takes_up
+from keras_flax_bridge._variables.stored import names_in_files as names_in_files
 from keras_flax_bridge._variables.trainers import begin_fit_at as begin_fit_at
 from keras_flax_bridge._variables.trainers import compilation as compilation
 from keras_flax_bridge._variables.trainers import compiled_parts as compiled_parts
@@ -71,6 +78,10 @@ from keras_flax_bridge._variables.trainers import metrics_built as metrics_built
 from keras_flax_bridge._variables.trainers import takes_training as takes_training
 from keras_flax_bridge._variables.trainers import trainer as trainer
 from keras_flax_bridge._variables.twins import Twin as Twin
+from keras_flax_bridge._variables.twins import match_exclusions as match_exclusions
+from keras_flax_bridge._variables.twins import rebuilt as rebuilt
+from keras_flax_bridge._variables.twins import rebuilt_alone as rebuilt_alone
+from keras_flax_bridge._variables.twins import sharing_objects as sharing_objects
 from keras_flax_bridge._variables.twins import twin_of as twin_of
 from keras_flax_bridge._variables.values import finalized as finalized
 from keras_flax_bridge._variables.values import holds_value as holds_value

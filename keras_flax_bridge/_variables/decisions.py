@@ -44,18 +44,6 @@ def is_decayed(optimizer: Any, variable: Any) -> bool:
     return answer
 
 
-def excludes_variables(optimizer: Any) -> bool:
-    """Whether variables were excluded from weight decay as objects, not by name."""
-    return bool(getattr(optimizer, "_exclude_from_weight_decay", None))
-
-
-def copy_exclusions(optimizer: Any, fresh: Any) -> None:
-    """Gives the names that are excluded from weight decay to an optimizer made from the config."""
-    pattern = getattr(optimizer, "_exclude_from_weight_decay_pattern", None)
-    if pattern is not None:  # the config lacks it
-        fresh.exclude_from_weight_decay(var_names=[pattern.pattern])
-
-
 def takes_adam(muon: Any, variable: Any) -> bool:
     """Whether Muon updates a variable by Adam."""
     return muon._should_use_adamw(variable)  # its rule on shapes and paths stands nowhere else

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +15,8 @@ from keras.src.backend.common import global_state
 from keras_flax_bridge import _paths, _random
 from keras_flax_bridge._makers import living
 from keras_flax_bridge._paths import Path
+from keras_flax_bridge._printable import said
+from keras_flax_bridge._variables.bounds import Made, variables_made_by
 from keras_flax_bridge._variables.entries import SEED, Entry, variable_spec
 from keras_flax_bridge._variables.keys import collect_state
 from keras_flax_bridge._variables.models import build_layer, collect, is_complete, parts, shapes_to_specs
@@ -96,7 +97,7 @@ def _rebuilt(layer: Any) -> Any:
         if not is_complete(twin):
             _build_as(twin, layer)
     except (NotImplementedError, TypeError, ValueError) as error:
-        raise _cannot_rebuild(layer, str(error)) from error
+        raise _cannot_rebuild(layer, said(error)) from error
     return twin
 
 
@@ -142,33 +143,18 @@ class _Given:
         return jnp.asarray(self.value, dtype)
 
 
-_PATCHING = threading.RLock()
-
-
 @contextlib.contextmanager
 def _values_as_initializers() -> Iterator[None]:
     """Lets this thread make variables from values, as stateful RNNs do: a stateless scope refuses them."""
-    # no hook exists: Keras decides in `Variable.__init__` itself, whoever creates the variable
-    base, thread = keras.Variable, threading.get_ident()
-    plain: Any = base.__init__
 
-    def __init__(self: Any, initializer: Any, shape: Any = None, dtype: Any = None, **options: Any) -> None:  # noqa: N807
-        is_value = not callable(initializer) and not isinstance(initializer, str)
-        if is_value and threading.get_ident() == thread:
+    def make(plain: Made, variable: Any, initializer: Any, shape: Any, dtype: Any, options: Any) -> None:
+        if not callable(initializer) and not isinstance(initializer, str):
             value = keras.ops.convert_to_tensor(initializer, dtype=dtype)
             initializer, shape, dtype = _Given(value), value.shape, dtype or value.dtype
-        plain(self, initializer, shape=shape, dtype=dtype, **options)
+        plain(variable, initializer, shape=shape, dtype=dtype, **options)
 
-    with _PATCHING:
-        own = "__init__" in vars(base)
-        setattr(base, "__init__", __init__)  # noqa: B010, mypy knows no assignment to a method
-        try:
-            yield
-        finally:
-            if own:
-                setattr(base, "__init__", plain)  # noqa: B010, as above
-            else:
-                del base.__init__
+    with variables_made_by(make):
+        yield
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -44,6 +44,23 @@ def _place_slots(optimizer: Any, prefix: Path, keys: Mapping[int, Path], found: 
                 _place_slots(item, (*prefix, *names.place(path)), keys, found)
             elif isinstance(item, keras.Variable) and id(item) not in found:
                 found[id(item)] = (*prefix, *variable_name(item, {id(item): path}, names))
+
+
+def optimizer_parts(optimizer: Any) -> dict[Path, Any]:
+    """An optimizer, under ``()``, and those inside of it by the attributes that hold them, each once."""
+    return _parts(optimizer, set())
+
+
+def _parts(optimizer: Any, seen: set[int]) -> dict[Path, Any]:
+    seen.add(id(optimizer))
+    found: dict[Path, Any] = {(): optimizer}
+    names = Names()
+    for name in public_first(vars(optimizer).keys() - _NO_SLOTS):
+        for path, item in contents((name,), vars(optimizer)[name]):
+            if isinstance(item, keras.optimizers.Optimizer) and id(item) not in seen:
+                place = names.place(path)
+                found |= {(*place, *inner): part for inner, part in _parts(item, seen).items()}
+    return found
 
 
 def _slots(value: Any, optimizer: Any) -> Iterator[tuple[Path, Any, Any]]:
@@ -98,17 +115,3 @@ def takes_up(new: Any, old: Any) -> bool:
 
 
 AVERAGES = "model_variables_moving_average"  # of the weights; Keras starts it with them, at iteration 0
-
-
-def fresh_optimizer(optimizer: Any, entries: Iterable[Entry], values: Iterable[Any]) -> Any:
-    """An optimizer of the same config, built for variables of these values, its slots at their start."""
-    fresh = type(optimizer).from_config(optimizer.get_config())
-    fresh.build([_stand_in(entry.variable, value) for entry, value in zip(entries, values, strict=True)])
-    return fresh
-
-
-def _stand_in(variable: Any, value: Any) -> Any:
-    """A variable of another value that an optimizer takes for this one: some start slots with weights."""
-    twin = keras.Variable(value, dtype=variable._dtype, trainable=True, name=variable.name)
-    twin._path = variable.path  # the public path is made when a variable is, and can't be set
-    return twin

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from keras_flax_bridge._printable import said
 from keras_flax_bridge.errors import NotBuiltError, StructureMismatchError
 
 
@@ -42,7 +43,7 @@ def trainer(model: Any, *, loss: Any = None, optimizer: Any = None, metrics: Any
             f"compile of model {model.name!r}",
             got=", ".join(f"{name}={part!r}"[:100] for name, part in parts.items()),
             expected="what compile takes",
-            fix=f"Keras says: {error}",
+            fix=f"Keras says: {said(error)}",
         ) from error
     return twin
 

@@ -1,16 +1,162 @@
-"""An optimizer built once more for the leaves of a tree."""
+"""Copies of optimizers: the one place that makes an optimizer once more.
+
+A config holds the arguments of a constructor. `rebuilt` copies what else decides an update: exclusions from
+weight decay, learning rates that are objects, and which optimizers of a `MultiOptimizer` are one object.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import keras
 
 from keras_flax_bridge import _paths
-from keras_flax_bridge._variables.decisions import copy_exclusions, learning_rate
-from keras_flax_bridge._variables.entries import PARAM, Collection, Entry
-from keras_flax_bridge._variables.slots import optimizer_entries
+from keras_flax_bridge._variables.decisions import built_for, learning_rate
+from keras_flax_bridge._variables.entries import PARAM, Collection, Entry, variable_spec
+from keras_flax_bridge._variables.exclusions import copy_exclusions, excludes_variables
+from keras_flax_bridge._variables.slots import optimizer_entries, optimizer_parts
+from keras_flax_bridge.errors import StructureMismatchError, UnsupportedOptimizerError
+
+
+def rebuilt(
+    optimizer: Any, counterparts: Mapping[int, Any], *, values: Iterable[tuple[Any, Any]] = ()
+) -> Any:
+    """An optimizer of the same class, config and exclusions that is not built: its slots are yet to start.
+
+    Args:
+        optimizer: a Keras optimizer; it is only read.
+        counterparts: the variables that the new one is to train, by the id of the variable that
+            `optimizer` has in the place.
+        values: pairs of a variable of `optimizer` and the value to read in its place, where its own moved.
+    """
+    return _Copies(counterparts, list(values)).of(optimizer)
+
+
+def rebuilt_alone(optimizer: Any) -> Any:
+    """As `rebuilt`, before the variables that it will train exist: `match_exclusions` follows when they do.
+
+    Raises:
+        UnsupportedOptimizerError: if variables are excluded as objects, and nothing says which they are.
+    """
+    for part in optimizer_parts(optimizer).values():
+        if excludes_variables(part) and not optimizer.built:
+            raise UnsupportedOptimizerError(
+                f"optimizer {part.name!r}",
+                got="variables of another model that are excluded from weight decay as objects",
+                expected="exclusions by name, or an optimizer that was built for the variables of that model",
+                fix="Call exclude_from_weight_decay(var_names=[...]), or compile the model with it "
+                "in model_fn.",
+            )
+    return rebuilt(optimizer, {})
+
+
+def match_exclusions(optimizer: Any, fresh: Any) -> None:
+    """Gives a built optimizer the exclusions of another: the variables of both pair up in order.
+
+    Raises:
+        StructureMismatchError: if variables are excluded, and the two were built for different ones.
+    """
+    parts, copies = optimizer_parts(optimizer), optimizer_parts(fresh)
+    if not any(map(excludes_variables, parts.values())):
+        return
+    old, new = built_for(optimizer), built_for(fresh)
+    specs = [[variable_spec(variable) for variable in variables] for variables in (old, new)]
+    if specs[0] != specs[1]:
+        raise StructureMismatchError(
+            f"optimizer {optimizer.name!r}",
+            got="variables excluded from weight decay as objects, of a model with other trainable variables",
+            expected="a model of the same architecture",
+            fix="Call exclude_from_weight_decay(var_names=[...]).",
+        )
+    counterparts = {id(variable): other for variable, other in zip(old, new, strict=True)}
+    for path, part in parts.items():
+        copy_exclusions(part, copies[path], counterparts)
+
+
+class _Copies:
+    """Copies of optimizers; one that is held twice is copied once."""
+
+    def __init__(self, counterparts: Mapping[int, Any], values: list[tuple[Any, Any]]):
+        self._counterparts, self._values = counterparts, values
+        self._made: dict[int, tuple[Any, Any]] = {}  # with the original, so that its id stays its own
+
+    def of(self, optimizer: Any) -> Any:
+        if id(optimizer) not in self._made:
+            self._made[id(optimizer)] = optimizer, self._copy(optimizer)
+        return self._made[id(optimizer)][1]
+
+    def _copy(self, optimizer: Any) -> Any:
+        for kind, copy in _BY_KIND.items():
+            if isinstance(optimizer, kind):
+                fresh = copy(optimizer, self._config(optimizer, _INSIDE[kind]), self.of)
+                copy_exclusions(optimizer, fresh, self._counterparts)
+                return fresh
+        config, rate = self._config(optimizer), learning_rate(optimizer)
+        if not isinstance(rate, keras.Variable):
+            config["learning_rate"] = rate  # as an object, so that its class needs no registration
+        fresh = type(optimizer).from_config(config)
+        copies = optimizer_parts(fresh)
+        for path, part in optimizer_parts(optimizer).items():
+            copy_exclusions(part, copies[path], self._counterparts)
+        return fresh
+
+    def _config(self, optimizer: Any, inside: str | None = None) -> dict[str, Any]:
+        """The config, without what is passed on as an object, which Keras may be unable to serialize."""
+        reader = object.__new__(type(optimizer))
+        vars(reader).update(vars(optimizer))
+        if inside is not None:
+            vars(reader)[inside] = None
+        elif not isinstance(learning_rate(optimizer), keras.Variable):
+            vars(reader)["_learning_rate"] = 0.0
+        with keras.StatelessScope(self._values) if self._values else contextlib.nullcontext():
+            return reader.get_config()
+
+
+def _loss_scale(optimizer: Any, config: dict[str, Any], again: Callable[[Any], Any]) -> Any:
+    config.pop("inner_optimizer")
+    return type(optimizer)(again(optimizer.inner_optimizer), **config)
+
+
+def _multi(optimizer: Any, config: dict[str, Any], again: Callable[[Any], Any]) -> Any:
+    # `_optimizer_map`: what the constructor was given; nothing public has it
+    chosen = optimizer._optimizer_map
+    if hasattr(chosen, "default_optimizer"):
+        groups = {pattern: again(inner) for pattern, inner in chosen.items()}
+        chosen = type(chosen)(again(chosen.default_optimizer), groups)
+    else:
+        chosen = _selector(chosen, again)
+    return type(optimizer)(**{**config, "optimizer_map": chosen})
+
+
+def _selector(select: Callable[[Any], Any], again: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A function that gives copies of the optimizers that another gives, and is serialized as that one."""
+
+    def selected(variable: Any) -> Any:
+        return again(select(variable))
+
+    name = keras.saving.get_registered_name(select) if hasattr(select, "__name__") else type(select).__name__
+    selected.__name__ = name.strip("<>")  # a lambda can't be serialized, nor can its copy
+    return selected
+
+
+# optimizers around others: how one is made of copies of those, and the attribute that holds them
+_BY_KIND: dict[type, Callable[[Any, dict[str, Any], Callable[[Any], Any]], Any]] = {
+    keras.optimizers.LossScaleOptimizer: _loss_scale,
+    keras.optimizers.MultiOptimizer: _multi,
+}
+_INSIDE = {
+    keras.optimizers.LossScaleOptimizer: "inner_optimizer",
+    keras.optimizers.MultiOptimizer: "_optimizer_map",
+}
+
+
+def sharing_objects() -> Any:
+    """Inside, what is serialized twice as one object is deserialized as one, as in ``.keras`` files."""
+    from keras.src.saving.serialization_lib import ObjectSharingScope  # keras exports no name for it
+
+    return ObjectSharingScope()
 
 
 class Twin(NamedTuple):
@@ -22,45 +168,30 @@ class Twin(NamedTuple):
 
 
 def twin_of(optimizer: Any, values: _paths.Flat, owner: Callable[[_paths.Path], Any]) -> Twin:
-    """The optimizer rebuilt from its config, for variables of these values.
+    """The optimizer rebuilt and built for variables of these values, with its slots at their start.
 
     Args:
         optimizer: a Keras optimizer; it stays as it is.
         values: arrays by path.
         owner: the variable whose name, path and constraint one of a path has; None for none.
     """
-    fresh = _rebuilt(optimizer)
     params = Collection(Entry(path, _variable(path, v, owner(path)), PARAM) for path, v in values.items())
+    fresh = rebuilt(optimizer, {id(owner(entry.path)): entry.variable for entry in params})
     with keras.name_scope(fresh.name, caller=fresh):
         fresh.build([entry.variable for entry in params])
     keys: Mapping[int, _paths.Path] = {id(entry.variable): entry.path for entry in params}
     return Twin(fresh, params, Collection(optimizer_entries(fresh, keys)))
 
 
-def _rebuilt(optimizer: Any) -> Any:
-    config = optimizer.get_config()
-    rate = learning_rate(optimizer)
-    if not isinstance(rate, keras.Variable):
-        config["learning_rate"] = rate  # as an object, so that its class needs no registration
-    fresh = type(optimizer).from_config(config)
-    for old, new in zip(_parts(optimizer), _parts(fresh), strict=True):
-        copy_exclusions(old, new)
-    return fresh
-
-
-def _parts(optimizer: Any) -> list[Any]:
-    inner = getattr(optimizer, "inner_optimizer", None)
-    if inner is not None:
-        return [optimizer, *_parts(inner)]
-    return [optimizer, *getattr(optimizer, "optimizers", ())]
-
-
 def _variable(path: _paths.Path, value: Any, owner: Any) -> Any:
+    """A variable of another value that an optimizer takes for its owner: some slots start with weights."""
     name = (path[-1] if path else "param").replace("/", "_")
     variable = keras.Variable(
         value, dtype=str(value.dtype), trainable=True, name=owner.name if owner is not None else name
     )
     # `_path`: the public one is made when a variable is, and can't be set
     variable._path = owner.path if owner is not None else "/".join(path) or name
-    variable.constraint = owner.constraint if owner is not None else None
+    if owner is not None:
+        variable.constraint = owner.constraint
+        variable.overwrite_with_gradient = owner.overwrite_with_gradient
     return variable

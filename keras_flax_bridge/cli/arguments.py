@@ -8,6 +8,7 @@ from typing import Any
 
 from keras_flax_bridge import _keras_files, _orbax
 from keras_flax_bridge._contents import Contents, opened
+from keras_flax_bridge._printable import said
 from keras_flax_bridge.errors import StructureMismatchError
 
 ANY = "a checkpoint or a root folder of steps, of any Orbax code; a .keras, .weights.h5 or .safetensors file"
@@ -66,7 +67,7 @@ def import_from_here(name: str, where: str) -> Any:
     except (ImportError, ValueError) as error:
         raise StructureMismatchError(
             where,
-            got=f"{name!r} ({error})",
+            got=f"{name!r} ({said(error)})",
             expected="a Python module that can be imported from here",
             fix="Run the command in the folder that it lies in, or install it.",
         ) from error

@@ -39,11 +39,11 @@ def run(options: Any) -> int:
         layout=options.layout,
         force=options.force,
     )
-    output.show(
+    output.say(
         f"{done.path}: {done.kind}, {counted(done.leaves, 'leaf')}, {done.size:,} bytes, read back the same"
     )
     for why, names in done.left.items():
-        output.show(f"left out: {', '.join(names)} ({why})")
+        output.say(f"left out: {', '.join(names)} ({why})")
     for note in done.notes:
-        output.show(f"note: {note}")
+        output.say(f"note: {note}")
     return 0

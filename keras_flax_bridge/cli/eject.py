@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_flax_bridge import _ejection, _keras_files, _orbax, _saving
+from keras_flax_bridge._printable import printable
 from keras_flax_bridge._progress import working
 from keras_flax_bridge._report import counted
 from keras_flax_bridge.cli import arguments, output
@@ -37,16 +38,16 @@ def run(options: Any) -> int:
 
 
 def _told(done: Any, source: Path, weights: Path) -> str:
-    dropped = [f"left out: {what}" for what in done.report.dropped]
+    dropped = [printable(f"left out: {what}") for what in done.report.dropped]
     head = f"{source}: class {done.class_name}; outputs differ from Keras's by {done.report.checked:.1e}"
     saved = f"{weights}: {counted(done.leaves, 'leaf')}, read back the same"
     return "\n".join(
         [
-            head,
-            saved,
+            printable(head),
+            printable(saved),
             *dropped,
             "",
-            _USE.format(source.stem, done.class_name, str(weights), str(weights / "state")),
+            _USE.format(printable(source.stem), done.class_name, str(weights), str(weights / "state")),
         ]
     )
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any, NoReturn
 
+from keras_flax_bridge._printable import said
 from keras_flax_bridge._start import is_command
 from keras_flax_bridge.cli import convert, diff, doctor, eject, inspect, output, plan, verify
 from keras_flax_bridge.errors import BridgeError, CorruptCheckpointError, StructureMismatchError
@@ -57,6 +58,8 @@ def _run(options: Any, debug: bool) -> int:
         return INTERRUPTED
     except Exception as error:
         if debug:
+            if is_command():
+                sys.excepthook = output.tell
             raise
         output.complain(_said(error))
         return DIFFERENT if isinstance(error, CorruptCheckpointError) else WRONG
@@ -68,8 +71,7 @@ def _said(error: Exception) -> str:
         return str(error)
     if isinstance(error, BridgeError):
         return " ".join(str(error).split())
-    what = " ".join(f"{type(error).__name__}: {error}".split())
-    return f"{what}. Run it again with --debug to see where."
+    return f"{type(error).__name__}: {said(error, 10_000)}. Run it again with --debug to see where."
 
 
 def _close(stream: Any) -> None:

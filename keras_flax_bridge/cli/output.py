@@ -7,35 +7,63 @@ import io
 import json
 import logging
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
+from rich.segment import Segment
+from rich.text import Text
+
+from keras_flax_bridge._printable import printable, printable_lines
 
 _WIDE = 10_000  # columns of a pipe: a path is never broken
 
 
+class _Clean:
+    """What is drawn, without characters that act on a terminal, whoever chose the names in it."""
+
+    def __init__(self, thing: Any):
+        self._thing = Text(printable_lines(thing)) if isinstance(thing, str) else thing
+
+    def __rich_console__(self, console: Console, options: Any) -> Iterator[Segment]:
+        for segment in console.render(self._thing, options):
+            clean = segment.text if segment.control else printable_lines(segment.text)
+            yield Segment(clean, segment.style, segment.control)
+
+
 def show(thing: Any) -> None:
-    """Prints a text, or what rich knows to draw."""
+    """Prints text of one line or several, or what rich knows to draw."""
     console = Console(highlight=False)
     if console.is_terminal:
-        console.print(thing, markup=False)
+        console.print(_Clean(thing))
         return
     plain = Console(file=io.StringIO(), width=_WIDE, color_system=None, highlight=False)
-    plain.print(thing, markup=False)
+    plain.print(_Clean(thing))
     for line in plain.file.getvalue().splitlines():  # type: ignore[attr-defined]
         print(line.rstrip())
 
 
+def say(line: str) -> None:
+    """Prints one line, whatever names are in it."""
+    show(printable(line))
+
+
 def show_json(data: Any) -> None:
-    """Prints what machines read."""
+    """Prints what machines read: names are exact, and escaped as JSON has it."""
     print(json.dumps(data, indent=1))
 
 
 def complain(text: str, style: str = "red") -> None:
-    """Prints a line to stderr."""
-    Console(stderr=True).print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+    """Prints an error or a warning to stderr."""
+    text = printable_lines(text)
+    Console(stderr=True).print(text, style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def tell(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Prints a traceback, in the place of Python's own, which would print names as they are."""
+    sys.stderr.write(printable_lines("".join(traceback.format_exception(kind, error, trace))))
 
 
 _NOISY = ("absl", "asyncio")  # Orbax logs here, and what it leaves behind where a read fails

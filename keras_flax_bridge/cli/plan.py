@@ -9,7 +9,7 @@ from typing import Any
 import keras
 from rich.table import Table
 
-from keras_flax_bridge import _keras_files, _plan
+from keras_flax_bridge import _configs, _guards, _plan
 from keras_flax_bridge.cli import arguments, output
 from keras_flax_bridge.errors import StructureMismatchError
 
@@ -41,13 +41,13 @@ def run(options: Any) -> int:
         table.add_row(plan.layout, *(f"{size / 1e9:.3f}" for size in (*sizes, sum(sizes))))
     size = found[0].checkpoint / 1e9
     output.show(table)
-    output.show(f"a checkpoint: {size:.1f} GB, {size / options.bandwidth:.0f} s at {options.bandwidth} GB/s")
+    output.say(f"a checkpoint: {size:.1f} GB, {size / options.bandwidth:.0f} s at {options.bandwidth} GB/s")
     return 0
 
 
 def _axes(mesh: str) -> dict[str, int]:
     sizes = mesh.lower().split("x")
-    if not all(size.isdigit() and int(size) for size in sizes) or len(sizes) > len(_AXES):
+    if not all(size.isdecimal() and int(size) for size in sizes) or len(sizes) > len(_AXES):
         raise StructureMismatchError(
             "--mesh", got=repr(mesh), expected="sizes of one to four axes", fix="Such as 8, or 8x4."
         )
@@ -63,8 +63,8 @@ def _optimizer(name: str, ema: bool) -> Any:
 def _builder(model: str) -> Callable[[], Any]:
     """What builds the model: nothing is built yet."""
     if model.endswith(".keras"):
-        loaded = _keras_files.load_model(Path(model))
-        return lambda: loaded.__class__.from_config(loaded.get_config())
+        config = {**_guards.config(Path(model)), "compile_config": None}  # its weights are not needed
+        return lambda: _configs.build(config, model)
     module, _, function = model.partition(":")
     built = getattr(arguments.import_from_here(module, "MODEL"), function, None)
     if built is None:

@@ -1,4 +1,7 @@
-"""verify: reads every leaf of a checkpoint, compares its checksum, and names those that are damaged."""
+"""verify: reads every leaf, compares its checksum, names those that are damaged or have none.
+
+The exit code is 0 only if every leaf was compared and none is damaged.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from keras_flax_bridge.cli import arguments, output
 
 def add_arguments(parser: Any) -> None:
     """Says what the command takes."""
-    parser.add_argument("path", metavar="PATH", help="a checkpoint, or a root folder of steps")
+    parser.add_argument("path", metavar="PATH", help=arguments.ANY)
     arguments.add_step(parser)
     arguments.add_json(parser)
 
@@ -23,8 +26,8 @@ def run(options: Any) -> int:
         report = checkpoint.verify(existing(options.path), step=options.step)
     if options.json:
         output.show_json(
-            {"path": str(report.path), "ok": report.ok, "leaves": report.leaves}
-            | {"damaged": report.damaged, "unchecked": list(report.unchecked)}
+            {"path": str(report.path), "ok": report.ok, "leaves": report.leaves, "checked": report.checked}
+            | {"damaged": report.damaged, "unchecked": list(report.unchecked), "by": report.by}
         )
     else:
         output.show(str(report))

@@ -98,7 +98,7 @@ def linen_leaves(variables: Mapping[str, Any]) -> Iterator[tuple[Path, Shape]]:
 
 
 def _natural(name: str) -> tuple:
-    return tuple((int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name))
+    return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name))
 
 
 def fit(ours: Group, theirs: Group) -> Fit | None:

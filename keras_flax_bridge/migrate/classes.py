@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -61,7 +62,7 @@ class Classes:
         common = [word for word in words[0] if all(word in other for other in words)] or ["block"]
         text = "".join(word[0].upper() + word[1:] for word in dict.fromkeys(common))
         name, count = text, 1
-        while name in self.taken:
+        while name in self.taken or keyword.iskeyword(name):
             count += 1
             name = f"{text}{count}"
         self.taken.add(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+import keyword
 import re
 import tokenize
 from collections.abc import Callable
@@ -11,8 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from keras_flax_bridge import _untrusted
+
 WIDTH = 88  # ruff's default
 INDENT = "    "
+
+
+class Unwritable(TypeError):  # noqa: N818 - it never leaves the package
+    """A value that can't stand where it would in a source."""
 
 
 class Raw(str):
@@ -43,7 +50,60 @@ def literal(value: Any) -> str:
         return f'float("{value}")'
     if value is None or value is Ellipsis or isinstance(value, (bool, int, float)):
         return "..." if value is Ellipsis else repr(value)
-    raise TypeError(f"a {type(value).__name__} has no literal")
+    raise Unwritable(f"a {type(value).__name__} has no literal")
+
+
+def number(value: Any) -> str:
+    """A number as Python writes it: what else a setting may be, in a file, can't stand in its place.
+
+    Raises:
+        Unwritable: if it is no number.
+
+    >>> number(3), number(-0.5), number(float("inf"))
+    ('3', '-0.5', 'float("inf")')
+    """
+    value = value.item() if isinstance(value, np.generic) else value
+    if not isinstance(value, (bool, int, float)):
+        raise Unwritable(f"a {type(value).__name__} where a number belongs")
+    return literal(value)
+
+
+def docstring_line(text: str) -> str:
+    """A docstring of one line, whatever is in the text: what might end it, or act on who reads it, is ``_``.
+
+    >>> docstring_line("The model a'; b.")[3:-3]
+    'The model a__ b.'
+    """
+    plain = "".join(c if c.isascii() and (c.isalnum() or c in "_-. ") else "_" for c in text)
+    return f'"""{plain}"""'
+
+
+def keyword_name(text: Any) -> str:
+    """The name of an argument, as it is.
+
+    Raises:
+        Unwritable: if it can't be one.
+
+    >>> keyword_name("mask")
+    'mask'
+    """
+    if not isinstance(text, str) or not text.isascii() or not text.isidentifier() or keyword.iskeyword(text):
+        raise Unwritable("the name of an argument that Python can't write")
+    return text
+
+
+def dtype_name(name: Any) -> str:
+    """A dtype as the source names it.
+
+    Raises:
+        Unwritable: if it isn't one that arrays have.
+
+    >>> dtype_name("float32")
+    'jnp.float32'
+    """
+    if str(name) not in _untrusted.DTYPES:
+        raise Unwritable(f"a dtype that arrays don't have ({str(name)[:40]!r})")
+    return f"jnp.{name}"
 
 
 def _quoted(text: str) -> str:
@@ -64,10 +124,22 @@ def identifier(text: str, taken: Callable[[str], bool], default: str) -> str:
     if not name or name[0].isdigit():
         name = f"{default}_{name}" if name else default
     free, count = name, 1
-    while taken(free):
+    while taken(free) or keyword.iskeyword(free):
         count += 1
         free = f"{name}_{count}"
     return free
+
+
+def executed(text: str, name: str, scope: dict[str, Any]) -> dict[str, Any]:
+    """What a source that `source.write` made defines: the one place where this package runs what it wrote.
+
+    Args:
+        text: the source.
+        name: of its file, for tracebacks.
+        scope: names that it finds.
+    """
+    exec(compile(text, name, "exec"), scope)
+    return scope
 
 
 def statement(head: str, expression: str, indent: str) -> list[str]:

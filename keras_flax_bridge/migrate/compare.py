@@ -12,6 +12,8 @@ from flax import nnx
 
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._apply import require_built
+from keras_flax_bridge._printable import printed
+from keras_flax_bridge._types import Batch
 from keras_flax_bridge.errors import StructureMismatchError
 from keras_flax_bridge.migrate.convert import Conversion
 from keras_flax_bridge.migrate.maps import WeightMap, flax_values, keras_values
@@ -72,7 +74,7 @@ class ComparisonReport(NamedTuple):
         lines = [f"{word} {self.tolerance:g}"]
         lines += [f"  output {_said(difference)}" for difference in self.outputs]
         lines += [f"  {'layer ' if self.is_close(d) else 'DIFFERS '}{_said(d)}" for d in self.layers]
-        return "\n".join(lines)
+        return printed(lines)
 
 
 def _said(difference: Difference) -> str:
@@ -83,7 +85,7 @@ def _said(difference: Difference) -> str:
 def compare(
     model: keras.Model,
     target: nnx.Module | Callable,
-    x: Any,
+    x: Batch,
     *,
     layers: bool = False,
     tolerance: float | None = None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import keyword
 import linecache
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +17,7 @@ from keras_flax_bridge._apply import require_built
 from keras_flax_bridge._leaves import owned
 from keras_flax_bridge._paths import Path
 from keras_flax_bridge.errors import StructureMismatchError, UnsupportedLayerError
-from keras_flax_bridge.migrate.code import identifier
+from keras_flax_bridge.migrate.code import executed, identifier
 from keras_flax_bridge.migrate.draw import as_functional
 from keras_flax_bridge.migrate.graph import Drawing, build_root
 from keras_flax_bridge.migrate.maps import Pair, WeightMap
@@ -43,10 +42,9 @@ class Conversion:
             graph, self.watched = build_root(self.drawing, self.graph_model, model.name, watch, names)
         self.drawing.problems.raise_any(model)
         self._require_all_mapped()
-        class_name = identifier(class_name, lambda n: keyword.iskeyword(n) or n in RESERVED, "Model")
-        self.source: Source = write(
-            graph, class_name, f"The Keras model {_plain(V.own_name(model))}.", folded=not watch
-        )
+        class_name = identifier(class_name, RESERVED.__contains__, "Model")
+        about = f"The Keras model {_own_name(model)}."
+        self.source: Source = write(graph, class_name, about, folded=not watch)
 
     def _require_all_mapped(self) -> None:
         entries = self.drawing.entries.values()
@@ -68,8 +66,7 @@ class Conversion:
         islands = {int(number): layer for number, layer in self.drawing.islands.items()}
         made = {number: ToNNX(layer) for number, layer in islands.items()}
         scope: dict[str, Any] = {"__name__": "keras_flax_bridge.migrated", "islands": made}
-        exec(compile(text, name, "exec"), scope)
-        return scope[self.source.class_name]
+        return executed(text, name, scope)[self.source.class_name]
 
     def weight_map(self) -> WeightMap:
         """Where every variable of the model lies in the module."""
@@ -190,11 +187,11 @@ def to_source(model: keras.Model, *, class_name: str = "Model") -> str:
     return Conversion(model, class_name, "error").source.text
 
 
-def _plain(name: str) -> str:
-    """A model's name as it may stand in a docstring; a counter at its end is not the user's."""
-    text = "".join(c if c.isascii() and (c.isalnum() or c in "_-. ") else "_" for c in name)
-    head, _, count = text.rpartition("_")
-    return head if count.isdigit() and head in ("sequential", "functional", "model") else text
+def _own_name(model: Any) -> str:
+    """A model's name; a counter at its end is not the user's."""
+    name = V.own_name(model)
+    head, _, count = name.rpartition("_")
+    return head if count.isdigit() and head in ("sequential", "functional", "model") else name
 
 
 def _require_choice(where: str, got: Any, allowed: tuple[str, ...]) -> None:

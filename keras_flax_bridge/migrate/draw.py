@@ -14,6 +14,7 @@ import keras
 
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge.errors import UnsupportedLayerError
+from keras_flax_bridge.migrate.code import dtype_name
 from keras_flax_bridge.migrate.site import Refusal, is_float
 
 
@@ -52,7 +53,7 @@ def _stand_in(builder: Any, layer: Any, tensor: Any) -> Any:
     cast = layer.autocast and is_float(tensor.dtype)
     dtype = layer.compute_dtype if cast else tensor.dtype
     text = builder.text(tensor)
-    code = text if str(dtype) == str(tensor.dtype) else f"{text}.astype(jnp.{dtype})"
+    code = text if str(dtype) == str(tensor.dtype) else f"{text}.astype({dtype_name(dtype)})"
     new = keras.KerasTensor(tensor.shape, dtype=dtype)
     builder.name(new, builder.let(code, "x", tensor.shape, str(dtype)))
     mask = V.mask_of(tensor)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import keyword
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -17,14 +16,14 @@ from keras_flax_bridge.migrate.naming import Locals
 
 import ast  # isort: skip
 
-RESERVED_NAMES = {"jax", "jnp", "nnx", "self", "rngs", "islands", "range", "inputs"}
+RESERVED_NAMES = {"jax", "jnp", "nnx", "self", "rngs", "islands", "range", "float", "inputs"}
 INDENTED = 8
 DEPTH = 4  # calls inside one another on one line
 
 
 def _is_taken(name: str) -> bool:
     """Whether an attribute or a value can't have this name."""
-    return keyword.iskeyword(name) or hasattr(nnx.Module, name) or name in RESERVED_NAMES
+    return hasattr(nnx.Module, name) or name in RESERVED_NAMES
 
 
 class Forward:
@@ -40,7 +39,7 @@ class Forward:
         self.runs = self._runs()
         self.places = self._places()
         self.arguments: list[str] = []
-        self.taken: set[str] = set(RESERVED_NAMES)
+        self.taken: set[str] = RESERVED_NAMES | classes.taken
         self.inputs, self.unpacking = self._inputs()
 
     # attributes
@@ -116,7 +115,7 @@ class Forward:
         return names
 
     def _free(self, hint: str) -> str:
-        name = identifier(hint, lambda n: n in self.taken or keyword.iskeyword(n), "x")
+        name = identifier(hint, self.taken.__contains__, "x")
         self.taken.add(name)
         return name
 

@@ -13,8 +13,8 @@ import keras_flax_bridge.migrate.rules as rules
 from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._paths import Path
-from keras_flax_bridge.errors import UnsupportedLayerError
-from keras_flax_bridge.migrate.code import Raw, literal
+from keras_flax_bridge.errors import UnsupportedLayerError, listing
+from keras_flax_bridge.migrate.code import Raw, Unwritable, dtype_name, keyword_name, literal
 from keras_flax_bridge.migrate.draw import drawn
 from keras_flax_bridge.migrate.ir import Call, Child, Graph, Step, Value, Weight
 from keras_flax_bridge.migrate.operations import operation_code
@@ -39,10 +39,9 @@ class Problems:
         """Raises UnsupportedLayerError with all that was noted."""
         if not self.lines:
             return
-        listed = "\n".join(f"  {line}" for line in self.lines)
         raise UnsupportedLayerError(
             f"model {model.name!r}",
-            got=f"{len(self.lines)} layers or operations without a native counterpart:\n{listed}\n",
+            got=listing(f"{len(self.lines)} layers or operations without a native counterpart", self.lines),
             expected="a rule for each",
             fix="Register a rule for each class with kfb.migrate.register_rule, keep them as Keras "
             "layers with to_nnx(model, fallback='bridge'), or bridge the model with kfb.ToNNX.",
@@ -114,9 +113,9 @@ class GraphBuilder:
     def constant(self, array: np.ndarray) -> str:
         """An array of the graph: a literal where it is small, else a frozen variable."""
         if array.ndim == 0:
-            return f"jnp.{array.dtype}({literal(_shortest(array))})"
+            return f"{dtype_name(array.dtype)}({literal(_shortest(array))})"
         if array.size <= LITERAL_SIZE:
-            return f"jnp.array({literal(_shortest(array))}, jnp.{array.dtype})"
+            return f"jnp.array({literal(_shortest(array))}, {dtype_name(array.dtype)})"
         path = ("constants", str(len(self.drawing.constants)))
         self.drawing.constants[path] = array
         weight = Weight(path, ((),), kind="constant")
@@ -138,7 +137,7 @@ class GraphBuilder:
         return self._read(self._holder(name, shape, dtype, kind, weight))
 
     def _holder(self, name: str, shape: Any, dtype: str, kind: str, weight: Weight) -> Child:
-        zeros = Call("jnp.zeros", {"shape": tuple(shape), "dtype": Raw(f"jnp.{dtype}")}, rngs=False)
+        zeros = Call("jnp.zeros", {"shape": tuple(shape), "dtype": Raw(dtype_name(dtype))}, rngs=False)
         return Child(name, Call(kind, {"value": zeros}, rngs=False), (weight,), rule="a variable")
 
     def _read(self, child: Child) -> str:
@@ -178,7 +177,7 @@ class GraphBuilder:
         codes: str | None
         try:
             codes = self._codes(node)
-        except Refusal as refusal:
+        except (Refusal, Unwritable) as refusal:  # settings that can't be written, such as text for a number
             codes = self._fallback(node, str(refusal))
         if codes is None:
             return
@@ -277,7 +276,8 @@ class GraphBuilder:
             call = Call(f"islands[{number}]", {}, rngs=False)
             self.children[id(layer)] = Child(name, call, weights, rule="ToNNX")
         arguments = [self.packed(a) for a in node.args]
-        arguments += [f"{k}={self.packed(v)}" for k, v in node.kwargs.items() if k != "training"]
+        named = {keyword_name(k): v for k, v in node.kwargs.items() if k != "training"}
+        arguments += [f"{k}={self.packed(v)}" for k, v in named.items()]
         return f"«m»({', '.join(arguments)})"
 
     def _island_weights(self, layer: Any) -> Iterator[Weight]:

@@ -11,10 +11,14 @@ import jax
 import keras
 from flax import nnx
 
-from keras_flax_bridge import _paths
+from keras_flax_bridge import _paths, _schema, _texts
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._paths import Flat, Path
+from keras_flax_bridge._printable import printed
+from keras_flax_bridge._schema import Malformed
+from keras_flax_bridge._types import PathLike, PyTree, Target
 from keras_flax_bridge.errors import CheckpointError, StructureMismatchError
+from keras_flax_bridge.migrate import transforms
 from keras_flax_bridge.migrate.transforms import Transform, forward, from_json, inverse, shapes, to_json
 
 _FORMAT = 1
@@ -69,7 +73,7 @@ class WeightMap:
         only_flax: Iterable[Path] = (),
         notes: Iterable[str] = (),
         linen: bool = False,
-        model: Any = None,
+        model: keras.Model | None = None,
     ):
         self.pairs = tuple(pairs)
         self.seeds = tuple(seeds)
@@ -92,10 +96,9 @@ class WeightMap:
         lines = [f"{a:<{width}}  ->  {b}{f'  ({how})' if how else ''}" for a, b, how in rows]
         lines += [f"only in Keras: {_paths.join(path)}" for path in self.only_keras]
         lines += [f"only in Flax: {_paths.join(path)}" for path in self.only_flax]
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+        return printed([*lines, *(f"note: {note}" for note in self.notes)])
 
-    # moving
-    def to_flax(self, source: Any = None) -> dict[str, Any]:
+    def to_flax(self, source: PyTree = None) -> dict[str, Any]:
         """Keras values in the places and shapes that they have in the Flax model.
 
         Args:
@@ -111,7 +114,7 @@ class WeightMap:
         flat = keras_values(self.model if source is None else source)
         return _paths.nest(dict(self.flax_values(flat)))
 
-    def to_keras(self, target: Any, *, like: Any = None) -> Any:
+    def to_keras(self, target: PyTree, *, like: PyTree = None) -> PyTree:
         """Flax values in the places and shapes that they have in the Keras model.
 
         Args:
@@ -138,7 +141,7 @@ class WeightMap:
         for pair in self.pairs:
             arrays = _whole(pair.keras, flat)
             if arrays is not None:
-                yield from zip(pair.flax, forward(pair.transforms, arrays), strict=True)
+                yield from zip(pair.flax, _moved(pair, arrays), strict=True)
 
     def keras_values(self, flat: Flat) -> Iterable[tuple[Path, Any]]:
         """Keras leaves by structural key out of Flax leaves."""
@@ -146,8 +149,7 @@ class WeightMap:
             arrays = _whole(pair.flax, flat)
             if arrays is not None:
                 abstract = isinstance(arrays[0], jax.ShapeDtypeStruct)
-                back = shapes(pair.transforms, arrays, back=True) if abstract else None
-                yield from zip(pair.keras, back or inverse(pair.transforms, arrays), strict=True)
+                yield from zip(pair.keras, _moved(pair, arrays, back=True, abstract=abstract), strict=True)
 
     def flax_specs(self, specs: Flat) -> Flat:
         """Shapes and dtypes of the Flax leaves out of those of the Keras variables."""
@@ -155,15 +157,15 @@ class WeightMap:
         for pair in self.pairs:
             arrays = _whole(pair.keras, specs)
             if arrays is not None:
-                found |= dict(zip(pair.flax, shapes(pair.transforms, arrays), strict=True))
+                found |= dict(zip(pair.flax, _moved(pair, arrays, abstract=True), strict=True))
         return found
 
     # what `kfb.restore` asks for
-    def leaves(self, target: Any) -> Flat:
+    def leaves(self, target: PyTree) -> Flat:
         """Every leaf of a Flax model by path."""
         return flax_values(target)
 
-    def put(self, target: Any, values: Flat) -> Any:
+    def put(self, target: Target, values: Flat) -> Target:
         """Puts leaves in their places: a module is updated, of anything else a new one is made."""
         if not isinstance(target, nnx.Module):
             return _paths.fill(target, values)
@@ -174,7 +176,7 @@ class WeightMap:
         return target
 
     # files
-    def save(self, path: Any) -> None:
+    def save(self, path: PathLike) -> None:
         """Writes the map as JSON.
 
         Args:
@@ -208,7 +210,7 @@ class WeightMap:
         }
 
     @classmethod
-    def load(cls, path: Any) -> WeightMap:
+    def load(cls, path: PathLike) -> WeightMap:
         """Reads a map that `save` wrote.
 
         Args:
@@ -227,23 +229,29 @@ class WeightMap:
             >>> print(WeightMap.load(file).table())
             a/kernel  ->  b/w
         """
-        try:
-            return cls.from_json(json.loads(FilePath(path).read_text()))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                str(path),
-                got=f"a file that can't be read as a map ({type(error).__name__}: {error})",
-                expected="JSON that WeightMap.save wrote",
-                fix="Write it again with wmap.save(path).",
-            ) from error
+        file = FilePath(path)
+        return cls.from_json(_texts.read_json(file, CheckpointError), str(file))
 
     @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> WeightMap:
+    def from_json(cls, found: Any, where: str = "the map") -> WeightMap:
         """The map that `to_json` described.
 
+        Args:
+            found: JSON types.
+            where: where they come from, for errors.
+
         Raises:
-            KeyError: if something is missing in it.
+            CheckpointError: naming the field that is missing or malformed.
         """
+        try:
+            _CHECK(found, "")
+        except Malformed as error:
+            raise CheckpointError(
+                where,
+                got=f"a map with {_texts.clipped(error.field or 'no fields', 200)}: {error.got}",
+                expected=error.expected,
+                fix="Write it again with wmap.save(path).",
+            ) from error
         pairs = [
             Pair(
                 tuple(map(_paths.split, pair["keras"])),
@@ -258,6 +266,54 @@ class WeightMap:
 
 
 _LISTS = ("seeds", "only_keras", "only_flax")
+_PAIR = _schema.record(
+    {
+        "keras": _schema.list_of(_schema.name),
+        "flax": _schema.list_of(_schema.name),
+        "transforms": _schema.list_of(transforms.check),
+        "kind": _schema.text,
+    },
+    required=Pair._fields,
+)
+
+
+def _pair(value: Any, field: str) -> None:
+    """A pair whose transforms make as many arrays as it has paths in the Flax model."""
+    _PAIR(value, field)
+    steps = tuple(map(from_json, value["transforms"]))
+    made = transforms.count_after(steps, len(value["keras"]))
+    if not value["keras"] or made != len(value["flax"]):
+        sides = f"{len(value['keras'])} Keras and {len(value['flax'])} Flax paths"
+        raise Malformed(field, sides, "as many as the transforms take and make")
+
+
+_FIELDS: dict[str, _schema.Check] = {
+    "format": _schema.choice_of(_FORMAT),
+    "pairs": _schema.list_of(_pair),
+    **dict.fromkeys(_LISTS, _schema.list_of(_schema.name)),
+    "notes": _schema.list_of(_schema.text),
+    "linen": _schema.flag,
+}
+_CHECK = _schema.record(_FIELDS, required=[field for field in _FIELDS if field != "format"])
+
+
+def _moved(pair: Pair, arrays: list[Any], *, back: bool = False, abstract: bool = False) -> list[Any]:
+    """What the transforms of a pair make of the leaves of one side.
+
+    Raises:
+        StructureMismatchError: naming the pair, if the leaves do not have the shapes that it was made for.
+    """
+    try:
+        if abstract:
+            return shapes(pair.transforms, arrays, back=back)
+        return (inverse if back else forward)(pair.transforms, arrays)
+    except (TypeError, ValueError, IndexError) as error:
+        raise StructureMismatchError(
+            f"the map of {_listed(pair.keras)}",
+            got=f"leaves of {', '.join(map(_paths.spec, arrays))} for {', '.join(map(str, pair.transforms))}",
+            expected="leaves of the shapes that the map was made for",
+            fix="The map was made for another model: write it again with wmap.save(path).",
+        ) from error
 
 
 def _listed(paths: Sequence[Path]) -> str:
@@ -272,7 +328,7 @@ def _whole(paths: Sequence[Path], flat: Flat) -> list[Any] | None:
         raise StructureMismatchError(
             "the weights",
             missing=missing,
-            report="\n".join(f"  missing     {path}" for path in missing),
+            report=[f"  missing     {path}" for path in missing],
             fix="They belong together with others that are there: pass all of them.",
         )
     return [flat[path] for path in paths] if found else None

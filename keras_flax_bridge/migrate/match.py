@@ -13,6 +13,8 @@ from flax import nnx
 
 from keras_flax_bridge import _paths
 from keras_flax_bridge._paths import Path
+from keras_flax_bridge._printable import printable
+from keras_flax_bridge._types import Batch, PyTree
 from keras_flax_bridge.errors import StructureMismatchError
 from keras_flax_bridge.migrate.alignment import (
     Group,
@@ -46,7 +48,9 @@ class Ours(NamedTuple):
     seeds: tuple[Path, ...]
 
 
-def match(model: keras.Model, target: Any, *, sample: Any = None, apply: Callable | None = None) -> WeightMap:
+def match(
+    model: keras.Model, target: PyTree, *, sample: Batch | None = None, apply: Callable | None = None
+) -> WeightMap:
     """Finds where every variable of a Keras model lies in a Flax model with other names.
 
     Layers are aligned by what they hold, up to reshapes, transposes, and query, key and value in one
@@ -100,7 +104,7 @@ def match(model: keras.Model, target: Any, *, sample: Any = None, apply: Callabl
     if sample is None:
         notes = [_open_note(group) for group in open_groups]
         for note in notes:
-            log.warning("match: %s", note)
+            log.warning("match: %s", printable(note))
         return make(pairs, [*notes, *_settings(pairs, ours, target)])
     return _by_numbers(make, pairs, open_groups, ours, target, sample, apply)
 
@@ -140,7 +144,7 @@ def _require_all(ours: list[Group], theirs: list[Group], found: list) -> None:
         lines += [f"  only in Flax   {line}" for line in unexpected]
         raise StructureMismatchError(
             "the two models",
-            report="\n".join(lines),
+            report=lines,
             missing=missing,
             unexpected=unexpected,
             fix="Modules are matched by what they hold and its shapes: these have no counterpart.",

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_flax_bridge.migrate.code import Raw, literal
+from keras_flax_bridge.migrate.code import Raw, dtype_name, keyword_name, literal, number
 from keras_flax_bridge.migrate.site import Refusal, Site
 
 INFIX = {
@@ -183,14 +183,15 @@ def _called(site: Site, function: Function) -> str:
     named = [(n, n) if isinstance(n, str) else n for n in function.attributes]
     options = {name: getattr(site.layer, attribute) for attribute, name in named}
     arguments = [site.text(value) for value in site.node.args]
-    arguments += [f"{name}={site.text(v)}" for name, v in site.node.kwargs.items() if v is not None]
+    given = {keyword_name(name): v for name, v in site.node.kwargs.items() if v is not None}
+    arguments += [f"{name}={site.text(v)}" for name, v in given.items()]
     for name, value in options.items():
         if name in DEFAULTS and value is DEFAULTS[name]:
             continue
         if name == "axis" and value is None and not function.name.startswith("jnp.flip"):
             continue
         if name == "dtype":
-            value = Raw(f"jnp.{value}")
+            value = Raw(dtype_name(value))
         arguments.append(f"{name}={_frozen(site, value)}")
     return f"{function.name}({', '.join(arguments)})"
 
@@ -226,7 +227,7 @@ def _reshape(site: Site) -> str:
 
 
 def _cast(site: Site) -> str:
-    return f"{site.text(site.node.inputs[0])}.astype(jnp.{site.layer.dtype})"
+    return f"{site.text(site.node.inputs[0])}.astype({dtype_name(site.layer.dtype)})"
 
 
 def _to_tensor(site: Site) -> str:
@@ -242,7 +243,7 @@ def _einsum(site: Site) -> str:
 def _split(site: Site) -> str:
     where: Any = site.layer.indices_or_sections
     where = where if isinstance(where, int) else [int(i) for i in where]
-    return f"jnp.split({site.x}, {literal(where)}, axis={site.layer.axis})"
+    return f"jnp.split({site.x}, {literal(where)}, axis={number(site.layer.axis)})"
 
 
 def _unstack(site: Site) -> str:
@@ -265,15 +266,15 @@ def _slice(site: Site) -> str:
     sizes = [site.shape()[i] if d in (-1, None) else d for i, d in enumerate(site.layer.shape)]
     if not all(isinstance(i, (int, np.integer)) for i in start) or None in sizes:
         raise Refusal("a slice whose place or size is not known")
-    cuts = (f"{a or ''}:{a + n}" for a, n in zip(start, sizes, strict=True))
+    cuts = (f"{number(a) if a else ''}:{number(a + n)}" for a, n in zip(start, sizes, strict=True))
     return f"{site.x}[{', '.join(cuts)}]"
 
 
 def _one_hot(site: Site) -> str:
     layer = site.layer
-    options = f", dtype=jnp.{layer.dtype}" if layer.dtype != "float32" else ""
-    options += f", axis={layer.axis}" if layer.axis != -1 else ""
-    return f"nnx.one_hot({site.x}, {layer.num_classes}{options})"
+    options = f", dtype={dtype_name(layer.dtype)}" if layer.dtype != "float32" else ""
+    options += f", axis={number(layer.axis)}" if layer.axis != -1 else ""
+    return f"nnx.one_hot({site.x}, {number(layer.num_classes)}{options})"
 
 
 def _attention(site: Site) -> str:
@@ -291,7 +292,7 @@ def _normalize(site: Site) -> str:
     layer = site.layer
     if layer.order != 2 or layer.epsilon is None:
         raise Refusal("a norm of another order than 2, or without epsilon")
-    return f"unit_norm({site.x}, {site.text(layer.axis)}, {layer.epsilon})"
+    return f"unit_norm({site.x}, {site.text(layer.axis)}, {number(layer.epsilon)})"
 
 
 def _moments(site: Site) -> str:
@@ -306,7 +307,7 @@ def _or(site: Site) -> str:
 
 
 def _top_k(site: Site) -> str:
-    return f"jax.lax.top_k({site.x}, {site.layer.k})"
+    return f"jax.lax.top_k({site.x}, {number(site.layer.k)})"
 
 
 SPECIAL: dict[str, Callable[[Site], str]] = {

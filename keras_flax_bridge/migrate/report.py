@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from keras_flax_bridge._printable import printed
+
 
 class ConversionReport(NamedTuple):
     """What `to_nnx` did.
@@ -38,4 +40,4 @@ class ConversionReport(NamedTuple):
         width = max((len(path) for path, _ in self.layers), default=0)
         lines = [f"  {path:<{width}}  {rule}" for path, rule in self.layers]
         lines += [f"  dropped: {what}" for what in self.dropped]
-        return "\n".join([f"{self.model}: {len(self.layers)} modules, {said}", *lines])
+        return printed([f"{self.model}: {len(self.layers)} modules, {said}", *lines])

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import keras
 
 from keras_flax_bridge.errors import StructureMismatchError
+from keras_flax_bridge.migrate.code import dtype_name
 from keras_flax_bridge.migrate.ir import Call
 from keras_flax_bridge.migrate.site import Refusal, Site
 from keras_flax_bridge.migrate.transforms import Transform
@@ -72,7 +73,7 @@ class Rule(NamedTuple):
         if self.activation:
             code = site.activated(getattr(site.layer, self.activation), code)
         half = self.cast_output and site.compute_dtype in ("bfloat16", "float16")
-        return call, f"({code}).astype(jnp.{site.compute_dtype})" if half else code
+        return call, f"({code}).astype({dtype_name(site.compute_dtype)})" if half else code
 
     def _call(self, module: str, site: Site) -> Call:
         found = {name: _resolved(value, site) for name, value in self.config.items()}

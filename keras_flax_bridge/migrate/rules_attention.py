@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from keras import layers as L
 
-from keras_flax_bridge.migrate.code import Raw
+from keras_flax_bridge.migrate.code import Raw, number
 from keras_flax_bridge.migrate.ir import Call
 from keras_flax_bridge.migrate.rules import Rule, add
 from keras_flax_bridge.migrate.site import Refusal, Site, dtypes
@@ -77,7 +77,7 @@ def _masks(site: Site, heads: Heads) -> list[str]:
     if site.argument("use_causal_mask"):
         masks.append(f"causal({pair})")
     if heads.window is not None:
-        masks.append(f"near({pair}, {heads.window})")
+        masks.append(f"near({pair}, {number(heads.window)})")
     return masks
 
 

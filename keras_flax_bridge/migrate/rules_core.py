@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import layers as L
 
-from keras_flax_bridge.migrate.code import Raw, literal
+from keras_flax_bridge.migrate.code import literal, number
 from keras_flax_bridge.migrate.rules import ABSENT, Rule, To, add
 from keras_flax_bridge.migrate.site import HALF, Refusal, Site, dtype, dtypes
 from keras_flax_bridge.migrate.transforms import Reshape, Transform
@@ -57,7 +57,7 @@ def _reversible(site: Site) -> str:
         return f"«m»({_embedding_ids(site)})"
     code = f"«m».attend({site.cast()})"
     cap = site.layer.logit_soft_cap
-    return code if cap is None else f"jnp.tanh({code} / {cap}) * {cap}"
+    return code if cap is None else f"jnp.tanh({code} / {number(cap)}) * {number(cap)}"
 
 
 def _reversible_refused(site: Site) -> str | None:
@@ -125,15 +125,15 @@ def _relu(site: Site) -> str:
     layer, x = site.layer, site.cast()
     slope, most, threshold = float(layer.negative_slope), layer.max_value, float(layer.threshold)
     if slope and most is None and not threshold:
-        return f"nnx.leaky_relu({x}, {slope})"
+        return f"nnx.leaky_relu({x}, {number(slope)})"
     if not threshold:
         positive = "jax.nn.relu6({x})" if most == 6 else "nnx.relu({x})"
     else:
-        positive = f"jnp.where({{x}} > {threshold}, {{x}}, 0)"
+        positive = f"jnp.where({{x}} > {number(threshold)}, {{x}}, 0)"
     if most is not None and (most != 6 or threshold):
-        positive = f"jnp.clip({positive}, 0, {float(most)})"
-    negative = f"-{{x}} + {threshold}" if threshold else "-{x}"
-    template = f"{positive} - {slope} * nnx.relu({negative})" if slope else positive
+        positive = f"jnp.clip({positive}, 0, {number(float(most))})"
+    negative = f"-{{x}} + {number(threshold)}" if threshold else "-{x}"
+    template = f"{positive} - {number(slope)} * nnx.relu({negative})" if slope else positive
     return template.format(x=site.let(x) if template.count("{x}") > 1 else x)
 
 
@@ -154,8 +154,8 @@ def _softmax(site: Site) -> str:
 add(
     Rule(L.Activation, code=lambda site: site.activated(site.layer.activation, site.cast())),
     Rule(L.ReLU, code=_relu, note="max value, slope and threshold too"),
-    Rule(L.LeakyReLU, code=lambda s: f"nnx.leaky_relu({s.cast()}, {float(s.layer.negative_slope)})"),
-    Rule(L.ELU, code=lambda s: f"nnx.elu({s.cast()}, {float(s.layer.alpha)})"),
+    Rule(L.LeakyReLU, code=lambda s: f"nnx.leaky_relu({s.cast()}, {number(float(s.layer.negative_slope))})"),
+    Rule(L.ELU, code=lambda s: f"nnx.elu({s.cast()}, {number(float(s.layer.alpha))})"),
     Rule(
         L.PReLU,
         "PReLU",
@@ -245,7 +245,7 @@ def _moved(site: Site) -> str:
     axis = _axis(site)
     if axis == -1:
         return f"«m»({site.x})"
-    return f"jnp.moveaxis(«m»(jnp.moveaxis({site.x}, {axis}, -1)), -1, {axis})"
+    return f"jnp.moveaxis(«m»(jnp.moveaxis({site.x}, {number(axis)}, -1)), -1, {number(axis)})"
 
 
 def _unit_axis(site: Site) -> str:
@@ -316,7 +316,7 @@ def _normalization(site: Site) -> str:
     variance = keras.ops.convert_to_numpy(layer.variance)
     mean = _unpadded(site, keras.ops.convert_to_numpy(layer.mean))
     scale = _unpadded(site, np.maximum(np.sqrt(variance), np.float32(keras.config.epsilon())))
-    x = site.let(f"jnp.asarray({site.x}, jnp.{site.compute_dtype})")
+    x = site.let(f"jnp.asarray({site.x}, {dtype(site.compute_dtype)})")
     return f"{mean} + {x} * {scale}" if layer.invert else f"({x} - {mean}) / {scale}"
 
 
@@ -340,11 +340,11 @@ def _number(value: Any, site: Site) -> str:
     value = keras.ops.convert_to_numpy(value)
     if value.ndim == 0:
         return literal(float(value))
-    return f"jnp.array({literal(value.tolist())}, jnp.{site.compute_dtype})"
+    return f"jnp.array({literal(value.tolist())}, {dtype(site.compute_dtype)})"
 
 
 def _rescaling(site: Site) -> str:
-    x = f"jnp.asarray({site.x}, jnp.{site.compute_dtype})"
+    x = f"jnp.asarray({site.x}, {dtype(site.compute_dtype)})"
     scale, offset = _number(site.layer.scale, site), _number(site.layer.offset, site)
     return f"{x} * {scale}" + ("" if offset == "0.0" else f" + {offset}")
 
@@ -363,7 +363,7 @@ add(
             "shape": _broadcast,
             "invert": "invert",
             "epsilon": lambda site: keras.config.epsilon(),
-            "dtype": lambda site: Raw(f"jnp.{site.compute_dtype}"),
+            "dtype": lambda site: dtype(site.compute_dtype),
             "param_dtype": dtypes()["param_dtype"],
         },
         {

@@ -9,10 +9,10 @@ import numpy as np
 from keras import layers as L
 
 from keras_flax_bridge import _variables as V
-from keras_flax_bridge.migrate.code import literal
+from keras_flax_bridge.migrate.code import literal, number
 from keras_flax_bridge.migrate.ir import Call
 from keras_flax_bridge.migrate.rules import Rule, add
-from keras_flax_bridge.migrate.site import Refusal, Site, is_float
+from keras_flax_bridge.migrate.site import Refusal, Site, dtype, is_float
 
 
 def _flatten(site: Site) -> str:
@@ -28,7 +28,7 @@ def _reshape(site: Site) -> str:
         kept = ", ".join("None" if d == 1 else ":" for d in target)  # only axes of size 1 are new
         return f"{site.cast()}[:, {kept}]"
     wanted = [-1 if d is None else d for d in site.layer.target_shape]
-    return f"{site.cast()}.reshape({', '.join([f'{site.x}.shape[0]', *map(str, wanted)])})"
+    return f"{site.cast()}.reshape({', '.join([f'{site.x}.shape[0]', *map(number, wanted)])})"
 
 
 def _padded(site: Site) -> str:
@@ -42,7 +42,7 @@ def _pairs(value: Any) -> list[tuple[int, int]]:
 
 
 def _cropped(site: Site) -> str:
-    cuts = [f"{a or ''}:{-b if b else ''}" for a, b in _pairs(site.layer.cropping)]
+    cuts = [f"{number(a) if a else ''}:{number(-b) if b else ''}" for a, b in _pairs(site.layer.cropping)]
     return f"{site.cast()}[{', '.join([':', *([':'] if site.channels_first else []), *cuts])}]"
 
 
@@ -53,9 +53,9 @@ def _upsampled(site: Site) -> str:
     method = getattr(layer, "interpolation", "nearest")
     if method == "nearest":
         for axis, times in enumerate(size, first):
-            x = f"jnp.repeat({x}, {times}, axis={axis})"
+            x = f"jnp.repeat({x}, {number(times)}, axis={axis})"
         return x
-    height, width = (f"{site.x}.shape[{first + i}] * {times}" for i, times in enumerate(size))
+    height, width = (f"{site.x}.shape[{first + i}] * {number(times)}" for i, times in enumerate(size))
     return _resized(site, x, height, width, method, False)
 
 
@@ -72,9 +72,9 @@ def _resizing(site: Site) -> str:
     layer = site.layer
     if layer.crop_to_aspect_ratio or layer.pad_to_aspect_ratio:
         raise Refusal("cropping or padding to an aspect ratio")
-    x = f"jnp.asarray({site.x}, jnp.{site.compute_dtype})"
+    x = f"jnp.asarray({site.x}, {dtype(site.compute_dtype)})"
     antialias = bool(getattr(layer, "antialias", False))
-    return _resized(site, x, layer.height, layer.width, layer.interpolation, antialias)
+    return _resized(site, x, number(layer.height), number(layer.width), layer.interpolation, antialias)
 
 
 def _permuted(site: Site) -> str:
@@ -83,14 +83,14 @@ def _permuted(site: Site) -> str:
 
 def _masked(site: Site) -> str:
     mask = site.mask(site.node.outputs[0])
-    return f"{site.cast()} * {mask}[..., None].astype(jnp.{site.compute_dtype})"
+    return f"{site.cast()} * {mask}[..., None].astype({dtype(site.compute_dtype)})"
 
 
 add(
     Rule(L.Flatten, code=_flatten),
     Rule(L.Reshape, code=_reshape),
     Rule(L.Permute, code=_permuted),
-    Rule(L.RepeatVector, code=lambda s: f"jnp.repeat({s.cast()}[:, None], {s.layer.n}, axis=1)"),
+    Rule(L.RepeatVector, code=lambda s: f"jnp.repeat({s.cast()}[:, None], {number(s.layer.n)}, axis=1)"),
     *(Rule(layer, code=_padded) for layer in (L.ZeroPadding1D, L.ZeroPadding2D, L.ZeroPadding3D)),
     *(Rule(layer, code=_cropped) for layer in (L.Cropping1D, L.Cropping2D, L.Cropping3D)),
     *(Rule(layer, code=_upsampled) for layer in (L.UpSampling1D, L.UpSampling2D, L.UpSampling3D)),
@@ -131,7 +131,7 @@ def _average(site: Site) -> str:
 
 def _concatenated(site: Site) -> str:
     items = ", ".join(site.cast(i) for i in range(len(site.node.inputs)))
-    return f"jnp.concatenate([{items}], axis={site.layer.axis})"
+    return f"jnp.concatenate([{items}], axis={number(site.layer.axis)})"
 
 
 def _dot(site: Site) -> str:
@@ -145,7 +145,7 @@ def _dot(site: Site) -> str:
     out = [axis for axis in left if axis != left[a]] + [axis for axis in right[1:] if axis != left[a]]
     x, y = site.cast(0), site.cast(1)
     if site.layer.normalize:
-        x, y = f"unit_norm({x}, {a})", f"unit_norm({y}, {b})"
+        x, y = f"unit_norm({x}, {number(a)})", f"unit_norm({y}, {number(b)})"
     product = f'jnp.einsum("{left},{"".join(right)}->{"".join(out)}", {x}, {y})'
     return product if len(out) > 1 else f"{product}[:, None]"
 
@@ -217,7 +217,7 @@ HELPERS = V.application_layers()
 
 
 def _scaled_sum(site: Site) -> str:
-    return f"{site.cast(0)} + {site.cast(1)} * {float(site.layer.scale)}"
+    return f"{site.cast(0)} + {site.cast(1)} * {number(float(site.layer.scale))}"
 
 
 add(

@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge.migrate.activations import ACTIVATIONS
-from keras_flax_bridge.migrate.code import Raw, literal
+from keras_flax_bridge.migrate.code import Raw, Unwritable, dtype_name, literal
 
 
 class Refusal(Exception):  # noqa: N818 - it never leaves the package
@@ -68,7 +68,7 @@ class Site:
         """The expression of a tensor in the layer's compute dtype, as Keras casts it."""
         text = self.builder.text(tensor)
         differs = is_float(tensor.dtype) and tensor.dtype != self.compute_dtype
-        return f"{text}.astype(jnp.{self.compute_dtype})" if self.layer.autocast and differs else text
+        return f"{text}.astype({dtype(self.compute_dtype)})" if self.layer.autocast and differs else text
 
     def shape(self, index: int = 0) -> tuple[int | None, ...]:
         """The shape of an input; None for the size of the batch."""
@@ -91,7 +91,7 @@ class Site:
             return self.builder.constant(np.asarray(value))
         try:
             return literal(value)
-        except TypeError as error:
+        except Unwritable as error:
             raise Refusal(f"{error} (in an argument of {type(self.layer).__name__})") from None
 
     def mask(self, tensor: Any = None) -> str | None:
@@ -174,7 +174,7 @@ HALF = ("bfloat16", "float16")
 
 def dtype(name: str) -> Raw:
     """A dtype as the source names it."""
-    return Raw(f"jnp.{name}")
+    return Raw(dtype_name(name))
 
 
 def is_float(name: Any) -> bool:

@@ -16,8 +16,18 @@ import keras_flax_bridge.migrate.modules_recurrent as modules_recurrent
 from keras_flax_bridge._paths import Path
 from keras_flax_bridge.migrate.blocks import fold
 from keras_flax_bridge.migrate.classes import ClassDef, Classes
-from keras_flax_bridge.migrate.code import INDENT, WIDTH, Raw, identifier, literal, one_line, statement
+from keras_flax_bridge.migrate.code import (
+    INDENT,
+    WIDTH,
+    Raw,
+    docstring_line,
+    identifier,
+    literal,
+    one_line,
+    statement,
+)
 from keras_flax_bridge.migrate.forward import Forward
+from keras_flax_bridge.migrate.gate import require_plain
 from keras_flax_bridge.migrate.ir import Call, Child, Graph, Weight
 from keras_flax_bridge.migrate.rules import OWN_MODULES
 
@@ -55,6 +65,7 @@ def write(root: Graph, class_name: str, docstring: str, *, folded: bool = True) 
     writers = [ClassWriter(made, classes, helpers) for made in classes.all]
     texts = [writer.text(docstring if writer.made.graph is root else "") for writer in writers]
     body = "\n\n\n".join(texts)
+    require_plain("\n\n\n".join([*helpers.definitions, body]), {*OWN, *OWN_MODULES})
     own = _own_definitions(body)
     heads = [_imports("\n".join([*own, body])), *own, *helpers.definitions, body]
     return Source("\n\n\n".join(heads) + "\n", class_name, tuple(_weights(root, classes)))
@@ -187,7 +198,7 @@ class ClassWriter:
         made = self.made
         names = [name for name, _ in made.parameters]
         head = f"class {made.name}(nnx.Module):"
-        lines = [head, *([f'{INDENT}"""{docstring}"""', ""] if docstring else [])]
+        lines = [head, *([f"{INDENT}{docstring_line(docstring)}", ""] if docstring else [])]
         inside = self._constructor()
         keys = ["*, rngs"] if any("rngs" in line for line in inside) or not names else []
         lines += _define("__init__", ["self", *names, *(keys or ["*, rngs"])], inside or ["pass"])

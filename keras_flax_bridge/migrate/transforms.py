@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from keras_flax_bridge._schema import Check, Malformed, said, shape
 
 Arrays = list[Any]
 
@@ -55,6 +58,9 @@ class Split(NamedTuple):
 
     def forward(self, arrays: Arrays) -> Arrays:
         """From Keras to Flax."""
+        for array in arrays:
+            if array.shape[self.axis] != sum(self.sizes):  # jax cuts a shorter one without an error
+                raise ValueError(f"axis {self.axis} of {array.shape} is not of {sum(self.sizes)} elements")
         cuts = np.cumsum(self.sizes)[:-1].tolist()
         return [part for array in arrays for part in jnp.split(array, cuts, self.axis)]
 
@@ -121,14 +127,71 @@ def shapes(transforms: Sequence[Transform], specs: Arrays, *, back: bool = False
 def to_json(transform: Transform) -> list:
     """A transform as plain JSON: its kind and its numbers."""
     kind = next(name for name, cls in KINDS.items() if type(transform) is cls)
-    return [kind, *transform]
+    return [kind, *(list(n) if isinstance(n, tuple) else n for n in transform)]
+
+
+def _axis(value: Any, field: str) -> None:
+    if type(value) is not int or not -64 <= value < 64:
+        raise Malformed(field, said(value), "the number of an axis")
+
+
+def _axes(value: Any, field: str) -> None:
+    shape(value, field)
+    if sorted(value) != list(range(len(value))):
+        raise Malformed(field, said(value), "every axis once")
+
+
+_NUMBERS: dict[str, tuple[Check, ...]] = {
+    "reshape": (shape, shape),
+    "transpose": (_axes,),
+    "split": (_axis, shape),
+    "merge": (_axis, shape),
+}
+
+
+def check(data: Any, field: str) -> None:
+    """Checks what stands for a transform in JSON.
+
+    Raises:
+        Malformed: if it is not what `to_json` writes.
+    """
+    kind = data[0] if isinstance(data, list) and data else data
+    if not isinstance(kind, str) or kind not in _NUMBERS:
+        raise Malformed(field, said(kind), f"one of {', '.join(_NUMBERS)}")
+    numbers, checks = data[1:], _NUMBERS[kind]
+    if not isinstance(data, list) or len(numbers) != len(checks):
+        raise Malformed(field, said(data), f"{kind} with {len(checks)} settings")
+    for i, (number, one) in enumerate(zip(numbers, checks, strict=True)):
+        one(number, f"{field}/{i + 1}")
+    if kind == "reshape" and math.prod(numbers[0]) != math.prod(numbers[1]):
+        raise Malformed(field, "shapes of different numbers of elements", "two shapes of one array")
+
+
+def count_after(transforms: Sequence[Transform], count: int) -> int | None:
+    """How many arrays come out of some; None where a transform can't take so many.
+
+    >>> count_after([Split(0, (1, 2)), Transpose((1, 0))], 1)
+    2
+    """
+    for transform in transforms:
+        sizes = len(transform.sizes) if isinstance(transform, Split | Merge) else 0
+        taken, given = (1, sizes) if isinstance(transform, Split) else (sizes, 1)
+        if sizes or isinstance(transform, Split | Merge):
+            if count != taken:
+                return None
+            count = given
+    return count
 
 
 def from_json(data: Sequence) -> Transform:
     """The transform that `to_json` wrote.
 
+    Raises:
+        Malformed: if it is anything else.
+
     >>> from_json(["transpose", [1, 0]])
     Transpose(axes=(1, 0))
     """
+    check(data, "transforms")
     kind, *numbers = data
     return KINDS[kind](*(tuple(n) if isinstance(n, list) else n for n in numbers))

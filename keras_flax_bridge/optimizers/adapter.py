@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import keras
 import optax
 from keras import optimizers as K
 
@@ -13,6 +14,7 @@ from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._leaves import Whole, strong
 from keras_flax_bridge._paths import Flat, Path
+from keras_flax_bridge._printable import said
 from keras_flax_bridge.errors import BridgeError, StructureMismatchError, UnsupportedOptimizerError
 from keras_flax_bridge.optimizers.leaves import Leaves
 from keras_flax_bridge.optimizers.native import inner_optimizers, warn_of_rounding
@@ -91,7 +93,9 @@ class Adapter(Whole, optax.GradientTransformationExtraArgs):
         return hash((Adapter, id(self.optimizer), id(self._model)))
 
 
-def as_optax(optimizer: Any, *, model: Any = None) -> optax.GradientTransformationExtraArgs:
+def as_optax(
+    optimizer: keras.optimizers.Optimizer, *, model: keras.Model | None = None
+) -> optax.GradientTransformationExtraArgs:
     """Any Keras optimizer, of your own too, as an optax transformation.
 
     It runs Keras's own `stateless_apply`, on an optimizer rebuilt from the config of this one for the
@@ -103,7 +107,8 @@ def as_optax(optimizer: Any, *, model: Any = None) -> optax.GradientTransformati
     Args:
         optimizer: a `keras.optimizers.Optimizer` whose config rebuilds it; it is only read.
         model: the model whose parameters it trains. Needed only where it looks at paths or
-            constraints of variables: MultiOptimizer, Muon with ``exclude_layers``, constraints.
+            constraints of variables: MultiOptimizer, Muon with ``exclude_layers``, constraints, variables
+            excluded from weight decay as objects.
 
     Returns:
         The transformation. Its state is a nested dict of Keras's variables, one subtree per slot, as
@@ -113,7 +118,7 @@ def as_optax(optimizer: Any, *, model: Any = None) -> optax.GradientTransformati
     Raises:
         NotBuiltError: if it needs the model.
         UnsupportedOptimizerError: if its config doesn't rebuild it, or variables are excluded from
-            weight decay as objects and not by name.
+            weight decay as objects and there is no model.
 
     Example:
         >>> import jax.numpy as jnp, keras, optax
@@ -136,12 +141,12 @@ def _require_adaptable(optimizer: Any, model: Any) -> None:
             fix="An optax transformation needs no adapter.",
         )
     for inner in inner_optimizers(optimizer):
-        if V.excludes_variables(inner):
+        if model is None and V.excludes_variables(inner):
             raise UnsupportedOptimizerError(
                 f"optimizer {inner.name!r}",
-                got="variables excluded from weight decay as objects",
-                expected="names, which the leaves of a tree have as well",
-                fix="Call exclude_from_weight_decay(var_names=[...]), or use kfb.to_optax with model=.",
+                got="variables excluded from weight decay as objects, and no model that they are of",
+                expected="the model, or names, which the leaves of a tree have as well",
+                fix="Pass model=, or call exclude_from_weight_decay(var_names=[...]).",
             )
         looks_at_paths = isinstance(inner, K.MultiOptimizer) or getattr(inner, "exclude_layers", None)
         if model is None and looks_at_paths:
@@ -180,7 +185,7 @@ def _twin(optimizer: Any, values: Flat, owner: Any) -> V.Twin:
     except Exception as error:  # of the user's config and build, which may raise anything
         raise UnsupportedOptimizerError(
             f"optimizer {optimizer.name!r}",
-            got=f"a {type(optimizer).__name__} that can't be rebuilt ({type(error).__name__}: {error})",
+            got=f"a {type(optimizer).__name__} that can't be rebuilt ({type(error).__name__}: {said(error)})",
             expected="a get_config() that gives all arguments of its constructor",
             fix="Define it as Keras's guide on saving says, and register the class.",
         ) from error

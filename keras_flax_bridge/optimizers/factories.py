@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Mapping
-from operator import attrgetter
 from typing import Any
 
 import keras
-import optax
 
+from keras_flax_bridge import _untrusted
+from keras_flax_bridge import _variables as V
 from keras_flax_bridge._transforms import is_optax
 from keras_flax_bridge.errors import UnsupportedOptimizerError
 
@@ -65,14 +64,59 @@ class OptaxSchedule(keras.optimizers.schedules.LearningRateSchedule):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> OptaxSchedule:
-        """The schedule again."""
-        return cls(plain(config["schedule"]))
+        """The schedule again.
+
+        Raises:
+            UnsupportedOptimizerError: if the config names anything but a registered function or schedule.
+        """
+        return cls(made(config.get("schedule"), "schedule"))
 
 
 def plain(value: Any) -> Any:
-    """A value out of a config, as Keras wrote it or as it was."""
-    is_written = isinstance(value, Mapping) and "class_name" in value
-    return keras.saving.deserialize_keras_object(value) if is_written else value
+    """A value out of a config: JSON types as they are, and what Keras wrote for other things.
+
+    Raises:
+        CheckpointError: if something in it may not be named, or holds code.
+    """
+    if type(value) in (list, tuple):
+        return type(value)(plain(item) for item in value)
+    if type(value) is not dict:
+        return value
+    if "class_name" in value:
+        return V.deserialized(value, "optimizer")
+    return {name: plain(item) for name, item in value.items()}
+
+
+def made(value: Any, where: str) -> Any:
+    """What is called to make a transformation or a schedule, or is one: registered, where it is of a file.
+
+    Raises:
+        CheckpointError: as `plain`.
+        UnsupportedOptimizerError: if it is anything else that a config can name.
+    """
+    found = plain(value)
+    if not isinstance(value, Mapping):  # a name for `factory_of`; or of this process, and no file's
+        if callable(found) or is_optax(found) or isinstance(found, Ready) or where == "transformation":
+            return found
+    elif (
+        is_optax(found)
+        or isinstance(found, keras.optimizers.schedules.LearningRateSchedule)
+        or _is_registered(found, value)
+    ):
+        return found
+    raise UnsupportedOptimizerError(
+        where,
+        got=f"a config of a {type(found).__name__} that was not registered to make one",
+        expected=f"a {where}, or a function that was registered to make one",
+        fix="Register the function with keras.saving.register_keras_serializable before the file is read.",
+    )
+
+
+def _is_registered(found: Any, written: Mapping[str, Any]) -> bool:
+    """Whether a function, or the class of an object, was registered by another than this package."""
+    names = (written.get("config"), written.get("registered_name"))
+    known = [_untrusted.registered(name) for name in names if not str(name).startswith("keras_flax_bridge>")]
+    return callable(found) and any(thing is found or thing is type(found) for thing in known)
 
 
 def factory_of(transformation: Any) -> Any:
@@ -82,7 +126,7 @@ def factory_of(transformation: Any) -> Any:
         UnsupportedOptimizerError: if optax has nothing of that name, or it is nothing of the kind.
     """
     if isinstance(transformation, str):
-        return _named(transformation)
+        return _untrusted.optax_factory(transformation)
     if is_optax(transformation):
         return None
     if not callable(transformation):
@@ -95,19 +139,6 @@ def factory_of(transformation: Any) -> Any:
     return transformation
 
 
-def _named(name: str) -> Any:
-    try:
-        return attrgetter(name)(optax)
-    except AttributeError:
-        close = difflib.get_close_matches(name, dir(optax), n=1)
-        raise UnsupportedOptimizerError(
-            "transformation",
-            got=f"the name {name!r}",
-            expected="that of a function in optax, such as 'adamw' or 'contrib.muon'",
-            fix=f"Did you mean {close[0]!r}?" if close else "See optax's list of optimizers.",
-        ) from None
-
-
 def split(factory: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The arguments of the factory, and Keras's options; a name that both have is the factory's.
 
@@ -115,7 +146,7 @@ def split(factory: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
         UnsupportedOptimizerError: listing those that are of neither.
     """
     own = () if factory is None else inspect.signature(factory).parameters
-    arguments = {name: plain(value) for name, value in given.items() if name in own}
+    arguments = {name: value for name, value in given.items() if name in own}
     options = {name: value for name, value in given.items() if name not in own}
     unknown = options.keys() - set(OPTIONS)
     if unknown:

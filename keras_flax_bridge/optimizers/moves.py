@@ -10,6 +10,7 @@ from keras_flax_bridge import _intake, _parts
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._apply import KerasApply
 from keras_flax_bridge._leaves import explained
+from keras_flax_bridge._printable import printable
 from keras_flax_bridge._transforms import KerasTransformation, trainee, transformation
 from keras_flax_bridge.errors import UnsupportedOptimizerError
 from keras_flax_bridge.optimizers.conversion import opt_state_from_optax
@@ -120,6 +121,9 @@ def _slots(state: Any, trained: Any) -> Any:
     )
     if not label.exact:
         log.warning(
-            "%s goes on by another rule than optax.%s: %s", trained.optimizer.name, label.stock, label.why
+            "%s goes on by another rule than optax.%s: %s",
+            printable(trained.optimizer.name),
+            label.stock,
+            label.why,
         )
     return opt_state

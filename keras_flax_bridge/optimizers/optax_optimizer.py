@@ -15,12 +15,14 @@ from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._leaves import from_disk, on_disk
 from keras_flax_bridge._paths import Path
+from keras_flax_bridge._printable import said
 from keras_flax_bridge._transforms import taking_no_extra_arguments
 from keras_flax_bridge.errors import UnsupportedOptimizerError
 from keras_flax_bridge.optimizers.factories import (
     OPTIONS,
     Ready,
     factory_of,
+    made,
     plain,
     rate_of,
     split,
@@ -71,7 +73,7 @@ class OptaxOptimizer(V.WholeTreeOptimizer):
     def __init__(
         self, transformation: Any, learning_rate: Any = None, *, name: str | None = None, **arguments: Any
     ):
-        ready = transformation.transformation if isinstance(transformation, Ready) else plain(transformation)
+        ready = transformation.transformation if isinstance(transformation, Ready) else transformation
         factory = factory_of(ready)
         own, options = split(factory, arguments)
         if not takes_rate(factory) and learning_rate is not None:
@@ -130,7 +132,7 @@ class OptaxOptimizer(V.WholeTreeOptimizer):
         except TypeError as error:
             raise UnsupportedOptimizerError(
                 "transformation",
-                got=f"arguments that it doesn't take ({error})",
+                got=f"arguments that it doesn't take ({said(error)})",
                 expected="those of its signature",
                 fix="Pass the missing ones by name.",
             ) from error
@@ -230,6 +232,25 @@ class OptaxOptimizer(V.WholeTreeOptimizer):
                 self.assign(self.numbers[name], on_disk(leaf))
             elif owner in gradients:  # Keras leaves slots of variables without a gradient alone
                 self.assign(self.slots[name][owner], on_disk(leaf))
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> OptaxOptimizer:
+        """The optimizer of a config, which may come out of a file: nothing in it is run as code.
+
+        Args:
+            config: what `get_config` gave. Names are those of a table of optax's functions, or registered.
+            custom_objects: classes and functions by the names that the config has for them.
+
+        Returns:
+            The optimizer.
+
+        Raises:
+            CheckpointError: if the config names what may not be named, or holds code.
+            UnsupportedOptimizerError: as the constructor.
+        """
+        with keras.saving.custom_object_scope(custom_objects or {}):
+            values = {name: plain(value) for name, value in config.items() if name != "transformation"}
+            return cls(made(config.get("transformation"), "transformation"), **values)
 
     def get_config(self) -> dict[str, Any]:
         """The config, with the name of the transformation and its arguments.

@@ -97,6 +97,7 @@ def wrappers() -> keras.Model:
     return model
 
 
+@keras.saving.register_keras_serializable("tests")
 class Largest(keras.metrics.Metric):
     """A metric of the user's own, which gave it no name."""
 

@@ -61,6 +61,15 @@ def with_exclusions() -> keras.Model:
     return small(optimizer)
 
 
+def with_excluded_variables() -> keras.Model:
+    """Weight decay with variables excluded as objects, inside of loss scaling."""
+    model = small("sgd")
+    inner = optimizers.AdamW(1e-2, weight_decay=0.1)
+    inner.exclude_from_weight_decay(var_list=[model.layers[0].bias, model.layers[-1].kernel])
+    model.compile(optimizers.LossScaleOptimizer(inner), "mse")
+    return model
+
+
 def multi_optimizer() -> keras.Model:
     """MultiOptimizer: groups of weights with optimizers of their own."""
     rules = {".*head.*": optimizers.SGD(0.1, momentum=0.9)}

@@ -1,0 +1,153 @@
+"""What the config of an optimizer does not hold, as it is stored beside the config of its model.
+
+``{"exclude_from_weight_decay": {part: {"names": [...], "variables": [...]}}}``: `part` is the place of an
+optimizer inside of others, as its slots are keyed, and ``""`` for the outermost; `variables` are structural
+keys. Both lists exclude; either may be missing. A ``.keras`` file that this package writes has the same in
+the comment of its zip archive, which Keras does not read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path as FilePath
+from typing import Any
+
+import keras
+
+from keras_flax_bridge import _paths
+from keras_flax_bridge import _variables as V
+from keras_flax_bridge.errors import CheckpointError
+
+EXTRAS = "optimizer_extras"  # its name in the config of a model
+_DECAY, _NAMES, _VARIABLES = "exclude_from_weight_decay", "names", "variables"
+# Keras searches names as regular expressions. One that a file gives is searched only where it is plain words,
+# which can't take long; of others the variables that they match are stored.
+_WORD = re.compile(r"[\w./-]+")
+
+
+def of_model(model: Any) -> dict[str, Any]:
+    """What to store for a compiled model, as plain JSON types, under `EXTRAS`; empty if there is nothing."""
+    given = {name: V.exclusions(part) for name, part in _parts(model).items()}
+    found = {name: _stored(model, own) for name, own in given.items() if own.pattern is not None or own.ids}
+    return {EXTRAS: {_DECAY: found}} if found else {}
+
+
+def _parts(model: Any) -> dict[str, Any]:
+    """The Keras optimizer of a model and those inside of it, by place; none if Keras did not compile it."""
+    optimizer = getattr(model, "optimizer", None)
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        return {}
+    return {_paths.join(path): part for path, part in V.optimizer_parts(optimizer).items()}
+
+
+def _stored(model: Any, own: V.Exclusions) -> dict[str, list[str]]:
+    words = sorted((own.pattern or "").split("|"))
+    if all(map(_WORD.fullmatch, words)):
+        return {_NAMES: words, _VARIABLES: [key for key, v in _weights(model) if id(v) in own.ids]}
+    pattern = None if own.pattern is None else re.compile(own.pattern)
+    matches = [key for key, v in _weights(model) if pattern is not None and pattern.search(v.name)]
+    return {_VARIABLES: [key for key, v in _weights(model) if id(v) in own.ids or key in matches]}
+
+
+def _weights(model: Any) -> Iterator[tuple[str, Any]]:
+    """All weights by structural key; a frozen one may be trained later."""
+    return ((_paths.join(entry.path), entry.variable) for part in V.collect_layer(model) for entry in part)
+
+
+def put_back(model: Any, config: Any, where: Any) -> Any:
+    """The model, its optimizer with the settings that were stored beside the config.
+
+    Args:
+        model: what was built from `config`; a model that Keras did not compile has no use for them.
+        config: the dict in a checkpoint or a file, which is data: nothing in it is trusted.
+        where: the checkpoint, for errors.
+
+    Raises:
+        CheckpointError: listing what is of another form, or is not in the model.
+    """
+    found = config.get(EXTRAS) if isinstance(config, Mapping) else config
+    parts = _parts(model)
+    if found is None or not parts:
+        return model
+    weights = dict(_weights(model))
+    wrong = list(_wrong(found, parts, weights))
+    if wrong:
+        raise CheckpointError(
+            f"{where}: {EXTRAS}",
+            got=", ".join(wrong),
+            expected="lists of words and of keys of weights, by the place of an optimizer in the model",
+            fix="Build and compile the model yourself and call restore(path, model).",
+        )
+    for name, own in found.get(_DECAY, {}).items():
+        pattern = "|".join(own.get(_NAMES, [])) or None
+        V.exclude(parts[name], pattern, [weights[key] for key in own.get(_VARIABLES, [])])
+    return model
+
+
+def _wrong(found: Any, parts: Mapping[str, Any], weights: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with what a file holds, by its place."""
+    given = found.get(_DECAY, {}) if isinstance(found, dict) else found
+    if not isinstance(given, dict):
+        yield f"{_DECAY}: a {type(given).__name__}"
+        return
+    for part, own in given.items():
+        place = f"{_DECAY}/{part[:100]!r}"
+        if part not in parts:
+            yield f"{place}, which is not an optimizer of the model"
+        elif not isinstance(own, dict):
+            yield f"{place}: a {type(own).__name__}"
+        else:
+            yield from _strange(f"{place}/{_NAMES}", own.get(_NAMES, []), _WORD.fullmatch)
+            yield from _strange(f"{place}/{_VARIABLES}", own.get(_VARIABLES, []), weights.__contains__)
+
+
+def _strange(place: str, listed: Any, is_known: Callable[[str], Any]) -> Iterator[str]:
+    if not isinstance(listed, list):
+        yield f"{place}: a {type(listed).__name__}"
+        return
+    for item in listed:
+        if not isinstance(item, str):
+            yield f"{place}: a {type(item).__name__}"
+        elif not is_known(item):
+            yield f"{place}: {item[:100]!r}"
+
+
+def write(path: FilePath, model: Any) -> str | None:
+    """Adds to a `.keras` file what Keras did not write there; what to say about it, if there is anything."""
+    extras = of_model(model)
+    if not extras:
+        return None
+    comment = json.dumps({_OURS: extras}).encode()
+    if len(comment) > zipfile.ZIP_MAX_COMMENT:
+        return "exclusions from weight decay, which are too many for a .keras file, are left out"
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.comment = comment
+    return "exclusions from weight decay, which Keras does not read: load it with kfb.load_model"
+
+
+def read(path: FilePath) -> dict[str, Any]:
+    """What `write` added to a `.keras` file, for `put_back`.
+
+    Raises:
+        CheckpointError: if it is not JSON.
+    """
+    with zipfile.ZipFile(path) as archive:
+        comment = archive.comment
+    if not comment.startswith(_START):
+        return {}
+    try:
+        return json.loads(comment)[_OURS]
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: {EXTRAS}",
+            got=f"the comment of a zip archive that is not JSON ({type(error).__name__})",
+            expected="what kfb wrote there",
+            fix="Load the file with keras.saving.load_model, and exclude from weight decay yourself.",
+        ) from error
+
+
+_OURS = "keras_flax_bridge"
+_START = f'{{"{_OURS}":'.encode()

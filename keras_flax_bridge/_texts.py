@@ -1,0 +1,233 @@
+"""Files that a stranger may have written: what is opened, how much is read, what counts as JSON.
+
+Nothing here knows what the text means; `_schema` checks that.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from keras_flax_bridge.errors import CheckpointError, CorruptCheckpointError
+
+MOST_BYTES = 1 << 26  # of a text: 300 times the metadata of a state of 5,000 leaves
+MOST_VALUES = 1 << 21  # in a JSON text: each takes up to 100 bytes in Python, however few it has in the file
+_MOST_ENTRIES = 1 << 20  # files and folders of one checkpoint
+
+
+def read_text(path: Path, kind: type[CheckpointError] = CorruptCheckpointError) -> str:
+    """The text of a regular file.
+
+    Raises:
+        CheckpointError: of the given kind, if it is not a regular file, is too long, or is not UTF-8.
+    """
+    _require_regular(path, kind)
+    try:
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)  # a file can grow, and one of /proc has no size
+        if len(content) > MOST_BYTES:
+            raise _unlike(path, f"more than {MOST_BYTES:,} bytes", "a shorter text", kind)
+        return content.decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unlike(path, f"{type(error).__name__}: {_reason(error)}", "a readable text", kind) from error
+
+
+def read_json(path: Path, kind: type[CheckpointError] = CorruptCheckpointError) -> Any:
+    """What a file of JSON holds.
+
+    Raises:
+        CheckpointError: of the given kind, if the file can't be read, or is not JSON within bounds.
+    """
+    return parsed(read_text(path, kind), str(path), kind)
+
+
+def parsed(text: Any, where: str, kind: type[CheckpointError] = CorruptCheckpointError) -> Any:
+    """What a text of JSON holds.
+
+    Args:
+        text: the text.
+        where: the file and the field in it, for the error.
+        kind: the error to raise.
+
+    Raises:
+        CheckpointError: of the given kind, if it is not JSON, has a key twice, or is too deep or too long.
+    """
+    if not isinstance(text, str):
+        raise _unlike(where, f"a {type(text).__name__}", "a text of JSON", kind)
+    require_bounded(text, where, kind)
+    try:
+        found = json.loads(text, object_pairs_hook=_mapping)
+        if "\\ud" in text or "\\uD" in text:  # half of a surrogate pair can't be printed or stored
+            json.dumps(found, ensure_ascii=False).encode()
+        return found
+    except (ValueError, RecursionError) as error:
+        said = "it is nested too deeply" if isinstance(error, RecursionError) else _reason(error)
+        raise _unlike(where, f"a text that can't be read as JSON: {said}", "JSON", kind) from error
+
+
+def require_bounded(text: str, where: str, kind: type[CheckpointError] = CorruptCheckpointError) -> None:
+    """Checks that a text of JSON does not become many times larger in memory.
+
+    Raises:
+        CheckpointError: of the given kind.
+    """
+    values = sum(map(text.count, ",[{"))
+    if len(text) > MOST_BYTES or values > MOST_VALUES:
+        raise _unlike(
+            where,
+            f"{len(text):,} characters with some {values:,} values",
+            f"at most {MOST_BYTES:,} characters and {MOST_VALUES:,} values",
+            kind,
+        )
+
+
+def require_modest(path: Path) -> None:
+    """Checks that somebody else may read a file of JSON whole; a short one is not read for that.
+
+    Raises:
+        CorruptCheckpointError: if it is not a regular file, or becomes too large in memory.
+    """
+    _require_regular(path, CorruptCheckpointError)
+    if path.stat().st_size > MOST_VALUES:  # fewer characters have fewer values
+        require_bounded(read_text(path), str(path))
+
+
+def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in found if keys.count(key) > 1)
+        raise ValueError(f"the key {clipped(twice)} stands twice in one object")
+    return found
+
+
+def clipped(value: Any, most: int = 60) -> str:
+    """A short value as printable ASCII.
+
+    >>> clipped("a" * 100, 5)
+    "'aaaa..."
+    """
+    # a number of 5,000 digits can't be printed, a text may hold escape sequences
+    text = f"an integer of {value.bit_length()} bits" if _is_long(value) else ascii(value)
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def _is_long(value: Any) -> bool:
+    return isinstance(value, int) and value.bit_length() > 256
+
+
+def require_files(folder: Path) -> None:
+    """Checks that a folder holds regular files and folders alone, and no link that leads out of it.
+
+    A FIFO or a device would hold up, without end, whoever reads it; through a link the arrays of a
+    checkpoint could be those of any file of the user.
+
+    Raises:
+        CorruptCheckpointError: naming the entry that is something else.
+    """
+    for count, path in enumerate(_entries(folder)):
+        if count > _MOST_ENTRIES:
+            raise _unlike(
+                folder, f"more than {_MOST_ENTRIES:,} files", "one checkpoint", CorruptCheckpointError
+            )
+        require_inside(path, folder)
+        _require_regular(path, CorruptCheckpointError)
+
+
+def require_inside(path: Path, folder: Path) -> None:
+    """Checks that a file or a folder lies in a folder, whatever links lead to it.
+
+    In the cache of the Hugging Face hub every file of a snapshot is a link into the folder ``blobs``
+    of its repository.
+
+    Raises:
+        CorruptCheckpointError: if it does not.
+    """
+    allowed = [folder]
+    if "snapshots" in folder.parts:
+        allowed.append(Path(*folder.parts[: folder.parts.index("snapshots")], "blobs"))
+    real = Path(os.path.realpath(path))
+    if not any(real.is_relative_to(os.path.realpath(base)) for base in allowed):
+        raise CorruptCheckpointError(
+            str(path),
+            got="a link that leads out of the checkpoint",
+            expected="a file in it",
+            fix="If you trust it, put a copy of the file in the place of the link.",
+        )
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    """Every entry below a folder that is not a folder; each folder once, wherever links lead."""
+    pending, seen = [folder], set()
+    while pending:
+        here = pending.pop()
+        real = os.path.realpath(here)
+        if real in seen:
+            continue
+        seen.add(real)
+        try:
+            with os.scandir(here) as entries:
+                for entry in entries:
+                    if entry.is_dir():
+                        if entry.is_symlink():
+                            require_inside(Path(entry.path), folder)
+                        pending.append(Path(entry.path))
+                    elif not entry.is_file(follow_symlinks=False):  # those need no second look
+                        yield Path(entry.path)
+        except OSError as error:
+            got = f"a folder that can't be read ({_reason(error)})"
+            raise _unlike(here, got, "a readable folder", CorruptCheckpointError) from error
+
+
+def _require_regular(path: Path, kind: type[CheckpointError]) -> None:
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        got = "nothing" if isinstance(error, FileNotFoundError) else _reason(error)
+        raise _unlike(path, got, "a regular file", kind) from error
+    if not stat.S_ISREG(mode):
+        named = next((name for test, name in _KINDS if test(mode)), "something else")
+        raise _unlike(path, named, "a regular file", kind)
+
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def require_reachable(path: Path) -> None:
+    """Checks that the operating system can look for a path, whether something is there or not.
+
+    Raises:
+        CheckpointError: if its name is too long or has a null character, if links lead in a circle, or if
+            a folder on the way can't be entered.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:
+        got = _reason(error)
+        raise CheckpointError(
+            clipped(str(path), 300), got=got, expected="a path that can be reached", fix="Check the path."
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """What an error means, without the path, which is said already."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"{errno.errorcode.get(error.errno, error.errno)}, {os.strerror(error.errno)}"
+    return str(error)[:300]
+
+
+def _unlike(where: Any, got: str, expected: str, kind: type[CheckpointError]) -> CheckpointError:
+    return kind(str(where), got=got, expected=expected, fix="The file is damaged or not what it should be.")

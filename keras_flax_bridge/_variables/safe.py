@@ -1,0 +1,33 @@
+"""Keras's safe mode, whatever the caller has set."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+# Keras has no public name for it: its own argument gives way to `keras.config.enable_unsafe_deserialization`
+from keras.src.saving.serialization_lib import SafeModeScope
+
+from keras_flax_bridge._untrusted import require_safe
+
+
+def safe_mode() -> Any:
+    """Inside, Keras runs no code out of configs."""
+    return SafeModeScope(True)
+
+
+def deserialized(config: Any, where: Any) -> Any:
+    """What a config describes.
+
+    Args:
+        config: what `keras.saving.serialize_keras_object` gave, out of a file.
+        where: what it is of, for messages.
+
+    Raises:
+        CheckpointError: if it names something that may not be named.
+        Exception: whatever Keras raises when it can't be made.
+    """
+    require_safe(config, where)
+    with safe_mode():
+        return keras.saving.deserialize_keras_object(config, safe_mode=True)

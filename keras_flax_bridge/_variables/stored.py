@@ -1,0 +1,48 @@
+"""The names under which Keras's files hold the variables of a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras.src.saving import saving_lib
+
+from keras_flax_bridge._paths import Path
+from keras_flax_bridge._variables.models import collect
+
+
+class _Recorder(saving_lib.H5IOStore):
+    """Takes what Keras would write to a file, and keeps which variable has which name."""
+
+    def __init__(self) -> None:
+        self.names: dict[int, str] = {}
+        self._group = ""
+
+    def __bool__(self) -> bool:
+        return True
+
+    def make(self, path: str, metadata: Any = None) -> Any:
+        self._group = f"{path}/vars" if path else "vars"
+        return self
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if isinstance(value, keras.Variable):  # others are computed, and are no variable's value
+            self.names[id(value)] = f"{self._group}/{key}"
+
+
+def names_in_files(model: Any) -> dict[Path, str]:
+    """The name in a file of Keras's for each variable that is written as it is; no value is needed.
+
+    A variable whose value is computed when it is written, as that of a kernel with LoRA, has none.
+    """
+    recorder, optimizer = _Recorder(), getattr(model, "optimizer", None)
+    # `_save_state`: Keras's own walk; what it would write of an optimizer are values, by their order
+    saving_lib._save_state(model, recorder, None, "", {id(optimizer)})
+    for i, variable in enumerate(getattr(optimizer, "variables", ())):
+        recorder.names[id(variable)] = f"optimizer/vars/{i}"
+    return {
+        (tree, *entry.path): recorder.names[id(entry.variable)]
+        for tree, entries in collect(model)._asdict().items()
+        for entry in entries
+        if id(entry.variable) in recorder.names
+    }

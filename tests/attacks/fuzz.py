@@ -1,0 +1,57 @@
+"""The fuzzer: an artifact by its seed, and what the doors make of it.
+
+``python -m tests.attacks.fuzz 17`` makes and tries the artifact of a seed that a test has named;
+``python -m tests.attacks.fuzz 0 500`` those of a range.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from tests.attacks import goods, mutations
+from tests.attacks.doors import CHECKED, DOORS, outcome
+
+COUNTS = {"fast": 100, "slow": 500, "full": 5000}  # artifacts in each pass
+FIRST = {"fast": 0, "slow": 100, "full": 600}  # their seeds begin here
+_WEIGHTS = {"tree": 6, "packed": 6, "flax": 3, "keras": 3, "weights": 2, "safetensors": 2, "map": 3}
+_KINDS = [kind for kind, often in _WEIGHTS.items() for _ in range(often)]
+_QUICK = 2  # doors that every artifact goes through in the fast pass, and as many of the others
+
+
+def doors(rng, kind, *, every):
+    """All doors of a kind; in the fast pass a share of them."""
+    names = list(DOORS[kind])
+    if every or len(names) <= 2 * _QUICK:
+        return names
+    return [*names[:_QUICK], *rng.choice(names[_QUICK:], _QUICK, replace=False).tolist()]
+
+
+def attempt(whole, seed, folder, *, every):
+    """Makes the artifact of a seed and takes it through doors; gives what is wrong."""
+    rng = np.random.default_rng(seed)
+    kind = mutations.pick(rng, _KINDS)
+    path = goods.copied(whole, kind, folder / "artifact")
+    what = mutations.spoil(rng, kind, path)
+    wrong = []
+    for number, name in enumerate(doors(rng, kind, every=every)):
+        result, why = outcome(
+            DOORS[kind][name], path, whole, folder / f"scratch{number}", checked=kind in CHECKED
+        )
+        if why:
+            wrong.append(f"seed {seed}, {kind}, {what}, door {name!r}: {result}\n{why}")
+    return wrong
+
+
+def main(first, count="1"):
+    """Tries some seeds and prints what is wrong."""
+    with tempfile.TemporaryDirectory() as folder:
+        whole = goods.write(Path(folder))
+        for seed in range(int(first), int(first) + int(count)):
+            with tempfile.TemporaryDirectory() as own:
+                print("\n".join(attempt(whole, seed, Path(own), every=True)), end="", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
