@@ -12,7 +12,7 @@ from keras_flax_bridge._history import History as History
 from keras_flax_bridge._report import LeafRow as LeafRow
 from keras_flax_bridge._report import StateReport as StateReport
 from keras_flax_bridge._report import report as report
-from keras_flax_bridge.checkpoint import VerifyReport as VerifyReport
+from keras_flax_bridge._verification import VerifyReport as VerifyReport
 from keras_flax_bridge.checkpoint import load_model as load_model
 from keras_flax_bridge.checkpoint import restore as restore
 from keras_flax_bridge.checkpoint import save as save

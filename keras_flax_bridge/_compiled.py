@@ -1,136 +1,115 @@
-"""A compiled step: a state goes into JAX as one list, comes out as one, and an interrupt loses neither."""
+"""Runs a step on states: one goes into JAX as a list, comes out as one, and an interrupt loses neither."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from keras_flax_bridge import _batches, _flat, _garbage, _parts, _paths
-from keras_flax_bridge._flat import Flat
-from keras_flax_bridge._leaves import explained
-from keras_flax_bridge.errors import BridgeError, StructureMismatchError
+from keras_flax_bridge import _flat, _garbage, _paths
+from keras_flax_bridge._flat import Form, Leaves
+from keras_flax_bridge._keras_step import KerasStep, fields_of
+from keras_flax_bridge._meshed import Meshed
 from keras_flax_bridge.state import TrainState
-
-Logs = dict[str, Any]
-Fields = dict[str, Any]  # some fields of a TrainState, by name
-Run = Callable[[Fields, Any], tuple[Fields, Logs]]
-
-
-def fields_of(state: TrainState, names: tuple[str, ...]) -> Fields:
-    """Some fields of the state of one model.
-
-    Raises:
-        StructureMismatchError: if it is something else.
-    """
-    if not isinstance(state, TrainState):
-        raise StructureMismatchError(
-            "state",
-            got=f"a {type(state).__name__}",
-            expected="a TrainState",
-            fix="Take one with TrainState.from_keras(model).",
-        )
-    _parts.require_single(state.parts, "step")
-    return {name: getattr(state, name) for name in names}
-
-
-def explain(error: BaseException, fields: Fields, batch: Any) -> None:
-    """Raises an error of a step that is being handled again, with what it says of the state and the batch."""
-    if isinstance(error, (TypeError, ValueError, RuntimeError)) and not isinstance(error, BridgeError):
-        error.add_note(f"A step of keras_flax_bridge on this batch:\n{_batches.described(batch)}")
-        _batches.check_leaves(batch)
-        with explained({"state": fields, "batch": batch}):
-            raise error
 
 
 class Program:
-    """A step on the leaves of states of one tree, which it gives back as they came.
+    """A step on the leaves of states of one tree.
 
     Attributes:
-        names: the trees.
-        tree: the `PyTreeDef` of a dict of them.
-        call: from a step count, leaves and a batch to a step count, leaves and logs.
+        form: of these states.
+        call: from a count, leaves and a batch to a count, the leaves that the step gives back, and logs.
     """
 
-    def __init__(self, run: Run, tree: Any, names: tuple[str, ...], **options: Any):
-        self.names, self.tree = names, tree
-        places = _paths.flatten(tree.unflatten(range(tree.num_leaves)))
+    def __init__(self, step: KerasStep, tree: Any, jit: bool, options: dict[str, Any]):
+        self.form = Form(step.kind.takes, tree)
+        places: dict[str, dict[_paths.Path, int]] = {}
+        for path, place in _paths.flatten(tree.unflatten(range(tree.num_leaves))).items():
+            places.setdefault(path[0], {})[path[1:]] = place
+        given = [place for name in sorted(step.kind.gives) for place in places.get(name, {}).values()]
+        self._places = None if step.kind.trains else given
 
-        def train_step(step: Any, leaves: list[Any], batch: Any) -> tuple[Any, list[Any], Logs]:
+        def run(count: Any, leaves: list[Any], batch: Any) -> tuple[Any, list[Any], Any]:
             with _garbage.kept():  # a tenth of a trace
-                fields, logs = run({"step": step, **tree.unflatten(leaves)}, batch)
-            step = fields.pop("step")
-            after = _paths.flatten(fields)  # plain dicts, whatever mappings came in
-            return step, [after[path] for path in places], logs
+                count, after, logs = step(places, count, leaves, batch)
+            return count, [after[place] for place in given], logs
 
-        self.call = jax.jit(train_step, **options)
+        self.call = jax.jit(run, **options) if jit else run
+
+    def after(self, state: TrainState, count: Any, leaves: list[Any], new: list[Any]) -> TrainState:
+        """A state after the step: it took these leaves, and gave back a count and those of some trees."""
+        if self._places is None:
+            return _flat.next_state(state, count, Leaves(new, self.form))
+        if not new:
+            return state
+        leaves = list(leaves)
+        for place, leaf in zip(self._places, new, strict=True):
+            leaves[place] = leaf
+        return _flat.next_state(state, state.step, Leaves(leaves, self.form))
 
 
-class Compiled:
-    """Compiles a step once for each tree that states come with.
+class Runner:
+    """Runs a step, compiled once for each tree that states come with.
 
     Args:
-        run: the pure step, from fields of a state and a batch to the same fields and logs.
-        names: the trees that it takes besides ``step``.
+        step: the step.
+        jit: whether it is compiled.
         donate: whether it takes over the state's buffers.
-        out_shardings: gives where step, leaves and logs shall lie, for a state; None to leave it to JAX.
+        mesh: where states and batches are put before the step; None for where they are.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        names: tuple[str, ...],
-        *,
-        donate: bool,
-        out_shardings: Callable[[TrainState], Any] | None = None,
-    ):
-        self._run, self._names, self._donate, self._out_shardings = run, names, donate, out_shardings
+    def __init__(self, step: KerasStep, *, jit: bool, donate: bool = False, mesh: Meshed | None = None):
+        self._step, self._jit, self._donate, self._mesh = step, jit, donate and jit, mesh
+        self._names = step.kind.takes
         self._programs: dict[Any, Program] = {}
         self._last: Program | None = None
 
-    def gave(self, state: TrainState) -> bool:
-        """Whether the state came out of this step, and nobody looked at its trees since."""
-        flat = _flat.held(state)
-        return flat is not None and flat.program is self._last
-
-    def step(self, state: TrainState, batch: Any) -> tuple[TrainState, Logs]:
-        """The state after a step, and its logs.
+    def step(self, state: TrainState, batch: Any) -> tuple[TrainState, Any]:
+        """The state after a step, and its logs or outputs.
 
         If the step is interrupted when its buffers were taken over already, `state` becomes the state
         after it: the caller holds no other. So this is no `__call__`, from which Python returns through C,
         where it looks for a Ctrl-C once more.
         """
+        self._step.prepare(batch)
+        if self._mesh is not None:
+            state, batch = self._mesh.state(state, known=self._is_output(state)), self._mesh.batch(batch)
         leaves, tree = self._flattened(state)
         program = self._program(state, tree)
+        count = state.step if self._step.kind.trains else None
         done: deque = deque()
         try:
             # one call into C: a Ctrl-C comes before the buffers are taken over, or when the result is kept
-            done.extend(map(program.call, (state.step,), (leaves,), (batch,)))
-            step, leaves, logs = done[0]
-            return _flat.after(state, step, Flat(leaves, program)), logs
+            done.extend(map(program.call, (count,), (leaves,), (batch,)))
+            count, new, logs = done[0]
+            return program.after(state, count, leaves, new), logs
         except BaseException as error:
             if done and self._donate:
-                _flat.hold(state, done[0][0], Flat(done[0][1], program))
+                _flat.set_leaves(state, done[0][0], Leaves(done[0][1], program.form))
             elif not done:
-                explain(error, fields_of(state, ("step", *self._names)), batch)
+                self._step.explain(error, fields_of(state, ("step", *self._names)), batch)
             raise
 
+    def _is_output(self, state: TrainState) -> bool:
+        """Whether the state came out of this step, and its trees were not accessed since."""
+        lazy = _flat.lazy_leaves(state)
+        return lazy is not None and self._last is not None and lazy.form is self._last.form
+
     def _flattened(self, state: TrainState) -> tuple[list[Any], Any]:
-        flat = _flat.held(state)
-        if flat is not None and flat.program.names == self._names:
-            return flat.leaves, flat.program.tree
+        lazy = _flat.lazy_leaves(state)
+        if lazy is not None and lazy.form.names == self._names:
+            return lazy.leaves, lazy.form.tree
         return jax.tree.flatten(fields_of(state, self._names))
 
     def _program(self, state: TrainState, tree: Any) -> Program:
         program = self._last
-        if program is None or program.tree is not tree:
+        if program is None or (program.form.tree is not tree and program.form.tree != tree):
             program = self._last = self._programs.get(tree) or self._made(state, tree)
         return program
 
     def _made(self, state: TrainState, tree: Any) -> Program:
-        options = {"donate_argnums": (0, 1)} if self._donate else {}
-        if self._out_shardings is not None:
-            options["out_shardings"] = self._out_shardings(state)
-        return self._programs.setdefault(tree, Program(self._run, tree, self._names, **options))
+        options: dict[str, Any] = {"donate_argnums": (0, 1)} if self._donate else {}
+        if self._mesh is not None:
+            options["out_shardings"] = self._mesh.out_shardings(state)
+        return self._programs.setdefault(tree, Program(self._step, tree, self._jit, options))

@@ -1,7 +1,7 @@
-"""The trees of a state as one list of leaves while nobody looks at them: JAX takes a list faster than dicts.
+"""Lazily built trees: between compiled steps a state keeps its leaves in a list, for speed.
 
-A compiled step gives a state that holds such a list in place of its trees. The first look at one of them
-makes all of them and drops the list, since a dict may be changed in place. Each change of a state is one
+A compiled step gives a state that holds such a list in place of its trees. The first access to one of them
+builds all of them and drops the list, since a dict may be changed in place. Each change of a state is one
 call into C: an interrupt comes before or after it.
 """
 
@@ -13,92 +13,94 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 _KEY = "_flat"
-_UNFOLDING = threading.RLock()
+_BUILDING = threading.RLock()
 
 
-class Flat(NamedTuple):
-    """Leaves in place of trees, and whose they are.
+class Form:
+    """Which trees a list of leaves stands for. Each compiled program has its own: compared by identity.
 
     Attributes:
-        leaves: in the order of `program.tree`.
-        program: gave them; it knows the names of the trees, and the `PyTreeDef` of a dict of them.
+        names: the fields of a state whose trees they are.
+        tree: the `PyTreeDef` of a dict of them.
     """
 
+    def __init__(self, names: tuple[str, ...], tree: Any):
+        self.names, self.tree = names, tree
+
+
+class Leaves(NamedTuple):
+    """Leaves in place of trees, in the order of `form.tree`."""
+
     leaves: list[Any]
-    program: Any
+    form: Form
 
 
-class Foldable:
+class LazyTrees:
     """A state whose trees may be held as leaves."""
 
     if not TYPE_CHECKING:  # with it, any attribute would be right
 
         def __getattr__(self, name: str) -> Any:
-            own = unfolded(self)
+            own = materialise(self)
             return own[name] if name in own else object.__getattribute__(self, name)  # says what is wrong
 
     def __getstate__(self) -> dict[str, Any]:  # of a copy, or a pickle
-        return {name: value for name, value in unfolded(self).items() if name != _KEY}
+        return {name: value for name, value in materialise(self).items() if name != _KEY}
 
     def __dir__(self) -> list[str]:
-        unfolded(self)
+        materialise(self)
         return [name for name in super().__dir__() if name != _KEY]
 
 
-_look = getattr(Foldable, "__getattr__", None)
+_access = getattr(LazyTrees, "__getattr__", None)
 
 
-def held(state: Any) -> Flat | None:
-    """What a state holds in place of trees; None if it has one of them, or is no state."""
+def lazy_leaves(state: Any) -> Leaves | None:
+    """The leaves that a state holds in place of trees; None if it has one of the trees, or is not a state."""
     own = getattr(state, "__dict__", {})
-    flat = own.get(_KEY)
-    return flat if flat is not None and own.keys().isdisjoint(flat.program.names) else None
+    lazy = own.get(_KEY)
+    return lazy if lazy is not None and own.keys().isdisjoint(lazy.form.names) else None
 
 
-def hold(state: Any, step: Any, flat: Flat) -> None:
+def set_leaves(state: Any, step: Any, lazy: Leaves) -> None:
     """Gives a state a step, and leaves in place of its trees."""
-    object.__setattr__(state, "__dict__", _holding(state, step, flat))
+    object.__setattr__(state, "__dict__", _fields(state, step, lazy))
 
 
-def after(state: Any, step: Any, flat: Flat) -> Any:
-    """The state after a step, holding leaves."""
-    return like(state, _holding(state, step, flat))
-
-
-def like(state: Any, fields: dict[str, Any]) -> Any:
-    """A state of these fields: `state.replace(...)` at a tenth of its time, which every step pays."""
+def next_state(state: Any, step: Any, lazy: Leaves) -> Any:
+    """The state after a step, holding leaves; `state.replace` would take ten times as long."""
     new = object.__new__(type(state))
-    object.__setattr__(new, "__dict__", fields)
+    object.__setattr__(new, "__dict__", _fields(state, step, lazy))
     return new
 
 
-def _holding(state: Any, step: Any, flat: Flat) -> dict[str, Any]:
+def _fields(state: Any, step: Any, lazy: Leaves) -> dict[str, Any]:
     kind: Any = type(state)
-    names = flat.program.names
+    names = lazy.form.names
     own = {name: value for name, value in vars(state).items() if name not in names}
     if _can_hold(kind, names):
-        return {**own, "step": step, _KEY: flat}
-    return {**own, "step": step, **flat.program.tree.unflatten(flat.leaves), _KEY: None}
+        return {**own, "step": step, _KEY: lazy}
+    return {**own, "step": step, **lazy.form.tree.unflatten(lazy.leaves), _KEY: None}
 
 
 @cache
 def _can_hold(kind: Any, names: tuple[str, ...]) -> bool:
-    """Whether a look at a tree that isn't there comes to `Foldable`."""
-    return kind.__getattr__ is _look and not any(hasattr(kind, name) for name in names)
+    """Whether an access to a tree that isn't there comes to `LazyTrees`."""
+    return kind.__getattr__ is _access and not any(hasattr(kind, name) for name in names)
 
 
-def unfolded(state: Any) -> dict[str, Any]:
-    """The fields of a state, its trees made of the leaves that it may hold; what was set since stays."""
+def materialise(state: Any) -> dict[str, Any]:
+    """The fields of a state, its trees built of the leaves that it may hold; what was set since stays."""
     own = vars(state)
     if own.get(_KEY) is not None:
-        with _UNFOLDING:
-            flat = own.get(_KEY)
-            if flat is not None:
-                own.update({**flat.program.tree.unflatten(flat.leaves), **own, _KEY: None})
+        with _BUILDING:
+            lazy = own.get(_KEY)
+            if lazy is not None:
+                own.update({**lazy.form.tree.unflatten(lazy.leaves), **own, _KEY: None})
     return own
 
 
-def become(state: Any, other: Any) -> None:
-    """Gives a state, which somebody holds, the fields of another."""
+def overwrite(state: Any, other: Any) -> None:
+    """Gives a state, to which the caller has a reference, the fields of another."""
     fields = {field.name: getattr(other, field.name) for field in dataclasses.fields(state)}
     object.__setattr__(state, "__dict__", {**vars(state), **fields, _KEY: None})

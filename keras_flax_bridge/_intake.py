@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -94,6 +94,36 @@ def match_copies(optimizer: Any, copies: Any) -> None:
             match_copies(value, copies[name])
     elif isinstance(optimizer, keras.optimizers.Optimizer):
         V.match_exclusions(optimizer, copies)
+
+
+def abstracted(
+    take: Callable[..., Any], model_fn: Callable[[], Any], optimizer: Any, given: Mapping[str, Any]
+) -> Any:
+    """What `take` makes of the model that `model_fn` builds, as shapes and dtypes.
+
+    Args:
+        take: `TrainState.from_keras`.
+        model_fn: builds a model, or a dict of models.
+        optimizer: the argument of `take`; Keras's are copied.
+        given: the other arguments of `take`.
+
+    Raises:
+        StructureMismatchError: if the model was there before, or the optimizer is for another one.
+        UnsupportedLayerError: if building the model needs values.
+        UnsupportedOptimizerError: if the optimizer can't be copied.
+    """
+    fresh = copied(optimizer)
+
+    def build() -> Any:
+        model = model_fn()
+        for built in model.values() if isinstance(model, Mapping) else [model]:
+            require_untraced(built)
+        return take(model, optimizer=fresh, **given)
+
+    with needing_no_values():
+        state = jax.eval_shape(build)
+    match_copies(optimizer, fresh)
+    return state
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import jax
 import keras
 import numpy as np
 
-from keras_flax_bridge import _guards, _optimizer_extras, _paths, _untrusted
+from keras_flax_bridge import _configs, _guards, _optimizer_extras, _paths, _untrusted
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._intake import receivers
 from keras_flax_bridge._printable import said
@@ -58,9 +58,19 @@ def load_model(path: FilePath) -> Any:
         )
     _guards.require_loadable(path)
     with _speaking(path), V.safe_mode(), V.bounded(_most(path), str(path)):
-        _untrusted.require_safe(_guards.config(path), path)
-        model = keras.saving.load_model(path, safe_mode=True)
-        return _optimizer_extras.put_back(model, _optimizer_extras.read(path), path)
+        config = _guards.config(path)
+        _untrusted.require_safe(config, path)
+        return _optimizer_extras.put_back(_filled(path, config), _optimizer_extras.read(path), path)
+
+
+def _filled(path: FilePath, config: Any) -> Any:
+    """The model of a config that was checked, with the weights in its file."""
+    with _guards.weights_alone(path) as weights:
+        model = None if weights is None else _configs.build(config, path)
+        if model is None or not model.built:
+            return keras.saving.load_model(path, safe_mode=True)
+        model.load_weights(weights)  # array by array; Keras's loader holds the whole file twice
+        return model
 
 
 def _most(path: FilePath) -> int:
@@ -79,7 +89,8 @@ class KerasFile:
         """`model` is one that holds what lies in the file; None to load it."""
         self.model = load_model(path) if model is None else model
         model = self.model
-        state = TrainState.from_keras(model, optimizer=None if model.compiled else "sgd")
+        state = TrainState.from_keras(model, optimizer=None if model.compiled else "sgd", copy=False)
+        state.assign_to(model, copy=False)  # both hold the same buffers: nobody trains either
         trees = ("params", "non_trainable") if not model.compiled else None
         flat = _paths.flatten(state)
         self._values = {p: leaf for p, leaf in flat.items() if trees is None or p[0] in trees}

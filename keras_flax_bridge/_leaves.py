@@ -172,20 +172,25 @@ def require_values(flat: _paths.Flat, *, arrays: bool = True) -> None:
 
 @contextlib.contextmanager
 def explained(trees: Mapping[str, Any]) -> Iterator[None]:
-    """Where a computation fails for a leaf that can't be used, says which and why.
+    """Where a computation fails for a leaf that can't be used, says which and why; see `explain`."""
+    try:
+        yield
+    except (TypeError, ValueError, RuntimeError) as error:
+        explain(error, trees)
+        raise
+
+
+def explain(error: BaseException, trees: Mapping[str, Any]) -> None:
+    """Raises in place of an error the reason for it, where that is a leaf that can't be used.
 
     Raises:
         OwnershipError: naming the leaf that was donated, or is a Keras variable.
         NotBuiltError: naming the leaf that is abstract.
         StructureMismatchError: naming the leaf that is no array.
     """
-    try:
-        yield
-    except (TypeError, ValueError, RuntimeError) as error:
-        if not isinstance(error, BridgeError):
-            for path, leaf in _paths.flatten(dict(trees)).items():
-                _require_usable(path, leaf, error)
-        raise
+    if not isinstance(error, BridgeError):
+        for path, leaf in _paths.flatten(dict(trees)).items():
+            _require_usable(path, leaf, error)
 
 
 def _require_usable(

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from keras_flax_bridge import _batches, _layouts, _paths
-from keras_flax_bridge._compiled import Fields, fields_of
+from keras_flax_bridge._keras_step import Fields, Kind, fields_of
 from keras_flax_bridge._layouts import Rules, automatic
 from keras_flax_bridge._leaves import placed, require_values
 from keras_flax_bridge.errors import StructureMismatchError
@@ -21,7 +21,7 @@ class Meshed:
     """Puts states and batches where a step wants them.
 
     Args:
-        names: the fields of a state that the step takes.
+        kind: of the step.
         mesh: the devices.
         rules: how the state lies; see `shardings_for`.
         batch_spec: how a batch is split; None for its rows over the mesh's first axis.
@@ -30,15 +30,16 @@ class Meshed:
 
     def __init__(
         self,
-        names: tuple[str, ...],
+        kind: Kind,
         mesh: Mesh,
         rules: Rules,
         batch_spec: PartitionSpec | None,
         *,
-        steps_per_call: int,
+        steps_per_call: int = 1,
     ):
         mesh = automatic(mesh)
-        self._names, self._mesh, self._rules = names, mesh, rules
+        self._kind, self._mesh, self._rules = kind, mesh, rules
+        self._names = ("step", *kind.takes) if kind.trains else kind.takes
         rows = PartitionSpec(mesh.axis_names[0]) if batch_spec is None else batch_spec
         spec = rows if steps_per_call == 1 else PartitionSpec(None, *rows)
         self._batches = NamedSharding(mesh, spec)
@@ -46,23 +47,30 @@ class Meshed:
         self._layouts: dict[Any, Fields] = {}  # by the tree of the fields
 
     def state(self, state: TrainState, *, known: bool) -> TrainState:
-        """The state on the mesh; nothing is moved if it is there already, or if it is known to be."""
-        if known or self._lies(state):
-            require_values({("state", "step"): state.step})  # XLA dies of donated buffers on several devices
+        """The state on the mesh; nothing is moved if it is there already, or if it is known to be.
+
+        Raises:
+            OwnershipError: if it was donated; XLA ends the process if several devices get such a buffer.
+        """
+        if known and self._kind.trains:  # a step takes over the count with the leaves
+            require_values({("state", "step"): state.step})
+            return state
+        fields = fields_of(state, self._names)
+        leaves, tree = jax.tree.flatten(fields)
+        if [getattr(leaf, "sharding", None) for leaf in leaves] == jax.tree.leaves(self._layout(state, tree)):
+            require_values({("state", "step"): state.step})
+            if any(leaf.is_deleted() for leaf in leaves):
+                require_values(_paths.flatten({"state": fields}))
             return state
         require_values(_paths.flatten(state))
         return jax.tree.map(placed, state, shardings_for(state, self._mesh, self._rules))
 
-    def _lies(self, state: TrainState) -> bool:
-        leaves, tree = jax.tree.flatten(fields_of(state, self._names))
-        wanted = jax.tree.leaves(self._layout(state, tree))
-        return [getattr(leaf, "sharding", None) for leaf in leaves] == wanted
-
     def out_shardings(self, state: TrainState) -> tuple:
-        """Where a step's count, leaves and logs shall lie, for states like this one."""
-        tree = jax.tree.structure(fields_of(state, self._names))
-        wanted = dict(self._layout(state, tree))
-        return wanted.pop("step"), jax.tree.leaves(wanted), NamedSharding(self._mesh, PartitionSpec())
+        """The shardings of a step's count, leaves and logs for such states; XLA chooses those of outputs."""
+        layout = self._layout(state, jax.tree.structure(fields_of(state, self._names)))
+        given = jax.tree.leaves({name: layout[name] for name in self._kind.gives})
+        logs = NamedSharding(self._mesh, PartitionSpec()) if self._kind.gives else None
+        return layout.get("step"), given, logs
 
     def _layout(self, state: TrainState, tree: Any) -> Fields:
         """Where the fields that the step takes shall lie; `tree` is theirs."""

@@ -12,6 +12,7 @@ from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._leaves import size_of
 from keras_flax_bridge._printable import printable
+from keras_flax_bridge._types import PyTree
 from keras_flax_bridge.errors import StructureMismatchError
 
 SLOT, METRIC, STEP = "slot", "metric", "step"
@@ -224,7 +225,7 @@ def in_words(spec: Sequence[Any], axes: Mapping[str, int]) -> str:
     return f"{tuple(spec)} of {mesh}"
 
 
-def report(state: Any) -> StateReport:
+def report(state: PyTree) -> StateReport:
     """What a state holds, leaf by leaf: kind, dtype, shape, bytes, how it lies on devices.
 
     Args:

@@ -52,17 +52,22 @@ def together(
     first: Iterator[np.ndarray], second: Iterator[np.ndarray], most: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The same elements of two arrays that come in pieces of any sizes; at most so many at a time."""
-    a: Any = None
-    b: Any = None
+    a: Any = np.empty(0)
+    b: Any = np.empty(0)
     while True:
-        if a is None or not a.size:
+        if not a.size:
             a = None  # what was read is let go before the next is
-            a = next(first, None)
-        if b is None or not b.size:
+            a = _next(first)
+        if not b.size:
             b = None
-            b = next(second, None)
+            b = _next(second)
         if a is None or b is None:
             return
         size = min(a.size, b.size, most)
         yield a[:size], b[:size]
         a, b = a[size:], b[size:]
+
+
+def _next(pieces: Iterator[np.ndarray]) -> Any:
+    """The next piece that is not empty; None at the end."""
+    return next((piece for piece in pieces if piece.size), None)

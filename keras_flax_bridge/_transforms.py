@@ -114,16 +114,17 @@ class OptaxSlots:
     def __init__(self, tx: optax.GradientTransformation, params: V.Collection):
         self._like = jax.eval_shape(tx.init, _paths.nest(params.specs()))
 
-    def leaves(self, tree: Any, where: str) -> list[Any]:
-        """The leaves of optax's state, after checking that they are this transformation's.
+    def order(self, flat: _paths.Flat, where: str) -> list[_paths.Path]:
+        """The paths of the leaves in optax's order, after checking that they are this transformation's.
 
         Raises:
             StructureMismatchError: naming all leaves that differ.
         """
-        difference = _paths.diff(_paths.flatten(tree), _paths.flatten(self._like))
+        like = _paths.flatten(self._like)
+        difference = _paths.diff(flat, like)
         if difference:
             raise difference.error(where, "It is the state of another optimizer than the step has.")
-        return jax.tree.leaves(tree)
+        return list(like)
 
     def tree(self, values: list[Any]) -> Any:
         return jax.tree.unflatten(jax.tree.structure(self._like), values)

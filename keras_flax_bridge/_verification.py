@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from keras_flax_bridge import _guards, _orbax, _paths
 from keras_flax_bridge._groups import groups, is_large
+from keras_flax_bridge._printable import printable, printed
 from keras_flax_bridge._report import counted, listed
 from keras_flax_bridge.errors import CheckpointError
 
@@ -49,14 +50,14 @@ class VerifyReport(NamedTuple):
         head = f"{self.path}: {counted(self.leaves, 'leaf')}"
         if self.ok:
             by = f", by {self.by}" if self.by != OURS else ""
-            return f"{head}, 0 unchecked, whole{by}"
+            return printable(f"{head}, 0 unchecked, whole{by}")
         counts = f"{self.checked} checked, {len(self.unchecked)} unchecked, {len(self.damaged)} damaged"
         lines = [f"  {path}  {what}" for path, what in self.damaged.items()]
         if self.unchecked:
             lines += [self._unchecked()]
         elif not self.leaves:
             lines += ["no leaf was read: not verified"]
-        return "\n".join([f"{head}, {counts}", *lines])
+        return printed([f"{head}, {counts}", *lines])
 
     def _unchecked(self) -> str:
         has = "has" if len(self.unchecked) == 1 else "have"
@@ -100,6 +101,8 @@ def _of_archive(path: FilePath) -> VerifyReport:
     """The arrays of a `.keras` file: the archive has a checksum of the one file in which they are."""
     with _guards.archive(path) as archive:
         damaged = archive.damaged()
+    if not damaged:
+        _guards.config(path)
     names = tuple(_names(path)) if _guards.WEIGHTS not in damaged else ()
     return VerifyReport(path, len(names), damaged, (), len(names), ZIP)
 

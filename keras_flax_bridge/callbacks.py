@@ -16,6 +16,7 @@ import numpy as np
 from keras_flax_bridge import _integrity, _saving
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._preemption import Preemption
+from keras_flax_bridge._types import Logs, PathLike
 from keras_flax_bridge.checkpoint import stored_position
 from keras_flax_bridge.errors import CheckpointError
 from keras_flax_bridge.manager import CheckpointManager
@@ -93,7 +94,7 @@ class TrainStateCheckpoint(keras.callbacks.Callback):
 
     def __init__(
         self,
-        directory: Any,
+        directory: PathLike,
         *,
         save_freq: str | int = "epoch",
         max_to_keep: int | None = 3,
@@ -119,7 +120,7 @@ class TrainStateCheckpoint(keras.callbacks.Callback):
 
     # --- what Keras calls
 
-    def on_train_begin(self, logs: Any = None) -> None:
+    def on_train_begin(self, logs: Logs | None = None) -> None:
         """Opens the folder, and restores what is to go on."""
         if self._manager is not None:  # a `fit` that an exception ended
             self._manager.close()
@@ -142,7 +143,7 @@ class TrainStateCheckpoint(keras.callbacks.Callback):
         self._preemption.end()  # of a `fit` that an exception ended
         self._preemption.begin()
 
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+    def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
         """Keeps the generators that shuffle the epoch; where it goes on, sets them."""
         if self._from is not None and self._from.epoch == epoch:
             _set_generators(self._from)
@@ -150,7 +151,7 @@ class TrainStateCheckpoint(keras.callbacks.Callback):
         self._generators = _generators()
         self._epoch, self._batch, self._passing = epoch, 0, False
 
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         """Counts; ends the process if it was asked to."""
         if self._passing:
             return
@@ -166,12 +167,12 @@ class TrainStateCheckpoint(keras.callbacks.Callback):
                 self._end()
             sys.exit(0)
 
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         """Keeps the logs for the checkpoint, which has what other callbacks still do at this end."""
         self._logs = dict(logs or {})
         self._due |= self._every is None and self._step > self._start
 
-    def on_train_end(self, logs: Any = None) -> None:
+    def on_train_end(self, logs: Logs | None = None) -> None:
         """Saves the result, and returns when it is on disk."""
         try:
             if self._step > self._start or self._manager.latest_step is None:

@@ -25,14 +25,14 @@ from keras_flax_bridge._kinds import given_back
 from keras_flax_bridge._orbax import FilePath
 from keras_flax_bridge._printable import printable
 from keras_flax_bridge._restore import Include, Options, Rename
-from keras_flax_bridge._verification import VerifyReport as VerifyReport
-from keras_flax_bridge._verification import verified
+from keras_flax_bridge._types import Models, PathLike, PyTree, Target
+from keras_flax_bridge._verification import VerifyReport, verified
 from keras_flax_bridge.errors import CheckpointError, CorruptCheckpointError
 
 log = logging.getLogger("keras_flax_bridge")
 
 
-def save(path: Any, state: Any, *, model: Any = None, layout: str = "tree") -> None:
+def save(path: PathLike, state: PyTree, *, model: Models | None = None, layout: str = "tree") -> None:
     """Saves one checkpoint, without a manager; returns when it is on disk.
 
     Args:
@@ -60,8 +60,8 @@ def save(path: Any, state: Any, *, model: Any = None, layout: str = "tree") -> N
 
 
 def restore(
-    path: Any,
-    like: Any,
+    path: PathLike,
+    like: Target,
     *,
     step: int | None = None,
     data: Any = None,
@@ -70,7 +70,7 @@ def restore(
     partial: bool = False,
     verify: bool = True,
     cast: bool = False,
-) -> Any:
+) -> Target:
     """Restores a checkpoint into what `like` is; every leaf on both sides is accounted for.
 
     Args:
@@ -187,7 +187,7 @@ def from_newest(
     raise AssertionError  # there is at least one folder
 
 
-def load_model(path: Any, *, step: int | None = None) -> keras.Model:
+def load_model(path: PathLike, *, step: int | None = None) -> keras.Model:
     """Rebuilds a Keras model from its stored config, with weights and optimizer in place.
 
     The config is read in Keras's safe mode: nothing in a checkpoint is run as code. Metrics start
@@ -233,7 +233,7 @@ def _loaded(folder: FilePath) -> Any:
     return restore(folder, model, include=["params", "non_trainable", "opt_state"])
 
 
-def verify(path: Any, *, step: int | None = None) -> VerifyReport:
+def verify(path: PathLike, *, step: int | None = None) -> VerifyReport:
     """Reads every leaf and compares it with the checksum that was written, a few leaves at a time.
 
     A leaf without a checksum counts as unchecked: of checkpoints of other Orbax code, of

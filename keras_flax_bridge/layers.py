@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from keras_flax_bridge import _variables as V
 from keras_flax_bridge._flax_layer import FLAGS, FlaxLayer, Held
 from keras_flax_bridge._makers import Maker
 from keras_flax_bridge._sources import Source, linen_tree, nnx_tree
+from keras_flax_bridge._types import Shape
 from keras_flax_bridge.errors import UnsupportedLayerError
 
 
@@ -64,12 +65,12 @@ class NNXLayer(FlaxLayer):
         super().__init__(module, **options)
         self.build(None)
 
-    def build(self, input_shape: Any = None) -> None:
+    def build(self, input_shape: Shape | None = None) -> None:
         """Nothing, once the layer exists: a module has its variables."""
         if not self.built:
             self._make_variables()
 
-    def build_from_config(self, config: Any) -> None:
+    def build_from_config(self, config: Mapping[str, Any]) -> None:
         """Nothing: it is built."""
 
     def _prepare(self, held: Held) -> type:
@@ -137,7 +138,7 @@ class LinenLayer(FlaxLayer):
 
     _kind, _other = nn.Module, nnx.Module
 
-    def build(self, input_shape: Any = None) -> None:
+    def build(self, input_shape: Shape | None = None) -> None:
         """Makes the variables for the inputs of a call, or for one input of a shape.
 
         Raises:
@@ -174,7 +175,7 @@ class LinenLayer(FlaxLayer):
         args, kwargs = keras.tree.map_structure(_spec_to_config, self._held.inputs)
         return {"args": list(args), "kwargs": kwargs}
 
-    def build_from_config(self, config: Any) -> None:
+    def build_from_config(self, config: Mapping[str, Any]) -> None:
         """Builds the layer for what `get_build_config` gave.
 
         Raises:

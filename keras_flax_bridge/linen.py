@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import keras
 
 from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
@@ -56,7 +57,7 @@ class ToLinen(nn.Module):
         (3, 2)
     """
 
-    layer: Any
+    layer: keras.layers.Layer
     training: bool = False
 
     @nn.compact

@@ -15,6 +15,7 @@ from keras_flax_bridge._feed import Feed
 from keras_flax_bridge._history import History
 from keras_flax_bridge._leaves import owned
 from keras_flax_bridge._preemption import Preemption
+from keras_flax_bridge._types import Batch, BatchIterator, Step
 from keras_flax_bridge.errors import BridgeError, StructureMismatchError
 from keras_flax_bridge.manager import CheckpointManager
 from keras_flax_bridge.state import TrainState
@@ -24,12 +25,12 @@ Logs = Mapping[str, Any]
 
 def train(
     state: TrainState,
-    train_step: Callable[[TrainState, Any], tuple[TrainState, Logs]],
-    data: Any,
+    train_step: Step[TrainState],
+    data: Iterable[Batch] | BatchIterator,
     *,
     steps: int | None = None,
     epochs: int | None = None,
-    eval_step: Callable[[TrainState, Any], tuple[TrainState, Logs]] | None = None,
+    eval_step: Step[TrainState] | None = None,
     eval_data: Iterable[Any] | None = None,
     manager: CheckpointManager | None = None,
     callbacks: Iterable[keras.callbacks.Callback] = (),
@@ -142,7 +143,7 @@ class _Run:
         try:
             yield
         except KeyboardInterrupt as interruption:
-            _flat.become(given, self.state)
+            _flat.overwrite(given, self.state)
             self.count = int(self.state.step)
             try:
                 self.finish()

@@ -10,6 +10,7 @@ from typing import Any
 
 from keras_flax_bridge import _garbage, _iterators, _orbax, _saving
 from keras_flax_bridge._restore import Include, Options, Rename
+from keras_flax_bridge._types import Models, PathLike, PyTree, Target
 from keras_flax_bridge.checkpoint import candidates, from_newest, restored
 from keras_flax_bridge.errors import CheckpointError
 
@@ -57,7 +58,7 @@ class CheckpointManager:
 
     def __init__(
         self,
-        directory: Any,
+        directory: PathLike,
         *,
         max_to_keep: int | None = 3,
         keep_best: str | tuple[str, str] | None = None,
@@ -87,11 +88,11 @@ class CheckpointManager:
 
     def save(
         self,
-        state: Any,
+        state: PyTree,
         *,
         data: Any = None,
         logs: Mapping[str, Any] | None = None,
-        model: Any = None,
+        model: Models | None = None,
         now: bool = False,
     ) -> bool:
         """Saves a state in the background, if a save is due.
@@ -154,7 +155,7 @@ class CheckpointManager:
 
     def restore(
         self,
-        like: Any,
+        like: Target,
         *,
         step: int | None = None,
         data: Any = None,
@@ -163,7 +164,7 @@ class CheckpointManager:
         partial: bool = False,
         verify: bool = True,
         cast: bool = False,
-    ) -> Any:
+    ) -> Target:
         """Restores a step into what `like` is; see `restore` for the arguments.
 
         Args:

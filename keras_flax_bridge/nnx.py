@@ -16,6 +16,7 @@ from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._apply import call, require_built, require_known, require_layer
 from keras_flax_bridge._leaves import owned, require_values
+from keras_flax_bridge._types import Shape
 from keras_flax_bridge.errors import NotBuiltError, StructureMismatchError
 
 
@@ -108,7 +109,9 @@ class ToNNX(nnx.Module):
         (4, 2)
     """
 
-    def __init__(self, layer: keras.layers.Layer, *, rngs: nnx.Rngs | None = None, shape: Any = None):
+    def __init__(
+        self, layer: keras.layers.Layer, *, rngs: nnx.Rngs | None = None, shape: Shape | None = None
+    ):
         require_layer(layer)
         if rngs is not None and not isinstance(rngs, nnx.Rngs):
             raise StructureMismatchError(

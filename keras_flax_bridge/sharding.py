@@ -14,9 +14,10 @@ from keras_flax_bridge import _variables as V
 from keras_flax_bridge._layouts import Rules
 from keras_flax_bridge._leaves import is_abstract, owned, placed, require_values, size_of
 from keras_flax_bridge._printable import printed
+from keras_flax_bridge._types import PyTree, Target
 
 
-def shardings_for(state: Any, mesh: Mesh, rules: Rules) -> Any:
+def shardings_for(state: PyTree, mesh: Mesh, rules: Rules) -> PyTree:
     """The sharding of every leaf of a state, as rules on the paths of its weights say.
 
     The first rule that is found in a weight's path takes it, and with it all that belongs to the weight
@@ -52,7 +53,7 @@ def shardings_for(state: Any, mesh: Mesh, rules: Rules) -> Any:
     return _layouts.shardings(state, mesh, _layouts.layouts(state, mesh, rules, names))
 
 
-def shard(state: Any, mesh: Mesh, rules: Rules) -> Any:
+def shard(state: Target, mesh: Mesh, rules: Rules) -> Target:
     """Puts a copy of a state on the devices of a mesh; see `shardings_for` for the rules.
 
     With several processes, each calls this with the same values.
@@ -151,7 +152,7 @@ class ShardingReport(NamedTuple):
         return printed([head, *lines, total])
 
 
-def sharding_report(state: Any, mesh: Mesh, rules: Rules) -> ShardingReport:
+def sharding_report(state: PyTree, mesh: Mesh, rules: Rules) -> ShardingReport:
     """What each rule takes of a state, in leaves, devices and bytes.
 
     Args:

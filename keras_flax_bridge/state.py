@@ -14,7 +14,7 @@ from flax.training import train_state
 from keras_flax_bridge import _assignments, _garbage, _intake, _parts, _paths, _repartition
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._apply import KerasApply
-from keras_flax_bridge._flat import Foldable
+from keras_flax_bridge._flat import LazyTrees
 from keras_flax_bridge._leaves import explained, owned
 from keras_flax_bridge._transforms import (
     KerasTransformation,
@@ -22,12 +22,13 @@ from keras_flax_bridge._transforms import (
     trainee,
     transformation,
 )
+from keras_flax_bridge._types import Batch, GivenOptimizer, Loss, Metrics, Params, PyTree
 from keras_flax_bridge.optimizers import Moves
 
 TREES = (*_intake.TREES, "eval_metrics")
 
 
-class TrainState(Foldable, Moves, train_state.TrainState):
+class TrainState(LazyTrees, Moves, train_state.TrainState):
     """A Keras model's whole training state, a subclass of Flax's `TrainState`.
 
     Leaves are keyed by their place in the model (``params["dense_1"]["kernel"]``), never by
@@ -55,10 +56,10 @@ class TrainState(Foldable, Moves, train_state.TrainState):
         (3, 2)
     """
 
-    params: Any
-    non_trainable: Any = struct.field(default_factory=dict)
-    metrics: Any = struct.field(default_factory=dict)
-    eval_metrics: Any = struct.field(default_factory=dict)
+    params: Params
+    non_trainable: PyTree = struct.field(default_factory=dict)
+    metrics: PyTree = struct.field(default_factory=dict)
+    eval_metrics: PyTree = struct.field(default_factory=dict)
 
     @classmethod
     @_garbage.kept()
@@ -66,10 +67,10 @@ class TrainState(Foldable, Moves, train_state.TrainState):
         cls,
         model: keras.Model,
         *,
-        batch: Any = None,
-        optimizer: Any = None,
-        loss: Any = None,
-        metrics: Any = None,
+        batch: Batch | None = None,
+        optimizer: GivenOptimizer | None = None,
+        loss: Loss | None = None,
+        metrics: Metrics | None = None,
         copy: bool = True,
     ) -> TrainState:
         """Takes the state of a Keras model.
@@ -144,10 +145,10 @@ class TrainState(Foldable, Moves, train_state.TrainState):
         cls,
         model_fn: Callable[[], keras.Model],
         *,
-        batch: Any = None,
-        optimizer: Any = None,
-        loss: Any = None,
-        metrics: Any = None,
+        batch: Batch | None = None,
+        optimizer: GivenOptimizer | None = None,
+        loss: Loss | None = None,
+        metrics: Metrics | None = None,
     ) -> TrainState:
         """The state that ``from_keras(model_fn())`` would give, as shapes and dtypes.
 
@@ -180,24 +181,20 @@ class TrainState(Foldable, Moves, train_state.TrainState):
             >>> TrainState.abstract(model_fn).params["dense"]["kernel"]
             ShapeDtypeStruct(shape=(4, 2), dtype=float32)
         """
-        fresh = _intake.copied(optimizer)
-
-        def build() -> TrainState:
-            model = model_fn()
-            for built in model.values() if isinstance(model, Mapping) else [model]:
-                _intake.require_untraced(built)
-            return cls.from_keras(model, batch=batch, optimizer=fresh, loss=loss, metrics=metrics)
-
-        with _intake.needing_no_values():
-            state = jax.eval_shape(build)
-        _intake.match_copies(optimizer, fresh)
+        given = {"batch": batch, "loss": loss, "metrics": metrics}
+        state = _intake.abstracted(cls.from_keras, model_fn, optimizer, given)
         for model in _parts.models(state.apply_fn).values():
             V.forget_traced(model)
         return state
 
     @_garbage.kept()
     def assign_to(
-        self, model: keras.Model, *, optimizer: Any = None, metrics: Any = None, copy: bool = True
+        self,
+        model: keras.Model,
+        *,
+        optimizer: GivenOptimizer | None = None,
+        metrics: Metrics | None = None,
+        copy: bool = True,
     ) -> None:
         """Writes the state into a Keras model: weights, seeds, slots and metrics, all or nothing.
 
@@ -234,7 +231,7 @@ class TrainState(Foldable, Moves, train_state.TrainState):
         for filled in model.values() if isinstance(model, Mapping) else [model]:
             V.refresh(filled)
 
-    def apply_gradients(self, *, grads: Any, **kwargs: Any) -> TrainState:
+    def apply_gradients(self, *, grads: PyTree, **kwargs: Any) -> TrainState:
         """The state after one optimizer step, as in Flax; exact for Keras optimizers.
 
         Args:
@@ -302,7 +299,7 @@ class TrainState(Foldable, Moves, train_state.TrainState):
             eval_metrics=_intake.zeroed(model, metrics, self.eval_metrics),
         )
 
-    def repartition(self, model: keras.Model, *, batch: Any = None) -> TrainState:
+    def repartition(self, model: keras.Model, *, batch: Batch | None = None) -> TrainState:
         """Moves leaves between `params` and `non_trainable` after layers were frozen or unfrozen.
 
         Slots of weights that stay trainable are kept, those of newly trainable ones start as the

@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from operator import is_not
+from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import keras
 from jax.sharding import Mesh, PartitionSpec
 
-from keras_flax_bridge import _batches, _flat, _intake
-from keras_flax_bridge import _variables as V
-from keras_flax_bridge._compiled import Compiled, Fields, Logs, explain, fields_of
+from keras_flax_bridge._compiled import Runner
+from keras_flax_bridge._keras_step import EVALUATE, PREDICT, TRAIN, KerasStep, Logs
 from keras_flax_bridge._layouts import Rules
-from keras_flax_bridge._leaves import explained, strong
 from keras_flax_bridge._meshed import Meshed
-from keras_flax_bridge._transforms import require_model, trainee, training_variables
+from keras_flax_bridge._transforms import require_model, trainee
+from keras_flax_bridge._types import GivenOptimizer, Loss, Metrics
 from keras_flax_bridge.errors import StructureMismatchError
 from keras_flax_bridge.state import TrainState
 
 Step = Callable[[TrainState, Any], tuple[TrainState, Logs]]
 
-# the trees that each of Keras's steps takes, in its order
-_TRAINED = ("params", "non_trainable", "opt_state", "metrics")
-_EVALUATED = ("params", "non_trainable", "eval_metrics")
-_PREDICTED = ("params", "non_trainable")
-
 
 def make_train_step(
     model: keras.Model,
     *,
-    loss: Any = None,
-    optimizer: Any = None,
-    metrics: Any = None,
+    loss: Loss | None = None,
+    optimizer: GivenOptimizer | None = None,
+    metrics: Metrics | None = None,
     jit: bool = True,
     donate: bool = True,
     steps_per_call: int = 1,
@@ -87,30 +78,25 @@ def make_train_step(
     """
     trained = trainee(model, loss=loss, optimizer=optimizer, metrics=metrics)
     _require_count(steps_per_call)
-    run = _train_function(trained)
-    run = run if steps_per_call == 1 else _scanned(run, steps_per_call)
-    build = _Builder(trained, steps_per_call)
-    if mesh is not None:
-        _require_jit(jit)
-        meshed = Meshed(("step", *_TRAINED), mesh, rules, batch_spec, steps_per_call=steps_per_call)
-        split = Compiled(run, _TRAINED, donate=donate, out_shardings=meshed.out_shardings)
-
-        def meshed_step(state: TrainState, batch: Any) -> tuple[TrainState, Logs]:
-            build(batch)
-            state = meshed.state(state, known=split.gave(state))
-            return split.step(state, meshed.batch(batch))
-
-        return meshed_step
-    compiled = Compiled(run, _TRAINED, donate=donate) if jit else None
+    step = KerasStep(TRAIN, trained, steps_per_call)
+    runner = _runner(step, jit, mesh, rules, batch_spec, donate=donate)
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Logs]:
-        build(batch)
-        return compiled.step(state, batch) if compiled else _stepped(run, state, ("step", *_TRAINED), batch)
+        return runner.step(state, batch)
 
     return train_step
 
 
-def make_eval_step(model: keras.Model, *, loss: Any = None, metrics: Any = None, jit: bool = True) -> Step:
+def make_eval_step(
+    model: keras.Model,
+    *,
+    loss: Loss | None = None,
+    metrics: Metrics | None = None,
+    jit: bool = True,
+    mesh: Mesh | None = None,
+    rules: Rules = (),
+    batch_spec: PartitionSpec | None = None,
+) -> Step:
     """Makes ``eval_step(state, batch) -> (state, logs)``.
 
     The step is the model's own ``test_step``. Its metrics accumulate in `state.eval_metrics`, so
@@ -121,6 +107,9 @@ def make_eval_step(model: keras.Model, *, loss: Any = None, metrics: Any = None,
         loss: as in ``compile``; None for the model's own.
         metrics: as in ``compile``; None for the model's own.
         jit: False gives the pure function.
+        mesh: the devices to run on, as in `make_train_step`.
+        rules: how the state lies on the mesh, as in `make_train_step`.
+        batch_spec: how a batch is split over the mesh, as in `make_train_step`.
 
     Returns:
         The step. It donates nothing; parameters and slots pass through.
@@ -142,27 +131,35 @@ def make_eval_step(model: keras.Model, *, loss: Any = None, metrics: Any = None,
     # an optimizer plays no part in evaluation, but an uncompiled model can't be compiled without one
     placeholder = None if model.compiled else "sgd"
     trained = trainee(model, loss=loss, optimizer=placeholder, metrics=metrics)
-    run = _eval_function(trained)
-    run = jax.jit(run) if jit else run
-    build = _Builder(trained)
+    runner = _runner(KerasStep(EVALUATE, trained), jit, mesh, rules, batch_spec)
 
     def eval_step(state: TrainState, batch: Any) -> tuple[TrainState, Logs]:
-        build(batch)
-        return _stepped(run, state, _EVALUATED, batch)
+        return runner.step(state, batch)
 
     return eval_step
 
 
-def make_predict_step(model: keras.Model, *, jit: bool = True) -> Callable[[TrainState, Any], Any]:
+def make_predict_step(
+    model: keras.Model,
+    *,
+    jit: bool = True,
+    mesh: Mesh | None = None,
+    rules: Rules = (),
+    batch_spec: PartitionSpec | None = None,
+) -> Callable[[TrainState, Any], Any]:
     """Makes ``predict_step(state, x) -> outputs``.
 
     Args:
         model: a built model; it need not be compiled.
         jit: False gives the pure function.
+        mesh: the devices to run on, as in `make_train_step`.
+        rules: how the state lies on the mesh, as in `make_train_step`.
+        batch_spec: how `x` is split over the mesh, as a batch in `make_train_step`.
 
     Returns:
         The step. It gives what the model's own ``predict_step`` gives, Keras's or an overridden one; by
-        default its outputs in inference mode. `x` is what the model is called on.
+        default its outputs in inference mode. `x` is what the model is called on. On a mesh the outputs
+        are sharded as XLA chooses, by rows as a rule.
 
     Raises:
         StructureMismatchError: if `model` is no Keras model; at the first call, if the state is not
@@ -175,24 +172,29 @@ def make_predict_step(model: keras.Model, *, jit: bool = True) -> Callable[[Trai
         >>> make_predict_step(model)(TrainState.from_keras(model), np.ones((1, 4))).tolist()
         [[4.0]]
     """
-
     require_model(model)
-
-    def run(fields: Fields, x: Any) -> Any:
-        _batches.check_inputs(model, x)
-        params, non_trainable = V.collect_layer(model)
-        values = _values({"params": params, "non_trainable": non_trainable}, fields)
-        with V.finalized(model, non_trainable, values[1]):
-            return model.predict_step(values, (x,))[0]
-
-    run = jax.jit(run) if jit else run
+    runner = _runner(KerasStep(PREDICT, model), jit, mesh, rules, batch_spec)
 
     def predict_step(state: TrainState, x: Any) -> Any:
-        fields = fields_of(state, _PREDICTED)
-        with explained({"state": fields, "x": x}):
-            return run(fields, x)
+        return runner.step(state, x)[1]
 
     return predict_step
+
+
+def _runner(
+    step: KerasStep,
+    jit: bool,
+    mesh: Mesh | None,
+    rules: Rules,
+    batch_spec: PartitionSpec | None,
+    *,
+    donate: bool = False,
+) -> Runner:
+    if mesh is None:
+        return Runner(step, jit=jit, donate=donate)
+    _require_jit(jit)
+    placing = Meshed(step.kind, mesh, rules, batch_spec, steps_per_call=step.steps_per_call)
+    return Runner(step, jit=jit, donate=donate, mesh=placing)
 
 
 def _require_count(steps_per_call: Any) -> None:
@@ -213,94 +215,3 @@ def _require_jit(jit: bool) -> None:
             expected="one of them",
             fix="Compile the pure step with jax.jit and the shardings that kfb.shardings_for gives.",
         )
-
-
-def _stepped(run: Callable, state: TrainState, names: tuple[str, ...], batch: Any) -> tuple[TrainState, Logs]:
-    """The state after a step on some of its fields, and its logs."""
-    fields = fields_of(state, names)
-    try:
-        new, logs = run(fields, batch)
-    except Exception as error:
-        explain(error, fields, batch)
-        raise
-    return _flat.like(state, {**vars(state), **new}), logs
-
-
-def _values(collections: Mapping[str, Any], fields: Fields) -> tuple[list[Any], ...]:
-    """The leaves of every tree in the order that Keras wants, each tree checked."""
-    return tuple(c.leaves(fields[name], f"state.{name}") for name, c in collections.items())
-
-
-def _train_function(trained: Any) -> Callable:
-    """One step on the fields of a state; all but the arithmetic happens while tracing."""
-
-    def run(fields: Fields, batch: Any) -> tuple[Fields, Logs]:
-        if not V.is_overridden(trained, "train_step"):
-            _batches.check(trained, batch)
-        collections = dict(zip(_TRAINED, training_variables(trained), strict=True))
-        given = _values(collections, fields)
-        with V.finalized(trained, collections["non_trainable"], given[1]):
-            logs, values = trained.train_step(given, batch)
-        new = {name: c.tree(v) for (name, c), v in zip(collections.items(), values, strict=True)}
-        return strong({"step": fields["step"] + 1, **new}), _scalars(logs)
-
-    return run
-
-
-def _eval_function(trained: Any) -> Callable:
-    """One evaluation on the fields of a state."""
-
-    def run(fields: Fields, batch: Any) -> tuple[Fields, Logs]:
-        if not V.is_overridden(trained, "test_step"):
-            _batches.check(trained, batch)
-        params, non_trainable, _, metrics = V.collect(trained)
-        collections = dict(zip(_EVALUATED, (params, non_trainable, metrics), strict=True))
-        given = _values(collections, fields)
-        with V.finalized(trained, non_trainable, given[1]):
-            logs, (_, after, totals) = trained.test_step(given, batch)
-        new = {"non_trainable": non_trainable.tree(after), "eval_metrics": metrics.tree(totals)}
-        return strong(new), _scalars(logs)
-
-    return run
-
-
-def _scalars(logs: Logs) -> Logs:
-    return jax.tree.map(jnp.asarray, dict(logs))
-
-
-def _scanned(run: Callable, length: int) -> Callable:
-    """`length` steps over the leading axis of the batches; the logs are those of the last."""
-
-    def scanned(fields: Fields, batches: Any) -> tuple[Fields, Logs]:
-        _batches.check_leading_axis(batches, length)
-        fields, logs = jax.lax.scan(run, fields, batches)
-        return fields, jax.tree.map(lambda values: values[-1], logs)
-
-    return scanned
-
-
-class _Builder:
-    """Builds what a model still lacks from its first batch, as `fit` does; later calls cost nothing."""
-
-    def __init__(self, trained: Any, steps_per_call: int = 1):
-        self._trained = trained
-        self._steps = steps_per_call
-        self._done = False
-        self._compilation = V.compilation(trained)
-
-    def __call__(self, batch: Any) -> None:
-        if any(map(is_not, V.compilation(self._trained), self._compilation)):
-            raise StructureMismatchError(
-                f"model {self._trained.name!r}",
-                got="a loss, optimizer or metrics that were compiled after the step was made",
-                expected="those that the step was made for",
-                fix="Make the step again, and move the state with state.repartition(model).",
-            )
-        if not self._done:
-            if not V.is_built(self._trained):
-                self._build(batch)
-            self._done = True
-
-    def _build(self, batch: Any) -> None:
-        with jax.ensure_compile_time_eval():  # new variables must not hold values of an outer trace
-            _intake.build(self._trained, _batches.one_of(batch, self._steps))

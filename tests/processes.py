@@ -63,7 +63,7 @@ def save_for_ever(folder):
 
 def run(count, act, *arguments):
     """Does the same in some processes, and returns when all have ended well."""
-    processes = together(count, f"processes.{act}", *arguments, distributed=count > 1)
+    processes = together(count, globals()[act], *arguments, distributed=count > 1)
     outputs = [process.communicate(timeout=150)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * count, "\n".join(outputs)[-6000:]
     return outputs

@@ -11,9 +11,8 @@ ROOT = Path(__file__).parents[1]
 
 
 def spawn(act, *arguments, first="pass", variables=None, **options):
-    """Starts a process that calls a function, such as ``test_fit.fit_for_ever``, and gives it."""
-    module, function = act.split(".")
-    code = f"from tests import conftest, {module} as t; {first}; t.{function}(*{arguments!r})"
+    """Starts a process that calls a function of a module, and gives it."""
+    code = f"import tests.conftest, {act.__module__} as t; {first}; t.{act.__name__}(*{arguments!r})"
     return subprocess.Popen(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,

@@ -471,7 +471,7 @@ def run(folder, steps, *, die_at=None):
 
 def spawn(code):
     root = Path(__file__).parents[1]
-    command = [sys.executable, "-c", f"from tests import conftest, test_checkpoint as t\n{code}"]
+    command = [sys.executable, "-c", f"import tests.conftest, {__name__} as t\n{code}"]
     return subprocess.run(command, capture_output=True, text=True, cwd=root, env={**os.environ})
 
 

@@ -51,7 +51,7 @@ MANY = [
 def test_killed_while_saving_no_finished_step_is_lost(tmp_path, kills, layout):
     rng, done = np.random.default_rng(kills), 0
     for _ in range(kills):
-        with spawn("test_crashes.save_for_ever", str(tmp_path), layout) as process:
+        with spawn(save_for_ever, str(tmp_path), layout) as process:
             first = process.stdout.readline()  # imports are over: saving has begun
             time.sleep(rng.uniform(0, 0.4))
             process.kill()
@@ -82,7 +82,7 @@ def save_on_a_full_disk(folder):
 
 
 def test_a_full_disk_is_said_and_older_steps_are_whole(tmp_path):
-    with spawn("test_crashes.save_on_a_full_disk", str(tmp_path)) as process:
+    with spawn(save_on_a_full_disk, str(tmp_path)) as process:
         output = process.communicate(timeout=120)[0]
     assert "said:" in output
     assert "Older steps are intact" in output
@@ -111,7 +111,7 @@ def save_where_none_may_write(folder):
 def test_a_read_only_folder_is_said_and_older_steps_are_whole():
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
-        with spawn("test_crashes.save_where_none_may_write", folder) as process:
+        with spawn(save_where_none_may_write, folder) as process:
             output = process.communicate(timeout=120)[0]
         assert "said:" in output
         assert "Permission denied" in output
@@ -147,7 +147,7 @@ def race(folder):
 
 @pytest.mark.slow
 def test_two_processes_in_one_folder_leave_whole_steps_or_say_so(tmp_path):
-    both = [spawn("test_crashes.race", str(tmp_path), stdin=subprocess.PIPE) for _ in range(2)]
+    both = [spawn(race, str(tmp_path), stdin=subprocess.PIPE) for _ in range(2)]
     for process in both:
         process.stdout.readline()
     outputs = [process.communicate("go\n", timeout=120)[0] for process in both]

@@ -288,7 +288,7 @@ def end(folder, how):
 
 @pytest.mark.parametrize("how", [ENDS[0], *(pytest.param(end, marks=pytest.mark.slow) for end in ENDS[1:])])
 def test_an_interpreter_that_ends_finishes_its_save_and_logs_what_nobody_was_told(tmp_path, how):
-    with spawn("test_failures.end", str(tmp_path), how.__name__) as process:
+    with spawn(end, str(tmp_path), how.__name__) as process:
         output = process.communicate(timeout=120)[0]
     assert int(kfb.restore(tmp_path / "run", numbered(0)).step) == 2
     assert kfb.verify(tmp_path / "run").ok

@@ -248,7 +248,7 @@ def fit_for_ever(folder):
 
 @pytest.mark.slow
 def test_sigterm_ends_with_a_checkpoint(tmp_path):
-    assert terminated("test_fit.fit_for_ever", str(tmp_path)) == 0
+    assert terminated(fit_for_ever, str(tmp_path)) == 0
     assert kfb.verify(tmp_path).ok
     step = kfb.CheckpointManager(tmp_path).latest_step
     state, _ = fit(tmp_path, DATA["arrays"], build=small, epochs=step // BATCHES + 1)

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import dataclasses
 import signal
+import sys
 from collections import OrderedDict
 from typing import Any
 
@@ -52,7 +53,7 @@ def first(model, step):
 def state(first):
     """One that holds leaves."""
     given = first()
-    assert _flat.held(given) is not None
+    assert _flat.lazy_leaves(given) is not None
     return given
 
 
@@ -65,7 +66,7 @@ def test_each_field_is_what_a_pure_step_gives(state, model, name):
 
 def test_trees_are_made_once(state):
     assert state.params is state.params
-    assert _flat.held(state) is None
+    assert _flat.lazy_leaves(state) is None
 
 
 LOOKS = {
@@ -112,6 +113,19 @@ def test_steps_take_each_others_states(state, model, step):
     assert not equal(got.eval_metrics, wanted.eval_metrics)
 
 
+def test_evaluation_holds_leaves_and_leaves_the_rest(state, model):
+    evaluate = kfb.make_eval_step(model)
+    before = vars(state.replace())
+    first, _ = evaluate(state, BATCHES[1])
+    assert _flat.lazy_leaves(first) is not None
+    assert vars(first)["opt_state"] is before["opt_state"]
+    again, _ = evaluate(first, BATCHES[2])
+    assert _flat.lazy_leaves(first) is not None  # nothing was built for it
+    assert all(a is b for a, b in zip(*map(jax.tree.leaves, (again.params, before["params"])), strict=True))
+    assert again.step is state.step
+    assert float(again.eval_metrics["loss"]["count"]) == 2 * float(first.eval_metrics["loss"]["count"])
+
+
 def test_trees_of_another_kind(state, step):
     """The numbers are the same, whatever mappings the step takes and gives back."""
     frozen = state.replace(params=FrozenDict(state.params))
@@ -129,26 +143,47 @@ def test_a_mesh_takes_a_state_from_elsewhere(state, model, step):
         assert all(leaf.sharding == everywhere for leaf in jax.tree.leaves(given.params))
 
 
+class Alarm:
+    """Interrupts once, after some seconds.
+
+    `is_set` ends a loop where the interrupt was lost: one that comes in JAX's callback of the garbage
+    collector is printed and swallowed by Python.
+    """
+
+    is_set = False
+
+    def set(self, seconds):
+        self.is_set = True
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+    def ring(self, *_):
+        self.is_set = False
+        raise KeyboardInterrupt
+
+
 @pytest.fixture
-def alarms():
-    """Interrupts after some seconds, until the test is over."""
-    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds)
+def alarm(monkeypatch):
+    others = sys.unraisablehook
+    own = lambda lost: issubclass(lost.exc_type, KeyboardInterrupt) or others(lost)  # noqa: E731
+    monkeypatch.setattr(sys, "unraisablehook", own)
+    made = Alarm()
+    before = signal.signal(signal.SIGALRM, made.ring)
+    yield made
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize("devices", [0, 2])
 @pytest.mark.parametrize("look", [False, True])
-def test_an_interrupt_at_any_moment_leaves_a_whole_state(model, alarms, devices, look):
+def test_an_interrupt_at_any_moment_leaves_a_whole_state(model, alarm, devices, look):
     mesh = mesh_of(devices)
     train_step = kfb.make_train_step(model, mesh=mesh)
     state, _ = train_step(kfb.TrainState.from_keras(model), BATCHES[0])
     batch = BATCHES[1] if mesh is None else jax.device_put(BATCHES[1], NamedSharding(mesh, P("data")))
     for wait in np.random.default_rng(0).uniform(1e-4, 1.5e-3, 500 if devices else 1500):
         with contextlib.suppress(KeyboardInterrupt):
-            alarms(wait)
-            while True:
+            alarm.set(wait)
+            while alarm.is_set:
                 state, _ = train_step(state, batch)
                 assert not look or state.params
         held, own = vars(state).get("_flat"), vars(state)
@@ -187,11 +222,12 @@ def test_what_is_set_by_force_stays(state, first, step):
     assert equal(got.params, wanted.params)
 
 
-def test_mappings_and_their_order_stay_as_they_came(state, step):
+def test_mappings_and_their_order_stay_as_they_came(state, step, model):
     params = OrderedDict(reversed(state.params.items()))
-    got, _ = step(state.replace(params=params), BATCHES[1])
-    assert type(got.params) is OrderedDict
-    assert list(got.params) == list(params)
+    for run in (step, kfb.make_train_step(model, jit=False)):
+        got, _ = run(state.replace(params=params), BATCHES[1])
+        assert type(got.params) is OrderedDict
+        assert list(got.params) == list(params)
 
 
 def test_it_says_what_it_has(state):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _integrity
+from keras_flax_bridge import _integrity, _slices
 from tests import contracts
 from tests import test_crashes as crashes
 from tests.cases import differing
@@ -275,3 +275,51 @@ def test_a_checksum_is_of_the_values_not_of_their_order_in_memory():
     leaf = np.random.default_rng(0).normal(size=(300, 400))
     assert _integrity.checksum(np.asfortranarray(leaf)) == _integrity.checksum(leaf)
     assert _integrity.checksum(leaf.T) != _integrity.checksum(leaf)
+
+
+# --- large leaves, which are read in parts
+
+LARGE = {
+    "a": np.random.default_rng(0).integers(0, 2**32, (3000, 2500), "uint32"),  # 30 MB
+    "half": jnp.asarray(np.random.default_rng(1).normal(size=(9_000_001,)), "bfloat16"),
+    "step": 7,
+}
+
+
+@pytest.fixture(scope="module", params=["tree", "packed"])
+def large(tmp_path_factory, request):
+    folder = tmp_path_factory.mktemp("large")
+    kfb.save(folder / "whole", LARGE, layout=request.param)
+    return folder / "whole"
+
+
+def test_large_leaves_are_checked_in_parts(large, monkeypatch):
+    read = []
+    add = _integrity.Running.add
+    monkeypatch.setattr(
+        _integrity.Running, "add", lambda self, part: (read.append(part.nbytes), add(self, part))
+    )
+    report = kfb.verify(large)
+    assert (report.ok, report.checked) == (True, 3)
+    assert sum(read) == LARGE["a"].nbytes + LARGE["half"].nbytes
+    assert max(read) <= _slices.PART
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damage_of_a_large_leaf_is_named(large, tmp_path, damage):
+    copy = tmp_path / "copy"
+    shutil.copytree(large, copy)
+    damage(largest(copy))
+    report = kfb.verify(copy)
+    assert set(report.damaged) <= {"a", "half"}
+    assert len(report.damaged) == 3 - report.checked > 0
+    assert "damaged" in str(report)
+
+
+@pytest.mark.parametrize("cuts", [[], [1], [4095, 4096, 4097], [1, 2, 3, 9000, 9001, 500_001], [600_000]])
+def test_a_checksum_in_parts_is_that_of_the_whole(cuts):
+    leaf = np.random.default_rng(0).integers(0, 256, 600_003, "uint8")
+    total = _integrity.Running()
+    for part in np.split(leaf, cuts):
+        total.add(part)
+    assert total.value() == _integrity.checksum(leaf)

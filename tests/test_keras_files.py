@@ -77,7 +77,7 @@ def test_misuse_is_explained(fitted, file, tmp_path):
         "5 unexpected": lambda: kfb.restore(file, wider()),
         "a built keras.Model": lambda: kfb.restore(tmp_path / "w.weights.h5", {"a": 1}),
         "weights alone": lambda: kfb.load_model(tmp_path / "w.weights.h5"),
-        "no checksums": lambda: kfb.verify(file),
+        "a root folder": lambda: kfb.verify(file, step=3),
         "without data=": lambda: kfb.restore(file, kfb.TrainState.from_keras(fitted), data=iter([])),
     }
     for words, act in acts.items():

@@ -119,7 +119,7 @@ def test_a_clone_has_the_same_keys():
 def test_another_process_gives_the_same_keys(fast):
     code = (
         "import keras_flax_bridge, json, keras; keras.layers.Dense(1); keras.layers.Dropout(.5)\n"
-        f"from tests import test_keys; print(json.dumps(test_keys.everything({fast})))"
+        f"import {__name__} as t; print(json.dumps(t.everything({fast})))"
     )
     root = Path(__file__).parents[1]
     done = subprocess.run(

@@ -179,7 +179,7 @@ def train_for_ever(folder):
 
 
 def test_sigterm_ends_with_a_checkpoint(tmp_path):
-    assert terminated("test_loop.train_for_ever", str(tmp_path)) == 0
+    assert terminated(train_for_ever, str(tmp_path)) == 0
     with kfb.CheckpointManager(tmp_path) as manager:
         assert manager.latest_step >= 1
     assert kfb.verify(tmp_path).ok
@@ -197,7 +197,7 @@ def train_distributed(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2])
 def test_sigterm_under_jax_distributed_ends_all_after_one_step(tmp_path, count):
-    processes = together(count, "test_loop.train_distributed", str(tmp_path / "run"))
+    processes = together(count, train_distributed, str(tmp_path / "run"))
     for process in processes:
         while process.stdout.readline() != "step\n":
             pass

@@ -42,6 +42,7 @@ FUNCTIONS = {
 
 # read-outs that can't fail
 PLAIN = {
+    "CheckpointManager.saved",
     "CheckpointManager.latest_step",
     "CheckpointManager.best_step",
     "CheckpointManager.all_steps",

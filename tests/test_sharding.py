@@ -158,6 +158,30 @@ def test_several_steps_in_one_call(alone):
     close(step(kfb.TrainState.from_keras(model), both)[0], alone[2])
 
 
+def test_evaluation_and_prediction_on_a_mesh(alone):
+    devices, rules, batch_spec = LAYOUTS["fsdp"]
+    model, on_mesh = build(), {"mesh": devices, "rules": rules, "batch_spec": batch_spec}
+    state, wanted = jax.tree.map(jnp.copy, alone[1]), alone[1]  # what is put on the mesh shares its buffers
+    eval_step = kfb.make_eval_step(model, **on_mesh)
+    for batch in BATCHES[:3]:  # the second and the third time the state is the step's own
+        state, logs = eval_step(state, batch)
+        wanted, wanted_logs = kfb.make_eval_step(model)(wanted, batch)
+        np.testing.assert_allclose(logs["loss"], wanted_logs["loss"], **TOLERANCE)
+    assert where(state) == where(kfb.shard(alone[1], devices, rules))
+    for got, expected in zip(jax.tree.leaves(state), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(got, expected, **TOLERANCE)
+    outputs = kfb.make_predict_step(model, **on_mesh)(state, BATCHES[0][0])
+    assert len(outputs.sharding.device_set) == 8
+    np.testing.assert_allclose(
+        outputs, kfb.make_predict_step(model)(alone[1], BATCHES[0][0]), rtol=1e-5, atol=1e-5
+    )
+    kfb.make_train_step(model, **on_mesh)(state, BATCHES[0])
+    with pytest.raises(kfb.OwnershipError, match="state/step: got a buffer that was donated"):
+        eval_step(state, BATCHES[0])
+    with pytest.raises(kfb.OwnershipError, match=r"state/\w+/.*donated"):
+        eval_step(state.replace(step=jnp.int32(1)), BATCHES[0])  # XLA would end the process
+
+
 def test_the_pure_step_under_jit_with_shardings(alone):
     devices, rules, batch_spec = LAYOUTS["fsdp and tensor"]
     state = kfb.shard(alone[0], devices, rules)  # a copy, which may be donated
@@ -260,8 +284,9 @@ def test_a_batch_that_can_not_be_split_is_named(alone):
         kfb.StructureMismatchError, match=r"(?s)multiples of \(8,\).*batch size.*0  float32\[15,8\]"
     ):
         step(alone[0], short)
-    with pytest.raises(kfb.StructureMismatchError, match="jit=False"):
-        kfb.make_train_step(build(), mesh=mesh(data=8), jit=False)
+    for make in (kfb.make_train_step, kfb.make_eval_step, kfb.make_predict_step):
+        with pytest.raises(kfb.StructureMismatchError, match="jit=False"):
+            make(build(), mesh=mesh(data=8), jit=False)
 
 
 ELSEWHERE = {  # as Orbax notes where an array lay

@@ -287,6 +287,14 @@ def test_a_state_of_another_model_lists_all_its_leaves(model):
     assert set(error.value.mismatched) == {"dense/kernel", "dense/bias"}
 
 
+def test_what_a_prediction_can_not_use_is_named(model):
+    predict, state = kfb.make_predict_step(model), kfb.TrainState.from_keras(model)
+    with pytest.raises(kfb.OwnershipError, match=r"^x: got a keras\.Variable"):
+        predict(state, keras.Variable(X, name="x"))
+    with pytest.raises(kfb.StructureMismatchError, match=r"batch/x: got an array of <U1"):
+        predict(state, np.array(["a"] * 8))
+
+
 def test_what_keras_refuses_is_said_with_the_batch(model):
     wrong = X, np.ones((8, 5, 2), "float32")
     with pytest.raises(kfb.StructureMismatchError, match=r"batch/1  float32\[8,5,2\]"):

@@ -31,19 +31,18 @@ def specs_of(arrays: Mapping[str, _guards.Array]) -> dict[_paths.Path, jax.Shape
     return {path: found[path] for path in sorted(found, key=order)}
 
 
-def abstract(path: FilePath) -> tuple[_paths.Flat, dict[_paths.Path, str]]:
+def abstract(path: FilePath, config: dict[str, Any]) -> tuple[_paths.Flat, dict[_paths.Path, str]]:
     """All that a `.keras` file may hold, by structural key, and the name of each in it; nothing is allocated.
 
     Raises:
         BridgeError: if the model can't be built here.
     """
-    found = _guards.config(path) or {}
-    optimizer = None if found.get("compile_config") else "sgd"
-    state = TrainState.abstract(lambda: _configs.build(found, path), optimizer=optimizer)
-    return _paths.flatten(state), _names(models(state.apply_fn).get(""))
+    optimizer = None if config.get("compile_config") else "sgd"
+    state = TrainState.abstract(lambda: _configs.build(config, path), optimizer=optimizer)
+    return _paths.flatten(state), names(models(state.apply_fn).get(""))
 
 
-def _names(model: Any) -> dict[_paths.Path, str]:
+def names(model: Any) -> dict[_paths.Path, str]:
     """The names in the file; none where a layer of the user's writes its variables in a way of its own."""
     try:
         return {} if model is None else V.names_in_files(model)

@@ -79,10 +79,6 @@ class KerasModel(_File):
         self._model = model
         self._places = names if _are_these(self.specs, names, arrays) else {}
 
-    def values(self) -> _paths.Flat:
-        loaded = self._loaded()
-        return {path: as_numpy(loaded[path]) for path in self.specs}
-
     def some(self, paths: Iterable[_paths.Path]) -> _paths.Flat:
         if self._places:
             return super().some(paths)
@@ -93,7 +89,11 @@ class KerasModel(_File):
         return super().parts(path) if self._places else flat_pieces(self.some([path]).values())
 
     def initial(self) -> _paths.Flat:
-        return {path: as_numpy(leaf) for path, leaf in self._loaded().items() if path not in self.specs}
+        kept = self._model
+        if _guards.kind(self.path) == _guards.KERAS:  # it can be loaded again, and would hold all weights
+            self._model = None
+        state = _keras_files.KerasFile(self.path, kept).specs
+        return {path: as_numpy(leaf) for path, leaf in state.items() if path not in self.specs}
 
     def _loaded(self) -> _paths.Flat:
         file = _keras_files.KerasFile(self.path, self._model)
@@ -121,8 +121,9 @@ def _written(specs: _paths.Flat, slots: bool) -> _paths.Flat:
 
 def in_keras_file(path: FilePath) -> Contents:
     """A `.keras` file, by structural keys where its model can be built here."""
+    config = _guards.config(path)
     try:
-        return KerasModel(path, *h5.abstract(path))
+        return KerasModel(path, *h5.abstract(path, config))
     except BridgeError as error:  # its classes aren't known here, or it holds code
         return KerasArrays(path, f"its model can't be built here ({' '.join(str(error.got).split())})")
 
@@ -132,4 +133,4 @@ def in_weights_file(path: FilePath, model: Any) -> Contents:
     if model is None:
         return KerasArrays(path, "a weights file doesn't say of which model it is")
     _keras_files.restore_weights(path, model)
-    return KerasModel(path, _keras_files.KerasFile(path, model).specs, {}, model)
+    return KerasModel(path, _keras_files.KerasFile(path, model).specs, h5.names(model), model)

@@ -6,12 +6,14 @@ with its reason.
 """
 
 from keras_flax_bridge._guards.archive import archive as archive
+from keras_flax_bridge._guards.files import KERAS as KERAS
 from keras_flax_bridge._guards.files import WEIGHTS as WEIGHTS
 from keras_flax_bridge._guards.files import Weights as Weights
 from keras_flax_bridge._guards.files import config as config
 from keras_flax_bridge._guards.files import kind as kind
 from keras_flax_bridge._guards.files import require_loadable as require_loadable
 from keras_flax_bridge._guards.files import weights as weights
+from keras_flax_bridge._guards.files import weights_alone as weights_alone
 from keras_flax_bridge._guards.hdf5 import Array as Array
 from keras_flax_bridge._guards.limits import shown as shown
 from keras_flax_bridge._guards.tensors import DTYPES as DTYPES

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path as FilePath
 from typing import Any, NamedTuple
@@ -11,7 +13,7 @@ import h5py
 import numpy as np
 
 from keras_flax_bridge._guards import hdf5, limits, texts
-from keras_flax_bridge._guards.archive import Archive, archive
+from keras_flax_bridge._guards.archive import archive
 from keras_flax_bridge._guards.chunks import require_unpacked_sizes
 from keras_flax_bridge._guards.limits import refusal
 from keras_flax_bridge._slices import slices
@@ -19,7 +21,7 @@ from keras_flax_bridge._texts import require_regular
 from keras_flax_bridge.errors import BridgeError
 
 KERAS, H5, TENSORS = ".keras", ".weights.h5", ".safetensors"
-WEIGHTS, CONFIG = "model.weights.h5", "config.json"  # the items of a `.keras` file
+WEIGHTS, CONFIG, METADATA = "model.weights.h5", "config.json", "metadata.json"  # the items of a `.keras` file
 
 
 class Weights(NamedTuple):
@@ -98,20 +100,30 @@ def _speaking(path: FilePath) -> Iterator[None]:
         raise refusal(path, "the arrays", got, "an HDF5 file that Keras wrote") from error
 
 
-def config(path: FilePath) -> dict[str, Any] | None:
-    """The config of the model in a `.keras` file; None for a file of weights alone.
+def config(path: FilePath) -> dict[str, Any]:
+    """The config of the model in a `.keras` file.
 
     Raises:
         CheckpointError: if it can't be read, or is no config that Keras wrote.
     """
-    if kind(path) != KERAS:
-        return None
     with archive(path) as opened:
-        return _config(opened)
+        return texts.parsed(path, CONFIG, opened.text(CONFIG, limits.CONFIG))
 
 
-def _config(opened: Archive) -> dict[str, Any]:
-    return texts.parsed(opened.path, CONFIG, opened.text(CONFIG, limits.CONFIG))
+@contextlib.contextmanager
+def weights_alone(path: FilePath) -> Iterator[FilePath | None]:
+    """The weights of a `.keras` file as a `.weights.h5` file, which is removed at the end.
+
+    None where the archive holds more than weights and a config, such as vocabularies.
+    """
+    with archive(path) as opened, tempfile.TemporaryDirectory() as folder:
+        if not opened.members.keys() <= {WEIGHTS, CONFIG, METADATA}:
+            yield None
+            return
+        target = FilePath(folder) / WEIGHTS
+        with opened.file(WEIGHTS) as source, target.open("wb") as file:
+            shutil.copyfileobj(source, file, limits.MEBI)
+        yield target
 
 
 def require_loadable(path: FilePath) -> None:
@@ -121,6 +133,7 @@ def require_loadable(path: FilePath) -> None:
         CheckpointError: if it is not a file of Keras's, or holds what Keras never writes.
         CorruptCheckpointError: if a checksum of the archive differs.
     """
-    config(path)
+    if kind(path) == KERAS:
+        config(path)
     with weights(path, values=True):
         pass

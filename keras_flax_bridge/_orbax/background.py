@@ -2,22 +2,74 @@
 
 from __future__ import annotations
 
-import concurrent.futures.thread  # noqa: F401  (its own hook must be registered before ours)
 import logging
+import os
 import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, NamedTuple
+
+import jax
 
 from keras_flax_bridge._orbax.api import FilePath, failed
 from keras_flax_bridge.errors import CheckpointError
 
 log = logging.getLogger("keras_flax_bridge")
 
-STARTING = threading.RLock()
-"""Held while Orbax starts a save: it numbers its operations by one counter of the whole process."""
+_WAITERS = ThreadPoolExecutor(256, "keras_flax_bridge save")  # a thread that is idle is used again
+
+
+class Operations:
+    """The order that Orbax's operations need: it numbers them by one counter of the whole process.
+
+    The threads of a save tell each other by that number that the folder is made. So no other operation may
+    begin while a save is being started; and where a restore runs, whose beginning can't be told from the
+    rest of it, the folder is made before the threads begin.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._loads = 0
+
+    @contextmanager
+    def starting(self) -> Iterator[None]:
+        """While a save is being started."""
+        with self._lock:
+            yield
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """While something is loaded."""
+        with self._lock:
+            self._loads += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._loads -= 1
+
+    def folder_first(self, path: FilePath, needed: int) -> bool:
+        """Whether the folder of a save is to be made before the save goes on in the background.
+
+        That takes longer. But where it can't be made in the background, Orbax's threads wait for it for
+        many minutes, with the whole state in their hands. Several processes must all decide alike: they
+        take what is Orbax's default.
+        """
+        if jax.process_count() > 1:
+            return False
+        try:
+            room = os.statvfs(path)
+            free = room.f_bavail * room.f_frsize
+        except (OSError, AttributeError):  # a system without statvfs
+            return True
+        full = free < 2 * needed or (room.f_files > 0 and room.f_favail < 100)
+        return bool(self._loads or full or not os.access(path, os.W_OK | os.X_OK))
+
+
+OPERATIONS = Operations()
 
 
 class Failure(NamedTuple):
@@ -66,26 +118,26 @@ class Failures:
 class Pending:
     """A save that was started; `done` is set once it is on disk, or failed and cleaned up after.
 
-    A thread of its own waits for it. So any number of callers can wait, a caller that is interrupted leaves
+    Another thread waits for it. So any number of callers can wait, a caller that is interrupted leaves
     nothing half done, and a failure is settled although nobody asks.
     """
 
-    def __init__(self, response: Any, settle: Callable[[BaseException | None], None]):
+    def __init__(self, answer: Callable[[], Any], settle: Callable[[BaseException | None], None]):
         self.done = threading.Event()
-        self._response, self._settle = response, settle
+        self._answer, self._settle = answer, settle
 
     def start(self) -> None:
         """Begins to wait, in the background."""
         _PENDING.add(self)
         try:
-            threading.Thread(target=self._run, name="keras_flax_bridge save", daemon=True).start()
+            _WAITERS.submit(self._run)
         except RuntimeError:  # the system gives no more threads, or the interpreter ends
             self._run()
 
     def _run(self) -> None:
         error: BaseException | None = None
         try:
-            self._response.result()
+            self._answer()
         except BaseException as raised:
             error = raised
         try:
@@ -93,7 +145,7 @@ class Pending:
         finally:
             _PENDING.discard(self)
             self.done.set()
-            del self._response, self._settle  # they hold the manager's folder
+            del self._answer, self._settle  # they hold the manager's folder
 
 
 _PENDING: set[Pending] = set()
@@ -104,8 +156,8 @@ def _finish() -> None:
         pending.done.wait()
 
 
-# `atexit` is too late: when the main thread ends, the executors that Orbax writes with are closed first.
-# The interpreter calls what was registered here in reverse order, so this comes before they are.
+# `atexit` is too late: when the main thread ends, the executors that Orbax writes with are closed first. They
+# are by a function that was registered so when they were imported; the one registered last is called first.
 getattr(threading, "_register_atexit", lambda function: None)(_finish)
 
 

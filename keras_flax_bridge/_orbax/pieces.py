@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from functools import cache
@@ -11,7 +12,7 @@ import numpy as np
 
 from keras_flax_bridge import _paths
 from keras_flax_bridge._memory import give_back
-from keras_flax_bridge._orbax.api import FilePath, tensorstore
+from keras_flax_bridge._orbax.api import LEAVES, FilePath, tensorstore
 from keras_flax_bridge._slices import PART, slices
 
 _DRIVERS = ("zarr3", "zarr")  # the formats of arrays in Orbax's trees
@@ -19,11 +20,17 @@ _PLAIN = {"bytes", "sharding_indexed"}  # codecs of zarr3 that compress nothing
 _MANIFEST = "manifest.ocdbt"  # the file of the database in which the arrays of a tree usually are
 
 
+def _has_zeros(item: FilePath) -> bool:
+    """Whether chunks of zeros are stored as well."""
+    return bool(json.loads((item / LEAVES).read_text()).get("store_array_data_equal_to_fill_value"))
+
+
 @cache
 def _context() -> Any:
-    """Reads one chunk at a time and keeps none; files are mapped, so that what was read is freed at once.
+    """Reads one chunk at a time and keeps none.
 
-    It is one for all arrays: each has threads of its own, and the C library keeps memory for each thread.
+    Files are mapped, so that what was read is given back at once. There is one for all arrays: each has
+    threads of its own, and the C library keeps memory for each thread.
     """
     one = {"limit": 1}
     settings = {"cache_pool": {"total_bytes_limit": 0}, "file_io_mode": {"mode": "memmap"}}
@@ -37,9 +44,15 @@ def opened(item: FilePath, place: _paths.Path, spec: Any) -> Any:
     store = {"driver": "ocdbt", "base": file} if (item / _MANIFEST).is_file() else file
     path = name if store is not file else f"{item}/{name}"
     for driver in _DRIVERS:
-        asked = {"driver": driver, "kvstore": {**store, "path": path}}
         try:
-            found = tensorstore().open(asked, open=True, read=True, context=_context()).result()
+            # zeros may be left out where the writer said so; else what is not there is lost
+            asked: dict[str, Any] = {"kvstore": {**store, "path": path}}
+            asked["fill_missing_data_reads"] = not _has_zeros(item)
+            found = (
+                tensorstore()
+                .open({"driver": driver, **asked}, open=True, read=True, context=_context())
+                .result()
+            )
             alike = tuple(found.shape) == spec.shape and found.dtype.numpy_dtype == np.dtype(spec.dtype)
         except Exception:  # of many kinds; whoever asked reads the array by Orbax, which says what is wrong
             continue

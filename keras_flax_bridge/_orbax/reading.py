@@ -25,6 +25,7 @@ from keras_flax_bridge._orbax.api import (
     ocp,
     speaking,
 )
+from keras_flax_bridge._orbax.background import OPERATIONS
 from keras_flax_bridge._orbax.names import decode
 from keras_flax_bridge._printable import said
 from keras_flax_bridge._progress import working
@@ -102,7 +103,7 @@ class Stored:
         """What lies in an item that isn't the tree, as JSON types; None if there is no such item."""
         if not (self.path / item).is_dir():
             return None
-        with speaking(self.path, f"reading {item}", CorruptCheckpointError):
+        with speaking(self.path, f"reading {item}", CorruptCheckpointError), OPERATIONS.loading():
             for file in (self.path / item).iterdir():  # Orbax reads one of them, its version says which
                 _texts.require_bounded(_texts.read_text(file), str(file))
             return ocp().load_checkpointables(self.path, {item: None})[item]
@@ -148,7 +149,7 @@ class Stored:
         if not asked:
             return {}, None
         tree = _paths.fill(self._tree, {place: asked.get(place, ...) for place in _paths.flatten(self._tree)})
-        with speaking(self.path, "restoring"), _reading(self.path, asked.values()):
+        with speaking(self.path, "restoring"), _reading(self.path, asked.values()), OPERATIONS.loading():
             found = _paths.flatten(ocp().load(self._root, tree, checkpointable_name=self._item))
         values = {path: found[place] for path, place in self._places.items() if place in asked}
         return values, found.get((PACKED,))

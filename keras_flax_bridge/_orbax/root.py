@@ -15,7 +15,7 @@ import jax
 
 from keras_flax_bridge import _paths
 from keras_flax_bridge._orbax.api import FilePath, failed, ocp, speaking, steps_in
-from keras_flax_bridge._orbax.background import STARTING, Failure, Failures, Pending, folder_of
+from keras_flax_bridge._orbax.background import OPERATIONS, Failure, Failures, Pending, folder_of
 from keras_flax_bridge._orbax.metadata import require_marks
 from keras_flax_bridge._orbax.retention import Kept, Retention
 from keras_flax_bridge._orbax.unfinished import Unfinished
@@ -49,6 +49,7 @@ class Root:
         self._checkpointer: Any = None
         self._version = -1  # of the folder, when Orbax last read its list
         self._spoiled: tuple[int, Unfinished] | None = None  # of a save that failed or was interrupted
+        self._failed = False  # whether the last save did
         weakref.finalize(self, self.failures.report)
         with self._folder.turn():
             self._ready()
@@ -93,7 +94,7 @@ class Root:
         needed, unfinished = size_on_disk(flat), Unfinished(self.path / str(step))
         self._retention.starting = step
         try:
-            with STARTING, saving_context(flat):
+            with OPERATIONS.starting(), self._context(flat, needed):
                 response = self._checkpointer.save_checkpointables_async(
                     step,
                     items,
@@ -101,8 +102,8 @@ class Root:
                     metrics=logs or None,
                     custom_metadata=custom,
                 )
-            unfinished.hold()
-            self._begin(step, Pending(response, partial(self._settle, step, needed, unfinished)))
+            answer = partial(_answer, response, unfinished)
+            self._begin(step, Pending(answer, partial(self._settle, step, needed, unfinished)))
         except BaseException as error:
             self._spoiled = step, unfinished
             self.owners.pop(step, None)
@@ -110,6 +111,11 @@ class Root:
                 raise
             self._recover()
             raise failed(self.path / str(step), "saving", error, needed=needed) from error
+
+    def _context(self, flat: Mapping[_paths.Path, Any], needed: int) -> Any:
+        alone = jax.process_count() == 1
+        first = (alone and self._failed) or OPERATIONS.folder_first(self.path, needed)
+        return saving_context(flat, folder_first=first)
 
     def _begin(self, step: int, pending: Pending) -> None:
         """Waits for a save in the background, which is settled when the lock is free again."""
@@ -127,6 +133,7 @@ class Root:
             unfinished.remove()
             self.failures.add(Failure(self.path / str(step), step, error, needed))
         with self._folder.lock:
+            self._failed = error is not None
             if error is not None:
                 self._spoiled = step, unfinished
                 if step not in self.steps():
@@ -217,3 +224,8 @@ class Root:
                 self._ready()
             found = {c.step: (c.metrics or {}).get(name) for c in self._checkpointer.checkpoints}
         return {s: v for s, v in found.items() if s in there and v is not None and not math.isnan(v)}
+
+
+def _answer(response: Any, unfinished: Unfinished) -> None:
+    unfinished.hold()
+    response.result()

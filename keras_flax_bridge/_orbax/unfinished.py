@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import time
 
 import jax
 
@@ -24,10 +25,14 @@ class Unfinished:
         self._handles: dict[FilePath, int] = {}
 
     def hold(self) -> None:
-        """To be called when the save was started, and its folder made."""
-        for folder in _beside(self._final):
-            with contextlib.suppress(OSError):  # a system that opens no folders: then nothing is removed
-                self._handles[folder] = os.open(folder, os.O_RDONLY)
+        """To be called when the save was started; waits a moment for its folder, and takes hold of it."""
+        for pause in (0.0, 0.001, 0.005, 0.02, 0.1):
+            time.sleep(pause)
+            for folder in _beside(self._final):
+                with contextlib.suppress(OSError):  # a system that opens no folders
+                    self._handles[folder] = os.open(folder, os.O_RDONLY)
+            if self._handles or self._final.is_dir():
+                return
 
     def remove(self) -> None:
         """Removes it, and lets go."""

@@ -24,7 +24,7 @@ from keras_flax_bridge._orbax.api import (
     ocp,
     speaking,
 )
-from keras_flax_bridge._orbax.background import STARTING, folder_of
+from keras_flax_bridge._orbax.background import OPERATIONS, folder_of
 from keras_flax_bridge._orbax.names import encode
 from keras_flax_bridge._orbax.unfinished import Unfinished
 
@@ -34,17 +34,19 @@ def save(
 ) -> None:
     """Writes one checkpoint at `path` and returns when it is on disk."""
     items, custom = written(flat, data, metadata, packed=packed)
-    unfinished = Unfinished(path)
+    unfinished, needed = Unfinished(path), size_on_disk(flat)
     try:
         with folder_of(path).turn():  # two threads that write one folder do so one after the other
-            with STARTING, saving_context(flat):
-                response = ocp().save_checkpointables_async(path, items, custom_metadata=custom)
+            with OPERATIONS.starting():
+                first = OPERATIONS.folder_first(path.parent, needed)
+                with saving_context(flat, folder_first=first):
+                    response = ocp().save_checkpointables_async(path, items, custom_metadata=custom)
             unfinished.hold()
             response.result()
         unfinished.release()
     except Exception as error:
         unfinished.remove()
-        raise failed(path, "saving", error, needed=size_on_disk(flat)) from error
+        raise failed(path, "saving", error, needed=needed) from error
 
 
 def size_on_disk(flat: Mapping[_paths.Path, Any]) -> int:
@@ -54,15 +56,14 @@ def size_on_disk(flat: Mapping[_paths.Path, Any]) -> int:
 
 def save_plain(path: FilePath, tree: Any) -> None:
     """Writes a tree as Flax code does, with Orbax's `StandardCheckpointer`, and nothing of ours beside it."""
-    with speaking(path, "saving"), legacy().StandardCheckpointer() as checkpointer:
+    with speaking(path, "saving"), OPERATIONS.starting(), legacy().StandardCheckpointer() as checkpointer:
         checkpointer.save(path, tree)
 
 
-def saving_context(flat: Mapping[_paths.Path, Any]) -> Any:
-    """Orbax's options for a save of these leaves."""
+def saving_context(flat: Mapping[_paths.Path, Any], *, folder_first: bool = True) -> Any:
+    """Orbax's options for a save of these leaves; see `Operations.folder_first`."""
     context = ocp().Context()
-    # in the background, writers would wait 20 minutes for folders that can't be made
-    context.asynchronous.create_directories_asynchronously = False
+    context.asynchronous.create_directories_asynchronously = not folder_first
     saving = context.array.saving
     saving.ocdbt_target_data_file_size = _packing.file_size(flat)
     saving.use_compression = False  # it saves 7 % on float weights, and costs most of the time

@@ -40,10 +40,18 @@ class Collection(tuple[Entry, ...]):
             StructureMismatchError: naming all leaves that are missing, unexpected or of another kind.
         """
         flat = _paths.flatten(tree)
+        return [flat[path] for path in self.order(flat, where)]
+
+    def order(self, flat: _paths.Flat, where: str) -> list[Path]:
+        """The paths of `flat` in Keras's order, after checking every path, shape and dtype.
+
+        Raises:
+            StructureMismatchError: naming all leaves that are missing, unexpected or of another kind.
+        """
         difference = _paths.diff(flat, self.specs())
         if difference:
             raise difference.error(where, _OTHER_ARCHITECTURE)
-        return [flat[entry.path] for entry in self]
+        return [entry.path for entry in self]
 
     def specs(self) -> dict[Path, jax.ShapeDtypeStruct]:
         """Shape and dtype of every entry, without touching its value."""

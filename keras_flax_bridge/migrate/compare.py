@@ -13,6 +13,7 @@ from flax import nnx
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._apply import require_built
 from keras_flax_bridge._printable import printed
+from keras_flax_bridge._types import Batch
 from keras_flax_bridge.errors import StructureMismatchError
 from keras_flax_bridge.migrate.convert import Conversion
 from keras_flax_bridge.migrate.maps import WeightMap, flax_values, keras_values
@@ -84,7 +85,7 @@ def _said(difference: Difference) -> str:
 def compare(
     model: keras.Model,
     target: nnx.Module | Callable,
-    x: Any,
+    x: Batch,
     *,
     layers: bool = False,
     tolerance: float | None = None,

@@ -16,6 +16,7 @@ from keras_flax_bridge import _variables as V
 from keras_flax_bridge._paths import Flat, Path
 from keras_flax_bridge._printable import printed
 from keras_flax_bridge._schema import Malformed
+from keras_flax_bridge._types import PathLike, PyTree, Target
 from keras_flax_bridge.errors import CheckpointError, StructureMismatchError
 from keras_flax_bridge.migrate import transforms
 from keras_flax_bridge.migrate.transforms import Transform, forward, from_json, inverse, shapes, to_json
@@ -72,7 +73,7 @@ class WeightMap:
         only_flax: Iterable[Path] = (),
         notes: Iterable[str] = (),
         linen: bool = False,
-        model: Any = None,
+        model: keras.Model | None = None,
     ):
         self.pairs = tuple(pairs)
         self.seeds = tuple(seeds)
@@ -97,8 +98,7 @@ class WeightMap:
         lines += [f"only in Flax: {_paths.join(path)}" for path in self.only_flax]
         return printed([*lines, *(f"note: {note}" for note in self.notes)])
 
-    # moving
-    def to_flax(self, source: Any = None) -> dict[str, Any]:
+    def to_flax(self, source: PyTree = None) -> dict[str, Any]:
         """Keras values in the places and shapes that they have in the Flax model.
 
         Args:
@@ -114,7 +114,7 @@ class WeightMap:
         flat = keras_values(self.model if source is None else source)
         return _paths.nest(dict(self.flax_values(flat)))
 
-    def to_keras(self, target: Any, *, like: Any = None) -> Any:
+    def to_keras(self, target: PyTree, *, like: PyTree = None) -> PyTree:
         """Flax values in the places and shapes that they have in the Keras model.
 
         Args:
@@ -161,11 +161,11 @@ class WeightMap:
         return found
 
     # what `kfb.restore` asks for
-    def leaves(self, target: Any) -> Flat:
+    def leaves(self, target: PyTree) -> Flat:
         """Every leaf of a Flax model by path."""
         return flax_values(target)
 
-    def put(self, target: Any, values: Flat) -> Any:
+    def put(self, target: Target, values: Flat) -> Target:
         """Puts leaves in their places: a module is updated, of anything else a new one is made."""
         if not isinstance(target, nnx.Module):
             return _paths.fill(target, values)
@@ -176,7 +176,7 @@ class WeightMap:
         return target
 
     # files
-    def save(self, path: Any) -> None:
+    def save(self, path: PathLike) -> None:
         """Writes the map as JSON.
 
         Args:
@@ -210,7 +210,7 @@ class WeightMap:
         }
 
     @classmethod
-    def load(cls, path: Any) -> WeightMap:
+    def load(cls, path: PathLike) -> WeightMap:
         """Reads a map that `save` wrote.
 
         Args:

@@ -14,6 +14,7 @@ from flax import nnx
 from keras_flax_bridge import _paths
 from keras_flax_bridge._paths import Path
 from keras_flax_bridge._printable import printable
+from keras_flax_bridge._types import Batch, PyTree
 from keras_flax_bridge.errors import StructureMismatchError
 from keras_flax_bridge.migrate.alignment import (
     Group,
@@ -47,7 +48,9 @@ class Ours(NamedTuple):
     seeds: tuple[Path, ...]
 
 
-def match(model: keras.Model, target: Any, *, sample: Any = None, apply: Callable | None = None) -> WeightMap:
+def match(
+    model: keras.Model, target: PyTree, *, sample: Batch | None = None, apply: Callable | None = None
+) -> WeightMap:
     """Finds where every variable of a Keras model lies in a Flax model with other names.
 
     Layers are aligned by what they hold, up to reshapes, transposes, and query, key and value in one

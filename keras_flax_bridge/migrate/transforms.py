@@ -184,30 +184,14 @@ def count_after(transforms: Sequence[Transform], count: int) -> int | None:
 
 
 def from_json(data: Sequence) -> Transform:
-    """The transform that `to_json` wrote, checked before.
+    """The transform that `to_json` wrote.
 
     Raises:
-        KeyError: if there is none of that kind.
-        ValueError: if its settings aren't whole numbers.
+        Malformed: if it is anything else.
 
     >>> from_json(["transpose", [1, 0]])
     Transpose(axes=(1, 0))
     """
-    kind, *settings = data
-    wanted = _SETTINGS[kind]
-    if len(settings) != len(wanted) or not all(map(_is_setting, settings, wanted)):
-        raise ValueError(f"a {kind} with other settings than {', '.join(wanted)}")
-    return KINDS[kind](*(tuple(n) if isinstance(n, list) else n for n in settings))
-
-
-_SETTINGS = {
-    "reshape": ("sizes", "sizes"),
-    "transpose": ("sizes",),
-    "split": ("axis", "sizes"),
-    "merge": ("axis", "sizes"),
-}
-
-
-def _is_setting(value: Any, wanted: str) -> bool:
-    numbers = [value] if wanted == "axis" else value
-    return isinstance(numbers, (list, tuple)) and all(type(n) is int for n in numbers)
+    check(data, "transforms")
+    kind, *numbers = data
+    return KINDS[kind](*(tuple(n) if isinstance(n, list) else n for n in numbers))

@@ -6,15 +6,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import keras
 from flax import nnx
 
 from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._apply import KerasApply
+from keras_flax_bridge._types import Target
 from keras_flax_bridge.errors import StructureMismatchError
 from keras_flax_bridge.migrate.convert import Conversion
 from keras_flax_bridge.migrate.maps import WeightMap
 from keras_flax_bridge.migrate.modules import Frozen
+from keras_flax_bridge.state import TrainState
 
 _TYPES = {V.PARAM: nnx.Param, V.BATCH_STAT: nnx.BatchStat}
 
@@ -42,7 +45,7 @@ def weight_map(module: nnx.Module) -> WeightMap:
     return found
 
 
-def to_nnx_state(model_or_state: Any) -> nnx.State:
+def to_nnx_state(model_or_state: keras.Model | TrainState) -> nnx.State:
     """The weights of a Keras model as the state of the module that `to_nnx` or `to_source` makes.
 
     Args:
@@ -83,7 +86,7 @@ def _model_of(model_or_state: Any) -> Any:
     return apply.model if isinstance(apply, KerasApply) else model_or_state
 
 
-def to_keras(module: nnx.Module, like: Any) -> Any:
+def to_keras(module: nnx.Module, like: Target) -> Target:
     """Writes the weights of a module that `to_nnx` made back into Keras, bit for bit.
 
     Args:
@@ -111,7 +114,7 @@ def to_keras(module: nnx.Module, like: Any) -> Any:
     return weight_map(module).to_keras(module, like=like)
 
 
-def slots_to_nnx(module: nnx.Module, state: Any) -> dict[str, nnx.State]:
+def slots_to_nnx(module: nnx.Module, state: TrainState) -> dict[str, nnx.State]:
     """The optimizer slots of a `TrainState` as states shaped like the parameters of a module.
 
     Args:
@@ -145,7 +148,7 @@ def slots_to_nnx(module: nnx.Module, state: Any) -> dict[str, nnx.State]:
     }
 
 
-def slots_to_keras(module: nnx.Module, slots: dict[str, Any], state: Any) -> Any:
+def slots_to_keras(module: nnx.Module, slots: dict[str, Any], state: TrainState) -> TrainState:
     """A `TrainState` with optimizer slots that were trained as states of a module.
 
     Args:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import keras
 import optax
 from keras import optimizers as K
 
@@ -92,7 +93,9 @@ class Adapter(Whole, optax.GradientTransformationExtraArgs):
         return hash((Adapter, id(self.optimizer), id(self._model)))
 
 
-def as_optax(optimizer: Any, *, model: Any = None) -> optax.GradientTransformationExtraArgs:
+def as_optax(
+    optimizer: keras.optimizers.Optimizer, *, model: keras.Model | None = None
+) -> optax.GradientTransformationExtraArgs:
     """Any Keras optimizer, of your own too, as an optax transformation.
 
     It runs Keras's own `stateless_apply`, on an optimizer rebuilt from the config of this one for the

@@ -5,14 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import keras
 
 from keras_flax_bridge import _paths
+from keras_flax_bridge._types import Leaf, OptState, Params
 from keras_flax_bridge.optimizers.native import Label, Native
 from keras_flax_bridge.optimizers.rules import RULES
 from keras_flax_bridge.optimizers.states import described, packed, unpacked
 
 
-def opt_state_to_optax(optimizer: Any, opt_state: Any, params: Any, *, model: Any = None) -> Any:
+def opt_state_to_optax(
+    optimizer: keras.optimizers.Optimizer,
+    opt_state: OptState,
+    params: Params,
+    *,
+    model: keras.Model | None = None,
+) -> OptState:
     """The state of ``to_optax(optimizer)``, of that of the Keras optimizer: slots, counts, learning rate.
 
     Args:
@@ -46,8 +54,14 @@ def opt_state_to_optax(optimizer: Any, opt_state: Any, params: Any, *, model: An
 
 
 def opt_state_from_optax(
-    optimizer: Any, opt_state: Any, params: Any, step: Any = None, *, model: Any = None, label: bool = False
-) -> Any:
+    optimizer: keras.optimizers.Optimizer,
+    opt_state: OptState,
+    params: Params,
+    step: Leaf | int | None = None,
+    *,
+    model: keras.Model | None = None,
+    label: bool = False,
+) -> OptState:
     """The state of a Keras optimizer, of that of an optax one with the same rule.
 
     Reads what ``to_optax(optimizer)`` made of it, and the states of optax's own optimizers (`optax.sgd`,

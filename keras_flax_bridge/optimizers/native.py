@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import keras
 import numpy as np
@@ -86,7 +86,21 @@ class Native(Whole, optax.GradientTransformationExtraArgs):
         return hash(self._key)
 
 
-def to_optax(optimizer: Any, *, model: Any = None, label: bool = False) -> Any:
+@overload
+def to_optax(
+    optimizer: keras.optimizers.Optimizer, *, model: keras.Model | None = None, label: Literal[False] = False
+) -> optax.GradientTransformationExtraArgs: ...
+
+
+@overload
+def to_optax(
+    optimizer: keras.optimizers.Optimizer, *, model: keras.Model | None = None, label: Literal[True]
+) -> tuple[optax.GradientTransformationExtraArgs, Label]: ...
+
+
+def to_optax(
+    optimizer: keras.optimizers.Optimizer, *, model: keras.Model | None = None, label: bool = False
+) -> optax.GradientTransformationExtraArgs | tuple[optax.GradientTransformationExtraArgs, Label]:
     r"""A Keras optimizer as native optax: the same rule, options and hyperparameters, the same trajectory.
 
     Built of optax's own transformations where they are the same rule, else of small ones of this

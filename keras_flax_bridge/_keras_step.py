@@ -1,0 +1,183 @@
+"""Keras's train, test and predict step as pure functions on the leaves of a state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from operator import is_not
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from keras_flax_bridge import _batches, _intake, _leaves, _parts
+from keras_flax_bridge import _variables as V
+from keras_flax_bridge._paths import Path
+from keras_flax_bridge._transforms import training_variables
+from keras_flax_bridge.errors import BridgeError, StructureMismatchError
+from keras_flax_bridge.state import TrainState
+
+Logs = dict[str, Any]
+Fields = dict[str, Any]  # some fields of a TrainState, by name
+Places = Mapping[str, Mapping[Path, int]]  # by tree and path, where a leaf is in a list of leaves
+
+
+def fields_of(state: TrainState, names: tuple[str, ...]) -> Fields:
+    """Some fields of the state of one model.
+
+    Raises:
+        StructureMismatchError: if it is something else.
+    """
+    if not isinstance(state, TrainState):
+        raise StructureMismatchError(
+            "state",
+            got=f"a {type(state).__name__}",
+            expected="a TrainState",
+            fix="Take one with TrainState.from_keras(model).",
+        )
+    _parts.require_single(state.parts, "step")
+    return {name: getattr(state, name) for name in names}
+
+
+class Kind(NamedTuple):
+    """One of Keras's steps.
+
+    Attributes:
+        method: what Keras calls it.
+        takes: the trees of a state that it takes, in Keras's order.
+        gives: those of them that it gives back.
+        variables: of a model, those of each tree.
+        trains: whether it counts as a step of training.
+        batch: what errors call what it runs on.
+    """
+
+    method: str
+    takes: tuple[str, ...]
+    gives: tuple[str, ...]
+    variables: Callable[[Any], Sequence[Any]]
+    trains: bool = False
+    batch: str = "batch"
+
+
+def _evaluated(model: Any) -> Sequence[Any]:
+    params, non_trainable, _, metrics = V.collect(model)
+    return params, non_trainable, metrics
+
+
+_TRAINED = ("params", "non_trainable", "opt_state", "metrics")
+TRAIN = Kind("train_step", _TRAINED, _TRAINED, training_variables, trains=True)
+EVALUATE = Kind(
+    "test_step",
+    ("params", "non_trainable", "eval_metrics"),
+    ("non_trainable", "eval_metrics"),
+    _evaluated,
+)
+PREDICT = Kind("predict_step", ("params", "non_trainable"), (), V.collect_layer, batch="x")
+
+
+class KerasStep:
+    """A step of a model, Keras's or an overridden one. All but the arithmetic happens while tracing.
+
+    Args:
+        kind: which step.
+        model: the model; compiled, but for `PREDICT`.
+        steps_per_call: for k > 1, batches carry a leading axis of size k, and the logs are those of the last.
+    """
+
+    def __init__(self, kind: Kind, model: Any, steps_per_call: int = 1):
+        self.kind = kind
+        self.steps_per_call = steps_per_call
+        self._model = model
+        self._compilation = V.compilation(model) if kind is not PREDICT else None
+        self._is_built = kind is PREDICT
+
+    def __call__(self, places: Places, count: Any, leaves: list[Any], batch: Any) -> tuple[Any, list, Any]:
+        """Runs the step, or several.
+
+        Args:
+            places: where the leaves of each tree are.
+            count: of steps of training; None for a step that isn't one.
+            leaves: of all trees that the step takes.
+            batch: what it runs on.
+
+        Returns:
+            The count, the leaves of all trees that the step takes, as it left them, and its logs or outputs.
+
+        Raises:
+            StructureMismatchError: if leaves or batch are not what the model takes.
+        """
+        if self.steps_per_call == 1:
+            return self._once(places, count, leaves, batch)
+        _batches.check_leading_axis(batch, self.steps_per_call)
+
+        def body(carry: tuple[Any, list], one: Any) -> tuple[tuple[Any, list], Any]:
+            count, leaves, logs = self._once(places, *carry, one)
+            return (count, leaves), logs
+
+        (count, leaves), logs = jax.lax.scan(body, (count, leaves), batch)
+        return count, leaves, jax.tree.map(lambda values: values[-1], logs)
+
+    def _once(self, places: Places, count: Any, leaves: list[Any], batch: Any) -> tuple[Any, list, Any]:
+        self._check(batch)
+        collections = dict(zip(self.kind.takes, self.kind.variables(self._model), strict=True))
+        order = {name: _order(c, places.get(name, {}), leaves, name) for name, c in collections.items()}
+        values, logs = self._run(
+            collections, {n: [leaves[i] for i in own] for n, own in order.items()}, batch
+        )
+        after = list(leaves)
+        for name in self.kind.gives:
+            for place, value in zip(order[name], _leaves.strong(values[name]), strict=True):
+                after[place] = value
+        return count if count is None else _leaves.strong(count + 1), after, logs
+
+    def _run(self, collections: Mapping[str, Any], lists: Mapping[str, list], batch: Any) -> tuple[Any, Any]:
+        """Keras's own step on lists of values in its order: values after it by tree, logs or outputs."""
+        given, kind = tuple(lists.values()), self.kind
+        run = getattr(self._model, kind.method)
+        with V.finalized(self._model, collections["non_trainable"], lists["non_trainable"]):
+            if kind is PREDICT:
+                return {}, run(given, (batch,))[0]
+            logs, values = run(given, batch)
+        return dict(zip(kind.takes, values, strict=True)), jax.tree.map(jnp.asarray, dict(logs))
+
+    def _check(self, batch: Any) -> None:
+        if self.kind is PREDICT:
+            _batches.check_inputs(self._model, batch)
+        elif not V.is_overridden(self._model, self.kind.method):
+            _batches.check(self._model, batch)
+
+    def prepare(self, batch: Any) -> None:
+        """Builds what the model still lacks from its first batch, as `fit` does; later calls cost nothing.
+
+        Raises:
+            StructureMismatchError: if the model was compiled again since the step was made.
+        """
+        if self._compilation is None:
+            return
+        if any(map(is_not, V.compilation(self._model), self._compilation)):
+            raise StructureMismatchError(
+                f"model {self._model.name!r}",
+                got="a loss, optimizer or metrics that were compiled after the step was made",
+                expected="those that the step was made for",
+                fix="Make the step again, and move the state with state.repartition(model).",
+            )
+        if not self._is_built:
+            if not V.is_built(self._model):
+                with jax.ensure_compile_time_eval():  # new variables must not hold values of an outer trace
+                    _intake.build(self._model, _batches.one_of(batch, self.steps_per_call))
+            self._is_built = True
+
+    def explain(self, error: BaseException, fields: Fields, batch: Any) -> None:
+        """Raises in place of an error of the step its reason, where that is the state or the batch.
+
+        An error that stays gets a note of what the batch was.
+        """
+        if isinstance(error, (TypeError, ValueError, RuntimeError)) and not isinstance(error, BridgeError):
+            error.add_note(f"A step of keras_flax_bridge on this batch:\n{_batches.described(batch)}")
+            _batches.check_leaves((batch,) if self.kind is PREDICT else batch)
+            _leaves.explain(error, {"state": fields, self.kind.batch: batch})
+
+
+def _order(collection: Any, places: Mapping[Path, int], leaves: Sequence[Any], name: str) -> list[int]:
+    """Where the value of each variable is, in Keras's order, after checking that they are the model's."""
+    flat = {path: leaves[place] for path, place in places.items()}
+    return [places[path] for path in collection.order(flat, f"state.{name}")]

@@ -1,0 +1,52 @@
+"""Types of public arguments and results, by the names that the documentation uses.
+
+Trees of arrays have no type of their own in Python: `PyTree` and what is made of it say what is meant, as in
+optax and Flax, and a type checker takes them for `Any`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+import jax
+import keras
+import numpy as np
+import optax
+
+Leaf: TypeAlias = jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct
+PyTree: TypeAlias = Any  # nested dicts, lists, tuples and registered classes, with a `Leaf` at each end
+Params: TypeAlias = PyTree  # trainable weights, and what is shaped like them
+OptState: TypeAlias = PyTree  # Keras's slots as a nested dict, or the state of optax
+Batch: TypeAlias = PyTree  # (x,), (x, y), (x, y, sample_weight), or x
+Shape: TypeAlias = PyTree  # (None, 28, 28), or a list or a dict of such
+
+Optimizer: TypeAlias = keras.optimizers.Optimizer | optax.GradientTransformation
+# what `compile` takes; of several models a dict by name
+GivenOptimizer: TypeAlias = Optimizer | str | Mapping[str, Any]
+Loss: TypeAlias = str | Callable[..., Any] | Sequence[Any] | Mapping[str, Any]
+Metrics: TypeAlias = Sequence[Any] | Mapping[str, Any]
+Models: TypeAlias = keras.Model | Mapping[str, keras.Model]
+
+PathLike: TypeAlias = str | os.PathLike[str]
+Logs: TypeAlias = Mapping[str, Any]  # what `fit` reports: scalars by name
+
+Target = TypeVar("Target")  # what comes back as the kind that was given
+State = TypeVar("State")
+
+
+class BatchIterator(Protocol):
+    """What gives one batch after another; it needs no `__iter__`."""
+
+    def __next__(self) -> Batch:
+        """The next batch."""
+        ...
+
+
+class Step(Protocol[State]):
+    """A train or an eval step: a state and a batch in, the next state and its logs out."""
+
+    def __call__(self, state: State, batch: Batch, /) -> tuple[State, Logs]:
+        """One step."""
+        ...
