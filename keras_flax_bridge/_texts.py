@@ -26,7 +26,7 @@ def read_text(path: Path, kind: type[CheckpointError] = CorruptCheckpointError) 
     Raises:
         CheckpointError: of the given kind, if it is not a regular file, is too long, or is not UTF-8.
     """
-    _require_regular(path, kind)
+    require_regular(path, kind)
     try:
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)  # a file can grow, and one of /proc has no size
@@ -92,7 +92,7 @@ def require_modest(path: Path) -> None:
     Raises:
         CorruptCheckpointError: if it is not a regular file, or becomes too large in memory.
     """
-    _require_regular(path, CorruptCheckpointError)
+    require_regular(path, CorruptCheckpointError)
     if path.stat().st_size > MOST_VALUES:  # fewer characters have fewer values
         require_bounded(read_text(path), str(path))
 
@@ -136,7 +136,7 @@ def require_files(folder: Path) -> None:
                 folder, f"more than {_MOST_ENTRIES:,} files", "one checkpoint", CorruptCheckpointError
             )
         require_inside(path, folder)
-        _require_regular(path, CorruptCheckpointError)
+        require_regular(path, CorruptCheckpointError)
 
 
 def require_inside(path: Path, folder: Path) -> None:
@@ -184,7 +184,12 @@ def _entries(folder: Path) -> Iterator[Path]:
             raise _unlike(here, got, "a readable folder", CorruptCheckpointError) from error
 
 
-def _require_regular(path: Path, kind: type[CheckpointError]) -> None:
+def require_regular(path: Path, kind: type[CheckpointError] = CheckpointError) -> None:
+    """Checks that a path, or what links lead to, is a file: reading anything else may never end.
+
+    Raises:
+        CheckpointError: of the given kind, if it is not.
+    """
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 from keras_flax_bridge._guards import limits
 from keras_flax_bridge._guards.limits import refusal, require_ratio
+from keras_flax_bridge._texts import require_regular
 from keras_flax_bridge.errors import CorruptCheckpointError
 
 _PART = limits.MEBI  # bytes that are read at a time
@@ -125,6 +126,7 @@ def archive(path: FilePath) -> Iterator[Archive]:
         CheckpointError: if it is not such a file, or holds what Keras never writes.
     """
     with contextlib.ExitStack() as stack:
+        require_regular(path)
         try:
             file = stack.enter_context(path.open("rb"))
             opened = stack.enter_context(zipfile.ZipFile(_Opening(file)))

@@ -17,6 +17,7 @@ from keras_flax_bridge._guards.archive import archive
 from keras_flax_bridge._guards.chunks import require_unpacked_sizes
 from keras_flax_bridge._guards.limits import refusal
 from keras_flax_bridge._slices import slices
+from keras_flax_bridge._texts import require_regular
 from keras_flax_bridge.errors import BridgeError
 
 KERAS, H5, TENSORS = ".keras", ".weights.h5", ".safetensors"
@@ -73,6 +74,7 @@ def weights(path: FilePath, *, values: bool = False) -> Iterator[Weights]:
             stored = opened.stored(WEIGHTS)
             size = opened.members[WEIGHTS].file_size
         else:
+            require_regular(path)
             file, size = path, path.stat().st_size
             stored = size
         found = stack.enter_context(_arrays(path, file, size, stored))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from keras_flax_bridge._guards import limits, texts
 from keras_flax_bridge._guards.limits import refusal
+from keras_flax_bridge._texts import require_regular
 
 DTYPES = {
     **{"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "C64": "complex64"},
@@ -42,6 +43,7 @@ def tensors(path: FilePath) -> Tensors:
     Raises:
         CheckpointError: if the header is not one, or is not that of the bytes that follow.
     """
+    require_regular(path)
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(_LENGTH), "little")
