@@ -5,8 +5,8 @@ from pathlib import Path
 
 # XLA ends the process where devices wait for each other for 40 s, which eight do on two busy cores
 PATIENT = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
-# Most of the time goes into compiling tiny programs. Both sides of a comparison are compiled alike; the
-# newest Python runs the fast pass as users compile (see .ci/run).
+# Most of the time goes into compiling tiny programs. Both sides of a comparison are compiled alike; .ci/run
+# compares training with fit once more in programs that are compiled as users compile them.
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 COMPILE = "" if os.environ.get("OPTIMIZED") else QUICK
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {PATIENT} {COMPILE}")

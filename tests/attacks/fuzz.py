@@ -17,7 +17,7 @@ COUNTS = {"fast": 100, "slow": 500, "full": 5000}  # artifacts in each pass
 FIRST = {"fast": 0, "slow": 100, "full": 600}  # their seeds begin here
 _WEIGHTS = {"tree": 6, "packed": 6, "flax": 3, "keras": 3, "weights": 2, "safetensors": 2, "map": 3}
 _KINDS = [kind for kind, often in _WEIGHTS.items() for _ in range(often)]
-_QUICK = 2  # doors that every artifact goes through in the fast pass, and as many of the others
+_QUICK = 2  # doors that every artifact goes through in the first two passes, and as many of the others
 
 
 def doors(rng, kind, *, every):

@@ -42,13 +42,14 @@ class Attack(NamedTuple):
 
 
 def parameters():
-    """In the first pass some rows through some doors; in the second all through all."""
+    """Some rows through some doors in the first pass, the other rows through all in the second; then all."""
     for one in ROWS:
         doors = tuple(DOORS[one.kind])
         if not one.slow:
             refusing = [] if one.refused == "all" else [name for name in doors[QUICK:] if name in one.refused]
             yield pytest.param(Attack(one, (*doors[:QUICK], *refusing)), id=one.name)
-        yield pytest.param(Attack(one, doors), id=f"{one.name}, all doors", marks=pytest.mark.slow)
+        mark = pytest.mark.slow if one.slow else pytest.mark.full
+        yield pytest.param(Attack(one, doors), id=f"{one.name}, all doors", marks=mark)
 
 
 @pytest.mark.filterwarnings("ignore")  # of Keras and Orbax, about what was done to their files
