@@ -233,7 +233,7 @@ class WeightMap:
         return cls.from_json(_texts.read_json(file, CheckpointError), str(file))
 
     @classmethod
-    def from_json(cls, found: Any, where: str = "the map") -> WeightMap:
+    def from_json(cls, found: PyTree, where: str = "the map") -> WeightMap:
         """The map that `to_json` described.
 
         Args:

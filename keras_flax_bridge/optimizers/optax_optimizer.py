@@ -234,7 +234,9 @@ class OptaxOptimizer(V.WholeTreeOptimizer):
                 self.assign(self.slots[name][owner], on_disk(leaf))
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> OptaxOptimizer:
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None
+    ) -> OptaxOptimizer:
         """The optimizer of a config, which may come out of a file: nothing in it is run as code.
 
         Args:
