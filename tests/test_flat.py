@@ -180,17 +180,21 @@ def test_an_interrupt_at_any_moment_leaves_a_whole_state(model, alarm, devices, 
     train_step = kfb.make_train_step(model, mesh=mesh)
     state, _ = train_step(kfb.TrainState.from_keras(model), BATCHES[0])
     batch = BATCHES[1] if mesh is None else jax.device_put(BATCHES[1], NamedSharding(mesh, P("data")))
+
+    def train_until_the_alarm():  # on Python 3.13 the end of a loop is outside of the `with` around it
+        nonlocal state
+        while alarm.is_set:
+            state, _ = train_step(state, batch)
+            assert not look or state.params
+
     for wait in np.random.default_rng(0).uniform(1e-4, 1.5e-3, 500 if devices else 1500):
-        with contextlib.suppress(KeyboardInterrupt):  # where Python runs the handler only after the loop
-            with contextlib.suppress(KeyboardInterrupt):
-                alarm.set(wait)
-                while alarm.is_set:
-                    state, _ = train_step(state, batch)
-                    assert not look or state.params
-            held, own = vars(state).get("_flat"), vars(state)
-            assert held is None or own.keys().isdisjoint(TREES)
-            leaves = held.leaves if held else jax.tree.leaves([own[name] for name in TREES])
-            assert not any(leaf.is_deleted() for leaf in leaves)
+        with contextlib.suppress(KeyboardInterrupt):
+            alarm.set(wait)
+            train_until_the_alarm()
+        held, own = vars(state).get("_flat"), vars(state)
+        assert held is None or own.keys().isdisjoint(TREES)
+        leaves = held.leaves if held else jax.tree.leaves([own[name] for name in TREES])
+        assert not any(leaf.is_deleted() for leaf in leaves)
     assert int(state.step) == int(state.opt_state["iteration"])
 
 
