@@ -82,6 +82,7 @@ INSIDE = {
         "unfinished",
         "retention",
         "writing",
+        "unpacking",
         "pieces",
         "reading",
         "root",

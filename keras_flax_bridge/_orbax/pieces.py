@@ -13,6 +13,7 @@ import numpy as np
 from keras_flax_bridge import _paths
 from keras_flax_bridge._memory import give_back
 from keras_flax_bridge._orbax.api import LEAVES, FilePath, tensorstore
+from keras_flax_bridge._orbax.unpacking import unpacked
 from keras_flax_bridge._slices import PART, slices
 
 _DRIVERS = ("zarr3", "zarr")  # the formats of arrays in Orbax's trees
@@ -64,11 +65,16 @@ def opened(item: FilePath, place: _paths.Path, spec: Any) -> Any:
 def pieces(array: Any) -> Iterator[np.ndarray]:
     """The parts of an open array, in C order.
 
-    A compressed chunk is a part where it can be: for less of it, it would be unpacked several times.
+    A compressed chunk that can't be unpacked in parts is one where it can be: for less of it, it would be
+    unpacked several times.
     """
     chunk = array.chunk_layout.read_chunk.shape or (1,) * array.ndim
     most, step = PART // array.dtype.numpy_dtype.itemsize, 1
     if not _is_plain(array.codec.to_json()):
+        parts = unpacked(array, _context()) if math.prod(chunk) > most else None
+        if parts is not None:
+            yield from parts
+            return
         most = max(most, math.prod(chunk))
         step = chunk[0] if chunk[0] * math.prod(array.shape[1:]) <= most else 1
     for where in slices(tuple(array.shape), most, step):

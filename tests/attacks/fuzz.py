@@ -4,8 +4,10 @@
 ``python -m tests.attacks.fuzz 0 500`` those of a range.
 """
 
+import gc
 import sys
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -44,10 +46,19 @@ def attempt(whole, seed, folder, *, every):
     return wrong
 
 
+@contextmanager
+def whole_ones(folder):
+    """The artifacts before they are spoiled; what was imported and built by then is not collected anew."""
+    whole = goods.write(folder)
+    gc.collect()
+    gc.freeze()  # commands collect garbage, which takes long among a million objects
+    yield whole
+    gc.unfreeze()
+
+
 def main(first, count="1"):
     """Tries some seeds and prints what is wrong."""
-    with tempfile.TemporaryDirectory() as folder:
-        whole = goods.write(Path(folder))
+    with tempfile.TemporaryDirectory() as folder, whole_ones(Path(folder)) as whole:
         for seed in range(int(first), int(first) + int(count)):
             with tempfile.TemporaryDirectory() as own:
                 print("\n".join(attempt(whole, seed, Path(own), every=True)), end="", flush=True)

@@ -15,11 +15,6 @@ MOST = 200  # MB that a door may take
 MODULES = (rows_bombs, rows_code, rows_files, rows_text)  # each adds its rows
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    return goods.write(tmp_path_factory.mktemp("whole"))
-
-
 @pytest.fixture
 def kit(tmp_path, monkeypatch):
     """Somebody's secret, and a module that shows whether it was imported."""

@@ -4,14 +4,9 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.attacks import fuzz, goods
+from tests.attacks import fuzz
 
 SIZE = 20  # artifacts of one test, so that workers share them and a failure names few
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    return goods.write(tmp_path_factory.mktemp("whole"))
 
 
 class Batch(NamedTuple):
