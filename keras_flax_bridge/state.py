@@ -16,6 +16,7 @@ from keras_flax_bridge import _variables as V
 from keras_flax_bridge._apply import KerasApply
 from keras_flax_bridge._flat import LazyTrees
 from keras_flax_bridge._leaves import explained, owned
+from keras_flax_bridge._model_parts import TREES, ModelParts
 from keras_flax_bridge._transforms import (
     KerasTransformation,
     taking_no_extra_arguments,
@@ -25,10 +26,8 @@ from keras_flax_bridge._transforms import (
 from keras_flax_bridge._types import Batch, GivenOptimizer, Loss, Metrics, Params, PyTree
 from keras_flax_bridge.optimizers import Moves
 
-TREES = (*_intake.TREES, "eval_metrics")
 
-
-class TrainState(LazyTrees, Moves, train_state.TrainState):
+class TrainState(LazyTrees, Moves, ModelParts, train_state.TrainState):
     """A Keras model's whole training state, a subclass of Flax's `TrainState`.
 
     Leaves are keyed by their place in the model (``params["dense_1"]["kernel"]``), never by
@@ -338,60 +337,3 @@ class TrainState(LazyTrees, Moves, train_state.TrainState):
             return self.with_parts(**moved)
         _parts.require_single(self.parts, "repartition")
         return self.replace(**_repartition.fields(self, model, batch))
-
-    # --- several models
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """The names of the models in a state of several; empty for a state of one."""
-        return tuple(getattr(self.apply_fn, "parts", ()))
-
-    def part(self, name: str) -> TrainState:
-        """The state of one model out of several, as `from_keras` of that model alone would give it.
-
-        All that works on a state of one model works on it: steps, `apply_gradients`, `apply_fn`.
-        Donating it takes the leaves away from this state, but for `step`, which is copied.
-
-        Args:
-            name: a name of `parts`.
-
-        Returns:
-            The state.
-
-        Raises:
-            StructureMismatchError: if there is no such model.
-
-        Example:
-            >>> import keras, optax
-            >>> build = lambda: keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
-            >>> models = {"online": build(), "target": build()}
-            >>> state = TrainState.from_keras(models, optimizer={"online": "adam", "target": None})
-            >>> online, target = state.part("online"), state.part("target")
-            >>> target = target.replace(params=optax.incremental_update(online.params, target.params, 0.1))
-            >>> state = state.with_parts(target=target)
-            >>> state.params["target"]["dense"]["kernel"].shape
-            (4, 2)
-        """
-        _parts.require_names([name], dict.fromkeys(self.parts), "part")
-        trees = {tree: getattr(self, tree)[name] for tree in TREES}
-        apply_fn: Any = self.apply_fn
-        step = owned(self.step)
-        return self.replace(step=step, apply_fn=apply_fn.parts[name], tx=self.tx.parts[name], **trees)
-
-    def with_parts(self, **parts: TrainState) -> TrainState:
-        """The state with some of its models' states replaced.
-
-        Args:
-            **parts: states by name, as `part` gives them.
-
-        Returns:
-            A new state; its `step` is that of the part that went furthest.
-
-        Raises:
-            StructureMismatchError: if there is no such model, or a state is of another one.
-        """
-        _parts.require_names(parts, dict.fromkeys(self.parts), "with_parts")
-        present = {name: self.part(name) for name in self.parts}
-        for name, part in parts.items():
-            _parts.require_same_weights(part, present[name], name)
-        return self.replace(**_parts.joined({**present, **parts}, TREES))

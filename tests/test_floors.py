@@ -19,7 +19,7 @@ FLOORS = [
     {"_variables", "_feed", "_kinds"},
     {"_transforms", "_apply", "_batches", "_sources"},
     {"_intake", "_parts", "_flax_layer"},
-    {"_repartition", "_assignments", "_optimizer_extras", "optimizers"},
+    {"_repartition", "_assignments", "_model_parts", "_optimizer_extras", "optimizers"},
     {"state"},
     {"sharding", "_plan", "_report", "_history"},
     {"_keras_step"},

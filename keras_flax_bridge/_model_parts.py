@@ -1,0 +1,70 @@
+"""One model out of a state of several, and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keras_flax_bridge import _intake, _parts
+from keras_flax_bridge._leaves import owned
+
+TREES = (*_intake.TREES, "eval_metrics")
+
+
+class ModelParts:
+    """What a `TrainState` knows about the models in it."""
+
+    @property
+    def parts(self: Any) -> tuple[str, ...]:
+        """The names of the models in a state of several; empty for a state of one."""
+        return tuple(getattr(self.apply_fn, "parts", ()))
+
+    def part(self: Any, name: str) -> Any:
+        """The state of one model out of several, as `from_keras` of that model alone would give it.
+
+        All that works on a state of one model works on it: steps, `apply_gradients`, `apply_fn`.
+        Donating it takes the leaves away from this state, but for `step`, which is copied.
+
+        Args:
+            name: a name of `parts`.
+
+        Returns:
+            The state.
+
+        Raises:
+            StructureMismatchError: if there is no such model.
+
+        Example:
+            >>> import keras, optax
+            >>> from keras_flax_bridge import TrainState
+            >>> build = lambda: keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+            >>> models = {"online": build(), "target": build()}
+            >>> state = TrainState.from_keras(models, optimizer={"online": "adam", "target": None})
+            >>> online, target = state.part("online"), state.part("target")
+            >>> target = target.replace(params=optax.incremental_update(online.params, target.params, 0.1))
+            >>> state = state.with_parts(target=target)
+            >>> state.params["target"]["dense"]["kernel"].shape
+            (4, 2)
+        """
+        _parts.require_names([name], dict.fromkeys(self.parts), "part")
+        trees = {tree: getattr(self, tree)[name] for tree in TREES}
+        apply_fn: Any = self.apply_fn
+        step = owned(self.step)
+        return self.replace(step=step, apply_fn=apply_fn.parts[name], tx=self.tx.parts[name], **trees)
+
+    def with_parts(self: Any, **parts: Any) -> Any:
+        """The state with some of its models' states replaced.
+
+        Args:
+            **parts: states by name, as `part` gives them.
+
+        Returns:
+            A new state; its `step` is that of the part that went furthest.
+
+        Raises:
+            StructureMismatchError: if there is no such model, or a state is of another one.
+        """
+        _parts.require_names(parts, dict.fromkeys(self.parts), "with_parts")
+        present = {name: self.part(name) for name in self.parts}
+        for name, part in parts.items():
+            _parts.require_same_weights(part, present[name], name)
+        return self.replace(**_parts.joined({**present, **parts}, TREES))
