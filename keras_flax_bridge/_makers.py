@@ -97,7 +97,7 @@ class Maker:
         )
 
 
-_LIVING: ContextVar[list[Maker] | None] = ContextVar("_LIVING", default=None)
+_LIVING: ContextVar[list[Any] | None] = ContextVar("_LIVING", default=None)
 
 
 @contextlib.contextmanager

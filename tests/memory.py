@@ -12,22 +12,22 @@ def peak():
 def run(*arguments):
     """Imports the package, runs a command, and prints its exit code and what it took above the import."""
     import keras_flax_bridge
-    from keras_flax_bridge import cli
+    from keras_flax_bridge.cli.main import main
 
     assert keras_flax_bridge.__version__
     before = peak()
-    code = cli.main([str(word) for word in arguments])
+    code = main([str(word) for word in arguments])
     print(f"\n{code} {peak() - before}")
 
 
 def refused(path):
     """Takes a file through many doors, and prints the codes and what all of them took."""
     import keras_flax_bridge as kfb
-    from keras_flax_bridge import cli
+    from keras_flax_bridge.cli.main import main
 
     before, codes = peak(), []
     for words in (["inspect"], ["diff", "--values", path], ["verify"], ["convert", path + ".safetensors"]):
-        codes.append(cli.main([*words[:1], path, *words[1:]]))
+        codes.append(main([*words[:1], path, *words[1:]]))
     try:
         kfb.load_model(path)
     except kfb.CheckpointError:

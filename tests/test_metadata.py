@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _schema, _texts
+from keras_flax_bridge import _orbax, _schema, _texts
 from keras_flax_bridge._orbax import metadata
 from tests.attacks import goods, mutations
 
@@ -218,7 +218,7 @@ def test_a_key_called_like_the_packed_array_is_a_key(tmp_path):
     for layout in ("tree", "packed"):
         kfb.save(tmp_path / layout, tree, layout=layout)
         assert np.array_equal(kfb.restore(tmp_path / layout, tree)["%packed"]["x"], np.ones(2))
-    kfb._orbax.save_plain(tmp_path / "plain", {"%packed": np.ones(3), "y": np.ones(2)})
+    _orbax.save_plain(tmp_path / "plain", {"%packed": np.ones(3), "y": np.ones(2)})
     assert np.array_equal(
         kfb.restore(tmp_path / "plain", {"%packed": np.ones(3), "y": np.ones(2)})["%packed"], [1, 1, 1]
     )

@@ -16,7 +16,7 @@ from keras import layers
 from safetensors.numpy import save_file
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _paths, migrate
+from keras_flax_bridge import _orbax, _paths, migrate
 from keras_flax_bridge._orbax.api import MARK, OURS, OURS_SUM
 
 KINDS = ("tree", "packed", "keras", "weights", "safetensors", "map", "flax")
@@ -73,7 +73,7 @@ def write(folder):
     model.save(folder / "model.keras")
     model.save_weights(folder / "model.weights.h5")
     flat = {path: np.asarray(leaf) for path, leaf in _paths.flatten(state).items()}
-    kfb._orbax.save_plain(folder / "flax" / "7", _paths.nest(flat))
+    _orbax.save_plain(folder / "flax" / "7", _paths.nest(flat))
     save_file({_paths.join(path): leaf for path, leaf in flat.items()}, folder / "model.safetensors")
     migrate.to_nnx(model).weight_map.save(folder / "map.json")
     return Goods(folder, state)
