@@ -3,9 +3,9 @@
 import importlib
 import typing
 
-from keras_flax_bridge import _start
+from keras_flax_bridge.startup import begin
 
-_start.begin()  # before anything below imports Keras
+begin.begin()  # before anything below imports Keras
 
 from keras_flax_bridge import callbacks as callbacks
 from keras_flax_bridge._history import History as History

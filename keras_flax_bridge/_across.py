@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import keras
 
-from keras_flax_bridge import _paths
-from keras_flax_bridge._leaves import placed_like
-from keras_flax_bridge._paths import Path
 from keras_flax_bridge._transforms import KerasTransformation
 from keras_flax_bridge.errors import BridgeError
 from keras_flax_bridge.state import TrainState
+from keras_flax_bridge.tree.leaves import placed_like
+from keras_flax_bridge.tree.paths import Path, flatten_tree
 
 
 class Detour(NamedTuple):
@@ -46,7 +45,7 @@ def _of_state(like: Any, slots: set[Path]) -> Detour | None:
     is_keras = isinstance(like.tx, KerasTransformation)
     abstract = like.replace(opt_state=_shapes(like.opt_state))
     other = abstract.to_optax() if is_keras else abstract.to_keras()
-    if slots != _paths.flatten(other.opt_state).keys():
+    if slots != flatten_tree(other.opt_state).keys():
         return None
 
     def back(state: Any) -> Any:

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import keras
 
-from keras_flax_bridge import _paths, _random
+from keras_flax_bridge import _random
 from keras_flax_bridge import _variables as V
-from keras_flax_bridge._leaves import explained
 from keras_flax_bridge.errors import NotBuiltError, StructureMismatchError, UnsupportedLayerError
+from keras_flax_bridge.tree.leaves import explained
+from keras_flax_bridge.tree.paths import flatten_tree, join_path, nest_paths
 
 
 def call(
@@ -150,10 +151,10 @@ def stateless(
         OwnershipError: if a leaf was donated to a step.
     """
     params, non_trainable = state
-    flat = _paths.flatten(variables.get("non_trainable", {}))
+    flat = flatten_tree(variables.get("non_trainable", {}))
     given = {**flat, **_derived(rngs, non_trainable)}
     absent = {e.path: jnp.zeros((2,), jnp.uint32) for e in non_trainable if _lacks_seed(e, given)}
-    before = non_trainable.leaves(_paths.nest({**given, **absent}), "variables['non_trainable']")
+    before = non_trainable.leaves(nest_paths({**given, **absent}), "variables['non_trainable']")
     weights = params.leaves(variables.get("params", {}), "variables['params']")
     with explained({"variables": variables, "inputs": args}):
         outputs, values, losses = call(layer, params + non_trainable, weights + before, args, kwargs)
@@ -212,7 +213,7 @@ def _lacks_seed(entry: V.Entry, given: Mapping) -> bool:
 
 def _refuse_placeholders(drawn: Sequence[V.Entry], absent: Mapping) -> None:
     """A seed that was left out must not have been drawn from."""
-    missing = [_paths.join(("non_trainable", *e.path)) for e in drawn if e.path in absent]
+    missing = [join_path(("non_trainable", *e.path)) for e in drawn if e.path in absent]
     if missing:
         raise StructureMismatchError(
             "variables",

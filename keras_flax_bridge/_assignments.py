@@ -9,11 +9,13 @@ from typing import Any
 
 import keras
 
-from keras_flax_bridge import _parts, _paths
+from keras_flax_bridge import _parts
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._intake import receivers
-from keras_flax_bridge._leaves import require_values
 from keras_flax_bridge._transforms import KerasTransformation
+from keras_flax_bridge.tree.diff import diff_trees
+from keras_flax_bridge.tree.leaves import require_values
+from keras_flax_bridge.tree.paths import flatten_tree
 
 log = logging.getLogger("keras_flax_bridge")
 
@@ -49,8 +51,8 @@ def _of_one(state: Any, model: Any, parts: Mapping[str, Any]) -> Assignments:
     if not isinstance(state.tx, KerasTransformation) and places.pop("opt_state", V.Collection()):
         _warn_foreign_slots(model)
     variables = {(tree, *e.path): e.variable for tree, found in places.items() for e in found}
-    flat = _paths.flatten({tree: getattr(state, tree) for tree in places})
-    difference = _paths.diff(flat, {path: V.variable_spec(v) for path, v in variables.items()})
+    flat = flatten_tree({tree: getattr(state, tree) for tree in places})
+    difference = diff_trees(flat, {path: V.variable_spec(v) for path, v in variables.items()})
     if difference:
         raise difference.error(
             f"model {model.name!r}",

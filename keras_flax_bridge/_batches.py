@@ -8,9 +8,10 @@ import jax
 import keras
 import numpy as np
 
-from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge.errors import StructureMismatchError
+from keras_flax_bridge.tree.diff import spec_text
+from keras_flax_bridge.tree.paths import Flat, flatten_tree, join_path
 
 _FORMS = "A batch is (x,), (x, y), (x, y, sample_weight) or bare x; x and y are pytrees of arrays."
 
@@ -39,9 +40,7 @@ def check(model: Any, batch: Any) -> None:
 
 def described(batch: Any) -> str:
     """One line for each array of a batch: its path, dtype and shape."""
-    return "\n".join(
-        f"  {_paths.join(('batch', *p))}  {_paths.spec(a)}" for p, a in _paths.flatten(batch).items()
-    )
+    return "\n".join(f"  {join_path(('batch', *p))}  {spec_text(a)}" for p, a in flatten_tree(batch).items())
 
 
 def check_leaves(batch: Any) -> None:
@@ -59,11 +58,11 @@ def _named_parts(batch: Any) -> dict[str, Any]:
 
 
 def _check_numbers(parts: dict[str, Any]) -> None:
-    for path, leaf in _paths.flatten(parts).items():
+    for path, leaf in flatten_tree(parts).items():
         kind = np.dtype(leaf.dtype).kind if isinstance(leaf, np.ndarray) else type(leaf).__name__
         if kind in ("O", "S", "U", "str", "bytes", "float", "int"):
             got = f"an array of {leaf.dtype}" if hasattr(leaf, "dtype") else f"a Python {kind}"
-            raise _mismatch(_paths.join(("batch", *path)), got, "an array of numbers")
+            raise _mismatch(join_path(("batch", *path)), got, "an array of numbers")
 
 
 def _check_targets(model: Any, y: Any, parts: dict[str, Any]) -> None:
@@ -88,15 +87,15 @@ def check_inputs(model: Any, x: Any) -> None:
     if wanted is None or any(leaf is None for leaf in keras.tree.flatten(x)):
         return  # a model that doesn't say, or optional inputs left out: Keras checks those
     if isinstance(x, dict) and all(name in x for name, _ in wanted):
-        given: _paths.Flat = {(name,): x[name] for name, _ in wanted}
+        given: Flat = {(name,): x[name] for name, _ in wanted}
     else:
-        given = _paths.flatten(x)
+        given = flatten_tree(x)
     got = [(path, np.shape(leaf)) for path, leaf in given.items()]
     if len(got) != len(wanted):
         raise _mismatch("batch/x", f"{len(got)} arrays", f"{len(wanted)} inputs: {_named(wanted)}")
     for (name, shape), (path, found) in zip(wanted, got, strict=True):
         if not _fits(found, shape):
-            where = _paths.join(("batch", "x", *path))
+            where = join_path(("batch", "x", *path))
             raise _mismatch(where, f"shape {found}", f"shape {shape} of input {name!r}")
 
 
@@ -120,11 +119,11 @@ def _fits(found: tuple, wanted: tuple) -> bool:
 
 
 def _check_sizes(parts: dict[str, Any]) -> None:
-    sizes = {path: np.shape(leaf)[0] for path, leaf in _paths.flatten(parts).items() if np.ndim(leaf)}
+    sizes = {path: np.shape(leaf)[0] for path, leaf in flatten_tree(parts).items() if np.ndim(leaf)}
     if 0 in sizes.values():
         raise _mismatch("batch", "an empty batch", "at least one row")
     if len(set(sizes.values())) > 1:
-        listed = ", ".join(f"{_paths.join(path)}: {size}" for path, size in sizes.items())
+        listed = ", ".join(f"{join_path(path)}: {size}" for path, size in sizes.items())
         raise _mismatch("batch", f"arrays of different batch sizes ({listed})", "one batch size")
 
 
@@ -134,10 +133,10 @@ def check_leading_axis(batches: Any, length: int) -> None:
     Raises:
         StructureMismatchError: naming the leaf.
     """
-    for path, leaf in _paths.flatten(batches).items():
+    for path, leaf in flatten_tree(batches).items():
         if np.shape(leaf)[:1] != (length,):
             raise _mismatch(
-                _paths.join(("batch", *path)),
+                join_path(("batch", *path)),
                 f"shape {np.shape(leaf)}",
                 f"a leading axis of size {length}, for steps_per_call={length}",
             )

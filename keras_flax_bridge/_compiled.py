@@ -7,11 +7,12 @@ from typing import Any
 
 import jax
 
-from keras_flax_bridge import _flat, _garbage, _paths
+from keras_flax_bridge import _flat, _garbage
 from keras_flax_bridge._flat import Form, Leaves
 from keras_flax_bridge._keras_step import KerasStep, fields_of
 from keras_flax_bridge._meshed import Meshed
 from keras_flax_bridge.state import TrainState
+from keras_flax_bridge.tree.paths import Path, flatten_tree
 
 
 class Program:
@@ -24,8 +25,8 @@ class Program:
 
     def __init__(self, step: KerasStep, tree: Any, jit: bool, options: dict[str, Any]):
         self.form = Form(step.kind.takes, tree)
-        places: dict[str, dict[_paths.Path, int]] = {}
-        for path, place in _paths.flatten(tree.unflatten(range(tree.num_leaves))).items():
+        places: dict[str, dict[Path, int]] = {}
+        for path, place in flatten_tree(tree.unflatten(range(tree.num_leaves))).items():
             places.setdefault(path[0], {})[path[1:]] = place
         given = [place for name in sorted(step.kind.gives) for place in places.get(name, {}).values()]
         self._places = None if step.kind.trains else given

@@ -9,11 +9,11 @@ from typing import Any
 
 import keras
 
-from keras_flax_bridge import _optimizer_extras, _paths
+from keras_flax_bridge import _optimizer_extras
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._parts import models
-from keras_flax_bridge._printable import said
-from keras_flax_bridge.errors import CheckpointError
+from keras_flax_bridge.errors import CheckpointError, said
+from keras_flax_bridge.tree.paths import Path, flatten_tree
 
 
 def of_state(state: Any, model: Any) -> dict[str, Any]:
@@ -57,14 +57,14 @@ def _serialized(model: Any) -> dict[str, Any]:
 
 def _slot_values(model: Any, state: Any) -> Sequence[Any] | None:
     """The optimizer's values in Keras's order, whose own may have moved; None where optax trains."""
-    flat = _paths.flatten(getattr(state, "opt_state", {}))
+    flat = flatten_tree(getattr(state, "opt_state", {}))
     slots = V.collect(model).opt_state if flat else ()
     if not slots or any(entry.path not in flat for entry in slots):
         return None
     return [flat[entry.path] for entry in slots]
 
 
-def build(config: Any, where: Any, stored: Mapping[_paths.Path, Any] | None = None) -> Any:
+def build(config: Any, where: Any, stored: Mapping[Path, Any] | None = None) -> Any:
     """The model of a config, or a dict of models; nothing in it is run as code.
 
     Args:
@@ -82,7 +82,7 @@ def build(config: Any, where: Any, stored: Mapping[_paths.Path, Any] | None = No
         return _built(config, where)
 
 
-def _most(stored: Mapping[_paths.Path, Any]) -> int:
+def _most(stored: Mapping[Path, Any]) -> int:
     """How many numbers the model of some leaves may have; slots and averages may not be stored."""
     return V.SLACK + 4 * sum(math.prod(getattr(leaf, "shape", ())) for leaf in stored.values())
 

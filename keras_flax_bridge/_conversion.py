@@ -10,16 +10,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keras_flax_bridge import _conversion_targets as targets
-from keras_flax_bridge import _keras_files, _orbax, _paths
+from keras_flax_bridge import _keras_files, _orbax
 from keras_flax_bridge._contents import Contents, model_for, opened
 from keras_flax_bridge._groups import groups, is_large
-from keras_flax_bridge._leaves import size_of
 from keras_flax_bridge._memory import give_back
 from keras_flax_bridge._progress import working
 from keras_flax_bridge._replacing import beside, require_free
 from keras_flax_bridge._report import kind_of
 from keras_flax_bridge._slices import PART, flat_pieces, slices, together
 from keras_flax_bridge.errors import CheckpointError
+from keras_flax_bridge.tree.diff import same_spec
+from keras_flax_bridge.tree.leaves import size_of
+from keras_flax_bridge.tree.paths import Flat, Path, join_path
 
 SUFFIXES = {".keras": "keras", ".weights.h5": "weights.h5", ".safetensors": "safetensors"}
 KINDS = ("checkpoint", "flax", *SUFFIXES.values())
@@ -106,9 +108,9 @@ def _size(leaf: Any) -> int:
     return len(leaf) if isinstance(leaf, str) else size_of(leaf)
 
 
-def _started(initial: Mapping[_paths.Path, Any]) -> list[str]:
+def _started(initial: Mapping[Path, Any]) -> list[str]:
     """What is said of leaves that the source lacks."""
-    names = ", ".join(map(_paths.join, initial))
+    names = ", ".join(map(join_path, initial))
     return [f"not in the source, so as the model starts them: {names}"] if initial else []
 
 
@@ -141,7 +143,7 @@ def _require_named(source: Contents) -> None:
         )
 
 
-def _require_equal(draft: FilePath, done: targets.Written, flat: _paths.Flat, job: targets.Job) -> None:
+def _require_equal(draft: FilePath, done: targets.Written, flat: Flat, job: targets.Job) -> None:
     """Checks that what was written is what was read, and that each leaf is there or said to be left out."""
     back = opened(draft, model=job.model() if draft.name.endswith(".weights.h5") else None)
     accounted = {*done.names.values(), *done.left}
@@ -158,9 +160,7 @@ def _require_equal(draft: FilePath, done: targets.Written, flat: _paths.Flat, jo
         )
 
 
-def _unlike(
-    back: Contents, names: Mapping[_paths.Path, _paths.Path], flat: _paths.Flat
-) -> Iterator[_paths.Path]:
+def _unlike(back: Contents, names: Mapping[Path, Path], flat: Flat) -> Iterator[Path]:
     """The leaves that came back otherwise; a few are read at a time."""
     there = {name: leaf for name, leaf in back.specs.items() if name in names}
     with back.reading():
@@ -172,8 +172,8 @@ def _unlike(
             yield from (name for name in group if not _equal(values[name], flat[names[name]]))
 
 
-def _same_parts(back: Contents, name: _paths.Path, leaf: Any) -> bool:
-    if not _paths.same(back.specs[name], leaf):
+def _same_parts(back: Contents, name: Path, leaf: Any) -> bool:
+    if not same_spec(back.specs[name], leaf):
         return False
     pieces = flat_pieces(np.asarray(leaf)[part] for part in slices(leaf.shape, PART // leaf.dtype.itemsize))
     return all(a.tobytes() == b.tobytes() for a, b in together(back.parts(name), pieces, PART))
@@ -182,15 +182,15 @@ def _same_parts(back: Contents, name: _paths.Path, leaf: Any) -> bool:
 def _equal(a: Any, b: Any) -> bool:
     if not hasattr(b, "dtype"):
         return np.shape(a) == () and bool(a == b)
-    return _paths.same(a, b) and np.asarray(a).tobytes() == np.asarray(b).tobytes()
+    return same_spec(a, b) and np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
-def _names(paths: Iterable[_paths.Path]) -> str:
-    return ", ".join(map(_paths.join, paths))
+def _names(paths: Iterable[Path]) -> str:
+    return ", ".join(map(join_path, paths))
 
 
-def _by_reason(left: Mapping[_paths.Path, str]) -> dict[str, list[str]]:
+def _by_reason(left: Mapping[Path, str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name, why in left.items():
-        found.setdefault(why, []).append(_paths.join(name))
+        found.setdefault(why, []).append(join_path(name))
     return found

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from keras_flax_bridge import _configs, _optimizer_extras, _orbax, _paths, _restore, _saving
+from keras_flax_bridge import _configs, _optimizer_extras, _orbax, _restore, _saving
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._contents import NOT_IN_KERAS_FILES, Contents, save_tensors
 from keras_flax_bridge._report import SLOT, kind_of
 from keras_flax_bridge.errors import CheckpointError
+from keras_flax_bridge.tree.paths import Flat, Path, join_path, nest_paths
 
 
 @dataclass
@@ -25,7 +26,7 @@ class Job:
     `given` says whether the model was given beside the source.
     """
 
-    flat: _paths.Flat
+    flat: Flat
     source: Contents
     model: Callable[[], Any]
     given: bool
@@ -51,10 +52,10 @@ class Written(NamedTuple):
         started: names that hold no leaf of the source, but what the model starts with.
     """
 
-    names: dict[_paths.Path, _paths.Path]
-    left: dict[_paths.Path, str]
+    names: dict[Path, Path]
+    left: dict[Path, str]
     notes: list[str]
-    started: frozenset[_paths.Path] = frozenset()
+    started: frozenset[Path] = frozenset()
 
 
 _CARRIED = ("model", "no_model", "weight_map", "data")  # what lies beside the leaves, and stays with them
@@ -80,23 +81,23 @@ def _to_flax(path: FilePath, job: Job) -> Written:
     }
     left = _left(job, reasons)
     kept = {name: leaf for name, leaf in job.flat.items() if name not in left}
-    _orbax.save_plain(path, _paths.nest(kept))
+    _orbax.save_plain(path, nest_paths(kept))
     return _all(job, left, [_NO_CONFIG] if job.config else [])
 
 
 def _to_safetensors(path: FilePath, job: Job) -> Written:
     left = _left(job, {"no array": lambda leaf: isinstance(leaf, str)})
     kept = {name: np.asarray(leaf) for name, leaf in job.flat.items() if name not in left}
-    numbers = [_paths.join(name) for name in kept if not hasattr(job.flat[name], "dtype")]
+    numbers = [join_path(name) for name in kept if not hasattr(job.flat[name], "dtype")]
     save_tensors(path, kept, {"model": job.config} if job.config else {})
     return _all(job, left, [f"numbers that are arrays now: {', '.join(numbers)}"] if numbers else [])
 
 
-def _left(job: Job, reasons: dict[str, Callable[[Any], bool]]) -> dict[_paths.Path, str]:
+def _left(job: Job, reasons: dict[str, Callable[[Any], bool]]) -> dict[Path, str]:
     return {name: why for why, is_so in reasons.items() for name, leaf in job.flat.items() if is_so(leaf)}
 
 
-def _all(job: Job, left: dict[_paths.Path, str], notes: list[str]) -> Written:
+def _all(job: Job, left: dict[Path, str], notes: list[str]) -> Written:
     return Written({name: name for name in job.flat if name not in left}, left, notes)
 
 
@@ -112,7 +113,7 @@ def _to_keras(path: FilePath, job: Job, *, save: Callable[[Any, FilePath], list[
 _NO_OPTIMIZER = "the model has no optimizer of Keras's with such slots"
 
 
-def _fill(model: Any, flat: _paths.Flat, where: str) -> Written:
+def _fill(model: Any, flat: Flat, where: str) -> Written:
     """Puts leaves into a model; what it is given no slots for, starts.
 
     Raises:
@@ -142,7 +143,7 @@ def _fill(model: Any, flat: _paths.Flat, where: str) -> Written:
     return Written(names, left, [], frozenset(own))
 
 
-def _parted(flat: _paths.Flat) -> tuple[_paths.Flat, _paths.Flat]:
+def _parted(flat: Flat) -> tuple[Flat, Flat]:
     """Slots, and weights; not what Keras doesn't write."""
     kept = {path: leaf for path, leaf in flat.items() if kind_of(path) not in NOT_IN_KERAS_FILES}
     slots = {path: leaf for path, leaf in kept.items() if kind_of(path) == SLOT}

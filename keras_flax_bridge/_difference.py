@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_flax_bridge import _paths
 from keras_flax_bridge._contents import Contents
 from keras_flax_bridge._groups import groups, is_large
-from keras_flax_bridge._printable import printed
 from keras_flax_bridge._report import counted, kind_of, listed
 from keras_flax_bridge._slices import slices, together
+from keras_flax_bridge.errors import printed
+from keras_flax_bridge.tree.diff import diff_trees, spec_text
+from keras_flax_bridge.tree.paths import Flat, Path, join_path
 
 KINDS = ("missing", "unexpected", "shape", "dtype", "value")
 Row = dict[str, Any]
@@ -69,7 +70,7 @@ def difference(a: Contents, b: Contents, *, values: bool = False) -> Difference:
         values: whether values are compared too; they are read only then.
     """
     first, second, skipped = _comparable(a, b)
-    diff = _paths.diff(second, first)
+    diff = diff_trees(second, first)
     both = {path: (leaf, second[path]) for path, leaf in first.items() if path in second}
     alike = [path for path in both if path not in diff.mismatched]
     rows: dict[str, list[Row]] = {
@@ -82,53 +83,53 @@ def difference(a: Contents, b: Contents, *, values: bool = False) -> Difference:
     return Difference(str(a.path), str(b.path), len(both), rows, skipped)
 
 
-def _comparable(a: Contents, b: Contents) -> tuple[_paths.Flat, _paths.Flat, dict[str, list[str]]]:
+def _comparable(a: Contents, b: Contents) -> tuple[Flat, Flat, dict[str, list[str]]]:
     """The leaves of both, without those that one of them can't hold."""
     first, second = _below_params(a.specs, b.specs), _below_params(b.specs, a.specs)
     why = {**a.lacks, **b.lacks}
     skipped: dict[str, list[str]] = {}
     for path in {**first, **second}:
         if kind_of(path) in why:
-            skipped.setdefault(why[kind_of(path)], []).append(_paths.join(path))
+            skipped.setdefault(why[kind_of(path)], []).append(join_path(path))
     return _without(first, why), _without(second, why), skipped
 
 
-def _without(flat: _paths.Flat, kinds: Mapping[str, str]) -> _paths.Flat:
+def _without(flat: Flat, kinds: Mapping[str, str]) -> Flat:
     return {path: leaf for path, leaf in flat.items() if kind_of(path) not in kinds}
 
 
-def _below_params(flat: _paths.Flat, other: _paths.Flat) -> _paths.Flat:
+def _below_params(flat: Flat, other: Flat) -> Flat:
     """The leaves of a module's state, which has no ``params`` above it, where the other side has."""
     if any(kind_of(path) for path in flat) or not any(path[0] == "params" for path in other):
         return flat
     return {("params", *path): leaf for path, leaf in flat.items()}
 
 
-def _alone(flat: Mapping[_paths.Path, Any]) -> list[Row]:
-    return [{"path": _paths.join(path), "leaf": _paths.spec(leaf)} for path, leaf in flat.items()]
+def _alone(flat: Mapping[Path, Any]) -> list[Row]:
+    return [{"path": join_path(path), "leaf": spec_text(leaf)} for path, leaf in flat.items()]
 
 
-def _unlike(both: Mapping[_paths.Path, Any], paths: Iterable[_paths.Path], *, by_shape: bool) -> list[Row]:
+def _unlike(both: Mapping[Path, Any], paths: Iterable[Path], *, by_shape: bool) -> list[Row]:
     """Leaves of another shape, or of the same shape and another dtype."""
     return [
-        {"path": _paths.join(path), "a": _paths.spec(both[path][0]), "b": _paths.spec(both[path][1])}
+        {"path": join_path(path), "a": spec_text(both[path][0]), "b": spec_text(both[path][1])}
         for path in paths
         if (np.shape(both[path][0]) != np.shape(both[path][1])) == by_shape
     ]
 
 
-def _values(a: Contents, b: Contents, names: Mapping[_paths.Path, tuple[Any, Any]]) -> Iterator[Row]:
+def _values(a: Contents, b: Contents, names: Mapping[Path, tuple[Any, Any]]) -> Iterator[Row]:
     """Leaves whose values differ; some are read at a time, of a large one some elements."""
     with a.reading(), b.reading():
         for group in groups({path: leaf for path, (leaf, _) in names.items()}, a.packed()):
             for path, largest in _of_group(a, b, group, names):
                 if largest is not None:
-                    yield {"path": _paths.join(path), "largest": largest}
+                    yield {"path": join_path(path), "largest": largest}
 
 
 def _of_group(
-    a: Contents, b: Contents, group: list[_paths.Path], names: Mapping[_paths.Path, tuple[Any, Any]]
-) -> Iterator[tuple[_paths.Path, float | str | None]]:
+    a: Contents, b: Contents, group: list[Path], names: Mapping[Path, tuple[Any, Any]]
+) -> Iterator[tuple[Path, float | str | None]]:
     if is_large(names[group[0]][0]):  # it comes alone
         path = group[0]
         pieces = together(a.parts(_own(a, path)), b.parts(_own(b, path)), _TOGETHER)
@@ -141,7 +142,7 @@ def _of_group(
         yield path, _greatest(_largest(*(leaf[part] if part else leaf for leaf in (x, y))) for part in parts)
 
 
-def _own(contents: Contents, path: _paths.Path) -> _paths.Path:
+def _own(contents: Contents, path: Path) -> Path:
     """The name of a leaf on one side: there may be no ``params`` above it."""
     return path if path in contents.specs else path[1:]
 

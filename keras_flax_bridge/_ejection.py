@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import nnx
 
-from keras_flax_bridge import _orbax, _paths, _saving, checkpoint
-from keras_flax_bridge._leaves import on_disk
-from keras_flax_bridge._printable import said
+from keras_flax_bridge import _orbax, _saving, checkpoint
 from keras_flax_bridge._replacing import beside, require_free
-from keras_flax_bridge.errors import BridgeError, CheckpointError
+from keras_flax_bridge.errors import BridgeError, CheckpointError, said
 from keras_flax_bridge.migrate.code import executed
 from keras_flax_bridge.migrate.convert import Conversion, converted
 from keras_flax_bridge.migrate.maps import Pair, WeightMap
 from keras_flax_bridge.migrate.source import Source
+from keras_flax_bridge.tree.leaves import on_disk
+from keras_flax_bridge.tree.paths import Flat, join_path
 
 _WEIGHTS = nnx.Not(nnx.RngState)  # the keys of dropout are whoever's makes the module
 
@@ -75,22 +75,22 @@ def _converting(file: Path) -> Iterator[None]:
         ) from error
 
 
-def _flat(module: Any) -> _paths.Flat:
+def _flat(module: Any) -> Flat:
     state = nnx.to_flat_state(nnx.state(module, _WEIGHTS))
     return {tuple(map(str, path)): leaf.get_value() for path, leaf in state}
 
 
-def _saved(flat: _paths.Flat) -> _paths.Flat:
+def _saved(flat: Flat) -> Flat:
     return {("params", *path): on_disk(leaf) for path, leaf in flat.items()}
 
 
-def _metadata(flat: _paths.Flat) -> dict[str, Any]:
+def _metadata(flat: Flat) -> dict[str, Any]:
     """What lets `kfb.restore` fill a module of the source: every leaf has the name that it has there."""
     same = WeightMap([Pair((path,), (path,)) for path in flat])
     return {**_saving.metadata(None, None), "weight_map": same.to_json()}
 
 
-def _read_back(source: Source, file: Path, weights: Path) -> _paths.Flat:
+def _read_back(source: Source, file: Path, weights: Path) -> Flat:
     """The weights, as a module of what lies in the file has them; nothing else than the source is run."""
     text = file.read_text(encoding="utf-8")
     if text != source.text:
@@ -101,9 +101,9 @@ def _read_back(source: Source, file: Path, weights: Path) -> _paths.Flat:
     return _flat(checkpoint.restore(weights, made[source.class_name](rngs=nnx.Rngs(0))))
 
 
-def _require_equal(back: _paths.Flat, flat: _paths.Flat, source: Path) -> None:
+def _require_equal(back: Flat, flat: Flat, source: Path) -> None:
     differing = [
-        _paths.join(path) for path in flat if not np.array_equal(back[path], flat[path], equal_nan=True)
+        join_path(path) for path in flat if not np.array_equal(back[path], flat[path], equal_nan=True)
     ]
     if differing:
         raise CheckpointError(

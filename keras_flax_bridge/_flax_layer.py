@@ -10,12 +10,14 @@ from typing import Any
 import jax.numpy as jnp
 import keras
 
-from keras_flax_bridge import _paths, _untrusted
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._apply import require_known
 from keras_flax_bridge._makers import Maker, maker_of
 from keras_flax_bridge._sources import Leaf, Source, Tree
 from keras_flax_bridge.errors import UnsupportedLayerError
+from keras_flax_bridge.tree import untrusted
+from keras_flax_bridge.tree.diff import diff_trees
+from keras_flax_bridge.tree.paths import Path
 
 # Flax's words for what Keras calls training, and what each is then
 FLAGS = {"training": True, "train": True, "deterministic": False, "use_running_average": False}
@@ -146,7 +148,7 @@ class FlaxLayer(keras.layers.Layer):
             if after[index] is not before[index]:
                 variable.assign(after[index])
 
-    def placed_variables(self) -> dict[int, tuple[_paths.Path, str | None]]:
+    def placed_variables(self) -> dict[int, tuple[Path, str | None]]:
         """The structural path of every weight by its id, and its kind where Keras can't know that."""
         leaves = (self._held.leaves[index] for index in self._held.order)
         pairs = zip(self.weights, leaves, strict=True)
@@ -168,7 +170,7 @@ class FlaxLayer(keras.layers.Layer):
     def load_own_variables(self, store: Any) -> None:
         """Reads what `save_own_variables` wrote, all or nothing."""
         wanted = self._stored()
-        difference = _paths.diff(
+        difference = diff_trees(
             {(name,): store[name] for name in store.keys()},  # noqa: SIM118, not a mapping
             {(name,): V.variable_spec(variable) for name, variable in wanted.items()},
         )
@@ -214,7 +216,7 @@ def _of_maker(written: Any) -> Mapping[str, Any]:
 
 def _signature(kind: type, method: str) -> inspect.Signature:
     """What a module's call takes, without ``self``."""
-    _, *parameters = inspect.signature(_untrusted.method(kind, method)).parameters.values()
+    _, *parameters = inspect.signature(untrusted.method(kind, method)).parameters.values()
     if kind.__module__.startswith("flax."):
         # the masks of Flax's own modules have other shapes: a default that isn't None keeps Keras's out
         parameters = [p.replace(default=False) if p.name == "mask" else p for p in parameters]

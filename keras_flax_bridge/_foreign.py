@@ -10,14 +10,15 @@ from typing import Any
 
 import keras
 
-from keras_flax_bridge import _configs, _parts, _schema, _texts
+from keras_flax_bridge import _configs, _parts
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._intake import TREES, built
 from keras_flax_bridge._orbax import Stored
-from keras_flax_bridge._paths import Path
 from keras_flax_bridge._restore import COLLECTIONS, Target, unboxed
 from keras_flax_bridge._transforms import trainee
 from keras_flax_bridge.errors import CheckpointError, CorruptCheckpointError
+from keras_flax_bridge.tree.paths import Path
+from keras_flax_bridge.tree.untrusted import schema, texts
 
 _TREES = {*TREES, "step", "eval_metrics"}
 CONFIG = "model_config"  # the item in which Keras stores the config of the model
@@ -50,11 +51,11 @@ def config(stored: Stored) -> dict[str, Any] | None:
     if found is None:
         return None
     where = f"{stored.path / CONFIG}, config"
-    read = _texts.parsed(found.get("config") if isinstance(found, dict) else None, where)
+    read = texts.parsed(found.get("config") if isinstance(found, dict) else None, where)
     if not isinstance(read, dict):
         raise CorruptCheckpointError(
             where,
-            got=_schema.said(read),
+            got=schema.said(read),
             expected="the config of a model",
             fix="The file is damaged: take another step.",
         )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
-from keras_flax_bridge import _paths
-from keras_flax_bridge._leaves import size_of
 from keras_flax_bridge._slices import GROUP
+from keras_flax_bridge.tree.leaves import size_of
+from keras_flax_bridge.tree.paths import Path
 
 _MEMBERS = 1024  # leaves that are read together: what Orbax and jax keep for each takes memory too
 
@@ -17,16 +17,14 @@ def is_large(leaf: Any) -> bool:
     return hasattr(leaf, "dtype") and size_of(leaf) > GROUP
 
 
-def groups(
-    flat: Mapping[_paths.Path, Any], packed: Container[_paths.Path] = ()
-) -> Iterator[list[_paths.Path]]:
+def groups(flat: Mapping[Path, Any], packed: Container[Path] = ()) -> Iterator[list[Path]]:
     """The paths of leaves that are read together; a large leaf alone.
 
     Args:
         flat: the leaves, which may be abstract.
         packed: those that are read as one, of which any number may be read together.
     """
-    group: list[_paths.Path] = []
+    group: list[Path] = []
     size = members = 0
     for path, leaf in flat.items():
         own = 0 if isinstance(leaf, str) else size_of(leaf)

@@ -6,8 +6,7 @@ from typing import Any
 
 import keras
 
-from keras_flax_bridge._printable import printable
-from keras_flax_bridge.errors import BridgeError, StructureMismatchError
+from keras_flax_bridge.errors import BridgeError, StructureMismatchError, printable
 
 _HELD_OUT = "val_"
 

@@ -12,15 +12,15 @@ import keras
 
 from keras_flax_bridge import _batches
 from keras_flax_bridge import _variables as V
-from keras_flax_bridge._leaves import owned, placed_like, strong
-from keras_flax_bridge._printable import said
 from keras_flax_bridge._transforms import require_model, trainee
 from keras_flax_bridge.errors import (
     BridgeError,
     NotBuiltError,
     StructureMismatchError,
     UnsupportedLayerError,
+    said,
 )
+from keras_flax_bridge.tree.leaves import owned, placed_like, strong
 
 TREES = ("params", "non_trainable", "opt_state", "metrics")  # as `V.collect` gives them
 

@@ -10,14 +10,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from keras_flax_bridge import _paths
+from keras_flax_bridge.tree.paths import Flat, Path, join_path
 
 _LARGE = 1 << 18  # bytes: from here on another thread is worth its start
 _PART = 1 << 27  # bytes that are compared at a time
 _ROW = 1 << 12  # bytes: a page of memory, which is what gets lost as a whole
 
 
-def on_host(flat: Mapping[_paths.Path, Any]) -> _paths.Flat:
+def on_host(flat: Mapping[Path, Any]) -> Flat:
     """The leaves that this process holds all of, in its memory; what is no array stays as it is."""
     there = {path: _here(leaf) for path, leaf in flat.items() if not _is_elsewhere(leaf)}
     if jax.default_backend() != "cpu":
@@ -85,12 +85,12 @@ class Running:
         return zlib.crc32(self._rest.data, zlib.crc32(self._columns.data, self._rows))
 
 
-def checksums(host: Mapping[_paths.Path, Any]) -> dict[str, int]:
+def checksums(host: Mapping[Path, Any]) -> dict[str, int]:
     """The checksum of every leaf, by its path as text; `host` is what `on_host` gives."""
     with ThreadPoolExecutor() as pool:  # numpy and zlib let other threads run
         large = {path: pool.submit(checksum, leaf) for path, leaf in host.items() if _is_large(leaf)}
         small = {path: checksum(leaf) for path, leaf in host.items() if path not in large}
-        return {_paths.join(p): large[p].result() if p in large else small[p] for p in host}
+        return {join_path(p): large[p].result() if p in large else small[p] for p in host}
 
 
 def fingerprint(tree: Any) -> int:
@@ -103,9 +103,9 @@ def _is_large(leaf: Any) -> bool:
     return isinstance(leaf, np.ndarray) and leaf.nbytes >= _LARGE
 
 
-def damaged(flat: _paths.Flat, written: Mapping[str, int]) -> dict[str, str]:
+def damaged(flat: Flat, written: Mapping[str, int]) -> dict[str, str]:
     """What differs between leaves that were read and the checksums that were written, by path."""
-    known = {path: leaf for path, leaf in flat.items() if _paths.join(path) in written}
+    known = {path: leaf for path, leaf in flat.items() if join_path(path) in written}
     return {
         path: difference(value, written[path])
         for part in _parts(known)
@@ -119,9 +119,9 @@ def difference(read: int, written: int) -> str:
     return f"checksum {read:08x}, written was {written:08x}"
 
 
-def _parts(flat: _paths.Flat) -> Iterator[_paths.Flat]:
+def _parts(flat: Flat) -> Iterator[Flat]:
     """Some leaves at a time, so that host memory never holds a second copy of all."""
-    part: _paths.Flat = {}
+    part: Flat = {}
     size = 0
     for path, leaf in flat.items():
         part[path] = leaf

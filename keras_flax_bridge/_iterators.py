@@ -11,9 +11,8 @@ from typing import Any
 
 import jax
 
-from keras_flax_bridge import _texts
-from keras_flax_bridge._printable import printable
-from keras_flax_bridge.errors import CheckpointError
+from keras_flax_bridge.errors import CheckpointError, printable
+from keras_flax_bridge.tree.untrusted import texts
 
 log = logging.getLogger("keras_flax_bridge")
 
@@ -59,7 +58,7 @@ def told(iterator: Any) -> dict[str, Any]:
 
 def checksum(state: Any) -> int:
     """CRC-32 of where an iterator stands, however its JSON is laid out."""
-    plain = _texts.parsed(_text(state), "data") if isinstance(state, (bytes, str)) else state
+    plain = texts.parsed(_text(state), "data") if isinstance(state, (bytes, str)) else state
     return zlib.crc32(json.dumps(plain, sort_keys=True).encode())
 
 
@@ -94,7 +93,7 @@ def set_grain(iterator: Any, folder: Path) -> None:
     files = sorted(folder.glob("process_*-of-*.json"))
     now, then = jax.process_count(), len(files)
     own = folder / f"process_{jax.process_index()}-of-{now}.json"
-    states = {checksum(_texts.read_json(file)) for file in files}
+    states = {checksum(texts.read_json(file)) for file in files}
     if own not in files:
         if len(states) != 1 or max(now, then) % min(now, then):
             raise CheckpointError(
@@ -111,7 +110,7 @@ def set_grain(iterator: Any, folder: Path) -> None:
             now,
         )
         own = files[0]
-    text = _texts.read_text(own)
+    text = texts.read_text(own)
     # what Grain's own handler writes: a DataLoader's state as it is, a dataset's as JSON
     iterator.set_state(text.encode() if isinstance(iterator.get_state(), bytes) else json.loads(text))
 

@@ -14,12 +14,13 @@ import jax
 import keras
 import numpy as np
 
-from keras_flax_bridge import _configs, _guards, _optimizer_extras, _paths, _untrusted
+from keras_flax_bridge import _configs, _guards, _optimizer_extras
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._intake import receivers
-from keras_flax_bridge._printable import said
-from keras_flax_bridge.errors import CheckpointError, StructureMismatchError
+from keras_flax_bridge.errors import CheckpointError, StructureMismatchError, said
 from keras_flax_bridge.state import TrainState
+from keras_flax_bridge.tree import untrusted
+from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree
 
 
 def is_keras_file(path: FilePath) -> bool:
@@ -59,7 +60,7 @@ def load_model(path: FilePath) -> Any:
     _guards.require_loadable(path)
     with _speaking(path), V.safe_mode(), V.bounded(_most(path), str(path)):
         config = _guards.config(path)
-        _untrusted.require_safe(config, path)
+        untrusted.require_safe(config, path)
         return _optimizer_extras.put_back(_filled(path, config), _optimizer_extras.read(path), path)
 
 
@@ -92,20 +93,20 @@ class KerasFile:
         state = TrainState.from_keras(model, optimizer=None if model.compiled else "sgd", copy=False)
         state.assign_to(model, copy=False)  # both hold the same buffers: nobody trains either
         trees = ("params", "non_trainable") if not model.compiled else None
-        flat = _paths.flatten(state)
+        flat = flatten_tree(state)
         self._values = {p: leaf for p, leaf in flat.items() if trees is None or p[0] in trees}
         self.path = path
         self.metadata = {"format": "keras"}
-        self.specs: _paths.Flat = self._values
+        self.specs: Flat = self._values
 
-    def load(self, targets: Mapping[_paths.Path, Any]) -> _paths.Flat:
+    def load(self, targets: Mapping[Path, Any]) -> Flat:
         """The values of some leaves, placed as their targets say."""
         return {
             path: jax.device_put(self._values[path], getattr(target, "sharding", None))
             for path, target in targets.items()
         }
 
-    def require_whole(self, values: _paths.Flat) -> None:
+    def require_whole(self, values: Flat) -> None:
         """Nothing: a `.keras` file is a zip archive, which has checksums of its own."""
 
     def load_data(self, iterator: Any) -> None:

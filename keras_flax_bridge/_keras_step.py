@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from keras_flax_bridge import _batches, _intake, _leaves, _parts
+from keras_flax_bridge import _batches, _intake, _parts
 from keras_flax_bridge import _variables as V
-from keras_flax_bridge._paths import Path
 from keras_flax_bridge._transforms import training_variables
 from keras_flax_bridge.errors import BridgeError, StructureMismatchError
 from keras_flax_bridge.state import TrainState
+from keras_flax_bridge.tree.leaves import explain_leaf, strong
+from keras_flax_bridge.tree.paths import Path
 
 Logs = dict[str, Any]
 Fields = dict[str, Any]  # some fields of a TrainState, by name
@@ -125,9 +126,9 @@ class KerasStep:
         )
         after = list(leaves)
         for name in self.kind.gives:
-            for place, value in zip(order[name], _leaves.strong(values[name]), strict=True):
+            for place, value in zip(order[name], strong(values[name]), strict=True):
                 after[place] = value
-        return count if count is None else _leaves.strong(count + 1), after, logs
+        return count if count is None else strong(count + 1), after, logs
 
     def _run(self, collections: Mapping[str, Any], lists: Mapping[str, list], batch: Any) -> tuple[Any, Any]:
         """Keras's own step on lists of values in its order: values after it by tree, logs or outputs."""
@@ -174,7 +175,7 @@ class KerasStep:
         if isinstance(error, (TypeError, ValueError, RuntimeError)) and not isinstance(error, BridgeError):
             error.add_note(f"A step of keras_flax_bridge on this batch:\n{_batches.described(batch)}")
             _batches.check_leaves((batch,) if self.kind is PREDICT else batch)
-            _leaves.explain(error, {"state": fields, self.kind.batch: batch})
+            explain_leaf(error, {"state": fields, self.kind.batch: batch})
 
 
 def _order(collection: Any, places: Mapping[Path, int], leaves: Sequence[Any], name: str) -> list[int]:

@@ -9,12 +9,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from keras_flax_bridge import _paths
-from keras_flax_bridge._leaves import from_disk, is_key, on_disk, require_values
-from keras_flax_bridge._schema import DEEPEST, HOST_ONLY, LONGEST
-from keras_flax_bridge._schema import DTYPES as DTYPES
-from keras_flax_bridge._texts import clipped
 from keras_flax_bridge.errors import StructureMismatchError
+from keras_flax_bridge.tree.diff import dtype_name
+from keras_flax_bridge.tree.leaves import from_disk, is_key, on_disk, require_values
+from keras_flax_bridge.tree.paths import Flat, Path, join_path, named_leaves
+from keras_flax_bridge.tree.untrusted.schema import DEEPEST, HOST_ONLY, LONGEST
+from keras_flax_bridge.tree.untrusted.schema import DTYPES as DTYPES
+from keras_flax_bridge.tree.untrusted.texts import clipped
 
 # dtypes that Orbax's storage doesn't know: they lie there as whole numbers of the same size
 AS_WORDS = frozenset({"int1", "uint1", "uint2", "uint4", "float8_e4m3", *HOST_ONLY})
@@ -23,7 +24,7 @@ _NUMBERS = (bool, int, float, complex)
 _INTEGERS = range(-(2**63), 2**64)
 
 
-def to_disk(flat: _paths.Flat) -> _paths.Flat:
+def to_disk(flat: Flat) -> Flat:
     """The leaves of a state as they lie on disk, in every layout.
 
     Raises:
@@ -34,7 +35,7 @@ def to_disk(flat: _paths.Flat) -> _paths.Flat:
     require_values(flat, arrays=False)
     wrong = _all_refused(flat)
     if wrong:
-        names = [_paths.join(path) for path in wrong]
+        names = [join_path(path) for path in wrong]
         more = f", and {len(wrong) - 1} more leaves" if len(wrong) > 1 else ""
         raise StructureMismatchError(
             names[0],
@@ -49,7 +50,7 @@ def to_disk(flat: _paths.Flat) -> _paths.Flat:
     return {path: on_disk(leaf) for path, leaf in flat.items()}
 
 
-def _all_refused(flat: _paths.Flat) -> dict[_paths.Path, str]:
+def _all_refused(flat: Flat) -> dict[Path, str]:
     """Why leaves can't be stored, for those that can't; those of one type and dtype are alike."""
     known: dict[tuple[type, Any], str] = {}
     wrong = {}
@@ -80,7 +81,7 @@ def _of_dtype(leaf: Any) -> str:
 
 @cache
 def _is_known(dtype: Any) -> bool:
-    return _paths.dtype_name(dtype.newbyteorder("=") if isinstance(dtype, np.dtype) else dtype) in DTYPES
+    return dtype_name(dtype.newbyteorder("=") if isinstance(dtype, np.dtype) else dtype) in DTYPES
 
 
 def _of_numpy(leaf: Any) -> str:
@@ -121,17 +122,17 @@ def words(dtype: Any) -> np.dtype:
 
 def fits_device(dtype: Any) -> bool:
     """Whether jax has arrays of a dtype, as it is set now: without x64 none of 64 bits."""
-    return _paths.dtype_name(dtype) not in HOST_ONLY and jax.dtypes.canonicalize_dtype(dtype) == dtype
+    return dtype_name(dtype) not in HOST_ONLY and jax.dtypes.canonicalize_dtype(dtype) == dtype
 
 
-def flattened(state: Any) -> _paths.Flat:
+def flattened(state: Any) -> Flat:
     """The leaves of a tree by path, each of which can be written and is that of one leaf.
 
     Raises:
         StructureMismatchError: listing the paths that are not.
     """
     try:
-        leaves = _paths.named(jax.tree_util.tree_flatten_with_path(state)[0])
+        leaves = named_leaves(jax.tree_util.tree_flatten_with_path(state)[0])
     except (TypeError, ValueError) as error:  # of dicts with keys of several types
         raise StructureMismatchError(
             "state",
@@ -154,19 +155,19 @@ def flattened(state: Any) -> _paths.Flat:
     return flat
 
 
-def _repeated(leaves: list[tuple[_paths.Path, Any]]) -> Iterator[str]:
-    seen: set[_paths.Path] = set()
+def _repeated(leaves: list[tuple[Path, Any]]) -> Iterator[str]:
+    seen: set[Path] = set()
     for path, _ in leaves:
         if path in seen:
-            yield _paths.join(path)
+            yield join_path(path)
         seen.add(path)
 
 
-def _unwritable(paths: Iterable[_paths.Path]) -> Iterator[str]:
+def _unwritable(paths: Iterable[Path]) -> Iterator[str]:
     if not _is_text("".join("".join(path) for path in paths)):
         for path in paths:
-            if not _is_text(_paths.join(path)):
-                yield ascii(_paths.join(path))
+            if not _is_text(join_path(path)):
+                yield ascii(join_path(path))
 
 
 def _is_text(text: str) -> bool:
@@ -177,9 +178,9 @@ def _is_text(text: str) -> bool:
     return True
 
 
-def _long(paths: Iterable[_paths.Path]) -> Iterator[str]:
+def _long(paths: Iterable[Path]) -> Iterator[str]:
     """Paths that reading would refuse, whatever wrote them."""
     for path in paths:
         most = 2 * len("".join(path)) + len(path)  # as text, where every character has to be escaped
-        if len(path) > DEEPEST or (most > LONGEST and len(_paths.join(path)) > LONGEST):
-            yield clipped(_paths.join(path), 200)
+        if len(path) > DEEPEST or (most > LONGEST and len(join_path(path)) > LONGEST):
+            yield clipped(join_path(path), 200)

@@ -12,9 +12,9 @@ import keras
 from flax import linen, nnx
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from keras_flax_bridge import _paths
-from keras_flax_bridge._paths import Flat, Path
 from keras_flax_bridge.errors import StructureMismatchError
+from keras_flax_bridge.tree.diff import spec_text
+from keras_flax_bridge.tree.paths import Flat, Path, compiled_pattern, fill_tree, flatten_tree, join_path
 
 Rules = Sequence[tuple[str, PartitionSpec]] | Any  # or a keras LayoutMap, or None for Flax's metadata
 
@@ -43,7 +43,7 @@ def layouts(
     Raises:
         StructureMismatchError: naming a rule that matches nothing, or all leaves that a spec doesn't fit.
     """
-    flat = _paths.flatten(tree)
+    flat = flatten_tree(tree)
     weights = {path: leaf for path, leaf in flat.items() if path[0] not in (*_REPLICATED, "opt_state")}
     found = _of_weights(tree, weights, rules, names)
     found = {path: layout for path, layout in found.items() if not _is_scalar(path, weights[path])}
@@ -64,7 +64,7 @@ def automatic(mesh: Mesh) -> Mesh:
 
 def shardings(tree: Any, mesh: Mesh, found: Mapping[Path, Layout]) -> Any:
     """A tree of the structure of `tree`, with a `NamedSharding` for every leaf."""
-    return _paths.fill(tree, {path: NamedSharding(mesh, layout.spec) for path, layout in found.items()})
+    return fill_tree(tree, {path: NamedSharding(mesh, layout.spec) for path, layout in found.items()})
 
 
 def _of_weights(tree: Any, weights: Flat, rules: Rules, names: Mapping[Path, str]) -> dict[Path, Layout]:
@@ -73,11 +73,11 @@ def _of_weights(tree: Any, weights: Flat, rules: Rules, names: Mapping[Path, str
     if isinstance(rules, keras.distribution.LayoutMap):
         return _of_layout_map(rules, weights, names)
     fix = "It is searched for in paths such as 'params/dense/kernel'."
-    pairs = [(_paths.pattern(rule, "rules", fix), spec) for rule, spec in _pairs(rules)]
+    pairs = [(compiled_pattern(rule, "rules", fix), spec) for rule, spec in _pairs(rules)]
     found: dict[Path, Layout] = {}
     matched: set[str] = set()
     for path in weights:
-        texts = (_paths.join(path), _paths.join(path[1:]))
+        texts = (join_path(path), join_path(path[1:]))
         hits = [(p.pattern, spec) for p, spec in pairs if any(p.search(text) for text in texts)]
         matched.update(pattern for pattern, _ in hits)
         if hits:
@@ -103,7 +103,7 @@ def _pairs(rules: Any) -> list[tuple[str, PartitionSpec]]:
 
 def _require_used(unused: Iterable[str], weights: Iterable[Path]) -> None:
     for rule in unused:
-        paths = [_paths.join(path) for path in weights]
+        paths = [join_path(path) for path in weights]
         raise StructureMismatchError(
             f"rule {rule!r}",
             got="no leaf that it matches",
@@ -114,7 +114,7 @@ def _require_used(unused: Iterable[str], weights: Iterable[Path]) -> None:
 
 def _of_layout_map(rules: Any, weights: Flat, names: Mapping[Path, str]) -> dict[Path, Layout]:
     """By the names of Keras's variables, as Keras itself looks them up."""
-    found = {path: rules[names.get(path, _paths.join(path[1:]))] for path in weights}
+    found = {path: rules[names.get(path, join_path(path[1:]))] for path in weights}
     used = {id(layout) for layout in found.values()}
     _require_used([key for key, layout in rules.items() if id(layout) not in used], weights)
     return {
@@ -131,7 +131,7 @@ def _of_metadata(tree: Any) -> dict[Path, Layout]:
     else:
         specs = linen.get_partition_spec(tree)
     leaves = jax.tree_util.tree_flatten_with_path(specs, is_leaf=lambda x: isinstance(x, PartitionSpec))[0]
-    paths = list(_paths.flatten(tree))
+    paths = list(flatten_tree(tree))
     if len(leaves) != len(paths) or not any(leaf for _, leaf in leaves):
         raise StructureMismatchError(
             "rules",
@@ -166,7 +166,7 @@ def _owner(path: Path, params: Mapping[Path, Path]) -> Path | None:
 def _require_fit(leaves: Mapping[Path, tuple[Any, PartitionSpec]], mesh: Mesh | AbstractMesh) -> None:
     wrong = {path: _misfit(_shape(leaf), spec, mesh) for path, (leaf, spec) in leaves.items()}
     lines = [
-        f"  {_paths.join(path)}  {_paths.spec(leaves[path][0])}  {leaves[path][1]}: {why}"
+        f"  {join_path(path)}  {spec_text(leaves[path][0])}  {leaves[path][1]}: {why}"
         for path, why in wrong.items()
         if why
     ]
@@ -176,7 +176,7 @@ def _require_fit(leaves: Mapping[Path, tuple[Any, PartitionSpec]], mesh: Mesh | 
             got=f"specs that don't fit {len(lines)} leaves",
             expected="as many axes as a leaf has or fewer, each of a size that the mesh's divide",
             report=lines,
-            mismatched=[_paths.join(path) for path, why in wrong.items() if why],
+            mismatched=[join_path(path) for path, why in wrong.items() if why],
             fix=f"The mesh is {dict(mesh.shape)}. Put a rule for these leaves before the one that took them.",
         )
 

@@ -15,8 +15,8 @@ import numpy as np
 from flax import linen as nn
 from flax import nnx
 
-from keras_flax_bridge import _untrusted
 from keras_flax_bridge.errors import StructureMismatchError, UnsupportedLayerError
+from keras_flax_bridge.tree import untrusted
 
 
 @keras.saving.register_keras_serializable("keras_flax_bridge")
@@ -220,7 +220,7 @@ def _decoded(value: Any) -> Any:
 
 def _linen(name: Any, value: Mapping[str, Any]) -> Any:
     fields = {key: _decoded(item) for key, item in value["fields"].items()}
-    return _untrusted.flax_class(name, nn.Module)(**fields)
+    return untrusted.flax_class(name, nn.Module)(**fields)
 
 
 _READERS: dict[str, Callable[[Any, Mapping[str, Any]], Any]] = {
@@ -228,8 +228,8 @@ _READERS: dict[str, Callable[[Any, Mapping[str, Any]], Any]] = {
     "tuple": lambda items, _: tuple(_decoded(item) for item in items),
     "dict": lambda items, _: {_decoded(key): _decoded(item) for key, item in items},
     "linen": _linen,
-    "dtype": lambda name, _: _untrusted.dtype(name),
-    "name": lambda name, _: _untrusted.flax_thing(name),
+    "dtype": lambda name, _: untrusted.dtype(name),
+    "name": lambda name, _: untrusted.flax_thing(name),
 }
 _WRITTEN = [{"linen", "fields"} if kind == "linen" else {kind} for kind in _READERS]
 
@@ -237,7 +237,7 @@ _WRITTEN = [{"linen", "fields"} if kind == "linen" else {kind} for kind in _READ
 def _target(value: Any) -> Any:
     """What makes the module, out of a config: a module of Linen, a class, or a registered function."""
     named = isinstance(value, Mapping) and set(value) == {"name"}
-    return _untrusted.flax_maker(value["name"]) if named else _decoded(value)
+    return untrusted.flax_maker(value["name"]) if named else _decoded(value)
 
 
 def _is_dtype(value: Any) -> bool:
@@ -247,12 +247,12 @@ def _is_dtype(value: Any) -> bool:
 
 def _name(thing: Any) -> str:
     """The name of a class or function by which it is found again."""
-    known = _untrusted.flax_name(thing)
+    known = untrusted.flax_name(thing)
     if known is not None:
         return known
     name = keras.saving.get_registered_name(thing)
-    if name is not None and _untrusted.registered(name) is thing:
-        return f"{_untrusted.REGISTERED}{name}"
+    if name is not None and untrusted.registered(name) is thing:
+        return f"{untrusted.REGISTERED}{name}"
     raise _unwritable(
         _title(thing),
         "a class or function that isn't registered with Keras",

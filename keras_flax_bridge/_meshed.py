@@ -8,13 +8,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from keras_flax_bridge import _batches, _layouts, _paths
+from keras_flax_bridge import _batches, _layouts
 from keras_flax_bridge._keras_step import Fields, Kind, fields_of
 from keras_flax_bridge._layouts import Rules, automatic
-from keras_flax_bridge._leaves import placed, require_values
 from keras_flax_bridge.errors import StructureMismatchError
 from keras_flax_bridge.sharding import shardings_for
 from keras_flax_bridge.state import TrainState
+from keras_flax_bridge.tree.diff import spec_text
+from keras_flax_bridge.tree.leaves import placed, require_values
+from keras_flax_bridge.tree.paths import flatten_tree, join_path
 
 
 class Meshed:
@@ -60,9 +62,9 @@ class Meshed:
         if [getattr(leaf, "sharding", None) for leaf in leaves] == jax.tree.leaves(self._layout(state, tree)):
             require_values({("state", "step"): state.step})
             if any(leaf.is_deleted() for leaf in leaves):
-                require_values(_paths.flatten({"state": fields}))
+                require_values(flatten_tree({"state": fields}))
             return state
-        require_values(_paths.flatten(state))
+        require_values(flatten_tree(state))
         return jax.tree.map(placed, state, shardings_for(state, self._mesh, self._rules))
 
     def out_shardings(self, state: TrainState) -> tuple:
@@ -105,8 +107,8 @@ class Meshed:
         if parts and not self._leading:
             parts[0] = max(parts[0] // jax.process_count(), 1)  # each process passes its own rows
         wrong = [
-            f"  {_paths.join(path) or 'batch'}  {_paths.spec(leaf)}"
-            for path, leaf in _paths.flatten(batch).items()
+            f"  {join_path(path) or 'batch'}  {spec_text(leaf)}"
+            for path, leaf in flatten_tree(batch).items()
             if len(np.shape(leaf)) < len(parts)
             or any(size % part for size, part in zip(np.shape(leaf), parts, strict=False))
         ]

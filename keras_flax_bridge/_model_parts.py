@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from keras_flax_bridge import _intake, _parts
-from keras_flax_bridge._leaves import owned
+from keras_flax_bridge.tree.leaves import owned
 
 TREES = (*_intake.TREES, "eval_metrics")
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import keras
 
-from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge.errors import CheckpointError
+from keras_flax_bridge.tree.paths import join_path
 
 EXTRAS = "optimizer_extras"  # its name in the config of a model
 _DECAY, _NAMES, _VARIABLES = "exclude_from_weight_decay", "names", "variables"
@@ -40,7 +40,7 @@ def _parts(model: Any) -> dict[str, Any]:
     optimizer = getattr(model, "optimizer", None)
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         return {}
-    return {_paths.join(path): part for path, part in V.optimizer_parts(optimizer).items()}
+    return {join_path(path): part for path, part in V.optimizer_parts(optimizer).items()}
 
 
 def _stored(model: Any, own: V.Exclusions) -> dict[str, list[str]]:
@@ -54,7 +54,7 @@ def _stored(model: Any, own: V.Exclusions) -> dict[str, list[str]]:
 
 def _weights(model: Any) -> Iterator[tuple[str, Any]]:
     """All weights by structural key; a frozen one may be trained later."""
-    return ((_paths.join(entry.path), entry.variable) for part in V.collect_layer(model) for entry in part)
+    return ((join_path(entry.path), entry.variable) for part in V.collect_layer(model) for entry in part)
 
 
 def put_back(model: Any, config: Any, where: Any) -> Any:

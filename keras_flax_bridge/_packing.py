@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from keras_flax_bridge import _paths
+from keras_flax_bridge.tree.diff import dtype_name
+from keras_flax_bridge.tree.paths import Flat, Path, join_path, split_path
 
 LIMIT = 1 << 16  # bytes: a leaf of this size or more is an array of its own
 
@@ -31,7 +32,7 @@ def _is_small(leaf: Any) -> bool:
     return not isinstance(leaf, jax.Array) or leaf.is_fully_replicated
 
 
-def pack(flat: _paths.Flat, host: Mapping[_paths.Path, np.ndarray]) -> tuple[np.ndarray, Index, _paths.Flat]:
+def pack(flat: Flat, host: Mapping[Path, np.ndarray]) -> tuple[np.ndarray, Index, Flat]:
     """The bytes of all small leaves, where each lies in them, and the leaves that are not small.
 
     Args:
@@ -42,17 +43,17 @@ def pack(flat: _paths.Flat, host: Mapping[_paths.Path, np.ndarray]) -> tuple[np.
     parts = [leaf.tobytes() for leaf in small.values()]
     begins = accumulate(map(len, parts), initial=0)
     index: Index = {
-        _paths.join(path): (begin, _paths.dtype_name(leaf.dtype), leaf.shape)
+        join_path(path): (begin, dtype_name(leaf.dtype), leaf.shape)
         for (path, leaf), begin in zip(small.items(), begins, strict=False)
     }
     buffer = np.frombuffer(b"".join([*parts, b"\0"]), np.uint8)  # Orbax stores no empty array
     return buffer, index, {path: leaf for path, leaf in flat.items() if path not in small}
 
 
-def specs(index: Mapping[str, Any]) -> dict[_paths.Path, jax.ShapeDtypeStruct]:
+def specs(index: Mapping[str, Any]) -> dict[Path, jax.ShapeDtypeStruct]:
     """Shapes and dtypes of the leaves in an index."""
     return {
-        _paths.split(name): jax.ShapeDtypeStruct(tuple(shape), _dtype(dtype))
+        split_path(name): jax.ShapeDtypeStruct(tuple(shape), _dtype(dtype))
         for name, (_, dtype, shape) in index.items()
     }
 
@@ -61,21 +62,21 @@ _dtype = cache(jnp.dtype)
 
 
 def unpack(
-    buffer: np.ndarray, index: Mapping[str, Any], paths: Iterable[_paths.Path], start: int = 0
-) -> dict[_paths.Path, np.ndarray]:
+    buffer: np.ndarray, index: Mapping[str, Any], paths: Iterable[Path], start: int = 0
+) -> dict[Path, np.ndarray]:
     """Some leaves out of the bytes of all, or out of those from `start` on."""
     found = {}
     for path in paths:
-        begin, name, shape = index[_paths.join(path)]
+        begin, name, shape = index[join_path(path)]
         begin, dtype = begin - start, _dtype(name)
         end = begin + math.prod(shape) * dtype.itemsize
         found[path] = buffer[begin:end].view(dtype).reshape(shape)
     return found
 
 
-def span(index: Mapping[str, Any], paths: Iterable[_paths.Path]) -> tuple[int, int]:
+def span(index: Mapping[str, Any], paths: Iterable[Path]) -> tuple[int, int]:
     """Where the bytes of some leaves begin and end among those of all."""
-    places = [index[_paths.join(path)] for path in paths]
+    places = [index[join_path(path)] for path in paths]
     ends = (begin + math.prod(shape) * _dtype(name).itemsize for begin, name, shape in places)
     return min(place[0] for place in places), max(ends)
 

@@ -9,11 +9,12 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._apply import KerasApply
-from keras_flax_bridge._leaves import Whole
 from keras_flax_bridge.errors import StructureMismatchError
+from keras_flax_bridge.tree.diff import diff_trees
+from keras_flax_bridge.tree.leaves import Whole
+from keras_flax_bridge.tree.paths import flatten_tree, join_path
 
 
 class PartsApply:
@@ -135,8 +136,8 @@ def require_same_weights(part: Any, present: Any, name: str) -> None:
             expected="a TrainState",
             fix="Pass what state.part(name) gave.",
         )
-    got, expected = ({**_paths.flatten(s.params), **_paths.flatten(s.non_trainable)} for s in (part, present))
-    difference = _paths.diff(got, expected)
+    got, expected = ({**flatten_tree(s.params), **flatten_tree(s.non_trainable)} for s in (part, present))
+    difference = diff_trees(got, expected)
     if difference:
         raise difference.error(f"part {name!r}", "It is the state of another model.")
 
@@ -218,7 +219,7 @@ def require_distinct(models: Mapping[str, Any]) -> None:
     shared = []
     for name, model in models.items():
         for entry in (entry for part in V.collect_layer(model) for entry in part):
-            path = _paths.join((name, *entry.path))
+            path = join_path((name, *entry.path))
             first = places.setdefault(id(entry.variable), path)
             if first != path:
                 shared.append(f"{first} = {path}")

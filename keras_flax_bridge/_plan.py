@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from keras_flax_bridge import _layouts, _paths
-from keras_flax_bridge._leaves import size_of
+from keras_flax_bridge import _layouts
 from keras_flax_bridge.state import TrainState
+from keras_flax_bridge.tree.leaves import size_of
+from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, join_path
 
 Rules = list[tuple[str, PartitionSpec]]
 KINDS = ("params", "slots", "averages", "other")
@@ -35,14 +36,14 @@ def plans(state: Any, axes: Mapping[str, int]) -> list[Plan]:
         axes: sizes of the mesh's axes by name.
     """
     mesh = AbstractMesh(tuple(axes.values()), tuple(axes))
-    flat = _paths.flatten(state)
+    flat = flatten_tree(state)
     return [
         _plan(name, flat, _layouts.layouts(state, mesh, rules, {}), axes)
         for name, rules in _rules(flat, axes)
     ]
 
 
-def _rules(flat: _paths.Flat, axes: Mapping[str, int]) -> Iterable[tuple[str, Rules]]:
+def _rules(flat: Flat, axes: Mapping[str, int]) -> Iterable[tuple[str, Rules]]:
     weights = {path: leaf.shape for path, leaf in flat.items() if path[0] == "params"}
     first, *others = axes
     yield "replicated: data parallel", []
@@ -54,12 +55,10 @@ def _rules(flat: _paths.Flat, axes: Mapping[str, int]) -> Iterable[tuple[str, Ru
         yield f"one axis split over {', '.join(others)}, another over {first}", _each(weights, pairs, axes)
 
 
-def _each(
-    weights: Mapping[_paths.Path, Any], splits: Sequence[tuple[str, ...]], axes: Mapping[str, int]
-) -> Rules:
+def _each(weights: Mapping[Path, Any], splits: Sequence[tuple[str, ...]], axes: Mapping[str, int]) -> Rules:
     """A rule for each weight: its largest axes that divide, in turn, are split."""
     found = ((path, _spec(shape, splits, axes)) for path, shape in weights.items())
-    return [(f"^{re.escape(_paths.join(path))}$", spec) for path, spec in found if any(spec)]
+    return [(f"^{re.escape(join_path(path))}$", spec) for path, spec in found if any(spec)]
 
 
 def _spec(
@@ -74,14 +73,14 @@ def _spec(
     return PartitionSpec(*entries)
 
 
-def _plan(name: str, flat: _paths.Flat, found: Mapping[_paths.Path, Any], axes: Mapping[str, int]) -> Plan:
+def _plan(name: str, flat: Flat, found: Mapping[Path, Any], axes: Mapping[str, int]) -> Plan:
     per_device = dict.fromkeys(KINDS, 0)
     for path, leaf in flat.items():
         per_device[_kind(path)] += size_of(leaf) // math.prod(_layouts.parts(found[path].spec, axes))
     return Plan(name, per_device, sum(map(size_of, flat.values())))
 
 
-def _kind(path: _paths.Path) -> str:
+def _kind(path: Path) -> str:
     if path[0] == "opt_state":
         return "averages" if any(name in _AVERAGES for name in path) else "slots"
     return "params" if path[0] == "params" else "other"

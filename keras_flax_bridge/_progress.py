@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 
-from keras_flax_bridge._printable import printable
+from keras_flax_bridge.errors import printable
 
 _shown: ContextVar[Any] = ContextVar("_shown", default=None)
 

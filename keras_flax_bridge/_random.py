@@ -7,12 +7,12 @@ import zlib
 import jax
 import jax.numpy as jnp
 
-from keras_flax_bridge import _paths
+from keras_flax_bridge.tree.paths import Path, join_path
 
 
-def fold(key: jax.Array, path: _paths.Path) -> jax.Array:
+def fold(key: jax.Array, path: Path) -> jax.Array:
     """A key of its own for a path, the same in every process."""
-    return jax.random.fold_in(key, zlib.crc32(_paths.join(path).encode()))
+    return jax.random.fold_in(key, zlib.crc32(join_path(path).encode()))
 
 
 def seed(key: jax.Array) -> jax.Array:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from keras_flax_bridge import _intake, _paths
+from keras_flax_bridge import _intake
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._apply import KerasApply
 from keras_flax_bridge._transforms import KerasTransformation, require_model, trainee, transformation
+from keras_flax_bridge.tree.diff import diff_trees
+from keras_flax_bridge.tree.paths import fill_tree, flatten_tree
 
 
 def fields(state: Any, model: Any, batch: Any) -> dict[str, Any]:
@@ -20,9 +22,9 @@ def fields(state: Any, model: Any, batch: Any) -> dict[str, Any]:
     require_model(model)
     trained = _intake.built(trainee(model, **_trained_with(state, model)), batch)
     variables = V.collect(trained, metrics=False)
-    flat = {**_paths.flatten(state.params), **_paths.flatten(state.non_trainable)}
+    flat = {**flatten_tree(state.params), **flatten_tree(state.non_trainable)}
     weights = variables.params + variables.non_trainable
-    difference = _paths.diff(flat, {e.path: V.variable_spec(e.variable) for e in weights})
+    difference = diff_trees(flat, {e.path: V.variable_spec(e.variable) for e in weights})
     if difference:
         raise difference.error(f"model {model.name!r}", "It must be the model of this state.")
     params = variables.params.tree([flat[entry.path] for entry in variables.params])
@@ -49,7 +51,7 @@ def _trained_with(state: Any, model: Any) -> dict[str, Any]:
 
 def _again(state: Any, model: Any) -> Any:
     """The optimizer once more; its config is read with the values of the state, as its own may have moved."""
-    before, slots = state.apply_fn.model, _paths.flatten(state.opt_state)
+    before, slots = state.apply_fn.model, flatten_tree(state.opt_state)
     now = {entry.path: entry.variable for part in V.collect_layer(model) for entry in part}
     held = [entry for part in V.collect_layer(before) for entry in part]
     counterparts = {id(entry.variable): now[entry.path] for entry in held if entry.path in now}
@@ -60,33 +62,33 @@ def _again(state: Any, model: Any) -> Any:
 
 def _slots(state: Any, tx: Any, params: Any, compiled: bool) -> Any:
     """Slots of weights that stay trainable go on, the others start as the optimizer starts them."""
-    fresh, kept = tx.init(params), _paths.flatten(state.opt_state)
+    fresh, kept = tx.init(params), flatten_tree(state.opt_state)
     if not isinstance(tx, KerasTransformation):
-        return _paths.fill(fresh, kept)
+        return fill_tree(fresh, kept)
     if not V.takes_up(tx.optimizer, state.tx.optimizer):
         return fresh
     if compiled and tx.optimizer is not state.tx.optimizer:  # its learning rate is the one just compiled
         kept = {path: leaf for path, leaf in kept.items() if path[-1] != "learning_rate"}
-    return _paths.fill(_averaging(fresh, params), kept)
+    return fill_tree(_averaging(fresh, params), kept)
 
 
 def _averaging(fresh: Any, params: Any) -> Any:
     """Averages of weights start with the weights, as Keras has it at iteration 0."""
-    weights = _paths.flatten(params)
+    weights = flatten_tree(params)
     started = {
         path: weights[path[path.index(V.AVERAGES) + 1 :]]
-        for path in _paths.flatten(fresh)
+        for path in flatten_tree(fresh)
         if V.AVERAGES in path
     }
-    return _paths.fill(fresh, started)
+    return fill_tree(fresh, started)
 
 
 def _metrics(state: Any, trained: Any) -> dict[str, Any]:
     """Metrics that the model still has go on, new ones start."""
     metrics = V.collect(trained).metrics
     start, specs = _intake.zeroed(trained, metrics, metrics.tree()), metrics.specs()
-    trees = {name: _paths.flatten(getattr(state, name)) for name in ("metrics", "eval_metrics")}
+    trees = {name: flatten_tree(getattr(state, name)) for name in ("metrics", "eval_metrics")}
     return {
-        name: _paths.fill(start, {p: v for p, v in kept.items() if p in specs and specs[p].shape == v.shape})
+        name: fill_tree(start, {p: v for p, v in kept.items() if p in specs and specs[p].shape == v.shape})
         for name, kept in trees.items()
     }

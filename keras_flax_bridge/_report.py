@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import jax
 
-from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
-from keras_flax_bridge._leaves import size_of
-from keras_flax_bridge._printable import printable
-from keras_flax_bridge._types import PyTree
-from keras_flax_bridge.errors import StructureMismatchError
+from keras_flax_bridge.errors import StructureMismatchError, printable
+from keras_flax_bridge.tree.diff import dtype_name
+from keras_flax_bridge.tree.leaves import size_of
+from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, join_path, split_path
+from keras_flax_bridge.tree.types import PyTree
 
 SLOT, METRIC, STEP = "slot", "metric", "step"
 # what the leaves of a tree are, by its first name; Linen's collections and ToLinen's among them
@@ -59,7 +59,7 @@ class LeafRow(NamedTuple):
     @property
     def collection(self) -> str:
         """The first name of the path."""
-        return _paths.split(self.path)[0]
+        return split_path(self.path)[0]
 
 
 class StateReport(NamedTuple):
@@ -164,7 +164,7 @@ def _printed(report: StateReport, *, html: bool) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def kind_of(path: _paths.Path) -> str:
+def kind_of(path: Path) -> str:
     """What a leaf is, as far as its path says.
 
     >>> kind_of(("non_trainable", "dropout", "seed_generator_state"))
@@ -177,7 +177,7 @@ def kind_of(path: _paths.Path) -> str:
     return V.BATCH_STAT if path[-1].startswith("moving_") else V.OTHER
 
 
-def rows(flat: _paths.Flat, shardings: Mapping[_paths.Path, str] | None = None) -> tuple[LeafRow, ...]:
+def rows(flat: Flat, shardings: Mapping[Path, str] | None = None) -> tuple[LeafRow, ...]:
     """A row for every leaf, be it abstract.
 
     Args:
@@ -188,7 +188,7 @@ def rows(flat: _paths.Flat, shardings: Mapping[_paths.Path, str] | None = None) 
     found = found if shardings is None else dict(shardings)
     made = (
         LeafRow(
-            _paths.join(path),
+            join_path(path),
             kind_of(path),
             _dtype(leaf),
             tuple(getattr(leaf, "shape", ())),
@@ -205,7 +205,7 @@ def _place(collection: str) -> int:
 
 
 def _dtype(leaf: Any) -> str:
-    return _paths.dtype_name(leaf.dtype) if hasattr(leaf, "dtype") else type(leaf).__name__
+    return dtype_name(leaf.dtype) if hasattr(leaf, "dtype") else type(leaf).__name__
 
 
 def described(sharding: Any) -> str:
@@ -250,7 +250,7 @@ def report(state: PyTree) -> StateReport:
         dense: 2 leaves                           40
         all: 2 leaves                             40
     """
-    flat = _paths.flatten(state)
+    flat = flatten_tree(state)
     if () in flat:
         raise StructureMismatchError(
             "state",

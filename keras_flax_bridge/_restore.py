@@ -13,14 +13,21 @@ import keras
 import numpy as np
 from flax import nnx
 
-from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._intake import TREES, receivers
 from keras_flax_bridge._kinds import fits_device
-from keras_flax_bridge._leaves import on_disk
-from keras_flax_bridge._paths import Flat, Path
-from keras_flax_bridge._printable import printable
-from keras_flax_bridge.errors import StructureMismatchError
+from keras_flax_bridge.errors import StructureMismatchError, printable
+from keras_flax_bridge.tree.diff import Diff, same_spec
+from keras_flax_bridge.tree.leaves import on_disk
+from keras_flax_bridge.tree.paths import (
+    Flat,
+    Path,
+    compiled_pattern,
+    fill_tree,
+    flatten_tree,
+    join_path,
+    split_path,
+)
 
 log = logging.getLogger("keras_flax_bridge")
 
@@ -70,7 +77,7 @@ def target_of(like: Any, *, tops: Iterable[str] = TREES, weights: Any = None) ->
             return target(like, {(): like}, _weights(tops))
         if _are_all(like, kind):
             return target(like, {(name,): one for name, one in like.items()}, _weights(tops))
-    flat = _paths.flatten(like)
+    flat = flatten_tree(like)
     places = unboxed(flat)
     leaves = {name: flat[place] for name, place in places.items()}
     if isinstance(like, nnx.State):
@@ -88,7 +95,7 @@ def target_of(like: Any, *, tops: Iterable[str] = TREES, weights: Any = None) ->
     of_weights = plain or isinstance(like, nnx.State)
 
     def put(values: Flat) -> Any:
-        return _paths.fill(like, {places[path]: value for path, value in values.items()})
+        return fill_tree(like, {places[path]: value for path, value in values.items()})
 
     return Target(leaves, _weights(tops) if of_weights else None, put, of_weights)
 
@@ -207,7 +214,7 @@ def plan(stored: Flat, target: Target, where: str, options: Options) -> dict[Pat
         if not _compatible(stored[place], wanted[path], options.cast)
     }
     missing = {p: leaf for p, leaf in wanted.items() if p not in found and p not in target.optional}
-    difference = _paths.Diff(missing, left, mismatched)
+    difference = Diff(missing, left, mismatched)
     good = {path: place for path, place in found.items() if path not in mismatched}
     if (wanted and not good) or (difference and not options.partial):
         raise difference.error(where, _FIX if good else _NOTHING)
@@ -252,7 +259,7 @@ def _require_included(include: Include, paths: Iterable[Path], where: str) -> No
     if include is None or isinstance(include, (str, re.Pattern)):
         return
     trees = _subtrees((*TREES, "step", "eval_metrics"))  # any of these may have no leaves
-    roots = {prefix: _paths.split(prefix) for prefix in include}
+    roots = {prefix: split_path(prefix) for prefix in include}
     nothing = [
         p for p, root in roots.items() if root not in trees and not any(_within(x, [root]) for x in paths)
     ]
@@ -274,9 +281,9 @@ def _chooser(include: Include) -> Callable[[Path], bool]:
     )
     _require_form(include, texts, "include", "a regular expression, or a list of prefixes")
     if isinstance(include, (str, re.Pattern)):
-        pattern = _paths.pattern(include, "include", _LITERALLY)
-        return lambda path: pattern.search(_paths.join(path)) is not None
-    prefixes = [_paths.split(prefix) for prefix in include]
+        pattern = compiled_pattern(include, "include", _LITERALLY)
+        return lambda path: pattern.search(join_path(path)) is not None
+    prefixes = [split_path(prefix) for prefix in include]
     return lambda path: _within(path, prefixes)
 
 
@@ -293,7 +300,7 @@ def _require_form(argument: Any, allowed: bool, where: str, expected: str) -> No
 def _renamed(stored: Iterable[Path], rename: Rename, where: str) -> dict[Path, Path]:
     """The stored path of every name, after renaming."""
     if isinstance(rename, Mapping):
-        unknown = [name for name in rename if _paths.split(name) not in stored]
+        unknown = [name for name in rename if split_path(name) not in stored]
         if unknown:
             raise StructureMismatchError(
                 where,
@@ -304,14 +311,14 @@ def _renamed(stored: Iterable[Path], rename: Rename, where: str) -> dict[Path, P
     function = _renamer(rename)
     names: dict[Path, Path] = {}
     for path in stored:
-        new = function(_paths.join(path))
+        new = function(join_path(path))
         _require_form(new, isinstance(new, str), "rename", "a function that gives a name for every name")
-        name = _paths.split(new)
+        name = split_path(new)
         if name in names:
             raise StructureMismatchError(
                 where,
-                unexpected=[_paths.join(names[name]), _paths.join(path)],
-                fix=f"rename= gives both the name {_paths.join(name)!r}; each needs one of its own.",
+                unexpected=[join_path(names[name]), join_path(path)],
+                fix=f"rename= gives both the name {join_path(name)!r}; each needs one of its own.",
             )
         names[name] = path
     return names
@@ -331,7 +338,7 @@ def _renamer(rename: Rename) -> Callable[[str], str]:
         rename, pairs, "rename", "a dict, a function, or pairs of regular expression and replacement"
     )
     compiled = [
-        (_paths.pattern(pattern, "rename", _LITERALLY), replacement) for pattern, replacement in rename
+        (compiled_pattern(pattern, "rename", _LITERALLY), replacement) for pattern, replacement in rename
     ]
     return lambda name: _substituted(name, compiled)
 
@@ -353,7 +360,7 @@ def _compatible(stored: Any, wanted: Any, cast: bool) -> bool:
     wanted = on_disk(wanted)
     if cast and hasattr(stored, "shape") and hasattr(wanted, "shape"):
         return stored.shape == wanted.shape and _kind(stored) == _kind(wanted)
-    return _paths.same(stored, wanted)
+    return same_spec(stored, wanted)
 
 
 def _kind(leaf: Any) -> str:

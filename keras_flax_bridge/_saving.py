@@ -12,15 +12,17 @@ import keras
 import numpy as np
 from flax import nnx
 
-from keras_flax_bridge import _configs, _kinds, _paths, _restore
-from keras_flax_bridge._leaves import require_values
+from keras_flax_bridge import _configs, _kinds, _restore
 from keras_flax_bridge._orbax import FilePath
 from keras_flax_bridge.errors import CheckpointError
+from keras_flax_bridge.tree.diff import spec_text
+from keras_flax_bridge.tree.leaves import require_values
+from keras_flax_bridge.tree.paths import Flat
 
 _FORMAT = 1
 
 
-def checked(state: Any) -> _paths.Flat:
+def checked(state: Any) -> Flat:
     """The leaves of a state as they go to disk, each of a kind and a name that a restore gives back."""
     if isinstance(state, (nnx.Module, nnx.State)):
         flat = _restore.target_of(state).wanted  # by the names under which it is restored
@@ -37,7 +39,7 @@ def step_of(state: Any) -> int:
     require(step is not None, "state", f"a {type(state).__name__} without a step", "a TrainState")
     require_values({("step",): step})
     whole = np.shape(step) == () and np.issubdtype(np.asarray(step).dtype, np.integer)
-    require(whole, "state.step", _paths.spec(step), "a whole number")
+    require(whole, "state.step", spec_text(step), "a whole number")
     return int(step)
 
 

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
-from keras_flax_bridge._leaves import is_key, key_kind, owned
 from keras_flax_bridge.errors import StructureMismatchError
+from keras_flax_bridge.tree.leaves import is_key, key_kind, owned
+from keras_flax_bridge.tree.paths import Path, join_path, named_leaves
 
 
 class Leaf(NamedTuple):
@@ -28,7 +28,7 @@ class Leaf(NamedTuple):
         is_key: whether it is a key from which random numbers are drawn.
     """
 
-    path: _paths.Path
+    path: Path
     spec: jax.ShapeDtypeStruct
     trainable: bool
     impl: str | None
@@ -64,23 +64,21 @@ class Tree(NamedTuple):
             known = {leaf.path for leaf in self.leaves}
             raise StructureMismatchError(
                 where,
-                missing=[_paths.join(path) for path in known - found.keys()],
-                unexpected=[_paths.join(path) for path in found.keys() - known],
+                missing=[join_path(path) for path in known - found.keys()],
+                unexpected=[join_path(path) for path in found.keys() - known],
                 fix="A call may not add or take away variables: make them when the module is made.",
             )
         return [leaf.stored(v) for leaf, v in zip(self.leaves, values, strict=True)]
 
 
-def tree_of(
-    state: Any, is_trainable: Sequence[bool], is_rng: Sequence[bool], places: Sequence[_paths.Path]
-) -> Tree:
+def tree_of(state: Any, is_trainable: Sequence[bool], is_rng: Sequence[bool], places: Sequence[Path]) -> Tree:
     """What is known of a state, whose leaves may be abstract."""
     values, treedef = jax.tree.flatten(state)
     rows = zip(unique(places), values, is_trainable, is_rng, strict=True)
     return Tree(tuple(_leaf(*row) for row in rows), treedef)
 
 
-def _leaf(path: _paths.Path, value: Any, trainable: bool, is_rng: bool) -> Leaf:
+def _leaf(path: Path, value: Any, trainable: bool, is_rng: bool) -> Leaf:
     typed = is_key(value)
     spec = jax.eval_shape(jax.random.key_data, value) if typed else V.specs(value)
     impl = key_kind(value) if typed else None
@@ -105,16 +103,16 @@ def linen_tree(variables: Any) -> Tree:
     return tree_of(variables, trainable, [False] * len(places), [place[1:] or place for place in places])
 
 
-def _places(tree: Any) -> list[_paths.Path]:
+def _places(tree: Any) -> list[Path]:
     """The path of every leaf, without the boxes of Flax around arrays."""
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]
     boxed = [isinstance(keys[-1], jax.tree_util.GetAttrKey) for keys, _ in flat]
-    return [path[:-1] if box else path for (path, _), box in zip(_paths.named(flat), boxed, strict=True)]
+    return [path[:-1] if box else path for (path, _), box in zip(named_leaves(flat), boxed, strict=True)]
 
 
-def unique(places: Sequence[_paths.Path]) -> list[_paths.Path]:
+def unique(places: Sequence[Path]) -> list[Path]:
     """The same with ``_1`` after the second of a path; collections of Linen may share names."""
-    seen: dict[_paths.Path, int] = {}
+    seen: dict[Path, int] = {}
     found = []
     for path in places:
         number = seen.get(path, 0)

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import keras
 import optax
 
-from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
-from keras_flax_bridge._leaves import Whole
-from keras_flax_bridge._printable import said
-from keras_flax_bridge.errors import StructureMismatchError, UnsupportedOptimizerError
+from keras_flax_bridge.errors import StructureMismatchError, UnsupportedOptimizerError, said
+from keras_flax_bridge.tree.diff import diff_trees
+from keras_flax_bridge.tree.leaves import Whole
+from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, nest_paths
 
 
 def trainee(model: Any, *, loss: Any = None, optimizer: Any = None, metrics: Any = None) -> Any:
@@ -112,16 +112,16 @@ class OptaxSlots:
     """Optax's state where a `Collection` of slots stands for a Keras optimizer."""
 
     def __init__(self, tx: optax.GradientTransformation, params: V.Collection):
-        self._like = jax.eval_shape(tx.init, _paths.nest(params.specs()))
+        self._like = jax.eval_shape(tx.init, nest_paths(params.specs()))
 
-    def order(self, flat: _paths.Flat, where: str) -> list[_paths.Path]:
+    def order(self, flat: Flat, where: str) -> list[Path]:
         """The paths of the leaves in optax's order, after checking that they are this transformation's.
 
         Raises:
             StructureMismatchError: naming all leaves that differ.
         """
-        like = _paths.flatten(self._like)
-        difference = _paths.diff(flat, like)
+        like = flatten_tree(self._like)
+        difference = diff_trees(flat, like)
         if difference:
             raise difference.error(where, "It is the state of another optimizer than the step has.")
         return list(like)

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path as FilePath
 from typing import Any, NamedTuple
 
-from keras_flax_bridge import _guards, _orbax, _paths
+from keras_flax_bridge import _guards, _orbax
 from keras_flax_bridge._groups import groups, is_large
-from keras_flax_bridge._printable import printable, printed
 from keras_flax_bridge._report import counted, listed
-from keras_flax_bridge.errors import CheckpointError
+from keras_flax_bridge.errors import CheckpointError, printable, printed
+from keras_flax_bridge.tree.paths import Path, join_path
 
 OURS, ZIP = "checksums in the checkpoint", "the CRC-32 of the zip archive"
 
@@ -81,7 +81,7 @@ def _of_checkpoint(folder: FilePath) -> VerifyReport:
     damaged: dict[str, str] = {}
     for group in groups(stored.specs, stored.packed):
         damaged.update(_damaged(stored, group))
-    names = [_paths.join(path) for path in stored.specs]
+    names = [join_path(path) for path in stored.specs]
     unchecked = tuple(name for name in names if name not in written and name not in damaged)
     checked = len(names) - len(unchecked) - sum(name in damaged for name in names)
     return VerifyReport(
@@ -89,7 +89,7 @@ def _of_checkpoint(folder: FilePath) -> VerifyReport:
     )
 
 
-def _damaged(stored: Any, group: list[_paths.Path]) -> dict[str, str]:
+def _damaged(stored: Any, group: list[Path]) -> dict[str, str]:
     """What is wrong with leaves that are read together; with a large one, which comes alone, in parts."""
     if is_large(stored.specs[group[0]]):
         return stored.damaged_large(group[0])

@@ -16,11 +16,11 @@ import numpy as np
 from keras_flax_bridge import _integrity, _saving
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._preemption import Preemption
-from keras_flax_bridge._types import Logs, PathLike
 from keras_flax_bridge.checkpoint import stored_position
 from keras_flax_bridge.errors import CheckpointError
 from keras_flax_bridge.manager import CheckpointManager
 from keras_flax_bridge.state import TrainState
+from keras_flax_bridge.tree.types import Logs, PathLike
 
 
 class _Position(NamedTuple):

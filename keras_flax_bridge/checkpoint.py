@@ -23,11 +23,10 @@ from keras_flax_bridge import (
 )
 from keras_flax_bridge._kinds import given_back
 from keras_flax_bridge._orbax import FilePath
-from keras_flax_bridge._printable import printable
 from keras_flax_bridge._restore import Include, Options, Rename
-from keras_flax_bridge._types import Models, PathLike, PyTree, Target
 from keras_flax_bridge._verification import VerifyReport, verified
-from keras_flax_bridge.errors import CheckpointError, CorruptCheckpointError
+from keras_flax_bridge.errors import CheckpointError, CorruptCheckpointError, printable
+from keras_flax_bridge.tree.types import Models, PathLike, PyTree, Target
 
 log = logging.getLogger("keras_flax_bridge")
 

@@ -17,8 +17,8 @@ from keras_flax_bridge import _variables as V
 from keras_flax_bridge._flax_layer import FLAGS, FlaxLayer, Held
 from keras_flax_bridge._makers import Maker
 from keras_flax_bridge._sources import Source, linen_tree, nnx_tree
-from keras_flax_bridge._types import Shape
 from keras_flax_bridge.errors import UnsupportedLayerError
+from keras_flax_bridge.tree.types import Shape
 
 
 @keras.saving.register_keras_serializable("keras_flax_bridge")

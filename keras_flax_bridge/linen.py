@@ -9,11 +9,11 @@ import flax.linen as nn
 import jax
 import keras
 
-from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._apply import require_built, require_known, require_layer, stateless
-from keras_flax_bridge._leaves import owned
 from keras_flax_bridge.errors import StructureMismatchError
+from keras_flax_bridge.tree.leaves import owned
+from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, nest_paths
 
 _COLLECTIONS = {
     V.PARAM: "params",
@@ -83,14 +83,14 @@ class ToLinen(nn.Module):
             V.build_layer(self.layer, *args, **kwargs)
         params, non_trainable = V.collect_state(self.layer)
         boxes = self._boxes(params + non_trainable)
-        values = _paths.flatten(_paths.nest({place: box.value for place, box in boxes.items()}))
+        values = flatten_tree(nest_paths({place: box.value for place, box in boxes.items()}))
         variables = {"params": _chosen(values, params), "non_trainable": _chosen(values, non_trainable)}
         key = self.make_rng("dropout") if self._has_dropout_key() else None
         state = params, non_trainable
         outputs, after, losses = stateless(self.layer, state, variables, args, kwargs, key)
         if not self.is_initializing():
             placed = [_placed(entries, tree) for entries, tree in zip(state, after, strict=True)]
-            self._store(boxes, _paths.nest({**placed[0], **placed[1]}), key)
+            self._store(boxes, nest_paths({**placed[0], **placed[1]}), key)
             for loss in losses:
                 self.sow("losses", "raised", loss)
         return outputs
@@ -108,13 +108,13 @@ class ToLinen(nn.Module):
         """
         require_built(self.layer)
         params, non_trainable = V.collect_state(self.layer)
-        return _paths.nest({_place(e): owned(e.variable.value) for e in params + non_trainable})
+        return nest_paths({_place(e): owned(e.variable.value) for e in params + non_trainable})
 
     @nn.nowrap
     def _boxes(self, entries: V.Collection) -> dict[tuple[str, str], nn.Variable]:
         """One Linen variable for each first name in each collection; it holds the subtree below."""
         drawn = self._draw() if self.is_initializing() else {}
-        trees = _paths.nest({_place(entry): drawn.get(entry.path) for entry in entries})
+        trees = nest_paths({_place(entry): drawn.get(entry.path) for entry in entries})
         return {
             (collection, name): self.variable(collection, name, lambda tree=tree: tree)
             for collection, subtrees in trees.items()
@@ -123,7 +123,7 @@ class ToLinen(nn.Module):
         }
 
     @nn.nowrap
-    def _draw(self) -> dict[_paths.Path, Any]:
+    def _draw(self) -> dict[Path, Any]:
         return V.initial_values(self.layer, self.make_rng("params"))
 
     @nn.nowrap
@@ -149,7 +149,7 @@ def _require_static(training: Any) -> None:
         )
 
 
-def _place(entry: V.Entry) -> _paths.Path:
+def _place(entry: V.Entry) -> Path:
     """Where a variable lies among Linen's collections."""
     first, *rest = entry.path
     return (_COLLECTIONS[entry.kind], _name(first), *rest)
@@ -160,12 +160,12 @@ def _name(first: str) -> str:
     return f"{first}_" if first.rstrip("_") == "params" else first
 
 
-def _chosen(values: _paths.Flat, entries: V.Collection) -> dict[str, Any]:
+def _chosen(values: Flat, entries: V.Collection) -> dict[str, Any]:
     """The values of some entries as one nested dict, whatever collection each is in."""
-    return _paths.nest({e.path: values[_place(e)] for e in entries if _place(e) in values})
+    return nest_paths({e.path: values[_place(e)] for e in entries if _place(e) in values})
 
 
-def _placed(entries: V.Collection, tree: Any) -> _paths.Flat:
+def _placed(entries: V.Collection, tree: Any) -> Flat:
     """The values of `tree` by their places among Linen's collections."""
-    flat = _paths.flatten(tree)
+    flat = flatten_tree(tree)
     return {_place(entry): flat[entry.path] for entry in entries}

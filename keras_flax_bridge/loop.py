@@ -9,16 +9,17 @@ from typing import Any
 
 import keras
 
-from keras_flax_bridge import _flat, _parts, _paths
+from keras_flax_bridge import _flat, _parts
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._feed import Feed
 from keras_flax_bridge._history import History
-from keras_flax_bridge._leaves import owned
 from keras_flax_bridge._preemption import Preemption
-from keras_flax_bridge._types import Batch, BatchIterator, Step
 from keras_flax_bridge.errors import BridgeError, StructureMismatchError
 from keras_flax_bridge.manager import CheckpointManager
 from keras_flax_bridge.state import TrainState
+from keras_flax_bridge.tree.leaves import owned
+from keras_flax_bridge.tree.paths import fill_tree
+from keras_flax_bridge.tree.types import Batch, BatchIterator, Step
 
 Logs = Mapping[str, Any]
 
@@ -268,7 +269,7 @@ class _Watch:
             return state
         entries = V.collect(self._model, metrics=False).opt_state
         rates = {e.path: owned(e.variable.value) for e in entries if e.path[-1] == "learning_rate"}
-        return state.replace(opt_state=_paths.fill(state.opt_state, rates)) if rates else state
+        return state.replace(opt_state=fill_tree(state.opt_state, rates)) if rates else state
 
 
 def _number(value: Any) -> Any:

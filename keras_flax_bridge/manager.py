@@ -10,9 +10,9 @@ from typing import Any
 
 from keras_flax_bridge import _garbage, _iterators, _orbax, _saving
 from keras_flax_bridge._restore import Include, Options, Rename
-from keras_flax_bridge._types import Models, PathLike, PyTree, Target
 from keras_flax_bridge.checkpoint import candidates, from_newest, restored
 from keras_flax_bridge.errors import CheckpointError
+from keras_flax_bridge.tree.types import Models, PathLike, PyTree, Target
 
 log = logging.getLogger("keras_flax_bridge")
 

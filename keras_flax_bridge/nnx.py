@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import keras
 from flax import nnx
 
-from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._apply import call, require_built, require_known, require_layer
-from keras_flax_bridge._leaves import owned, require_values
-from keras_flax_bridge._types import Shape
 from keras_flax_bridge.errors import NotBuiltError, StructureMismatchError
+from keras_flax_bridge.tree.diff import diff_trees
+from keras_flax_bridge.tree.leaves import owned, require_values
+from keras_flax_bridge.tree.paths import Path
+from keras_flax_bridge.tree.types import Shape
 
 
 class KerasSeed(nnx.RngState):
@@ -190,7 +191,7 @@ class ToNNX(nnx.Module):
             )
         return raised.losses
 
-    def variables_by_path(self) -> dict[_paths.Path, nnx.Variable]:
+    def variables_by_path(self) -> dict[Path, nnx.Variable]:
         """The module's variables by structural path."""
         return {e.path: v for e, v in zip(self._held.entries, _variables(self), strict=True)}
 
@@ -232,7 +233,7 @@ class ToNNX(nnx.Module):
         params, non_trainable = V.collect_state(layer)
         entries = params + non_trainable
         values = {path: variable.get_value() for path, variable in self.variables_by_path().items()}
-        difference = _paths.diff(values, entries.specs())
+        difference = diff_trees(values, entries.specs())
         if difference:
             raise difference.error(f"layer {layer.name!r}", "It must be of the module's architecture.")
         require_values(values)
@@ -300,7 +301,7 @@ def _variables(module: ToNNX) -> list[nnx.Variable]:
     return [getattr(node, _attribute(node, name)) for node, name in nodes]
 
 
-def _node(node: Any, path: _paths.Path) -> Any:
+def _node(node: Any, path: Path) -> Any:
     """The module at a path, made where it doesn't exist yet."""
     for name in path:
         attribute = _attribute(node, name)

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_flax_bridge import _orbax, _paths, _restore
-from keras_flax_bridge._printable import printable, said
+from keras_flax_bridge import _orbax, _restore
 from keras_flax_bridge.checkpoint import restore, save
-from keras_flax_bridge.errors import BridgeError
+from keras_flax_bridge.errors import BridgeError, printable, said
 from keras_flax_bridge.manager import CheckpointManager
 from keras_flax_bridge.state import TrainState
 from keras_flax_bridge.steps import make_train_step
+from keras_flax_bridge.tree.paths import Flat, join_path
 
 
 class ResumeReport(NamedTuple):
@@ -86,7 +86,7 @@ def verify_resume(
         _in_a_new_process(_run, model_fn, data_fn, broken, steps[0], "before the break")
         _in_a_new_process(_run, model_fn, data_fn, broken, sum(steps), "after the break")
         finals = [_leaves(path / "final" / str(sum(steps))) for path in (straight, broken)]
-    differing = [_paths.join(p) for p, leaf in finals[0].items() if not _same(leaf, finals[1].get(p))]
+    differing = [join_path(p) for p, leaf in finals[0].items() if not _same(leaf, finals[1].get(p))]
     return ResumeReport(steps, len(finals[0]), tuple(differing))
 
 
@@ -130,7 +130,7 @@ def _run(model_fn: Callable[[], Any], data_fn: Callable[[], Any], folder: Path, 
     save(folder / "final" / str(steps), state)
 
 
-def _leaves(path: Path) -> _paths.Flat:
+def _leaves(path: Path) -> Flat:
     stored = _orbax.Stored(path)
     return stored.load({place: _restore.placement(spec, None) for place, spec in stored.specs.items()})
 

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
-from keras_flax_bridge import _layouts, _parts, _paths
+from keras_flax_bridge import _layouts, _parts
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._layouts import Rules
-from keras_flax_bridge._leaves import is_abstract, owned, placed, require_values, size_of
-from keras_flax_bridge._printable import printed
-from keras_flax_bridge._types import PyTree, Target
+from keras_flax_bridge.errors import printed
+from keras_flax_bridge.tree.leaves import is_abstract, owned, placed, require_values, size_of
+from keras_flax_bridge.tree.paths import Path, flatten_tree, join_path
+from keras_flax_bridge.tree.types import PyTree, Target
 
 
 def shardings_for(state: PyTree, mesh: Mesh, rules: Rules) -> PyTree:
@@ -79,7 +80,7 @@ def shard(state: Target, mesh: Mesh, rules: Rules) -> Target:
         >>> tuple(state["params"]["kernel"].sharding.spec)
         (None, 'model')
     """
-    require_values({path: leaf for path, leaf in _paths.flatten(state).items() if not is_abstract(leaf)})
+    require_values({path: leaf for path, leaf in flatten_tree(state).items() if not is_abstract(leaf)})
     shardings = shardings_for(state, mesh, rules)
     return jax.tree.map(lambda x, to: placed(x if is_abstract(x) else owned(x), to), state, shardings)
 
@@ -174,23 +175,23 @@ def sharding_report(state: PyTree, mesh: Mesh, rules: Rules) -> ShardingReport:
         128
     """
     found = _layouts.layouts(state, mesh, rules, keras_names(state))
-    flat = _paths.flatten(state)
-    groups: dict[_layouts.Layout, list[_paths.Path]] = {}
+    flat = flatten_tree(state)
+    groups: dict[_layouts.Layout, list[Path]] = {}
     for path in sorted(found, key=lambda path: str(found[path].rule)):
         groups.setdefault(found[path], []).append(path)
     rows = [_row(layout, {path: flat[path] for path in paths}, mesh) for layout, paths in groups.items()]
     return ShardingReport(mesh.size, tuple(rows))
 
 
-def _row(layout: _layouts.Layout, leaves: Mapping[_paths.Path, Any], mesh: Mesh) -> RuleReport:
+def _row(layout: _layouts.Layout, leaves: Mapping[Path, Any], mesh: Mesh) -> RuleReport:
     shards = math.prod(_layouts.parts(layout.spec, mesh.shape))
     size = sum(map(size_of, leaves.values()))
     return RuleReport(
-        layout.rule, layout.spec, len(leaves), _paths.join(next(iter(leaves))), shards, size, size // shards
+        layout.rule, layout.spec, len(leaves), join_path(next(iter(leaves))), shards, size, size // shards
     )
 
 
-def keras_names(state: Any) -> dict[_paths.Path, str]:
+def keras_names(state: Any) -> dict[Path, str]:
     """How Keras itself calls the weights of a state, by path, where it is a state of Keras models."""
     found = {}
     for name, model in _parts.models(getattr(state, "apply_fn", None)).items():

@@ -11,11 +11,10 @@ import keras
 from flax import struct
 from flax.training import train_state
 
-from keras_flax_bridge import _assignments, _garbage, _intake, _parts, _paths, _repartition
+from keras_flax_bridge import _assignments, _garbage, _intake, _parts, _repartition
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._apply import KerasApply
 from keras_flax_bridge._flat import LazyTrees
-from keras_flax_bridge._leaves import explained, owned
 from keras_flax_bridge._model_parts import TREES, ModelParts
 from keras_flax_bridge._transforms import (
     KerasTransformation,
@@ -23,8 +22,10 @@ from keras_flax_bridge._transforms import (
     trainee,
     transformation,
 )
-from keras_flax_bridge._types import Batch, GivenOptimizer, Loss, Metrics, Params, PyTree
 from keras_flax_bridge.optimizers import Moves
+from keras_flax_bridge.tree.diff import require_paths
+from keras_flax_bridge.tree.leaves import explained, owned
+from keras_flax_bridge.tree.types import Batch, GivenOptimizer, Loss, Metrics, Params, PyTree
 
 
 class TrainState(LazyTrees, Moves, ModelParts, train_state.TrainState):
@@ -262,7 +263,7 @@ class TrainState(LazyTrees, Moves, ModelParts, train_state.TrainState):
             return self.with_parts(**moved).replace(**kwargs)
         trees = {"grads": grads, "state": {"opt_state": self.opt_state, "params": self.params}}
         if not isinstance(self.tx, KerasTransformation):
-            _paths.require_paths(grads, self.params, "grads")
+            require_paths(grads, self.params, "grads")
             with explained(trees), taking_no_extra_arguments(self.tx):
                 return super().apply_gradients(grads=grads, **kwargs)
         with explained(trees):

@@ -13,9 +13,9 @@ from keras_flax_bridge._keras_step import EVALUATE, PREDICT, TRAIN, KerasStep, L
 from keras_flax_bridge._layouts import Rules
 from keras_flax_bridge._meshed import Meshed
 from keras_flax_bridge._transforms import require_model, trainee
-from keras_flax_bridge._types import GivenOptimizer, Loss, Metrics
 from keras_flax_bridge.errors import StructureMismatchError
 from keras_flax_bridge.state import TrainState
+from keras_flax_bridge.tree.types import GivenOptimizer, Loss, Metrics
 
 Step = Callable[[TrainState, Any], tuple[TrainState, Logs]]
 

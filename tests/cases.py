@@ -12,8 +12,8 @@ import pytest
 from keras.src.backend.common import dtypes
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
+from keras_flax_bridge.tree.paths import flatten_tree, join_path
 from tests.contracts import ROWS, Row
 
 # most of the time goes to compilation: for programs that run once it is kept short
@@ -86,11 +86,9 @@ def values(model: keras.Model) -> dict:
 
 def differing(a: Any, b: Any) -> list[str]:
     """Paths of the leaves that are not the same bits in two trees."""
-    a, b = _paths.flatten(a), _paths.flatten(b)
+    a, b = flatten_tree(a), flatten_tree(b)
     assert a.keys() == b.keys()
-    return [
-        _paths.join(path) for path in a if not np.array_equal(a[path], b[path], equal_nan=_floats(a[path]))
-    ]
+    return [join_path(path) for path in a if not np.array_equal(a[path], b[path], equal_nan=_floats(a[path]))]
 
 
 def equal(a: Any, b: Any) -> bool:

@@ -9,7 +9,7 @@ import orbax.checkpoint as ocp
 from keras import layers
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _paths
+from keras_flax_bridge.tree.paths import flatten_tree, join_path, nest_paths
 
 X, Y = np.ones((4, 6), "float32"), np.ones((4, 3), "float32")
 HAS_SAFETENSORS = importlib.util.find_spec("safetensors") is not None
@@ -33,11 +33,11 @@ def write(folder):
     model.save_weights(folder / "model.weights.h5")
     kfb.save(folder / "tree", state)
     kfb.save(folder / "packed", state, layout="packed")
-    flat = {path: np.asarray(leaf) for path, leaf in _paths.flatten(state).items()}
+    flat = {path: np.asarray(leaf) for path, leaf in flatten_tree(state).items()}
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder / "flax", _paths.nest(flat))
+        checkpointer.save(folder / "flax", nest_paths(flat))
     if HAS_SAFETENSORS:
         from safetensors.numpy import save_file
 
-        save_file({_paths.join(path): leaf for path, leaf in flat.items()}, folder / "model.safetensors")
+        save_file({join_path(path): leaf for path, leaf in flat.items()}, folder / "model.safetensors")
     return state

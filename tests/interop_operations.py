@@ -21,8 +21,9 @@ from flax.training import train_state
 from orbax.checkpoint import v1 as ocp
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
+from keras_flax_bridge.tree.diff import diff_trees
+from keras_flax_bridge.tree.paths import flatten_tree
 from tests.cases import QUICK
 from tests.interop_rows import Row
 
@@ -195,7 +196,7 @@ def same_state(module: kfb.ToNNX, wanted: dict) -> None:
 
 def collected(updates: Any) -> dict:
     """Leaves of Linen's collections by structural path."""
-    return {path: leaf for name in STATE for path, leaf in _paths.flatten(updates.get(name, {})).items()}
+    return {path: leaf for name in STATE for path, leaf in flatten_tree(updates.get(name, {})).items()}
 
 
 # --- ToNNX
@@ -362,7 +363,7 @@ def nnx_eval_shape(case: Case) -> None:
     abstract = nnx.eval_shape(lambda: case.module(rngs=nnx.Rngs(0)))
     got = values(abstract)
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in got.values())
-    assert not _paths.diff(got, case.start)
+    assert not diff_trees(got, case.start)
 
 
 def nnx_orbax(case: Case) -> None:
@@ -435,10 +436,10 @@ def linen_init(case: Case) -> None:
     init = lambda key: case.linen.init(key, *case.row.args, **case.row.kwargs)  # noqa: E731
     one, other = case.linen_members
     close(one, case.linen_init(KEYS[0]), 0)
-    flat = [{path[1:]: leaf for path, leaf in _paths.flatten(tree).items()} for tree in (one, other)]
+    flat = [{path[1:]: leaf for path, leaf in flatten_tree(tree).items()} for tree in (one, other)]
     differ(case, {path: [tree[path] for tree in flat] for path in flat[0]})
-    assert not _paths.diff(flat[0], case.start)
-    assert not _paths.diff(_paths.flatten(jax.eval_shape(init, KEYS[0])), _paths.flatten(one))
+    assert not diff_trees(flat[0], case.start)
+    assert not diff_trees(flatten_tree(jax.eval_shape(init, KEYS[0])), flatten_tree(one))
 
 
 def linen_apply(case: Case) -> None:
@@ -523,7 +524,7 @@ def hosted(case: Case, host: nn.Module) -> None:
     close(outputs, case.trained[0][0])
     state = collected({name: updates[name]["inner"] for name in STATE if name in updates})
     close(list(state.values()), [case.trained[0][1][path] for path in state])
-    flat = _paths.flatten(gradients)
+    flat = flatten_tree(gradients)
     close([flat["inner", *path] for path in case.params], case.gradients)
 
 
@@ -576,7 +577,7 @@ def members(case: Case, lift: Any) -> None:
     stack = case.jit(lambda one, two: jax.tree.map(lambda *leaves: jnp.stack(leaves), one, two))
     stacks = stack(*case.linen_members)
     variables = {name: {"members": {"inner": tree}} for name, tree in stacks.items()}
-    assert not _paths.diff(_paths.flatten(shapes), _paths.flatten(variables))
+    assert not diff_trees(flatten_tree(shapes), flatten_tree(variables))
     mutable = [*STATE, "losses"]
     outputs, updates = case.jit(lambda variables: host.apply(variables, mutable=mutable))(variables)
     for i in range(2 if not case.row.heavy else 0):
@@ -620,7 +621,7 @@ def linen_train_state(case: Case) -> None:
 
         return state.apply_gradients(grads=jax.grad(loss)(state.params))
 
-    params = _paths.flatten(step(state).params)
+    params = flatten_tree(step(state).params)
     close([params[path] for path in case.params], case.stepped)
 
 

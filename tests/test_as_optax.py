@@ -12,7 +12,8 @@ from flax.training import train_state
 from keras import optimizers as K
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _paths
+from keras_flax_bridge.tree.diff import diff_trees
+from keras_flax_bridge.tree.paths import flatten_tree
 from tests.models.optimizers import ByPath, Nested
 from tests.optimizer_rows import OPTIMIZERS, SCHEDULES, TOLERANCE, Sawtooth, Small, make
 from tests.test_optimizers import relative
@@ -63,7 +64,7 @@ def run(tx, params, steps=4):
 
 def by_hand(optimizer, steps=4):
     """The same loop by Keras's own means."""
-    variables = [keras.Variable(leaf, name=path[-1]) for path, leaf in _paths.flatten(PARAMS).items()]
+    variables = [keras.Variable(leaf, name=path[-1]) for path, leaf in flatten_tree(PARAMS).items()]
     optimizer.build(variables)
 
     def step(carry, i):
@@ -99,8 +100,8 @@ def test_the_state_is_that_of_a_train_state():
     model = Small()
     model.build((None, 5, 5, 2))
     state = kfb.TrainState.from_keras(model, optimizer=optimizer)
-    assert not _paths.diff(
-        _paths.flatten(kfb.as_optax(optimizer).init(state.params)), _paths.flatten(state.opt_state)
+    assert not diff_trees(
+        flatten_tree(kfb.as_optax(optimizer).init(state.params)), flatten_tree(state.opt_state)
     )
 
 

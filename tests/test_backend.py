@@ -7,9 +7,10 @@ import sys
 
 import pytest
 
-from keras_flax_bridge import _backend, errors
+from keras_flax_bridge import errors
+from keras_flax_bridge.startup import backend
 
-WRITTEN_BY_KERAS = json.dumps(_backend.WRITTEN_BY_KERAS)
+WRITTEN_BY_KERAS = json.dumps(backend.WRITTEN_BY_KERAS)
 
 CASES = {
     # name: (KERAS_BACKEND, keras.json, code, what it prints or the error's words)

@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from keras import layers
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _paths
+from keras_flax_bridge.tree.paths import flatten_tree, join_path, nest_paths
 from tests import contracts
 from tests.cases import equal
 from tests.models import optimizers
@@ -85,7 +85,7 @@ def test_plain_orbax_reads_it(saved):
 
 
 def nested(state):
-    return _paths.nest(_paths.flatten(state))
+    return nest_paths(flatten_tree(state))
 
 
 def test_plain_orbax_v0_reads_it(saved):
@@ -204,7 +204,7 @@ def test_a_tree_that_was_not_saved_is_missing_and_not_taken_from_another(saved):
     like = Following.from_keras(model)
     with pytest.raises(kfb.StructureMismatchError) as error:
         kfb.restore(path, like.replace(ema=state.params))
-    assert set(error.value.missing) == {_paths.join(("ema", *p)) for p in _paths.flatten(state.params)}
+    assert set(error.value.missing) == {join_path(("ema", *p)) for p in flatten_tree(state.params)}
 
 
 LEFT_OUT = {
@@ -465,7 +465,7 @@ def run(folder, steps, *, die_at=None):
             manager.save(state, data=data)
             if int(state.step) == die_at:
                 os.kill(os.getpid(), 9)
-    leaves = {_paths.join(p): np.asarray(v).tobytes().hex() for p, v in _paths.flatten(state).items()}
+    leaves = {join_path(p): np.asarray(v).tobytes().hex() for p, v in flatten_tree(state).items()}
     print(json.dumps(leaves))
 
 

@@ -14,7 +14,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _doctor, _start, cli
+from keras_flax_bridge import cli
+from keras_flax_bridge.startup import begin, doctor
 from tests import files
 from tests.spawning import ROOT
 from tests.test_integrity import flip
@@ -246,8 +247,8 @@ def test_doctor_says_what_to_do(monkeypatch, capsys, broken):
     environment, versions, words = BROKEN[broken]
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    known = _doctor._version
-    monkeypatch.setattr(_doctor, "_version", lambda name: versions.get(name, known(name)))
+    known = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda name: versions.get(name, known(name)))
     assert cli.main(["doctor"]) == 1
     clashes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("clash: ")]
     assert len(clashes) == 1
@@ -276,7 +277,7 @@ def test_only_the_command_line_begins_as_such(monkeypatch, start):
     argv, typed, expected = STARTS[start]
     monkeypatch.setattr(sys, "argv", argv)
     monkeypatch.setattr(sys, "orig_argv", typed)
-    assert _start.is_command() == expected
+    assert begin.is_command() == expected
 
 
 def test_doctor_without_a_device(monkeypatch, capsys):

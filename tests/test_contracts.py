@@ -11,8 +11,9 @@ import pytest
 from keras import layers
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
+from keras_flax_bridge.tree.diff import diff_trees
+from keras_flax_bridge.tree.paths import flatten_tree, join_path, nest_paths
 from tests import contracts
 from tests.cases import TREES, differing, light, values
 
@@ -50,7 +51,7 @@ def test_abstract_has_the_same_leaves(case):
             kfb.TrainState.abstract(case.row.build, batch=case.batch)
         return
     abstract = kfb.TrainState.abstract(case.row.build, batch=case.batch)
-    difference = _paths.diff(_paths.flatten(abstract), _paths.flatten(case.start))
+    difference = diff_trees(flatten_tree(abstract), flatten_tree(case.start))
     assert not difference, difference.table()
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(abstract))
 
@@ -69,8 +70,8 @@ def same(got, wanted, exact):
     """Bit for bit, or where XLA fuses two programs otherwise, but for float rounding."""
     if exact:
         assert differing(got, wanted) == []
-    for (path, leaf), other in zip(_paths.flatten(got).items(), _paths.flatten(wanted).values(), strict=True):
-        close(leaf, other, 1e-5, _paths.join(path))
+    for (path, leaf), other in zip(flatten_tree(got).items(), flatten_tree(wanted).values(), strict=True):
+        close(leaf, other, 1e-5, join_path(path))
 
 
 def test_steps_equal_fit(case):
@@ -80,7 +81,7 @@ def test_steps_equal_fit(case):
     for batch in case.row.batches():
         state, logs = case.step(state, batch)
     got = {tree: getattr(state, tree) for tree in TREES}
-    same(got, _paths.nest(finished.values), case.row.exact)
+    same(got, nest_paths(finished.values), case.row.exact)
     if case.row.name != "own_step":  # fit forgets what an own step reports beyond the metrics
         same(floats(logs), floats(finished.logs), case.row.exact)
     assert int(state.step) == case.row.steps
@@ -197,7 +198,7 @@ def test_two_states_run_side_by_side_and_none_leaks(case):
     pure = kfb.make_train_step(case.model, jit=False)
     with jax.checking_leaks():
         shapes, _ = jax.eval_shape(pure, case.start, case.batch)
-    difference = _paths.diff(_paths.flatten(shapes), _paths.flatten(case.start))
+    difference = diff_trees(flatten_tree(shapes), flatten_tree(case.start))
     assert not difference, difference.table()
 
 
@@ -208,9 +209,9 @@ def test_an_ensemble_steps_as_its_members_do(case):
     pure = kfb.make_train_step(case.model, jit=False)
     ensemble, _ = jax.jit(jax.vmap(pure, in_axes=(0, None)))(stack, case.batch)
     for i, member in enumerate(members):
-        wanted = _paths.flatten(case.step(member, case.batch)[0])
-        for path, leaf in _paths.flatten(ensemble).items():
-            close(leaf[i], wanted[path], case.row.tolerance, _paths.join(path))
+        wanted = flatten_tree(case.step(member, case.batch)[0])
+        for path, leaf in flatten_tree(ensemble).items():
+            close(leaf[i], wanted[path], case.row.tolerance, join_path(path))
 
 
 def close(got, wanted, tolerance, name):

@@ -16,7 +16,7 @@ from keras import layers
 
 import keras_flax_bridge as kfb
 from keras_flax_bridge import cli
-from keras_flax_bridge._leaves import on_disk
+from keras_flax_bridge.tree.leaves import on_disk
 from tests import files
 from tests.cases import differing
 from tests.test_integrity import TREE

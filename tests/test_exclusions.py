@@ -16,9 +16,10 @@ from keras import layers
 from keras import optimizers as K
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _configs, _conversion, _paths, checkpoint
+from keras_flax_bridge import _configs, _conversion, checkpoint
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._contents import opened
+from keras_flax_bridge.tree.paths import flatten_tree, join_path
 from tests import resuming
 from tests.cases import differing
 
@@ -82,11 +83,11 @@ def check(state, gradients=None):
 
 
 def check_params(before, after):
-    before, after = _paths.flatten(before), _paths.flatten(after)
+    before, after = flatten_tree(before), flatten_tree(after)
     assert len(before) == 4
     for path, leaf in before.items():
         if path[-1] == "bias":
-            np.testing.assert_array_equal(after[path], leaf, err_msg=_paths.join(path))
+            np.testing.assert_array_equal(after[path], leaf, err_msg=join_path(path))
         else:
             np.testing.assert_allclose(after[path], leaf * np.float32(0.95), rtol=1e-6)
 

@@ -15,7 +15,7 @@ from flax import linen as nn
 from flax import nnx
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _paths
+from keras_flax_bridge.tree.paths import flatten_tree
 from tests import flax_rows
 from tests.cases import differing, parameters, values
 from tests.flax_rows import ROWS, Plain, linen_call
@@ -231,7 +231,7 @@ def flax_again(row):
     drawn = [linen.init(jax.random.key(k), row.x)["params"] for k in (0, 0, 1)]
     assert jax.tree.structure(drawn[0]) == jax.tree.structure(variables["params"])
     same(drawn[0], drawn[1])
-    one, two = (_paths.flatten(tree) for tree in drawn[1:])
+    one, two = (flatten_tree(tree) for tree in drawn[1:])
     assert all(np.any(one[path] != two[path]) for path in one if path[-1] in ("kernel", "embedding"))
     other = kfb.ToNNX(model, rngs=nnx.Rngs(5))
     assert other.variables_by_path().keys() == module.variables_by_path().keys()

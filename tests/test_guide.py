@@ -14,7 +14,7 @@ import pytest
 from keras import layers
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _paths
+from keras_flax_bridge.tree.paths import flatten_tree, join_path
 from tests import contracts
 
 ROUNDING = {"rtol": 2e-5, "atol": 1e-6}
@@ -68,9 +68,9 @@ def close(state, model):
     """Weights and slots of the state against those of the fitted model."""
     wanted = kfb.TrainState.from_keras(model)
     for tree in ("params", "non_trainable", "opt_state"):
-        flat = _paths.flatten(getattr(wanted, tree))
-        for path, leaf in _paths.flatten(getattr(state, tree)).items():
-            np.testing.assert_allclose(leaf, flat[path], err_msg=_paths.join(path), **ROUNDING)
+        flat = flatten_tree(getattr(wanted, tree))
+        for path, leaf in flatten_tree(getattr(state, tree)).items():
+            np.testing.assert_allclose(leaf, flat[path], err_msg=join_path(path), **ROUNDING)
 
 
 @pytest.mark.parametrize("optimizer", [keras.optimizers.Adam(), optax.adam(1e-3)], ids=["keras", "optax"])
@@ -92,8 +92,8 @@ def test_b_compiled_step_is_fit_to_the_bit():
     assert {name: float(value) for name, value in logs.items()} == wanted
     reference = kfb.TrainState.from_keras(fitted)
     for tree in ("params", "non_trainable", "opt_state", "metrics"):
-        flat = _paths.flatten(getattr(reference, tree))
-        assert all(np.array_equal(leaf, flat[p]) for p, leaf in _paths.flatten(getattr(state, tree)).items())
+        flat = flatten_tree(getattr(reference, tree))
+        assert all(np.array_equal(leaf, flat[p]) for p, leaf in flatten_tree(getattr(state, tree)).items())
 
 
 def test_b_compiled_step_by_hand():

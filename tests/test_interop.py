@@ -13,8 +13,8 @@ from flax import nnx
 from keras import layers
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
+from keras_flax_bridge.tree.paths import flatten_tree, nest_paths
 from tests import contracts
 from tests.cases import light
 
@@ -50,7 +50,7 @@ def test_every_row_gives_the_layer_s_numbers(case, training):
     outputs, updates = linen.apply(variables, x, training=training, mutable=mutable)
     close(outputs, wanted)
     held = module.variables_by_path()
-    moved = {path: leaf for name in updates for path, leaf in _paths.flatten(updates[name]).items()}
+    moved = {path: leaf for name in updates for path, leaf in flatten_tree(updates[name]).items()}
     for entry, value in zip(V.collect_layer(model)[1], after, strict=True):
         close(held[entry.path].get_value(), value)
         close(moved[entry.path], value)
@@ -68,7 +68,7 @@ def values_of(model):
         "frozen": "frozen",
     }
     entries = [entry for part in V.collect_state(model) for entry in part]
-    return _paths.nest({(names[e.kind], *e.path): e.variable.value for e in entries})
+    return nest_paths({(names[e.kind], *e.path): e.variable.value for e in entries})
 
 
 # --- ToNNX

@@ -13,8 +13,8 @@ import pytest
 from keras import layers
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
+from keras_flax_bridge.tree.paths import flatten_tree, join_path
 from tests import contracts
 from tests.cases import Case
 from tests.models import graphs
@@ -22,7 +22,7 @@ from tests.models import graphs
 
 def keys(model):
     params, non_trainable = V.collect_layer(model)
-    return [_paths.join(entry.path) for entry in params + non_trainable]
+    return [join_path(entry.path) for entry in params + non_trainable]
 
 
 class Attention(layers.Layer):
@@ -136,7 +136,7 @@ def everything(fast):
 
 
 def leaves(state):
-    return [_paths.join(path) for path in _paths.flatten(state)]
+    return [join_path(path) for path in flatten_tree(state)]
 
 
 def test_kinds():

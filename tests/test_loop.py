@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from keras import layers
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge._leaves import placed
+from keras_flax_bridge.tree.leaves import placed
 from tests import contracts
 from tests.cases import TREES, differing
 from tests.spawning import terminated, together

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _orbax, _schema, _texts
+from keras_flax_bridge import _orbax
 from keras_flax_bridge._orbax import metadata
+from keras_flax_bridge.tree.untrusted import schema, texts
 from tests.attacks import goods, mutations
 
 TREE = {
@@ -138,11 +139,11 @@ TEXTS = {
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 def test_a_text_that_is_not_json_within_bounds_is_refused(text):
     with pytest.raises(kfb.CorruptCheckpointError, match="somewhere"):
-        _texts.parsed(text, "somewhere")
+        texts.parsed(text, "somewhere")
 
 
 def test_every_dtype_of_the_table_is_one():
-    assert all(jax.numpy.dtype(name).name == name for name in _schema.DTYPES)
+    assert all(jax.numpy.dtype(name).name == name for name in schema.DTYPES)
 
 
 # --- places
@@ -249,12 +250,12 @@ def nested(levels):
 
 @pytest.mark.parametrize("layout", ["tree", "packed"])
 def test_a_path_is_as_long_as_a_restore_can_read(tmp_path, layout):
-    deep, wide = nested(_schema.DEEPEST), {"a" * _schema.LONGEST: np.ones(2)}
+    deep, wide = nested(schema.DEEPEST), {"a" * schema.LONGEST: np.ones(2)}
     for number, tree in enumerate((deep, wide)):
         kfb.save(tmp_path / str(number), tree, layout=layout)
         back = kfb.restore(tmp_path / str(number), tree)
         assert np.array_equal(jax.tree.leaves(back)[0], np.ones(2))
-    for tree in (nested(_schema.DEEPEST + 1), {"a" * (_schema.LONGEST + 1): np.ones(2)}):
+    for tree in (nested(schema.DEEPEST + 1), {"a" * (schema.LONGEST + 1): np.ones(2)}):
         with pytest.raises(kfb.StructureMismatchError, match="levels and") as error:
             kfb.save(tmp_path / "refused", tree, layout=layout)
         assert len(str(error.value)) < 1000

@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
+from keras_flax_bridge.tree.paths import flatten_tree
 from tests import migration
 from tests.cases import QUICK, double
 from tests.migration import Row
@@ -57,8 +57,8 @@ class Sides:
 
         (_, (y, after)), grads = gradients(loss, params, self.x)
         wmap = self.module.weight_map
-        flat = _paths.flatten(wmap.to_keras(grads))
-        state = {p: v for p, v in _paths.flatten(wmap.to_keras(after)).items() if p not in flat}
+        flat = flatten_tree(wmap.to_keras(grads))
+        state = {p: v for p, v in flatten_tree(wmap.to_keras(after)).items() if p not in flat}
         return y, flat, state
 
 

@@ -15,8 +15,8 @@ from flax import linen, nnx
 from keras import layers as L
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _paths
 from keras_flax_bridge.migrate import rules
+from keras_flax_bridge.tree.paths import flatten_tree
 from tests import rule_table
 from tests.cases import QUICK
 from tests.models import applications, native
@@ -395,8 +395,8 @@ def test_a_state_goes_back_to_keras(trained):
     state = kfb.TrainState.from_keras(trained)
     new = migrate.to_keras(module, state)
     np.testing.assert_array_equal(new.params["dense"]["bias"], state.params["dense"]["bias"] + 1)
-    same = _paths.flatten(state.non_trainable)
-    for path, leaf in _paths.flatten(new.non_trainable).items():
+    same = flatten_tree(state.non_trainable)
+    for path, leaf in flatten_tree(new.non_trainable).items():
         np.testing.assert_array_equal(leaf, same[path])
 
 
@@ -534,7 +534,7 @@ def test_match_fused_attention():
     )
     wmap = migrate.match(model, target, sample=sample)
     assert wmap.notes == ()
-    wmap.put(target, _paths.flatten(wmap.to_flax()))
+    wmap.put(target, flatten_tree(wmap.to_flax()))
     assert migrate.compare(model, target, sample, tolerance=1e-5).ok
 
 

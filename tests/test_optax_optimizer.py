@@ -13,7 +13,7 @@ import pytest
 from keras import layers
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _paths
+from keras_flax_bridge.tree.paths import flatten_tree
 from tests.optimizer_rows import TOLERANCE
 from tests.test_optimizers import relative
 
@@ -334,4 +334,4 @@ def test_slots_cover_what_optax_holds():
         options = {"iteration": 1, "learning_rate": not callable(CASES[name][1].get("learning_rate", 0))}
         options["accumulator"] = 2 * bool(made.gradient_accumulation_steps)
         assert len(made.variables) == held + sum(options.values()), name
-        assert _paths.flatten(made.slots) or name == "sgd"
+        assert flatten_tree(made.slots) or name == "sgd"

@@ -12,9 +12,10 @@ import pytest
 from keras import optimizers as K
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge.optimizers.rules import RULES
+from keras_flax_bridge.tree.diff import diff_trees
+from keras_flax_bridge.tree.paths import flatten_tree, join_path
 from tests.optimizer_rows import OPTIMIZERS, ROWS, SCHEDULES, STEPS, TOLERANCE, Row, Small, make, noise
 from tests.test_optimizers import different, relative
 
@@ -192,7 +193,7 @@ def test_a_state_keeps_its_other_fields(with_model):
             or relative(getattr(moved, name), getattr(state, name)) == 0
         )
     assert back.tx.optimizer is state.tx.optimizer
-    assert not _paths.diff(_paths.flatten(back.opt_state), _paths.flatten(state.opt_state))
+    assert not diff_trees(flatten_tree(back.opt_state), flatten_tree(state.opt_state))
 
 
 def test_a_converted_state_can_be_donated():
@@ -396,7 +397,7 @@ def test_missing_slots_are_named():
     opt_state = {name: slot for name, slot in state.opt_state.items() if name != "velocities"}
     with pytest.raises(kfb.StructureMismatchError) as error:
         kfb.opt_state_to_optax(state.tx.optimizer, opt_state, state.params)
-    paths = {f"velocities/{_paths.join(path)}" for path in _paths.flatten(state.params)}
+    paths = {f"velocities/{join_path(path)}" for path in flatten_tree(state.params)}
     assert set(error.value.missing) == paths
     averaged = built(K.Adam(0.1, use_ema=True))[1]
     with pytest.raises(kfb.StructureMismatchError) as error:

@@ -10,24 +10,22 @@ import optax
 import pytest
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _paths
+from keras_flax_bridge.tree.paths import fill_tree, flatten_tree, join_path
 from tests.cases import double
 from tests.optimizer_rows import CHUNK, DOUBLE, ROWS, STEPS, TOLERANCE, Small, noise
 
 
 def relative(a, b):
     """The largest difference of two trees, relative to the largest value of the second."""
-    a, b = (
-        np.concatenate([np.ravel(x).astype("float64") for x in _paths.flatten(t).values()]) for t in (a, b)
-    )
+    a, b = (np.concatenate([np.ravel(x).astype("float64") for x in flatten_tree(t).values()]) for t in (a, b))
     return np.max(np.abs(a - b)) / np.max(np.abs(b))
 
 
 def different(a, b):
     """Paths of the leaves that are not the same bits."""
-    a, b = _paths.flatten(a), _paths.flatten(b)
+    a, b = flatten_tree(a), flatten_tree(b)
     assert a.keys() == b.keys()
-    return [_paths.join(path) for path in a if not np.array_equal(a[path], b[path], equal_nan=True)]
+    return [join_path(path) for path in a if not np.array_equal(a[path], b[path], equal_nan=True)]
 
 
 class Runs:
@@ -82,9 +80,9 @@ class Runs:
 
 def halved(state):
     """The state with half the learning rate, where a state holds it."""
-    flat = _paths.flatten(state.opt_state)
+    flat = flatten_tree(state.opt_state)
     rates = {path: 0.5 * leaf for path, leaf in flat.items() if path[-1] == "learning_rate"}
-    return state.replace(opt_state=_paths.fill(state.opt_state, rates))
+    return state.replace(opt_state=fill_tree(state.opt_state, rates))
 
 
 @pytest.fixture(
@@ -102,7 +100,7 @@ def test_a_free_run_is_that_of_keras(runs):
 
 
 def test_slots_of_a_free_run_are_those_of_keras(runs):
-    slots, expected = (_paths.flatten(s.opt_state) for s in (runs.to_keras(runs.optax_50), runs.keras_50))
+    slots, expected = (flatten_tree(s.opt_state) for s in (runs.to_keras(runs.optax_50), runs.keras_50))
     assert slots.keys() == expected.keys()
     off = {path: relative(slots[path], leaf) for path, leaf in expected.items() if np.any(leaf)}
     assert {p: value for p, value in off.items() if value > 10 * TOLERANCE} == {}

@@ -12,7 +12,7 @@ import pytest
 from keras import layers
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _paths
+from keras_flax_bridge.tree.paths import flatten_tree, join_path, split_path
 
 RNG = np.random.default_rng(0)
 REAL = RNG.normal(2.0, 0.5, (16, 2)).astype("float32")
@@ -42,9 +42,9 @@ def gan():
 
 
 def differing(a, b):
-    a, b = _paths.flatten(a), _paths.flatten(b)
+    a, b = flatten_tree(a), flatten_tree(b)
     assert a.keys() == b.keys()
-    return [_paths.join(path) for path in a if not np.array_equal(a[path], b[path])]
+    return [join_path(path) for path in a if not np.array_equal(a[path], b[path])]
 
 
 def cross_entropy(logits, target):
@@ -90,7 +90,7 @@ def test_a_gan_trains_is_saved_and_comes_back(tmp_path):
     assert int(state.step) == int(state.opt_state["generator"]["iteration"]) == 3
     assert np.isfinite(loss)
     moved = differing(before, state)
-    kept = [path for path in _paths.flatten(state) if path not in set(map(_paths.split, moved))]
+    kept = [path for path in flatten_tree(state) if path not in set(map(split_path, moved))]
     assert all("rate" in path[-1] or "metrics" in path[0] for path in kept)
 
     kfb.save(tmp_path / "gan", state)

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _paths
+from keras_flax_bridge.tree.paths import flatten_tree
 from tests import contracts
 from tests.cases import equal
 from tests.models.graphs import two_layers
@@ -63,7 +63,7 @@ def test_repartition_keeps_the_slots_that_survive(optimizer):
     frozen = state.repartition(model)
     assert "dense" not in frozen.params
     assert equal(frozen.non_trainable["dense"], state.params["dense"])
-    before, after = (_paths.flatten(s.opt_state) for s in (state, frozen))
+    before, after = (flatten_tree(s.opt_state) for s in (state, frozen))
     assert after.keys() == {path for path in before if "dense" not in path}
     assert all(np.array_equal(before[path], after[path]) for path in after)
     assert int(frozen.step) == 1
@@ -73,7 +73,7 @@ def test_repartition_keeps_the_slots_that_survive(optimizer):
     model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
     back = trained.repartition(model)
     assert back.params.keys() == state.params.keys()
-    slots = [leaf for path, leaf in _paths.flatten(back.opt_state).items() if "dense" in path]
+    slots = [leaf for path, leaf in flatten_tree(back.opt_state).items() if "dense" in path]
     assert len(slots) == 4
     assert not any(np.any(leaf) for leaf in slots)
 

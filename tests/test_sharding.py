@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from keras import layers
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _paths
+from keras_flax_bridge.tree.paths import flatten_tree
 from tests.cases import TREES, differing
 
 RNG = np.random.default_rng(0)
@@ -80,7 +80,7 @@ def close(state, wanted):
 
 
 def where(state):
-    return {path: leaf.sharding for path, leaf in _paths.flatten(state).items()}
+    return {path: leaf.sharding for path, leaf in flatten_tree(state).items()}
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_the_pure_step_under_jit_with_shardings(alone):
     logs = NamedSharding(devices, P())
     step = jax.jit(pure, out_shardings=(shardings, logs), donate_argnums=0)
     after, _ = step(state, jax.device_put(BATCHES[0], NamedSharding(devices, batch_spec)))
-    assert where(after) == _paths.flatten(shardings)
+    assert where(after) == flatten_tree(shardings)
     close(after, alone[1])
 
 

@@ -15,7 +15,7 @@ from flax.training import train_state
 from keras import layers
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _paths
+from keras_flax_bridge.tree.paths import flatten_tree, join_path
 from tests import contracts
 from tests.cases import equal
 from tests.models import stateful
@@ -308,10 +308,10 @@ def test_apply_gradients_is_exact_for_keras_optimizers(optimizer):
     grads = jax.jit(jax.grad(loss_fn))(state.params, state)
     state = jax.jit(lambda s, g: s.apply_gradients(grads=g))(state, grads)
     reference, _ = kfb.make_train_step(build())(kfb.TrainState.from_keras(build()), BATCH)
-    for path, leaf in _paths.flatten((state.params, state.opt_state)).items():
-        wanted = _paths.flatten((reference.params, reference.opt_state))[path]
+    for path, leaf in flatten_tree((state.params, state.opt_state)).items():
+        wanted = flatten_tree((reference.params, reference.opt_state))[path]
         # the same rule on gradients of two programs: XLA may round their sums differently
-        np.testing.assert_allclose(leaf, wanted, rtol=1e-5, atol=1e-7, err_msg=_paths.join(path))
+        np.testing.assert_allclose(leaf, wanted, rtol=1e-5, atol=1e-7, err_msg=join_path(path))
 
 
 def test_apply_fn_returns_updates_and_losses(model):

@@ -14,7 +14,7 @@ import pytest
 from keras import layers
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _paths
+from keras_flax_bridge.tree.paths import flatten_tree
 from tests import contracts
 
 BATCH = next(contracts.SEQUENTIAL.batches())
@@ -100,8 +100,8 @@ def test_optax_trains_as_plain_flax_code_would():
     for batch in contracts.SEQUENTIAL.batches(10):
         params, slots = by_hand(params, slots, *batch)
         state, _ = train_step(state, batch)
-    for path, leaf in _paths.flatten(state.params).items():
-        np.testing.assert_allclose(leaf, _paths.flatten(params)[path], rtol=1e-5, atol=1e-6)
+    for path, leaf in flatten_tree(state.params).items():
+        np.testing.assert_allclose(leaf, flatten_tree(params)[path], rtol=1e-5, atol=1e-6)
 
 
 def test_given_parts_leave_the_compiled_model_alone(model):

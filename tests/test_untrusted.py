@@ -15,11 +15,12 @@ from flax import nnx
 from keras.src.backend.common.global_state import set_global_attribute
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _keras_files, _untrusted, cli, migrate
+from keras_flax_bridge import _keras_files, cli, migrate
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._makers import Maker
-from keras_flax_bridge._untrusted import tables
 from keras_flax_bridge.migrate.transforms import from_json
+from keras_flax_bridge.tree import untrusted
+from keras_flax_bridge.tree.untrusted import tables
 from tests import hostile
 
 PACKAGE = Path(kfb.__file__).parent
@@ -70,7 +71,7 @@ def test_every_function_of_jax_nn_is_allowed_or_refused():
 )
 def test_an_allowed_name_is_the_function_of_that_name(name):
     space, _, last = name.rpartition(".")
-    assert _untrusted.optax_factory(name) is getattr(getattr(optax, space) if space else optax, last)
+    assert untrusted.optax_factory(name) is getattr(getattr(optax, space) if space else optax, last)
 
 
 def test_an_allowed_name_that_this_optax_lacks_is_an_error(monkeypatch):
@@ -260,7 +261,7 @@ KERAS = {
 def test_what_a_config_may_not_name(row):
     for config in (KERAS[row], layer(activation=KERAS[row]), {"a": [[KERAS[row]]]}):
         with pytest.raises(kfb.CheckpointError, match="names"):
-            _untrusted.require_safe(config, "file")
+            untrusted.require_safe(config, "file")
 
 
 def test_a_deep_config_is_an_error():
@@ -268,7 +269,7 @@ def test_a_deep_config_is_an_error():
     for _ in range(100_000):
         config = {"a": config}
     with pytest.raises(kfb.CheckpointError, match="levels"):
-        _untrusted.require_safe(config, "file")
+        untrusted.require_safe(config, "file")
 
 
 def test_nothing_is_imported_because_a_config_names_it(tmp_path, monkeypatch):
@@ -318,8 +319,8 @@ def test_keras_gets_no_file_whose_config_was_not_looked_at(name, good, tmp_path)
 
 
 def test_layers_of_other_parts_of_keras_pass():
-    _untrusted.require_safe({"module": "keras.utils", "class_name": "FeatureSpace", "config": {}}, "file")
-    _untrusted.require_safe(
+    untrusted.require_safe({"module": "keras.utils", "class_name": "FeatureSpace", "config": {}}, "file")
+    untrusted.require_safe(
         json.loads(json.dumps(layer(dtype={"module": "keras", "class_name": "DTypePolicy"}))), "x"
     )
 

@@ -6,8 +6,8 @@ import types
 from pathlib import Path
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _untrusted
-from keras_flax_bridge._untrusted import tables
+from keras_flax_bridge.tree import untrusted
+from keras_flax_bridge.tree.untrusted import tables
 
 PACKAGE = Path(kfb.__file__).parent
 
@@ -71,6 +71,6 @@ def test_pickle_is_named_in_one_file_for_its_error_alone():
 
 
 def test_names_of_modules_are_looked_up_in_tables():
-    assert isinstance(_untrusted.flax_thing("flax.nnx.Linear"), type)
+    assert isinstance(untrusted.flax_thing("flax.nnx.Linear"), type)
     assert isinstance(tables.OPTAX, dict)
-    assert not isinstance(_untrusted.optax_factory("adam"), types.ModuleType)
+    assert not isinstance(untrusted.optax_factory("adam"), types.ModuleType)

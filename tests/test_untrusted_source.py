@@ -9,7 +9,7 @@ import pytest
 
 import keras_flax_bridge as kfb
 from keras_flax_bridge import migrate
-from keras_flax_bridge._printable import printable_lines
+from keras_flax_bridge.errors import printable_lines
 from keras_flax_bridge.migrate.code import Raw, identifier, literal
 from keras_flax_bridge.migrate.gate import require_plain
 from tests import hostile

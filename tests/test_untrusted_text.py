@@ -13,7 +13,7 @@ import pytest
 
 import keras_flax_bridge as kfb
 from keras_flax_bridge import cli, migrate
-from keras_flax_bridge._printable import printable
+from keras_flax_bridge.errors import printable
 from tests import hostile
 
 PACKAGE = Path(kfb.__file__).parent

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
-from keras_flax_bridge._leaves import on_disk
 from keras_flax_bridge._report import METRIC, STEP, StateReport, rows
+from keras_flax_bridge.tree.leaves import on_disk
+from keras_flax_bridge.tree.paths import Flat, Path
 
 # kinds of leaves that Keras doesn't write, and why they are left out
 NOT_IN_KERAS_FILES = {
@@ -43,7 +43,7 @@ class Contents:
         self,
         path: FilePath,
         kind: str,
-        specs: _paths.Flat,
+        specs: Flat,
         metadata: Mapping[str, Any] | None = None,
         unnamed: str = "",
     ):
@@ -53,19 +53,19 @@ class Contents:
         self.metadata = dict(metadata or {})
         self.unnamed = unnamed
 
-    def values(self) -> _paths.Flat:
+    def values(self) -> Flat:
         """Every leaf, in the memory of this process."""
         return self.some(self.specs)
 
-    def some(self, paths: Iterable[_paths.Path]) -> _paths.Flat:
+    def some(self, paths: Iterable[Path]) -> Flat:
         """Some leaves, in the memory of this process."""
         raise NotImplementedError
 
-    def parts(self, path: _paths.Path) -> Iterator[np.ndarray]:
+    def parts(self, path: Path) -> Iterator[np.ndarray]:
         """A large leaf in one-dimensional parts, in C order."""
         raise NotImplementedError
 
-    def packed(self) -> Container[_paths.Path]:
+    def packed(self) -> Container[Path]:
         """Leaves that are read as one."""
         return ()
 
@@ -74,11 +74,11 @@ class Contents:
         """Inside, `some` and `parts` may be called often: what they have in common is done once."""
         yield
 
-    def initial(self) -> _paths.Flat:
+    def initial(self) -> Flat:
         """Leaves that `values` lacks, as the model that is stored starts them."""
         return {}
 
-    def shardings(self) -> dict[_paths.Path, str]:
+    def shardings(self) -> dict[Path, str]:
         """How leaves lay on devices when they were written, where that is known."""
         return {}
 

@@ -8,19 +8,20 @@ from typing import Any
 
 import jax
 
-from keras_flax_bridge import _configs, _guards, _paths
+from keras_flax_bridge import _configs, _guards
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._parts import models
 from keras_flax_bridge.state import TrainState
+from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree
 
 
-def datasets(path: FilePath) -> dict[_paths.Path, jax.ShapeDtypeStruct]:
+def datasets(path: FilePath) -> dict[Path, jax.ShapeDtypeStruct]:
     """Shapes and dtypes of the arrays in a file, by Keras's own paths in it; no array is read."""
     with _guards.weights(path) as weights:
         return specs_of(weights.arrays)
 
 
-def specs_of(arrays: Mapping[str, _guards.Array]) -> dict[_paths.Path, jax.ShapeDtypeStruct]:
+def specs_of(arrays: Mapping[str, _guards.Array]) -> dict[Path, jax.ShapeDtypeStruct]:
     """Shapes and dtypes by path, in the order of Keras's numbers."""
     found = {
         tuple(name.split("/")): jax.ShapeDtypeStruct(array.shape, array.dtype)
@@ -31,7 +32,7 @@ def specs_of(arrays: Mapping[str, _guards.Array]) -> dict[_paths.Path, jax.Shape
     return {path: found[path] for path in sorted(found, key=order)}
 
 
-def abstract(path: FilePath, config: dict[str, Any]) -> tuple[_paths.Flat, dict[_paths.Path, str]]:
+def abstract(path: FilePath, config: dict[str, Any]) -> tuple[Flat, dict[Path, str]]:
     """All that a `.keras` file may hold, by structural key, and the name of each in it; nothing is allocated.
 
     Raises:
@@ -39,10 +40,10 @@ def abstract(path: FilePath, config: dict[str, Any]) -> tuple[_paths.Flat, dict[
     """
     optimizer = None if config.get("compile_config") else "sgd"
     state = TrainState.abstract(lambda: _configs.build(config, path), optimizer=optimizer)
-    return _paths.flatten(state), names(models(state.apply_fn).get(""))
+    return flatten_tree(state), names(models(state.apply_fn).get(""))
 
 
-def names(model: Any) -> dict[_paths.Path, str]:
+def names(model: Any) -> dict[Path, str]:
     """The names in the file; none where a layer of the user's writes its variables in a way of its own."""
     try:
         return {} if model is None else V.names_in_files(model)

@@ -9,19 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from keras_flax_bridge import _configs, _guards, _keras_files, _optimizer_extras, _paths
+from keras_flax_bridge import _configs, _guards, _keras_files, _optimizer_extras
 from keras_flax_bridge._contents import h5
 from keras_flax_bridge._contents.base import NOT_IN_KERAS_FILES, Contents, as_numpy
 from keras_flax_bridge._report import SLOT, kind_of
 from keras_flax_bridge._slices import GROUP, flat_pieces
 from keras_flax_bridge.errors import BridgeError
+from keras_flax_bridge.tree.diff import same_spec
+from keras_flax_bridge.tree.paths import Flat, Path
 
 
 class _File(Contents):
     """A file whose arrays are read by the names that they have in it."""
 
     _weights: _guards.Weights | None = None
-    _places: Mapping[_paths.Path, str]  # the name in the file of each leaf that is read from it
+    _places: Mapping[Path, str]  # the name in the file of each leaf that is read from it
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -33,13 +35,13 @@ class _File(Contents):
             finally:
                 self._weights = None
 
-    def some(self, paths: Iterable[_paths.Path]) -> _paths.Flat:
+    def some(self, paths: Iterable[Path]) -> Flat:
         if self._weights is None:
             with self.reading():
                 return self.some(paths)
         return {path: self._weights.read(self._places[path]) for path in paths}
 
-    def parts(self, path: _paths.Path) -> Iterator[np.ndarray]:
+    def parts(self, path: Path) -> Iterator[np.ndarray]:
         assert self._weights is not None, "only inside reading()"
         return flat_pieces(self._weights.pieces(self._places[path], GROUP))
 
@@ -62,9 +64,7 @@ class KerasModel(_File):
         model: the model, with what lies in the file in its variables; None to load it once it is needed.
     """
 
-    def __init__(
-        self, path: FilePath, specs: _paths.Flat, names: Mapping[_paths.Path, str], model: Any = None
-    ):
+    def __init__(self, path: FilePath, specs: Flat, names: Mapping[Path, str], model: Any = None):
         if model is None:
             config = {**(_guards.config(path) or {}), **_optimizer_extras.read(path)}
         else:
@@ -79,33 +79,33 @@ class KerasModel(_File):
         self._model = model
         self._places = names if _are_these(self.specs, names, arrays) else {}
 
-    def some(self, paths: Iterable[_paths.Path]) -> _paths.Flat:
+    def some(self, paths: Iterable[Path]) -> Flat:
         if self._places:
             return super().some(paths)
         loaded = self._loaded()  # Keras alone knows how a layer of the user's is read
         return {path: as_numpy(loaded[path]) for path in paths}
 
-    def parts(self, path: _paths.Path) -> Iterator[np.ndarray]:
+    def parts(self, path: Path) -> Iterator[np.ndarray]:
         return super().parts(path) if self._places else flat_pieces(self.some([path]).values())
 
-    def initial(self) -> _paths.Flat:
+    def initial(self) -> Flat:
         kept = self._model
         if _guards.kind(self.path) == _guards.KERAS:  # it can be loaded again, and would hold all weights
             self._model = None
         state = _keras_files.KerasFile(self.path, kept).specs
         return {path: as_numpy(leaf) for path, leaf in state.items() if path not in self.specs}
 
-    def _loaded(self) -> _paths.Flat:
+    def _loaded(self) -> Flat:
         file = _keras_files.KerasFile(self.path, self._model)
         self._model = file.model
         return file.specs
 
 
-def _are_these(specs: _paths.Flat, names: Mapping[_paths.Path, str], arrays: _paths.Flat) -> bool:
+def _are_these(specs: Flat, names: Mapping[Path, str], arrays: Flat) -> bool:
     """Whether the file holds each leaf under its name, as it is in the model."""
     stored = {"/".join(name): leaf for name, leaf in arrays.items()}
     return all(
-        names.get(path) in stored and _paths.same(stored[names[path]], leaf) for path, leaf in specs.items()
+        names.get(path) in stored and same_spec(stored[names[path]], leaf) for path, leaf in specs.items()
     )
 
 
@@ -113,7 +113,7 @@ def kind(path: FilePath) -> str:
     return "Keras's weights file" if path.name.endswith(".h5") else "Keras file"
 
 
-def _written(specs: _paths.Flat, slots: bool) -> _paths.Flat:
+def _written(specs: Flat, slots: bool) -> Flat:
     """The leaves of a model that its file holds: weights, and slots if there are any."""
     kept = {name: leaf for name, leaf in specs.items() if kind_of(name) not in NOT_IN_KERAS_FILES}
     return kept if slots else {name: leaf for name, leaf in kept.items() if kind_of(name) != SLOT}

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from keras_flax_bridge import _configs, _foreign, _orbax, _paths, _restore
+from keras_flax_bridge import _configs, _foreign, _orbax, _restore
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._contents.base import Contents, as_numpy
 from keras_flax_bridge._report import METRIC, in_words, kind_of
 from keras_flax_bridge.errors import BridgeError
 from keras_flax_bridge.state import TrainState
+from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree
 
 _NO_TARGET = _restore.Target({}, None, dict, of_weights=False)
 
@@ -39,24 +40,24 @@ class Checkpoint(Contents):
         specs = {name: stored.specs[place] for name, place in self._names.items()}
         super().__init__(path, _kind(stored), specs, metadata, unnamed)
 
-    def some(self, paths: Iterable[_paths.Path]) -> _paths.Flat:
+    def some(self, paths: Iterable[Path]) -> Flat:
         places = {name: self._names[name] for name in paths}
         found = self._stored.load({p: _orbax.on_host(self._stored.specs[p]) for p in places.values()})
         self._stored.require_whole(found)
         return {name: as_numpy(found[place]) for name, place in places.items()}
 
-    def parts(self, path: _paths.Path) -> Iterator[np.ndarray]:
+    def parts(self, path: Path) -> Iterator[np.ndarray]:
         return self._stored.parts(self._names[path])
 
-    def packed(self) -> Container[_paths.Path]:
+    def packed(self) -> Container[Path]:
         packed = self._stored.packed
         return {name for name, place in self._names.items() if place in packed}
 
-    def initial(self) -> _paths.Flat:
-        state = _paths.flatten(_state(self)).items()
+    def initial(self) -> Flat:
+        state = flatten_tree(_state(self)).items()
         return {p: as_numpy(leaf) for p, leaf in state if p not in self.specs or kind_of(p) in self.lacks}
 
-    def shardings(self) -> dict[_paths.Path, str]:
+    def shardings(self) -> dict[Path, str]:
         found = self._stored.shardings()
         return {name: in_words(*found[place]) for name, place in self._names.items() if place in found}
 
@@ -77,7 +78,7 @@ def _kind(stored: Any) -> str:
     return "checkpoint of Keras's callback" if _is_keras_s(stored) else "checkpoint of other Orbax code"
 
 
-def _of_keras(stored: Any, model: Any) -> tuple[dict[_paths.Path, _paths.Path], str]:
+def _of_keras(stored: Any, model: Any) -> tuple[dict[Path, Path], str]:
     """The place of every leaf by structural key; else by Keras's own name, and why."""
     try:
         return _foreign.names(stored, model, _NO_TARGET), ""

@@ -11,11 +11,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from keras_flax_bridge import _guards, _paths, _schema, _texts
+from keras_flax_bridge import _guards
 from keras_flax_bridge._contents.base import Contents
-from keras_flax_bridge._schema import Malformed
 from keras_flax_bridge._slices import GROUP
 from keras_flax_bridge.errors import BridgeError, CheckpointError
+from keras_flax_bridge.tree.paths import Flat, Path, join_path, split_path
+from keras_flax_bridge.tree.untrusted import schema, texts
+from keras_flax_bridge.tree.untrusted.schema import Malformed
 
 _OURS = "keras_flax_bridge"  # the key of our metadata
 
@@ -26,52 +28,52 @@ class Tensors(Contents):
     def __init__(self, path: FilePath):
         found = _guards.tensors(path)
         text = found.metadata.get(_OURS, "{}")
-        metadata = _texts.parsed(text, f"{path}, __metadata__/{_OURS}", CheckpointError)
+        metadata = texts.parsed(text, f"{path}, __metadata__/{_OURS}", CheckpointError)
         try:
             _METADATA(metadata, _OURS)
             self._tensors = _by_path(found.arrays)
         except Malformed as error:
             raise CheckpointError(
                 str(path),
-                got=f"{_texts.clipped(error.field, 200)}: {error.got}",
+                got=f"{texts.clipped(error.field, 200)}: {error.got}",
                 expected=error.expected,
                 fix="The file is damaged, or holds what numpy and jax do not have in common.",
             ) from error
         specs = {name: jax.ShapeDtypeStruct(t.shape, t.dtype) for name, t in self._tensors.items()}
         super().__init__(path, "safetensors file", specs, metadata)
 
-    def some(self, paths: Iterable[_paths.Path]) -> _paths.Flat:
+    def some(self, paths: Iterable[Path]) -> Flat:
         return {path: self._read(path, 0, math.prod(self.specs[path].shape)) for path in paths}
 
-    def _read(self, path: _paths.Path, begin: int, count: int) -> np.ndarray:
+    def _read(self, path: Path, begin: int, count: int) -> np.ndarray:
         """Elements of an array in C order; the whole array if these are all."""
         tensor, dtype = self._tensors[path], np.dtype(self.specs[path].dtype)
         offset = tensor.begin + begin * dtype.itemsize
         found = np.fromfile(self.path, dtype, count, offset=offset)
         return found.reshape(tensor.shape) if count == math.prod(tensor.shape) else found
 
-    def parts(self, path: _paths.Path) -> Iterator[np.ndarray]:
+    def parts(self, path: Path) -> Iterator[np.ndarray]:
         spec = self.specs[path]
         size, step = math.prod(spec.shape), GROUP // np.dtype(spec.dtype).itemsize
         for begin in range(0, size, step):
             yield self._read(path, begin, min(step, size - begin)).reshape(-1)
 
 
-_METADATA = _schema.record({"model": _schema.optional(_schema.table_of(_schema.anything))})
+_METADATA = schema.record({"model": schema.optional(schema.table_of(schema.anything))})
 
 
-def _by_path(arrays: Mapping[str, _guards.Tensor]) -> dict[_paths.Path, _guards.Tensor]:
+def _by_path(arrays: Mapping[str, _guards.Tensor]) -> dict[Path, _guards.Tensor]:
     """Arrays by path: others do not write ~ in a name as this package does."""
-    found: dict[_paths.Path, str] = {}
+    found: dict[Path, str] = {}
     for name in arrays:
-        path = _paths.split(name)
+        path = split_path(name)
         if path in found:
-            raise Malformed(name, f"the same path as {_texts.clipped(found[path])}", "paths that differ")
+            raise Malformed(name, f"the same path as {texts.clipped(found[path])}", "paths that differ")
         found[path] = name
     return {path: arrays[name] for path, name in found.items()}
 
 
-def save_tensors(path: FilePath, flat: Mapping[_paths.Path, np.ndarray], metadata: Mapping[str, Any]) -> None:
+def save_tensors(path: FilePath, flat: Mapping[Path, np.ndarray], metadata: Mapping[str, Any]) -> None:
     """Writes a file.
 
     Raises:
@@ -80,7 +82,7 @@ def save_tensors(path: FilePath, flat: Mapping[_paths.Path, np.ndarray], metadat
     _library()
     import safetensors.numpy
 
-    unknown = [_paths.join(p) for p, leaf in flat.items() if str(leaf.dtype) not in _guards.DTYPES.values()]
+    unknown = [join_path(p) for p, leaf in flat.items() if str(leaf.dtype) not in _guards.DTYPES.values()]
     if unknown:
         raise CheckpointError(
             str(path),
@@ -88,9 +90,7 @@ def save_tensors(path: FilePath, flat: Mapping[_paths.Path, np.ndarray], metadat
             expected=f"dtypes of safetensors ({', '.join(_guards.DTYPES.values())})",
             fix="Convert to a checkpoint, or to flax.",
         )
-    tensors = {
-        _paths.join(name): np.ascontiguousarray(leaf).reshape(leaf.shape) for name, leaf in flat.items()
-    }
+    tensors = {join_path(name): np.ascontiguousarray(leaf).reshape(leaf.shape) for name, leaf in flat.items()}
     safetensors.numpy.save_file(tensors, path, metadata={_OURS: json.dumps(dict(metadata))})
 
 

@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 
 from keras_flax_bridge._guards import limits
 from keras_flax_bridge._guards.limits import refusal, require_ratio
-from keras_flax_bridge._texts import require_regular
 from keras_flax_bridge.errors import CorruptCheckpointError
+from keras_flax_bridge.tree.untrusted.texts import require_regular
 
 _PART = limits.MEBI  # bytes that are read at a time
 _HEADER = struct.Struct("<4s22xHH")  # of a member: signature, length of its name, length of what follows

@@ -17,8 +17,8 @@ from keras_flax_bridge._guards.archive import archive
 from keras_flax_bridge._guards.chunks import require_unpacked_sizes
 from keras_flax_bridge._guards.limits import refusal
 from keras_flax_bridge._slices import slices
-from keras_flax_bridge._texts import require_regular
 from keras_flax_bridge.errors import BridgeError
+from keras_flax_bridge.tree.untrusted.texts import require_regular
 
 KERAS, H5, TENSORS = ".keras", ".weights.h5", ".safetensors"
 WEIGHTS, CONFIG, METADATA = "model.weights.h5", "config.json", "metadata.json"  # the items of a `.keras` file

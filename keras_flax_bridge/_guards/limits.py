@@ -9,8 +9,7 @@ from __future__ import annotations
 import unicodedata
 from pathlib import Path as FilePath
 
-from keras_flax_bridge._printable import printable
-from keras_flax_bridge.errors import CheckpointError
+from keras_flax_bridge.errors import CheckpointError, printable
 
 MEBI = 1 << 20
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from keras_flax_bridge._guards import limits, texts
 from keras_flax_bridge._guards.limits import refusal
-from keras_flax_bridge._texts import require_regular
+from keras_flax_bridge.tree.untrusted.texts import require_regular
 
 DTYPES = {
     **{"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "C64": "complex64"},

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path as FilePath
 from typing import Any
 
-from keras_flax_bridge import _texts
 from keras_flax_bridge._guards import limits
 from keras_flax_bridge._guards.limits import refusal
 from keras_flax_bridge.errors import CheckpointError
+from keras_flax_bridge.tree.untrusted import texts
 
 
 def parsed(path: FilePath, name: str, text: bytes) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def parsed(path: FilePath, name: str, text: bytes) -> dict[str, Any]:
         decoded = text.decode("utf-8")
     except UnicodeDecodeError as error:
         raise refusal(path, name, "bytes that are not UTF-8", "JSON that Keras wrote") from error
-    found = _texts.parsed(decoded, f"{path}: {name}", CheckpointError)
+    found = texts.parsed(decoded, f"{path}: {name}", CheckpointError)
     if not isinstance(found, dict):
         raise refusal(path, name, f"JSON of a {type(found).__name__}", "a JSON object")
     return found

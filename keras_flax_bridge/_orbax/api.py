@@ -10,8 +10,8 @@ from functools import cache
 from pathlib import Path as FilePath
 from typing import Any
 
-from keras_flax_bridge import _texts
 from keras_flax_bridge.errors import CheckpointError
+from keras_flax_bridge.tree.untrusted import texts
 
 STATE, DATA = "state", "data"  # names of the checkpointables; Orbax's default name has changed before
 PACKED = "%packed"  # no path can have this name: a % in a name is written %25
@@ -101,7 +101,7 @@ def absolute(path: Any) -> FilePath:
     try:
         if "://" not in str(path):
             found = FilePath(path).expanduser().absolute()
-            _texts.require_reachable(found)
+            texts.require_reachable(found)
             return found
     except (TypeError, RuntimeError):
         pass

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path as FilePath
 from typing import Any
 
-from keras_flax_bridge import _paths, _schema, _texts
 from keras_flax_bridge._orbax.api import MARK, OURS, OURS_SUM, PACKED
-from keras_flax_bridge._paths import Path
-from keras_flax_bridge._schema import Check, Malformed, optional, table_of, table_of_leaves
 from keras_flax_bridge.errors import CheckpointError, CorruptCheckpointError
+from keras_flax_bridge.tree.diff import dtype_name, spec_text
+from keras_flax_bridge.tree.paths import Path, split_path
+from keras_flax_bridge.tree.untrusted import schema, texts
+from keras_flax_bridge.tree.untrusted.schema import Check, Malformed, optional, table_of, table_of_leaves
 
 FORMAT = 1  # the only one there is
 
@@ -19,35 +20,35 @@ FORMAT = 1  # the only one there is
 def _leaf(value: Any, field: str) -> None:
     """A leaf of the stored tree: an array, or a value of the type of a number or a text."""
     if isinstance(value, list):
-        _schema.spec(value, field)
+        schema.spec(value, field)
     elif not (value is None or isinstance(value, (int, float)) or value == ""):
-        raise Malformed(field, _schema.said(value), "[dtype, shape], or a number or a text")
+        raise Malformed(field, schema.said(value), "[dtype, shape], or a number or a text")
 
 
 def _empty(value: Any, field: str) -> None:
     """An array without elements: only those are not stored."""
-    _schema.spec(value, field)
+    schema.spec(value, field)
     if 0 not in value[1]:
         raise Malformed(field, "the shape of an array with elements", "an array without elements")
 
 
 # every field, and what it must be; a checkpoint may lack any of them
 FIELDS: dict[str, Check] = {
-    "format": _schema.whole(1),
-    "versions": table_of(_schema.text),
-    "leaves": _schema.whole(),
+    "format": schema.whole(1),
+    "versions": table_of(schema.text),
+    "leaves": schema.whole(),
     "specs": table_of_leaves(_leaf),  # of the stored tree, by the names on disk
     "empty": table_of_leaves(_empty),
-    "packed": table_of_leaves(_schema.place),
-    "bytes": table_of_leaves(_schema.dtype),  # the dtypes of leaves that are stored as bytes
-    "checksums": table_of(_schema.whole(0, 1 << 32)),
-    "model": optional(table_of(_schema.anything)),  # checked where Keras builds it
-    "no_model": _schema.text,
-    "weight_map": table_of(_schema.anything),  # checked where it is read
-    "data": optional(_schema.position),
-    "grain": optional(_schema.whole(0, 1 << 32)),
+    "packed": table_of_leaves(schema.place),
+    "bytes": table_of_leaves(schema.dtype),  # the dtypes of leaves that are stored as bytes
+    "checksums": table_of(schema.whole(0, 1 << 32)),
+    "model": optional(table_of(schema.anything)),  # checked where Keras builds it
+    "no_model": schema.text,
+    "weight_map": table_of(schema.anything),  # checked where it is read
+    "data": optional(schema.position),
+    "grain": optional(schema.whole(0, 1 << 32)),
 }
-_types = _schema.record(FIELDS)
+_types = schema.record(FIELDS)
 
 
 def check(found: Any) -> None:
@@ -73,15 +74,15 @@ def read(folder: FilePath) -> dict[str, Any]:
     mark = folder / MARK
     if not mark.exists():
         return {}
-    _texts.require_inside(mark, folder)
-    custom = _mapping(_mapping(_texts.read_json(mark), mark).get("custom_metadata"), mark)
+    texts.require_inside(mark, folder)
+    custom = _mapping(_mapping(texts.read_json(mark), mark).get("custom_metadata"), mark)
     if OURS not in custom and OURS_SUM not in custom:
         return {}
     text = custom.get(OURS)
     written = isinstance(text, str) and zlib.crc32(text.encode(errors="replace")) == custom.get(OURS_SUM)
     if not written:
         raise _corrupt(mark, Malformed(OURS, "another checksum", "the one that was written"))
-    found = _texts.parsed(text, f"{mark}, {OURS}")
+    found = texts.parsed(text, f"{mark}, {OURS}")
     _checked(lambda: check(found), mark)
     if found.get("format", FORMAT) != FORMAT:
         raise CheckpointError(
@@ -102,15 +103,15 @@ def require_marks(root: FilePath) -> None:
     for folder in root.iterdir() if root.is_dir() else ():
         mark = folder / MARK
         if mark.is_symlink():
-            _texts.require_inside(mark, folder)
+            texts.require_inside(mark, folder)
         if mark.exists():
-            _texts.require_modest(mark)
+            texts.require_modest(mark)
 
 
 def _mapping(value: Any, mark: FilePath) -> dict[str, Any]:
     """A JSON object; none is an empty one."""
     if not isinstance(value, (dict, type(None))):
-        raise _corrupt(mark, Malformed("custom_metadata", _schema.said(value), "an object"))
+        raise _corrupt(mark, Malformed("custom_metadata", schema.said(value), "an object"))
     return value or {}
 
 
@@ -129,7 +130,7 @@ def _require_consistent(found: dict[str, Any]) -> None:
     """
     specs, packed, empty = (found.get(field, {}) for field in ("specs", "packed", "empty"))
     stored = {_plain(place): leaf for place, leaf in specs.items() if place != PACKED}
-    _schema.require_apart((stored, packed, empty), "leaves")
+    schema.require_apart((stored, packed, empty), "leaves")
     if len(stored) < len(specs) - (PACKED in specs):
         raise Malformed("specs", "one name twice", "names that differ")
     if "specs" not in found:  # of the first versions: Orbax tells the tree
@@ -159,26 +160,26 @@ def require_buffer(found: Mapping[str, Any], specs: Mapping[Path, Any], buffer: 
 
     def check() -> None:
         for name, dtype in found.get("bytes", {}).items():
-            spec = specs.get(_paths.split(name))
-            if _paths.dtype_name(getattr(spec, "dtype", None)) != f"uint{8 * _schema.itemsize(dtype)}":
+            spec = specs.get(split_path(name))
+            if dtype_name(getattr(spec, "dtype", None)) != f"uint{8 * schema.itemsize(dtype)}":
                 raise Malformed(f"bytes/{name}", "a leaf that is not stored as its bytes", "one that is")
         packed = found.get("packed", {})
         if packed and not is_buffer(buffer):
-            raise Malformed(PACKED, _paths.spec(buffer), "an array of bytes, in which packed leaves are")
-        _schema.require_within(packed, buffer.shape[0] if packed else 0, "packed")
+            raise Malformed(PACKED, spec_text(buffer), "an array of bytes, in which packed leaves are")
+        schema.require_within(packed, buffer.shape[0] if packed else 0, "packed")
 
     _checked(check, mark)
 
 
 def is_buffer(spec: Any) -> bool:
     """Whether an array may be that of the packed leaves."""
-    return _paths.dtype_name(getattr(spec, "dtype", None)) == "uint8" and len(spec.shape) == 1
+    return dtype_name(getattr(spec, "dtype", None)) == "uint8" and len(spec.shape) == 1
 
 
 def _corrupt(mark: FilePath, fault: Malformed) -> CorruptCheckpointError:
     return CorruptCheckpointError(
         str(mark),
-        got=f"{_texts.clipped(fault.field, 200)}: {fault.got}",
+        got=f"{texts.clipped(fault.field, 200)}: {fault.got}",
         expected=fault.expected,
         fix="The metadata is damaged, or was not written by this package: take another step.",
     )

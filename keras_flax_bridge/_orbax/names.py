@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from keras_flax_bridge import _paths
+from keras_flax_bridge.tree.paths import Path
 
 
-def encode(path: _paths.Path) -> _paths.Path:
+def encode(path: Path) -> Path:
     return tuple(name.replace("%", "%25").replace(".", "%2E") for name in path)
 
 
-def decode(path: _paths.Path) -> _paths.Path:
+def decode(path: Path) -> Path:
     return tuple(name.replace("%2E", ".").replace("%25", "%") for name in path)

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from keras_flax_bridge import _paths
 from keras_flax_bridge._memory import give_back
 from keras_flax_bridge._orbax.api import LEAVES, FilePath, tensorstore
 from keras_flax_bridge._orbax.unpacking import unpacked
 from keras_flax_bridge._slices import PART, slices
+from keras_flax_bridge.tree.paths import Path
 
 _DRIVERS = ("zarr3", "zarr")  # the formats of arrays in Orbax's trees
 _PLAIN = {"bytes", "sharding_indexed"}  # codecs of zarr3 that compress nothing
@@ -38,7 +38,7 @@ def _context() -> Any:
     return tensorstore().Context({**settings, "file_io_concurrency": one, "data_copy_concurrency": one})
 
 
-def opened(item: FilePath, place: _paths.Path, spec: Any) -> Any:
+def opened(item: FilePath, place: Path, spec: Any) -> Any:
     """An array of the tree in a folder; None where Orbax stores arrays in another way."""
     name = ".".join(place) + "/"
     file = {"driver": "file", "path": f"{item}/"}

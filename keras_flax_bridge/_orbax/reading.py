@@ -9,28 +9,28 @@ from typing import Any
 import jax
 import numpy as np
 
-from keras_flax_bridge import _integrity, _packing, _paths, _texts
+from keras_flax_bridge import _integrity, _packing
 from keras_flax_bridge._groups import is_large
 from keras_flax_bridge._iterators import checksum, is_grain, set_grain, set_position
 from keras_flax_bridge._kinds import words
-from keras_flax_bridge._leaves import on_disk, size_of
 from keras_flax_bridge._orbax import metadata, pieces
-from keras_flax_bridge._orbax.api import (
-    DATA,
-    LEAVES,
-    MARK,
-    PACKED,
-    STATE,
-    FilePath,
-    ocp,
-    speaking,
-)
+from keras_flax_bridge._orbax.api import DATA, LEAVES, MARK, PACKED, STATE, FilePath, ocp, speaking
 from keras_flax_bridge._orbax.background import OPERATIONS
 from keras_flax_bridge._orbax.names import decode
-from keras_flax_bridge._printable import said
 from keras_flax_bridge._progress import working
 from keras_flax_bridge._slices import GROUP, flat_pieces
-from keras_flax_bridge.errors import CheckpointError, CorruptCheckpointError, listing
+from keras_flax_bridge.errors import CheckpointError, CorruptCheckpointError, listing, said
+from keras_flax_bridge.tree.leaves import on_disk, size_of
+from keras_flax_bridge.tree.paths import (
+    Flat,
+    Path,
+    fill_tree,
+    flatten_tree,
+    join_path,
+    nest_paths,
+    split_path,
+)
+from keras_flax_bridge.tree.untrusted import texts
 
 _FOREIGN = ("pytree", "default")  # what Orbax, its manager and Keras's callback call the one tree
 _READ_AHEAD = 1 << 27  # bytes
@@ -43,19 +43,19 @@ class Stored:
     def __init__(self, path: FilePath):
         self.path = path
         with speaking(path, "reading the metadata", CorruptCheckpointError):
-            _texts.require_files(path)
+            texts.require_files(path)
             self._root, self._item = _item(path)
             self.metadata = metadata.read(self._root)
             self._tree = self._specs()  # others keep lists in it, which Orbax wants to see again
-            flat = _paths.flatten(self._tree)
+            flat = flatten_tree(self._tree)
         _require_tree(path, flat, ours=self.ours)
         self._index = self.metadata.get("packed", {})
         # only beside an index: a leaf that a user called so is written otherwise, and read as any
         self._buffer: Any = flat.pop((PACKED,), None) if self.ours else None
         self._places = {decode(place) if self.ours else place: place for place in flat}
         self.specs = {path: flat[place] for path, place in self._places.items()}
-        self._empty = {_paths.split(n): _spec(*s) for n, s in self.metadata.get("empty", {}).items()}
-        self._viewed = {_paths.split(n): dtype for n, dtype in self.metadata.get("bytes", {}).items()}
+        self._empty = {split_path(n): _spec(*s) for n, s in self.metadata.get("empty", {}).items()}
+        self._viewed = {split_path(n): dtype for n, dtype in self.metadata.get("bytes", {}).items()}
         metadata.require_buffer(self.metadata, self.specs, self._buffer, self._root / MARK)
         self.specs.update({**self._empty, **_packing.specs(self._index)})
         self._require_complete()
@@ -64,11 +64,11 @@ class Stored:
     def _specs(self) -> Any:
         """The stored tree, with specs for leaves. Where we wrote them, no array has to be opened for them."""
         if "specs" not in self.metadata:
-            _texts.read_json(self._leaves)
+            texts.read_json(self._leaves)
             return ocp().metadata(self._root, checkpointable_name=self._item).metadata
-        _texts.require_bounded(_texts.read_text(self._leaves), str(self._leaves))
+        texts.require_bounded(texts.read_text(self._leaves), str(self._leaves))
         specs = self.metadata["specs"].items()
-        return _paths.nest({_paths.split(p): _spec(*s) if isinstance(s, list) else s for p, s in specs})
+        return nest_paths({split_path(p): _spec(*s) if isinstance(s, list) else s for p, s in specs})
 
     @property
     def _leaves(self) -> FilePath:
@@ -80,18 +80,17 @@ class Stored:
         """Whether this package wrote it."""
         return bool(self.metadata)
 
-    def start_at_zero(self, specs: Mapping[_paths.Path, Any]) -> None:
+    def start_at_zero(self, specs: Mapping[Path, Any]) -> None:
         """Adds leaves that the writer had no need to store: they are zeros."""
         self._empty.update(specs)
         self.specs.update(specs)
 
-    def shardings(self) -> dict[_paths.Path, tuple[tuple[Any, ...], dict[str, int]]]:
+    def shardings(self) -> dict[Path, tuple[tuple[Any, ...], dict[str, int]]]:
         """How leaves lay on a mesh when they were written: spec and sizes of its axes, where it is known."""
         with speaking(self.path, "reading how leaves lay on devices", CorruptCheckpointError):
             tree = ocp().metadata(self._root, checkpointable_name=self._item).metadata
-            found: dict[_paths.Path, Any] = {
-                place: getattr(leaf, "sharding_metadata", None)
-                for place, leaf in _paths.flatten(tree).items()
+            found: dict[Path, Any] = {
+                place: getattr(leaf, "sharding_metadata", None) for place, leaf in flatten_tree(tree).items()
             }
             return {
                 path: (tuple(found[place].partition_spec), _axes(found[place]))
@@ -105,7 +104,7 @@ class Stored:
             return None
         with speaking(self.path, f"reading {item}", CorruptCheckpointError), OPERATIONS.loading():
             for file in (self.path / item).iterdir():  # Orbax reads one of them, its version says which
-                _texts.require_bounded(_texts.read_text(file), str(file))
+                texts.require_bounded(texts.read_text(file), str(file))
             return ocp().load_checkpointables(self.path, {item: None})[item]
 
     def _require_complete(self) -> None:
@@ -119,7 +118,7 @@ class Stored:
                 fix="The checkpoint is damaged: take another step.",
             )
 
-    def load(self, targets: Mapping[_paths.Path, Any]) -> _paths.Flat:
+    def load(self, targets: Mapping[Path, Any]) -> Flat:
         """The values of some leaves, placed as their targets say.
 
         Raises:
@@ -129,8 +128,8 @@ class Stored:
         self._refuse(failed)
         return values
 
-    def _load(self, targets: Mapping[_paths.Path, Any]) -> _paths.Flat:
-        small = {path: target for path, target in targets.items() if _paths.join(path) in self._index}
+    def _load(self, targets: Mapping[Path, Any]) -> Flat:
+        small = {path: target for path, target in targets.items() if join_path(path) in self._index}
         wanted = {p: t for p, t in targets.items() if p not in small and p not in self._empty}
         wanted = {p: _host_bytes(t) if p in self._viewed else t for p, t in wanted.items()}
         part = self._buffer_part(small) if small else None  # of a long buffer only what is needed
@@ -141,20 +140,20 @@ class Stored:
         empty = {p: np.zeros(t.shape, t.dtype) for p, t in targets.items() if p in self._empty}
         return {**loaded, **_placed({**empty, **packed, **viewed}, targets)}
 
-    def _read(self, targets: Mapping[_paths.Path, Any], *, packed: bool) -> tuple[_paths.Flat, Any]:
+    def _read(self, targets: Mapping[Path, Any], *, packed: bool) -> tuple[Flat, Any]:
         """Leaves out of Orbax's tree, and the array of the packed ones; all others are left out."""
         asked = {self._places[path]: target for path, target in targets.items()}
         if packed:
             asked[(PACKED,)] = np.broadcast_to(np.zeros((), np.uint8), self._buffer.shape)
         if not asked:
             return {}, None
-        tree = _paths.fill(self._tree, {place: asked.get(place, ...) for place in _paths.flatten(self._tree)})
+        tree = fill_tree(self._tree, {place: asked.get(place, ...) for place in flatten_tree(self._tree)})
         with speaking(self.path, "restoring"), _reading(self.path, asked.values()), OPERATIONS.loading():
-            found = _paths.flatten(ocp().load(self._root, tree, checkpointable_name=self._item))
+            found = flatten_tree(ocp().load(self._root, tree, checkpointable_name=self._item))
         values = {path: found[place] for path, place in self._places.items() if place in asked}
         return values, found.get((PACKED,))
 
-    def _buffer_part(self, paths: Iterable[_paths.Path]) -> tuple[np.ndarray, int] | None:
+    def _buffer_part(self, paths: Iterable[Path]) -> tuple[np.ndarray, int] | None:
         """The bytes of some packed leaves, and where they begin; None where all bytes are read at once."""
         if not is_large(self._buffer):
             return None
@@ -166,15 +165,15 @@ class Stored:
             return array[begin:end].read().result(), begin
 
     @property
-    def packed(self) -> set[_paths.Path]:
+    def packed(self) -> set[Path]:
         """The leaves that are together in one array."""
-        return {*map(_paths.split, self._index)}
+        return {*map(split_path, self._index)}
 
     @property
     def _item_folder(self) -> FilePath:
         return self._root if self._item is None else self._root / self._item
 
-    def parts(self, path: _paths.Path) -> Iterator[np.ndarray]:
+    def parts(self, path: Path) -> Iterator[np.ndarray]:
         """A large leaf in one-dimensional parts, in C order; it is never in memory as a whole.
 
         Raises:
@@ -187,7 +186,7 @@ class Stored:
             del part
         self._refuse(self._differing(path, total))
 
-    def damaged_large(self, path: _paths.Path) -> dict[str, str]:
+    def damaged_large(self, path: Path) -> dict[str, str]:
         """What is wrong with a large leaf, by path; it is read in parts."""
         total = _integrity.Running()
         try:
@@ -195,15 +194,15 @@ class Stored:
                 total.add(part)
                 del part
         except CheckpointError as error:
-            return {_paths.join(path): str(error.got)}
+            return {join_path(path): str(error.got)}
         return self._differing(path, total)
 
-    def _differing(self, path: _paths.Path, total: _integrity.Running) -> dict[str, str]:
-        name, value = _paths.join(path), total.value()
+    def _differing(self, path: Path, total: _integrity.Running) -> dict[str, str]:
+        name, value = join_path(path), total.value()
         written = self.metadata.get("checksums", {}).get(name, value)
         return {} if value == written else {name: _integrity.difference(value, written)}
 
-    def _pieces(self, path: _paths.Path) -> Iterator[np.ndarray]:
+    def _pieces(self, path: Path) -> Iterator[np.ndarray]:
         spec = self.specs[path]
         kept = _host_bytes(spec) if path in self._viewed else spec
         place = self._places.get(path)
@@ -211,27 +210,27 @@ class Stored:
         if array is None:  # in a format that only Orbax knows
             yield np.asarray(on_disk(self.load({path: on_host(spec)})[path]))
             return
-        with speaking(self.path, f"reading {_paths.join(path)}", CorruptCheckpointError):
+        with speaking(self.path, f"reading {join_path(path)}", CorruptCheckpointError):
             for piece in pieces.pieces(array):
                 yield piece.view(spec.dtype)
                 del piece
 
-    def load_each(self, targets: Mapping[_paths.Path, Any]) -> tuple[_paths.Flat, dict[str, str]]:
+    def load_each(self, targets: Mapping[Path, Any]) -> tuple[Flat, dict[str, str]]:
         """The values that can be read, and why the others can't, by path."""
         try:
             return self._load(targets), {}
         except CheckpointError as error:
             if len(targets) == 1:
-                return {}, {_paths.join(path): str(error.got) for path in targets}
+                return {}, {join_path(path): str(error.got) for path in targets}
         parts = [self.load_each({path: target}) for path, target in targets.items()]
         values = {path: leaf for read, _ in parts for path, leaf in read.items()}
         return values, {path: why for _, failed in parts for path, why in failed.items()}
 
-    def damaged(self, values: _paths.Flat) -> dict[str, str]:
+    def damaged(self, values: Flat) -> dict[str, str]:
         """What is wrong with values that were read, by path."""
         return _integrity.damaged(values, self.metadata.get("checksums", {}))
 
-    def require_whole(self, values: _paths.Flat) -> None:
+    def require_whole(self, values: Flat) -> None:
         """Checks values against the checksums that were written.
 
         Raises:
@@ -255,7 +254,7 @@ class Stored:
             return {}
         try:
             files = (self.path / DATA).glob("process_0-of-*.json")
-            whole = [checksum(_texts.read_json(file)) for file in files] == [written]
+            whole = [checksum(texts.read_json(file)) for file in files] == [written]
         except (OSError, CheckpointError) as error:
             return {DATA: f"{type(error).__name__}: {said(error, 200)}"}
         return {} if whole else {DATA: "another position than was written"}
@@ -319,7 +318,7 @@ def _item(path: FilePath) -> tuple[FilePath, str | None]:
     )
 
 
-def _require_tree(path: FilePath, flat: Mapping[_paths.Path, Any], *, ours: bool) -> None:
+def _require_tree(path: FilePath, flat: Mapping[Path, Any], *, ours: bool) -> None:
     """Checks that leaves have names, and are not those of a packed checkpoint whose index is lost."""
     if not ours and metadata.is_buffer(flat.get((PACKED,))):
         raise CorruptCheckpointError(
@@ -355,7 +354,7 @@ def _host_bytes(target: Any) -> Any:
     return np.broadcast_to(np.zeros((), words(target.dtype)), target.shape)
 
 
-def _placed(values: _paths.Flat, targets: Mapping[_paths.Path, Any]) -> _paths.Flat:
+def _placed(values: Flat, targets: Mapping[Path, Any]) -> Flat:
     """Values on the host, put where their targets say; one transfer for all."""
     shardings = {path: getattr(targets[path], "sharding", None) for path in values}
     paths = [path for path, sharding in shardings.items() if sharding is not None]

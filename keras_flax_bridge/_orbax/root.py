@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 
-from keras_flax_bridge import _paths
 from keras_flax_bridge._orbax.api import FilePath, failed, ocp, speaking, steps_in
 from keras_flax_bridge._orbax.background import OPERATIONS, Failure, Failures, Pending, folder_of
 from keras_flax_bridge._orbax.metadata import require_marks
@@ -21,6 +20,7 @@ from keras_flax_bridge._orbax.retention import Kept, Retention
 from keras_flax_bridge._orbax.unfinished import Unfinished
 from keras_flax_bridge._orbax.writing import saving_context, size_on_disk, written
 from keras_flax_bridge.errors import CheckpointError
+from keras_flax_bridge.tree.paths import Path
 
 
 class Root:
@@ -79,7 +79,7 @@ class Root:
         )
 
     def save(
-        self, step: int, flat: Mapping[_paths.Path, Any], data: Any, logs: Any, metadata: dict[str, Any]
+        self, step: int, flat: Mapping[Path, Any], data: Any, logs: Any, metadata: dict[str, Any]
     ) -> None:
         """Starts to write a step; to be called in a `turn`."""
         if not self.path.is_dir():  # Orbax would wait minutes for a folder that nobody makes

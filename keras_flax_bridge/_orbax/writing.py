@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_flax_bridge import _integrity, _packing, _paths
+from keras_flax_bridge import _integrity, _packing
 from keras_flax_bridge._iterators import checksum, is_grain
 from keras_flax_bridge._kinds import AS_WORDS, words
 from keras_flax_bridge._orbax.api import (
@@ -27,10 +27,12 @@ from keras_flax_bridge._orbax.api import (
 from keras_flax_bridge._orbax.background import OPERATIONS, folder_of
 from keras_flax_bridge._orbax.names import encode
 from keras_flax_bridge._orbax.unfinished import Unfinished
+from keras_flax_bridge.tree.diff import dtype_name
+from keras_flax_bridge.tree.paths import Flat, Path, join_path, nest_paths
 
 
 def save(
-    path: FilePath, flat: Mapping[_paths.Path, Any], data: Any, metadata: dict[str, Any], *, packed: bool
+    path: FilePath, flat: Mapping[Path, Any], data: Any, metadata: dict[str, Any], *, packed: bool
 ) -> None:
     """Writes one checkpoint at `path` and returns when it is on disk."""
     items, custom = written(flat, data, metadata, packed=packed)
@@ -49,7 +51,7 @@ def save(
         raise failed(path, "saving", error, needed=needed) from error
 
 
-def size_on_disk(flat: Mapping[_paths.Path, Any]) -> int:
+def size_on_disk(flat: Mapping[Path, Any]) -> int:
     """About how many bytes a checkpoint of these leaves takes."""
     return sum(getattr(leaf, "nbytes", 8) for leaf in flat.values())
 
@@ -71,7 +73,7 @@ def saving_context(size: int, *, folder_first: bool = True) -> Any:
 
 
 def written(
-    flat: Mapping[_paths.Path, Any], data: Any, metadata: dict[str, Any], *, packed: bool
+    flat: Mapping[Path, Any], data: Any, metadata: dict[str, Any], *, packed: bool
 ) -> tuple[dict[str, Any], dict[str, str | int]]:
     """What Orbax stores, and our metadata.
 
@@ -79,7 +81,7 @@ def written(
     """
     host = _integrity.on_host(flat)
     stored = {path: leaf for path, leaf in flat.items() if not is_empty(leaf)}
-    empty = {_paths.join(p): (str(leaf.dtype), leaf.shape) for p, leaf in flat.items() if p not in stored}
+    empty = {join_path(p): (str(leaf.dtype), leaf.shape) for p, leaf in flat.items() if p not in stored}
     index: _packing.Index = {}
     if packed:
         buffer, index, stored = _packing.pack(stored, host)
@@ -93,10 +95,10 @@ def written(
         "empty": empty,
         "packed": index,
         "bytes": viewed,
-        "specs": {_paths.join(place): _spec(leaf) for place, leaf in tree.items()},
+        "specs": {join_path(place): _spec(leaf) for place, leaf in tree.items()},
         "checksums": _integrity.checksums(host),
     }
-    items = {STATE: _paths.nest(tree)}
+    items = {STATE: nest_paths(tree)}
     if is_grain(data):
         items[DATA], ours["grain"] = data, checksum(data.get_state())
     text = json.dumps(ours)
@@ -110,17 +112,17 @@ def is_empty(leaf: Any) -> bool:
 def _spec(leaf: Any) -> Any:
     """Dtype and shape of an array; of a number or a text, a value of its type."""
     if hasattr(leaf, "dtype"):
-        return _paths.dtype_name(leaf.dtype), leaf.shape
+        return dtype_name(leaf.dtype), leaf.shape
     kinds = (int, float, str)  # Orbax refuses others
     return next((kind() for kind in kinds if isinstance(leaf, kind)), None)
 
 
-def _as_words(flat: _paths.Flat) -> tuple[_paths.Flat, dict[str, str]]:
+def _as_words(flat: Flat) -> tuple[Flat, dict[str, str]]:
     """Leaves of a dtype that Orbax can't store as whole numbers, and the dtype of each such leaf by path."""
-    dtypes = {path: _paths.dtype_name(getattr(leaf, "dtype", None)) for path, leaf in flat.items()}
+    dtypes = {path: dtype_name(getattr(leaf, "dtype", None)) for path, leaf in flat.items()}
     viewed = {path: dtype for path, dtype in dtypes.items() if dtype in AS_WORDS}
     plain = {
         p: np.ascontiguousarray(leaf).view(words(leaf.dtype)).reshape(leaf.shape) if p in viewed else leaf
         for p, leaf in flat.items()
     }
-    return plain, {_paths.join(path): dtype for path, dtype in viewed.items()}
+    return plain, {join_path(path): dtype for path, dtype in viewed.items()}

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from keras_flax_bridge._paths import Path
+from keras_flax_bridge.tree.paths import Path
 
 
 def add_weight(layer: Any, place: Path, **options: Any) -> None:

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from keras_flax_bridge import _paths
-from keras_flax_bridge._paths import Path
+from keras_flax_bridge.tree.diff import diff_trees
+from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, nest_paths
 
 PARAM, FROZEN, BATCH_STAT, SEED, OTHER = "param", "frozen", "batch_stat", "seed", "other"
 UNTRACKED = "untracked"  # a variable that Keras has in no list, such as the state of an RNN
@@ -31,7 +31,7 @@ class Collection(tuple[Entry, ...]):
     def tree(self, values: Iterable[Any] | None = None) -> dict[str, Any]:
         """The nested dict of `values` (by default the variables' own), given in Keras's order."""
         values = [entry.variable.value for entry in self] if values is None else values
-        return _paths.nest({e.path: v for e, v in zip(self, values, strict=True)})
+        return nest_paths({e.path: v for e, v in zip(self, values, strict=True)})
 
     def leaves(self, tree: Any, where: str) -> list[Any]:
         """The leaves of `tree` in Keras's order, after checking every path, shape and dtype.
@@ -39,16 +39,16 @@ class Collection(tuple[Entry, ...]):
         Raises:
             StructureMismatchError: naming all leaves that are missing, unexpected or of another kind.
         """
-        flat = _paths.flatten(tree)
+        flat = flatten_tree(tree)
         return [flat[path] for path in self.order(flat, where)]
 
-    def order(self, flat: _paths.Flat, where: str) -> list[Path]:
+    def order(self, flat: Flat, where: str) -> list[Path]:
         """The paths of `flat` in Keras's order, after checking every path, shape and dtype.
 
         Raises:
             StructureMismatchError: naming all leaves that are missing, unexpected or of another kind.
         """
-        difference = _paths.diff(flat, self.specs())
+        difference = diff_trees(flat, self.specs())
         if difference:
             raise difference.error(where, _OTHER_ARCHITECTURE)
         return [entry.path for entry in self]

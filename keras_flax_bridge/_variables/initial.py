@@ -12,16 +12,15 @@ import jax.numpy as jnp
 import keras
 from keras.src.backend.common import global_state
 
-from keras_flax_bridge import _paths, _random
+from keras_flax_bridge import _random
 from keras_flax_bridge._makers import living
-from keras_flax_bridge._paths import Path
-from keras_flax_bridge._printable import said
 from keras_flax_bridge._variables.bounds import Made, variables_made_by
 from keras_flax_bridge._variables.entries import SEED, Entry, variable_spec
 from keras_flax_bridge._variables.keys import collect_state
 from keras_flax_bridge._variables.models import build_layer, collect, is_complete, parts, shapes_to_specs
 from keras_flax_bridge._variables.values import move
-from keras_flax_bridge.errors import UnsupportedLayerError
+from keras_flax_bridge.errors import UnsupportedLayerError, said
+from keras_flax_bridge.tree.paths import Path, join_path
 
 
 def initial_values(layer: Any, key: jax.Array) -> dict[Path, Any]:
@@ -35,7 +34,7 @@ def initial_values(layer: Any, key: jax.Array) -> dict[Path, Any]:
     """
     initializers = _initializers(layer)
     wanted = [entry.path for collection in collect_state(layer) for entry in collection]
-    missing = ", ".join(_paths.join(path) for path in wanted if path not in initializers)
+    missing = ", ".join(join_path(path) for path in wanted if path not in initializers)
     if missing:
         raise _cannot_rebuild(layer, f"its copy lacks {missing}")
     return {path: initializers[path](_random.fold(key, path)) for path in wanted}

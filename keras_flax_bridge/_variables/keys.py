@@ -10,7 +10,6 @@ from typing import Any
 import keras
 from keras.src.utils.naming import to_snake_case
 
-from keras_flax_bridge._paths import Path
 from keras_flax_bridge._variables.entries import (
     BATCH_STAT,
     FROZEN,
@@ -22,6 +21,7 @@ from keras_flax_bridge._variables.entries import (
     Entry,
 )
 from keras_flax_bridge.errors import UnsupportedLayerError
+from keras_flax_bridge.tree.paths import Path
 
 
 def collect_layer(layer: Any) -> tuple[Collection, Collection]:

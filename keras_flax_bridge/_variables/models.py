@@ -8,12 +8,12 @@ import jax
 import keras
 import numpy as np
 
-from keras_flax_bridge import _paths
 from keras_flax_bridge._variables.entries import Collection, ModelVariables, variable_spec
 from keras_flax_bridge._variables.keys import collect_layer
 from keras_flax_bridge._variables.metrics import metric_entries
 from keras_flax_bridge._variables.slots import optimizer_entries
 from keras_flax_bridge._variables.trainers import metrics_built
+from keras_flax_bridge.tree.diff import diff_trees
 
 
 def collect(model: Any, *, metrics: bool = True) -> ModelVariables:
@@ -109,7 +109,7 @@ def build_optimizer(model: Any) -> None:
     paths = {id(e.variable): e.path for e in params + non_trainable}
     expected = {entry.path: variable_spec(entry.variable) for entry in params}
     got = {paths.get(key, (v.path,)): variable_spec(v) for key, v in built_for.items()}
-    difference = _paths.diff(got, expected)
+    difference = diff_trees(got, expected)
     if difference:
         raise difference.error(
             f"optimizer {optimizer.name!r}",

@@ -12,11 +12,11 @@ from typing import Any
 
 import keras
 
-from keras_flax_bridge._paths import Path
 from keras_flax_bridge._variables.entries import Entry
 from keras_flax_bridge._variables.keys import has_auto_name
 from keras_flax_bridge._variables.models import collect
 from keras_flax_bridge._variables.trainers import metrics_built
+from keras_flax_bridge.tree.paths import Path
 
 # how Keras's `get_state_tree` calls the trees, and we do
 TREES = {

@@ -9,7 +9,7 @@ import keras
 # Keras has no public name for it: its own argument gives way to `keras.config.enable_unsafe_deserialization`
 from keras.src.saving.serialization_lib import SafeModeScope
 
-from keras_flax_bridge._untrusted import require_safe
+from keras_flax_bridge.tree.untrusted import require_safe
 
 
 def safe_mode() -> Any:

@@ -7,9 +7,9 @@ from typing import Any
 
 import keras
 
-from keras_flax_bridge._paths import Path
 from keras_flax_bridge._variables.entries import OTHER, Entry
 from keras_flax_bridge._variables.keys import Names, contents, public_first, variable_name
+from keras_flax_bridge.tree.paths import Path
 
 
 def optimizer_entries(optimizer: Any, keys: Mapping[int, Path]) -> list[Entry]:

@@ -7,8 +7,8 @@ from typing import Any
 import keras
 from keras.src.saving import saving_lib
 
-from keras_flax_bridge._paths import Path
 from keras_flax_bridge._variables.models import collect
+from keras_flax_bridge.tree.paths import Path
 
 
 class _Recorder(saving_lib.H5IOStore):

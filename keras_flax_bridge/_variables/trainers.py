@@ -6,8 +6,7 @@ from typing import Any
 
 import keras
 
-from keras_flax_bridge._printable import said
-from keras_flax_bridge.errors import NotBuiltError, StructureMismatchError
+from keras_flax_bridge.errors import NotBuiltError, StructureMismatchError, said
 
 
 def trainer(model: Any, *, loss: Any = None, optimizer: Any = None, metrics: Any = None) -> Any:

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 import keras
 
-from keras_flax_bridge import _paths
 from keras_flax_bridge._variables.decisions import built_for, learning_rate
 from keras_flax_bridge._variables.entries import PARAM, Collection, Entry, variable_spec
 from keras_flax_bridge._variables.exclusions import copy_exclusions, excludes_variables
 from keras_flax_bridge._variables.slots import optimizer_entries, optimizer_parts
 from keras_flax_bridge.errors import StructureMismatchError, UnsupportedOptimizerError
+from keras_flax_bridge.tree.paths import Flat, Path
 
 
 def rebuilt(
@@ -167,7 +167,7 @@ class Twin(NamedTuple):
     slots: Collection
 
 
-def twin_of(optimizer: Any, values: _paths.Flat, owner: Callable[[_paths.Path], Any]) -> Twin:
+def twin_of(optimizer: Any, values: Flat, owner: Callable[[Path], Any]) -> Twin:
     """The optimizer rebuilt and built for variables of these values, with its slots at their start.
 
     Args:
@@ -179,11 +179,11 @@ def twin_of(optimizer: Any, values: _paths.Flat, owner: Callable[[_paths.Path], 
     fresh = rebuilt(optimizer, {id(owner(entry.path)): entry.variable for entry in params})
     with keras.name_scope(fresh.name, caller=fresh):
         fresh.build([entry.variable for entry in params])
-    keys: Mapping[int, _paths.Path] = {id(entry.variable): entry.path for entry in params}
+    keys: Mapping[int, Path] = {id(entry.variable): entry.path for entry in params}
     return Twin(fresh, params, Collection(optimizer_entries(fresh, keys)))
 
 
-def _variable(path: _paths.Path, value: Any, owner: Any) -> Any:
+def _variable(path: Path, value: Any, owner: Any) -> Any:
     """A variable of another value that an optimizer takes for its owner: some slots start with weights."""
     name = (path[-1] if path else "param").replace("/", "_")
     variable = keras.Variable(

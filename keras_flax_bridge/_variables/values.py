@@ -14,10 +14,10 @@ from flax import nnx
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 
-from keras_flax_bridge import _paths
 from keras_flax_bridge._variables.entries import Entry
 from keras_flax_bridge._variables.models import parts
 from keras_flax_bridge.errors import OwnershipError
+from keras_flax_bridge.tree.paths import join_path
 
 
 @cache
@@ -54,7 +54,7 @@ def move(entries: Iterable[Entry]) -> None:
     for path, variable, _ in entries:
         if not is_moved(variable):
             variable.__class__ = _moved_class(variable.__class__)
-            variable._moved_from = _paths.join(path)
+            variable._moved_from = join_path(path)
             variable._value = None  # the buffer itself: assign() would need a new one
 
 

@@ -8,8 +8,7 @@ from typing import Any
 
 from keras_flax_bridge import _keras_files, _orbax
 from keras_flax_bridge._contents import Contents, opened
-from keras_flax_bridge._printable import said
-from keras_flax_bridge.errors import StructureMismatchError
+from keras_flax_bridge.errors import StructureMismatchError, said
 
 ANY = "a checkpoint or a root folder of steps, of any Orbax code; a .keras, .weights.h5 or .safetensors file"
 

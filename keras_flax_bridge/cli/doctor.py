@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from keras_flax_bridge import _doctor
 from keras_flax_bridge.cli import arguments
+from keras_flax_bridge.startup import doctor
 
 
 def add_arguments(parser: Any) -> None:
@@ -18,4 +18,4 @@ def add_arguments(parser: Any) -> None:
 
 def run(options: Any) -> int:
     """Runs the command."""
-    return _doctor.run(as_json=options.json)
+    return doctor.run(as_json=options.json)

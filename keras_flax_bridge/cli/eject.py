@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from keras_flax_bridge import _ejection, _keras_files, _orbax, _saving
-from keras_flax_bridge._printable import printable
 from keras_flax_bridge._progress import working
 from keras_flax_bridge._report import counted
 from keras_flax_bridge.cli import arguments, output
+from keras_flax_bridge.errors import printable
 
 
 def add_arguments(parser: Any) -> None:

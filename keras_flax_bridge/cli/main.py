@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any, NoReturn
 
-from keras_flax_bridge._printable import said
-from keras_flax_bridge._start import is_command
 from keras_flax_bridge.cli import convert, diff, doctor, eject, inspect, output, plan, verify
-from keras_flax_bridge.errors import BridgeError, CorruptCheckpointError, StructureMismatchError
+from keras_flax_bridge.errors import BridgeError, CorruptCheckpointError, StructureMismatchError, said
+from keras_flax_bridge.startup.begin import is_command
 
 _COMMANDS = (inspect, verify, diff, convert, eject, plan, doctor)
 FINE, DIFFERENT, WRONG, BROKEN_PIPE, INTERRUPTED = 0, 1, 2, 141, 130

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.segment import Segment
 from rich.text import Text
 
-from keras_flax_bridge._printable import printable, printable_lines
+from keras_flax_bridge.errors import printable, printable_lines
 
 _WIDE = 10_000  # columns of a pipe: a path is never broken
 

@@ -13,9 +13,8 @@ import numpy as np
 from flax import nnx
 from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
-from keras_flax_bridge import _paths
-from keras_flax_bridge._paths import Path
 from keras_flax_bridge.migrate.transforms import Reshape, Split, Transform, Transpose
+from keras_flax_bridge.tree.paths import Path, flatten_tree
 
 Shape = tuple[int, ...]
 
@@ -92,7 +91,7 @@ def _made(node: Any, path: Path, seen: set[int]) -> Iterator[Path]:
 
 def linen_leaves(variables: Mapping[str, Any]) -> Iterator[tuple[Path, Shape]]:
     """Paths and shapes of Linen variables, modules in the order of the numbers in their names."""
-    flat = _paths.flatten(variables)
+    flat = flatten_tree(variables)
     for path in sorted(flat, key=lambda p: [_natural(name) for name in p[1:]]):
         yield path, tuple(flat[path].shape)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_flax_bridge import _untrusted
+from keras_flax_bridge.tree import untrusted
 
 WIDTH = 88  # ruff's default
 INDENT = "    "
@@ -101,7 +101,7 @@ def dtype_name(name: Any) -> str:
     >>> dtype_name("float32")
     'jnp.float32'
     """
-    if str(name) not in _untrusted.DTYPES:
+    if str(name) not in untrusted.DTYPES:
         raise Unwritable(f"a dtype that arrays don't have ({str(name)[:40]!r})")
     return f"jnp.{name}"
 

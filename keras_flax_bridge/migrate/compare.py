@@ -12,12 +12,11 @@ from flax import nnx
 
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._apply import require_built
-from keras_flax_bridge._printable import printed
-from keras_flax_bridge._types import Batch
-from keras_flax_bridge.errors import StructureMismatchError
+from keras_flax_bridge.errors import StructureMismatchError, printed
 from keras_flax_bridge.migrate.convert import Conversion
 from keras_flax_bridge.migrate.maps import WeightMap, flax_values, keras_values
 from keras_flax_bridge.migrate.selfcheck import tolerance_of
+from keras_flax_bridge.tree.types import Batch
 
 
 class Difference(NamedTuple):

@@ -11,11 +11,8 @@ import jax.numpy as jnp
 import keras
 from flax import nnx
 
-from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._apply import require_built
-from keras_flax_bridge._leaves import owned
-from keras_flax_bridge._paths import Path
 from keras_flax_bridge.errors import StructureMismatchError, UnsupportedLayerError
 from keras_flax_bridge.migrate.code import executed, identifier
 from keras_flax_bridge.migrate.draw import as_functional
@@ -26,6 +23,9 @@ from keras_flax_bridge.migrate.selfcheck import check, tolerance_of
 from keras_flax_bridge.migrate.source import RESERVED, Source, write
 from keras_flax_bridge.migrate.transforms import forward
 from keras_flax_bridge.nnx import ToNNX
+from keras_flax_bridge.tree.diff import diff_trees
+from keras_flax_bridge.tree.leaves import owned
+from keras_flax_bridge.tree.paths import Path, join_path
 
 
 class Conversion:
@@ -53,7 +53,7 @@ class Conversion:
             raise UnsupportedLayerError(
                 f"model {self.model.name!r}",
                 got="variables that the drawn graph does not read: "
-                + ", ".join(_paths.join(entry.path) for entry in left),
+                + ", ".join(join_path(entry.path) for entry in left),
                 expected="every variable in the graph from inputs to outputs",
                 fix="Leave out layers that are not used, or bridge the model with kfb.ToNNX.",
             )
@@ -227,7 +227,7 @@ def fill(module: Any, values: dict[Path, Any], rngs: nnx.Rngs) -> None:
     keys = [leaf for leaf in leaves.values() if isinstance(leaf, nnx.RngKey)]
     drawn = iter(jax.random.split(rngs.dropout(), max(len(keys), 1)))
     expected = {p: leaf.get_value() for p, leaf in leaves.items() if not isinstance(leaf, nnx.RngState)}
-    difference = _paths.diff(values, expected)
+    difference = diff_trees(values, expected)
     if difference:
         raise difference.error("the weights of the module", "This is a mistake in a rule: report it.")
     for path, leaf in leaves.items():
@@ -247,7 +247,7 @@ def _report(conversion: Conversion, checked: float | None) -> ConversionReport:
     model = conversion.model
     layers: dict[str, str] = {}
     for weight in conversion.source.weights:
-        layers.setdefault(_paths.join(weight.key[:-1]), _paths.join(weight.paths[0][:-1]))
+        layers.setdefault(join_path(weight.key[:-1]), join_path(weight.paths[0][:-1]))
     dropped = tuple(_dropped(model))
     limit = None if checked is None else tolerance_of(model)
     return ConversionReport(model.name, tuple(layers.items()), dropped, checked, limit)

@@ -8,10 +8,10 @@ from typing import Any
 from flax import nnx
 
 from keras_flax_bridge import _configs
-from keras_flax_bridge._paths import Path
 from keras_flax_bridge.errors import BridgeError
 from keras_flax_bridge.migrate.convert import Conversion
 from keras_flax_bridge.migrate.maps import WeightMap
+from keras_flax_bridge.tree.paths import Path
 
 
 def map_for(

@@ -8,11 +8,11 @@ from typing import Any
 
 from flax import nnx
 
-from keras_flax_bridge._paths import Path
 from keras_flax_bridge.migrate.classes import ClassDef, Classes, read
 from keras_flax_bridge.migrate.code import fits, identifier, literal, one_line, statement
 from keras_flax_bridge.migrate.ir import Child, Graph, Step, Value, numbers, substituted
 from keras_flax_bridge.migrate.naming import Locals
+from keras_flax_bridge.tree.paths import Path
 
 import ast  # isort: skip
 

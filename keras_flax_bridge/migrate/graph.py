@@ -10,15 +10,14 @@ import keras
 import numpy as np
 
 import keras_flax_bridge.migrate.rules as rules
-from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
-from keras_flax_bridge._paths import Path
 from keras_flax_bridge.errors import UnsupportedLayerError, listing
 from keras_flax_bridge.migrate.code import Raw, Unwritable, dtype_name, keyword_name, literal
 from keras_flax_bridge.migrate.draw import drawn
 from keras_flax_bridge.migrate.ir import Call, Child, Graph, Step, Value, Weight
 from keras_flax_bridge.migrate.operations import operation_code
 from keras_flax_bridge.migrate.site import Refusal, Site
+from keras_flax_bridge.tree.paths import Path, join_path, split_path
 
 LITERAL_SIZE = 16  # larger constants become a variable of the module
 
@@ -229,14 +228,14 @@ class GraphBuilder:
             for entry in collection:
                 if entry.kind == V.SEED:
                     continue
-                key = _paths.join(entry.path)
+                key = join_path(entry.path)
                 if key not in targets:
                     raise Refusal(f"its variable {key!r} has no place in the rule")
                 spec = V.variable_spec(entry.variable)
                 paths, transforms = rules.target(targets[key], site, spec.shape)
                 own = self.drawing.entries[id(entry.variable)]
                 self.drawing.mapped.add(own.path)
-                yield Weight(own.path, tuple(map(_paths.split, paths)), tuple(transforms), own.kind)
+                yield Weight(own.path, tuple(map(split_path, paths)), tuple(transforms), own.kind)
 
     def _nested(self, model: Any, inner: Any, node: V.Node) -> str | None:
         """A model inside the model: a class of its own."""

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from keras_flax_bridge._paths import Path
 from keras_flax_bridge.migrate.transforms import Transform
+from keras_flax_bridge.tree.paths import Path
 
 
 class Call(NamedTuple):

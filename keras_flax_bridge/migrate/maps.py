@@ -11,15 +11,23 @@ import jax
 import keras
 from flax import nnx
 
-from keras_flax_bridge import _paths, _schema, _texts
 from keras_flax_bridge import _variables as V
-from keras_flax_bridge._paths import Flat, Path
-from keras_flax_bridge._printable import printed
-from keras_flax_bridge._schema import Malformed
-from keras_flax_bridge._types import PathLike, PyTree, Target
-from keras_flax_bridge.errors import CheckpointError, StructureMismatchError
+from keras_flax_bridge.errors import CheckpointError, StructureMismatchError, printed
 from keras_flax_bridge.migrate import transforms
 from keras_flax_bridge.migrate.transforms import Transform, forward, from_json, inverse, shapes, to_json
+from keras_flax_bridge.tree.diff import diff_trees, spec_text
+from keras_flax_bridge.tree.paths import (
+    Flat,
+    Path,
+    fill_tree,
+    flatten_tree,
+    join_path,
+    nest_paths,
+    split_path,
+)
+from keras_flax_bridge.tree.types import PathLike, PyTree, Target
+from keras_flax_bridge.tree.untrusted import schema, texts
+from keras_flax_bridge.tree.untrusted.schema import Malformed
 
 _FORMAT = 1
 
@@ -94,8 +102,8 @@ class WeightMap:
         ]
         width = max((len(row[0]) for row in rows), default=0)
         lines = [f"{a:<{width}}  ->  {b}{f'  ({how})' if how else ''}" for a, b, how in rows]
-        lines += [f"only in Keras: {_paths.join(path)}" for path in self.only_keras]
-        lines += [f"only in Flax: {_paths.join(path)}" for path in self.only_flax]
+        lines += [f"only in Keras: {join_path(path)}" for path in self.only_keras]
+        lines += [f"only in Flax: {join_path(path)}" for path in self.only_flax]
         return printed([*lines, *(f"note: {note}" for note in self.notes)])
 
     def to_flax(self, source: PyTree = None) -> dict[str, Any]:
@@ -112,7 +120,7 @@ class WeightMap:
             StructureMismatchError: naming the variables that half of a pair lacks.
         """
         flat = keras_values(self.model if source is None else source)
-        return _paths.nest(dict(self.flax_values(flat)))
+        return nest_paths(dict(self.flax_values(flat)))
 
     def to_keras(self, target: PyTree, *, like: PyTree = None) -> PyTree:
         """Flax values in the places and shapes that they have in the Keras model.
@@ -133,7 +141,7 @@ class WeightMap:
         values = dict(self.keras_values(flax_values(target)))
         like = self.model if like is None else like
         if like is None:
-            return _paths.nest(values)
+            return nest_paths(values)
         return _assigned(like, values, set(self.only_keras))
 
     def flax_values(self, flat: Flat) -> Iterable[tuple[Path, Any]]:
@@ -168,7 +176,7 @@ class WeightMap:
     def put(self, target: Target, values: Flat) -> Target:
         """Puts leaves in their places: a module is updated, of anything else a new one is made."""
         if not isinstance(target, nnx.Module):
-            return _paths.fill(target, values)
+            return fill_tree(target, values)
         for path, leaf in nnx.to_flat_state(nnx.state(target)):
             name = tuple(map(str, path))
             if name in values:
@@ -197,14 +205,14 @@ class WeightMap:
             "format": _FORMAT,
             "pairs": [
                 {
-                    "keras": list(map(_paths.join, pair.keras)),
-                    "flax": list(map(_paths.join, pair.flax)),
+                    "keras": list(map(join_path, pair.keras)),
+                    "flax": list(map(join_path, pair.flax)),
                     "transforms": list(map(to_json, pair.transforms)),
                     "kind": pair.kind,
                 }
                 for pair in self.pairs
             ],
-            **{name: list(map(_paths.join, getattr(self, name))) for name in _LISTS},
+            **{name: list(map(join_path, getattr(self, name))) for name in _LISTS},
             "notes": list(self.notes),
             "linen": self.linen,
         }
@@ -230,7 +238,7 @@ class WeightMap:
             a/kernel  ->  b/w
         """
         file = FilePath(path)
-        return cls.from_json(_texts.read_json(file, CheckpointError), str(file))
+        return cls.from_json(texts.read_json(file, CheckpointError), str(file))
 
     @classmethod
     def from_json(cls, found: PyTree, where: str = "the map") -> WeightMap:
@@ -248,30 +256,30 @@ class WeightMap:
         except Malformed as error:
             raise CheckpointError(
                 where,
-                got=f"a map with {_texts.clipped(error.field or 'no fields', 200)}: {error.got}",
+                got=f"a map with {texts.clipped(error.field or 'no fields', 200)}: {error.got}",
                 expected=error.expected,
                 fix="Write it again with wmap.save(path).",
             ) from error
         pairs = [
             Pair(
-                tuple(map(_paths.split, pair["keras"])),
-                tuple(map(_paths.split, pair["flax"])),
+                tuple(map(split_path, pair["keras"])),
+                tuple(map(split_path, pair["flax"])),
                 tuple(map(from_json, pair["transforms"])),
                 pair["kind"],
             )
             for pair in found["pairs"]
         ]
-        lists = {name: tuple(map(_paths.split, found[name])) for name in _LISTS}
+        lists = {name: tuple(map(split_path, found[name])) for name in _LISTS}
         return cls(pairs, **lists, notes=found["notes"], linen=found["linen"])
 
 
 _LISTS = ("seeds", "only_keras", "only_flax")
-_PAIR = _schema.record(
+_PAIR = schema.record(
     {
-        "keras": _schema.list_of(_schema.name),
-        "flax": _schema.list_of(_schema.name),
-        "transforms": _schema.list_of(transforms.check),
-        "kind": _schema.text,
+        "keras": schema.list_of(schema.name),
+        "flax": schema.list_of(schema.name),
+        "transforms": schema.list_of(transforms.check),
+        "kind": schema.text,
     },
     required=Pair._fields,
 )
@@ -287,14 +295,14 @@ def _pair(value: Any, field: str) -> None:
         raise Malformed(field, sides, "as many as the transforms take and make")
 
 
-_FIELDS: dict[str, _schema.Check] = {
-    "format": _schema.choice_of(_FORMAT),
-    "pairs": _schema.list_of(_pair),
-    **dict.fromkeys(_LISTS, _schema.list_of(_schema.name)),
-    "notes": _schema.list_of(_schema.text),
-    "linen": _schema.flag,
+_FIELDS: dict[str, schema.Check] = {
+    "format": schema.choice_of(_FORMAT),
+    "pairs": schema.list_of(_pair),
+    **dict.fromkeys(_LISTS, schema.list_of(schema.name)),
+    "notes": schema.list_of(schema.text),
+    "linen": schema.flag,
 }
-_CHECK = _schema.record(_FIELDS, required=[field for field in _FIELDS if field != "format"])
+_CHECK = schema.record(_FIELDS, required=[field for field in _FIELDS if field != "format"])
 
 
 def _moved(pair: Pair, arrays: list[Any], *, back: bool = False, abstract: bool = False) -> list[Any]:
@@ -310,21 +318,21 @@ def _moved(pair: Pair, arrays: list[Any], *, back: bool = False, abstract: bool 
     except (TypeError, ValueError, IndexError) as error:
         raise StructureMismatchError(
             f"the map of {_listed(pair.keras)}",
-            got=f"leaves of {', '.join(map(_paths.spec, arrays))} for {', '.join(map(str, pair.transforms))}",
+            got=f"leaves of {', '.join(map(spec_text, arrays))} for {', '.join(map(str, pair.transforms))}",
             expected="leaves of the shapes that the map was made for",
             fix="The map was made for another model: write it again with wmap.save(path).",
         ) from error
 
 
 def _listed(paths: Sequence[Path]) -> str:
-    return " + ".join(map(_paths.join, paths))
+    return " + ".join(map(join_path, paths))
 
 
 def _whole(paths: Sequence[Path], flat: Flat) -> list[Any] | None:
     """The leaves of one side of a pair; None where there are none."""
     found = [path for path in paths if path in flat]
     if found and len(found) < len(paths):
-        missing = [_paths.join(path) for path in paths if path not in flat]
+        missing = [join_path(path) for path in paths if path not in flat]
         raise StructureMismatchError(
             "the weights",
             missing=missing,
@@ -343,9 +351,9 @@ def keras_values(source: Any) -> Flat:
     if isinstance(source, keras.layers.Layer):
         return {e.path: e.variable.value for collection in V.collect_layer(source) for e in collection}
     if hasattr(source, "params") and hasattr(source, "non_trainable"):
-        return _paths.flatten(source.params) | _paths.flatten(source.non_trainable)
+        return flatten_tree(source.params) | flatten_tree(source.non_trainable)
     if isinstance(source, Mapping):
-        return _paths.flatten(source)
+        return flatten_tree(source)
     raise StructureMismatchError(
         "source",
         got=f"a {type(source).__name__}",
@@ -360,7 +368,7 @@ def flax_values(target: Any) -> Flat:
         target = nnx.state(target)
     if isinstance(target, nnx.State):
         return {tuple(map(str, p)): _value(leaf) for p, leaf in nnx.to_flat_state(target)}
-    return {path: _value(leaf) for path, leaf in _paths.flatten(target).items()}
+    return {path: _value(leaf) for path, leaf in flatten_tree(target).items()}
 
 
 def _value(leaf: Any) -> Any:
@@ -383,18 +391,18 @@ def _assigned(like: Any, values: Flat, lacking: set[Path]) -> Any:
             entries[path].variable.assign(values[path])
         V.refresh(like)
         return like
-    trees = {name: _paths.flatten(getattr(like, name)) for name in ("params", "non_trainable")}
+    trees = {name: flatten_tree(getattr(like, name)) for name in ("params", "non_trainable")}
     both = trees["params"] | trees["non_trainable"]
     expected = {path: leaf for path, leaf in both.items() if path in values or path in trees["params"]}
     _require(values, {p: leaf for p, leaf in expected.items() if p not in lacking}, "the state")
     new = {
-        name: _paths.fill(getattr(like, name), {p: v for p, v in values.items() if p in flat})
+        name: fill_tree(getattr(like, name), {p: v for p, v in values.items() if p in flat})
         for name, flat in trees.items()
     }
     return like.replace(**new)
 
 
 def _require(values: Flat, expected: Flat, where: str) -> None:
-    difference = _paths.diff(values, expected)
+    difference = diff_trees(values, expected)
     if difference:
         raise difference.error(where, "Nothing was assigned. The map was made for another model.")

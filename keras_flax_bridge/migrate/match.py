@@ -11,11 +11,7 @@ import jax
 import keras
 from flax import nnx
 
-from keras_flax_bridge import _paths
-from keras_flax_bridge._paths import Path
-from keras_flax_bridge._printable import printable
-from keras_flax_bridge._types import Batch, PyTree
-from keras_flax_bridge.errors import StructureMismatchError
+from keras_flax_bridge.errors import StructureMismatchError, printable
 from keras_flax_bridge.migrate.alignment import (
     Group,
     assign,
@@ -31,6 +27,8 @@ from keras_flax_bridge.migrate.convert import Conversion, abstract
 from keras_flax_bridge.migrate.maps import Pair, WeightMap
 from keras_flax_bridge.migrate.selfcheck import difference, tolerance_of
 from keras_flax_bridge.migrate.transforms import Merge, Reshape, Split, Transform, Transpose
+from keras_flax_bridge.tree.paths import Path, fill_tree, flatten_tree, join_path
+from keras_flax_bridge.tree.types import Batch, PyTree
 
 log = logging.getLogger("keras_flax_bridge")
 
@@ -152,7 +150,7 @@ def _require_all(ours: list[Group], theirs: list[Group], found: list) -> None:
 
 
 def _said(group: Group) -> str:
-    return f"{_paths.join(group.path)} ({', '.join(f'{n} {list(s)}' for n, s in group.shapes.items())})"
+    return f"{join_path(group.path)} ({', '.join(f'{n} {list(s)}' for n, s in group.shapes.items())})"
 
 
 def _open(pairs: Pairs) -> Iterator[list[int]]:
@@ -245,7 +243,7 @@ def _settings(pairs: Pairs, ours: Ours, target: Any) -> list[str]:
         for name in SETTINGS:
             wanted, got = getattr(mine, name, None), getattr(other, name, None)
             if wanted is not None and got is not None and not _equal(wanted, got):
-                notes.append(f"{name} of {_paths.join(b.path)} is {got}, Keras's is {wanted}")
+                notes.append(f"{name} of {join_path(b.path)} is {got}, Keras's is {wanted}")
     return notes
 
 
@@ -299,7 +297,7 @@ def _exchanges(pairs: Pairs, open_groups: list[list[int]]) -> Iterator[Pairs]:
 
 
 def _run(target: Any, wmap: WeightMap, sample: Any, apply: Callable | None) -> Any:
-    values = _paths.flatten(wmap.to_flax())
+    values = flatten_tree(wmap.to_flax())
     if isinstance(target, nnx.Module):
         module = nnx.clone(target)
         wmap.put(module, values)
@@ -312,4 +310,4 @@ def _run(target: Any, wmap: WeightMap, sample: Any, apply: Callable | None) -> A
             expected="the function that runs the variables",
             fix="Pass apply=model.apply.",
         )
-    return jax.tree.leaves(apply(_paths.fill(target, values), sample))
+    return jax.tree.leaves(apply(fill_tree(target, values), sample))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from keras_flax_bridge._printable import printed
+from keras_flax_bridge.errors import printed
 
 
 class ConversionReport(NamedTuple):

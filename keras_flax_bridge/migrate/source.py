@@ -13,7 +13,6 @@ from flax import nnx
 
 import keras_flax_bridge.migrate.modules as modules
 import keras_flax_bridge.migrate.modules_recurrent as modules_recurrent
-from keras_flax_bridge._paths import Path
 from keras_flax_bridge.migrate.blocks import fold
 from keras_flax_bridge.migrate.classes import ClassDef, Classes
 from keras_flax_bridge.migrate.code import (
@@ -30,6 +29,7 @@ from keras_flax_bridge.migrate.forward import Forward
 from keras_flax_bridge.migrate.gate import require_plain
 from keras_flax_bridge.migrate.ir import Call, Child, Graph, Weight
 from keras_flax_bridge.migrate.rules import OWN_MODULES
+from keras_flax_bridge.tree.paths import Path
 
 import ast  # isort: skip
 

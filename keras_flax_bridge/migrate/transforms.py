@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from keras_flax_bridge._schema import Check, Malformed, said, shape
+from keras_flax_bridge.tree.untrusted.schema import Check, Malformed, said, shape
 
 Arrays = list[Any]
 

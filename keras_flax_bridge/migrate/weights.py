@@ -9,15 +9,16 @@ import jax.numpy as jnp
 import keras
 from flax import nnx
 
-from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._apply import KerasApply
-from keras_flax_bridge._types import Target
 from keras_flax_bridge.errors import StructureMismatchError
 from keras_flax_bridge.migrate.convert import Conversion
 from keras_flax_bridge.migrate.maps import WeightMap
 from keras_flax_bridge.migrate.modules import Frozen
 from keras_flax_bridge.state import TrainState
+from keras_flax_bridge.tree.diff import require_paths
+from keras_flax_bridge.tree.paths import Path, flatten_tree
+from keras_flax_bridge.tree.types import Target
 
 _TYPES = {V.PARAM: nnx.Param, V.BATCH_STAT: nnx.BatchStat}
 
@@ -69,14 +70,14 @@ def to_nnx_state(model_or_state: keras.Model | TrainState) -> nnx.State:
     values = {path: jnp.asarray(a) for path, a in conversion.drawing.constants.items()}
     found = conversion.weight_map().to_flax(model_or_state)
     kinds = {path: w.kind for w in conversion.source.weights for path in w.paths}
-    flat = _paths.flatten(found)
+    flat = flatten_tree(found)
     flat |= {p: values[w.key] for w in conversion.source.weights if w.kind == "constant" for p in w.paths}
     copies = {path: jnp.array(value) for path, value in flat.items()}
     leaves = [(_keys(path), _TYPES.get(kinds[path], Frozen)(value)) for path, value in copies.items()]
     return nnx.from_flat_state(leaves)
 
 
-def _keys(path: _paths.Path) -> tuple:
+def _keys(path: Path) -> tuple:
     """NNX counts the items of lists by number."""
     return tuple(int(name) if name.isascii() and name.isdigit() else name for name in path)
 
@@ -141,10 +142,10 @@ def slots_to_nnx(module: nnx.Module, state: TrainState) -> dict[str, nnx.State]:
     wmap = weight_map(module)
     return {
         name: nnx.from_flat_state(
-            [(_keys(p), nnx.Param(v)) for p, v in _paths.flatten(wmap.to_flax(slot)).items()]
+            [(_keys(p), nnx.Param(v)) for p, v in flatten_tree(wmap.to_flax(slot)).items()]
         )
         for name, slot in state.opt_state.items()
-        if isinstance(slot, dict) and _paths.flatten(slot).keys() >= _paths.flatten(state.params).keys()
+        if isinstance(slot, dict) and flatten_tree(slot).keys() >= flatten_tree(state.params).keys()
     }
 
 
@@ -165,6 +166,6 @@ def slots_to_keras(module: nnx.Module, slots: dict[str, Any], state: TrainState)
     wmap = weight_map(module)
     new = {name: dict(wmap.to_keras(slot)) for name, slot in slots.items()}
     for name, tree in new.items():
-        _paths.require_paths(tree, state.opt_state[name], f"slot {name!r}")
+        require_paths(tree, state.opt_state[name], f"slot {name!r}")
     same = jax.tree.map(lambda a: a, state.opt_state)
     return state.replace(opt_state={**same, **new})

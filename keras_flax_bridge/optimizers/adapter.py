@@ -10,14 +10,13 @@ import keras
 import optax
 from keras import optimizers as K
 
-from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
-from keras_flax_bridge._leaves import Whole, strong
-from keras_flax_bridge._paths import Flat, Path
-from keras_flax_bridge._printable import said
-from keras_flax_bridge.errors import BridgeError, StructureMismatchError, UnsupportedOptimizerError
+from keras_flax_bridge.errors import BridgeError, StructureMismatchError, UnsupportedOptimizerError, said
 from keras_flax_bridge.optimizers.leaves import Leaves
 from keras_flax_bridge.optimizers.native import inner_optimizers, warn_of_rounding
+from keras_flax_bridge.tree.diff import require_paths
+from keras_flax_bridge.tree.leaves import Whole, strong
+from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, join_path, nest_paths
 
 
 class Adapter(Whole, optax.GradientTransformationExtraArgs):
@@ -39,7 +38,7 @@ class Adapter(Whole, optax.GradientTransformationExtraArgs):
         def owner(path: Path) -> Any:
             if model is not None and path not in owners:
                 raise StructureMismatchError(
-                    f"params/{_paths.join(path)}",
+                    f"params/{join_path(path)}",
                     got="a leaf that is no trainable variable of the model",
                     expected="the parameters of TrainState.from_keras(model)",
                     fix="Pass the model that the parameters are of, or no model.",
@@ -51,7 +50,7 @@ class Adapter(Whole, optax.GradientTransformationExtraArgs):
 
         def for_updates(params: Any) -> V.Twin:
             """An optimizer of that structure, built once, whose variables hold nothing."""
-            flat = _paths.flatten(params)
+            flat = flatten_tree(params)
             key = tuple((path, leaf.shape, str(leaf.dtype)) for path, leaf in flat.items())
             if key not in twins:
                 with jax.ensure_compile_time_eval():
@@ -62,7 +61,7 @@ class Adapter(Whole, optax.GradientTransformationExtraArgs):
 
         def init(params: Any) -> Any:
             warn_of_rounding(optimizer, params)
-            made = twin({path: jnp.asarray(leaf) for path, leaf in _paths.flatten(params).items()})
+            made = twin({path: jnp.asarray(leaf) for path, leaf in flatten_tree(params).items()})
             # some slots start with the parameters: not with their buffers, which may be donated
             values = [jnp.copy(strong(entry.variable.value)) for entry in made.slots]
             return _shaped(made.slots, values, params)
@@ -72,8 +71,8 @@ class Adapter(Whole, optax.GradientTransformationExtraArgs):
                 raise StructureMismatchError(
                     "params", got="None", expected="the parameters", fix="Call update(grads, state, params)."
                 )
-            _paths.require_paths(grads, params, "grads")
-            made, flat, given = for_updates(params), _paths.flatten(params), _paths.flatten(grads)
+            require_paths(grads, params, "grads")
+            made, flat, given = for_updates(params), flatten_tree(params), flatten_tree(grads)
             new, slots = made.optimizer.stateless_apply(
                 made.slots.leaves(state, "opt_state"), [given[path] for path in flat], list(flat.values())
             )
@@ -159,7 +158,7 @@ def _shaped(slots: V.Collection, values: list[Any], params: Any) -> Any:
     """The values by name, each slot as a tree of the kind of the parameters; None where it has no leaf."""
     if isinstance(params, dict):
         return slots.tree(values)
-    paths, treedef = list(_paths.flatten(params)), jax.tree.structure(params)
+    paths, treedef = list(flatten_tree(params)), jax.tree.structure(params)
     named: dict[Path, Any] = {}
     for entry, value in zip(slots, values, strict=True):
         owned = [path for path in paths if path == entry.path[-len(path) or len(entry.path) :]]
@@ -174,7 +173,7 @@ def _shaped(slots: V.Collection, values: list[Any], params: Any) -> Any:
         else held
         for name, held in named.items()
     }
-    return _paths.nest(shaped)
+    return nest_paths(shaped)
 
 
 def _twin(optimizer: Any, values: Flat, owner: Any) -> V.Twin:

@@ -7,11 +7,12 @@ from typing import Any
 import jax
 import keras
 
-from keras_flax_bridge import _paths
-from keras_flax_bridge._types import Leaf, OptState, Params
 from keras_flax_bridge.optimizers.native import Label, Native
 from keras_flax_bridge.optimizers.rules import RULES
 from keras_flax_bridge.optimizers.states import described, packed, unpacked
+from keras_flax_bridge.tree.diff import diff_trees
+from keras_flax_bridge.tree.paths import flatten_tree
+from keras_flax_bridge.tree.types import Leaf, OptState, Params
 
 
 def opt_state_to_optax(
@@ -100,7 +101,7 @@ def opt_state_from_optax(
     tx = Native(optimizer, model)
     like, _, expected = described(tx, params)
     state = unpacked(tx, opt_state, params, step)
-    difference = _paths.diff(_paths.flatten(state), expected)
+    difference = diff_trees(flatten_tree(state), expected)
     if difference:
         raise difference.error(
             "opt_state",

@@ -8,10 +8,10 @@ from typing import Any
 
 import keras
 
-from keras_flax_bridge import _untrusted
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._transforms import is_optax
 from keras_flax_bridge.errors import UnsupportedOptimizerError
+from keras_flax_bridge.tree import untrusted
 
 OPTIONS = (
     "weight_decay",
@@ -115,7 +115,7 @@ def made(value: Any, where: str) -> Any:
 def _is_registered(found: Any, written: Mapping[str, Any]) -> bool:
     """Whether a function, or the class of an object, was registered by another than this package."""
     names = (written.get("config"), written.get("registered_name"))
-    known = [_untrusted.registered(name) for name in names if not str(name).startswith("keras_flax_bridge>")]
+    known = [untrusted.registered(name) for name in names if not str(name).startswith("keras_flax_bridge>")]
     return callable(found) and any(thing is found or thing is type(found) for thing in known)
 
 
@@ -126,7 +126,7 @@ def factory_of(transformation: Any) -> Any:
         UnsupportedOptimizerError: if optax has nothing of that name, or it is nothing of the kind.
     """
     if isinstance(transformation, str):
-        return _untrusted.optax_factory(transformation)
+        return untrusted.optax_factory(transformation)
     if is_optax(transformation):
         return None
     if not callable(transformation):

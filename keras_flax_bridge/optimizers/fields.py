@@ -13,12 +13,11 @@ import jax.numpy as jnp
 import optax
 from keras import optimizers as K
 
-from keras_flax_bridge import _paths
-from keras_flax_bridge._paths import Flat, Path
 from keras_flax_bridge.optimizers import wrappers as W
 from keras_flax_bridge.optimizers.native import is_outer, rule_of
 from keras_flax_bridge.optimizers.rules import RmsWithCountState, Slot
 from keras_flax_bridge.optimizers.stock import READINGS
+from keras_flax_bridge.tree.paths import Flat, Path, fill_tree, flatten_tree
 
 
 class Scope(NamedTuple):
@@ -119,14 +118,14 @@ def slot(slot: Slot) -> Field:
         # all were checked to be there, but for placeholders that Keras may not keep
         made = {
             path: slot.to_optax(leaves.get(scope.at(slot.name, *path)), scope.params.get(path))
-            for path in _paths.flatten(like)
+            for path in flatten_tree(like)
         }
-        return _paths.fill(like, made)
+        return fill_tree(like, made)
 
     def unpack(scope: Scope, value: Any, node: Any) -> Flat:
         return {
             scope.at(slot.name, *path): slot.to_keras(leaf, scope.params.get(path))
-            for path, leaf in _paths.flatten(value).items()
+            for path, leaf in flatten_tree(value).items()
         }
 
     return Field(pack, unpack)

@@ -8,10 +8,10 @@ from typing import Any
 
 import jax
 
-from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
-from keras_flax_bridge._paths import Path
 from keras_flax_bridge.errors import NotBuiltError, StructureMismatchError, UnsupportedOptimizerError
+from keras_flax_bridge.tree.diff import spec_text
+from keras_flax_bridge.tree.paths import Path, join_path, named_leaves
 
 
 class Leaves:
@@ -59,13 +59,13 @@ class Leaves:
         everyone = [question(variable) for variable in self.variables]
         if everyone and all(_same(answer, everyone[0]) for answer in everyone):
             return [everyone[0]] * len(keys)  # then any tree will do, such as that of a Flax module
-        return [self._answer(path, leaf, question, what) for path, leaf in _paths.named(keys)]
+        return [self._answer(path, leaf, question, what) for path, leaf in named_leaves(keys)]
 
     def _answer(self, path: Path, leaf: Any, question: Callable[[Any], Any], what: str) -> Any:
         answers = [question(variable) for variable in self._candidates(path, leaf)]
         if not all(_same(answer, answers[0]) for answer in answers):
             raise UnsupportedOptimizerError(
-                f"params/{_paths.join(path)}",
+                f"params/{join_path(path)}",
                 got=f"{len(answers)} variables of that name and shape, which differ in {what}",
                 expected="the model, which says which is which",
                 fix="Pass model=, and parameters as TrainState.from_keras(model) has them.",
@@ -80,8 +80,8 @@ class Leaves:
         alike = [v for v in self.variables if tuple(v.shape) == tuple(leaf.shape)]
         if self._by_path or not alike:
             raise StructureMismatchError(
-                f"params/{_paths.join(path)}",
-                got=f"a leaf {_paths.spec(leaf)} that is that of no variable",
+                f"params/{join_path(path)}",
+                got=f"a leaf {spec_text(leaf)} that is that of no variable",
                 expected="the parameters that the optimizer was built for",
                 fix="Pass state.params of TrainState.from_keras(model), or that model's twin as model=.",
             )

@@ -9,13 +9,12 @@ from typing import Any
 from keras_flax_bridge import _intake, _parts
 from keras_flax_bridge import _variables as V
 from keras_flax_bridge._apply import KerasApply
-from keras_flax_bridge._leaves import explained
-from keras_flax_bridge._printable import printable
 from keras_flax_bridge._transforms import KerasTransformation, trainee, transformation
-from keras_flax_bridge.errors import UnsupportedOptimizerError
+from keras_flax_bridge.errors import UnsupportedOptimizerError, printable
 from keras_flax_bridge.optimizers.conversion import opt_state_from_optax
 from keras_flax_bridge.optimizers.native import Native
 from keras_flax_bridge.optimizers.states import packed
+from keras_flax_bridge.tree.leaves import explained
 
 log = logging.getLogger("keras_flax_bridge")
 

@@ -12,14 +12,15 @@ import numpy as np
 import optax
 from keras import optimizers as K
 
-from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
-from keras_flax_bridge._leaves import Whole
 from keras_flax_bridge.errors import OwnershipError, StructureMismatchError, UnsupportedOptimizerError
 from keras_flax_bridge.optimizers import wrappers as W
 from keras_flax_bridge.optimizers.leaves import Leaves
 from keras_flax_bridge.optimizers.rules import RULES, Rule
 from keras_flax_bridge.optimizers.scalings import Schedule, Transformation
+from keras_flax_bridge.tree.diff import require_paths
+from keras_flax_bridge.tree.leaves import Whole
+from keras_flax_bridge.tree.paths import flatten_tree, join_path
 
 
 class Label(NamedTuple):
@@ -70,7 +71,7 @@ class Native(Whole, optax.GradientTransformationExtraArgs):
                 raise StructureMismatchError(
                     "params", got="None", expected="the parameters", fix="Call update(grads, state, params)."
                 )
-            _paths.require_paths(grads, params, "grads")
+            require_paths(grads, params, "grads")
             return inner.update(grads, state, params)
 
         self = super().__new__(cls, init, update)
@@ -237,12 +238,12 @@ def warn_of_rounding(optimizer: Any, params: Any) -> None:
     """Warns where a moving average stands still because its factor is 1 in the dtype of a parameter."""
     for inner in inner_optimizers(optimizer):
         rule = RULES.get(type(inner))
-        for path, leaf in _paths.flatten(params).items() if rule else ():
+        for path, leaf in flatten_tree(params).items() if rule else ():
             for name in rule.betas if rule else ():
                 value = getattr(inner, name)
                 if value < 1 and np.asarray(value).astype(leaf.dtype) == 1:
                     warnings.warn(
-                        f"params/{_paths.join(path)}: {name}={value} of {type(inner).__name__} is 1 in "
+                        f"params/{join_path(path)}: {name}={value} of {type(inner).__name__} is 1 in "
                         f"{leaf.dtype}: {rule.rounded if rule else ''}. Keep parameters in float32, as the "
                         "policy mixed_bfloat16 does.",
                         stacklevel=4,

@@ -11,13 +11,9 @@ import jax.numpy as jnp
 import keras
 import optax
 
-from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
-from keras_flax_bridge._leaves import from_disk, on_disk
-from keras_flax_bridge._paths import Path
-from keras_flax_bridge._printable import said
 from keras_flax_bridge._transforms import taking_no_extra_arguments
-from keras_flax_bridge.errors import UnsupportedOptimizerError
+from keras_flax_bridge.errors import UnsupportedOptimizerError, said
 from keras_flax_bridge.optimizers.factories import (
     OPTIONS,
     Ready,
@@ -28,6 +24,8 @@ from keras_flax_bridge.optimizers.factories import (
     split,
     takes_rate,
 )
+from keras_flax_bridge.tree.leaves import from_disk, on_disk
+from keras_flax_bridge.tree.paths import Path, flatten_tree
 
 
 @keras.saving.register_keras_serializable("keras_flax_bridge")
@@ -162,7 +160,7 @@ class OptaxOptimizer(V.WholeTreeOptimizer):
         """Variables for the leaves of a state, in an order that no name changes: by field, then by weight."""
         owners = {path: i for i, path in enumerate(self._paths())}
         leaves, self._treedef = jax.tree.flatten(state)
-        places = [_place(path, owners) for path in _paths.flatten(state)]
+        places = [_place(path, owners) for path in flatten_tree(state)]
         names = _short({prefix for prefix, _ in places}, [prefix for prefix, _ in places])
         self._likes = [jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.asarray(leaf).dtype) for leaf in leaves]
         self._places = [(names[prefix], owner) for prefix, owner in places]
@@ -223,7 +221,7 @@ class OptaxOptimizer(V.WholeTreeOptimizer):
         ]
         rate = learning_rate.astype(optax.tree.dtype(params, "highest")) if self._has_rate else None
         updates, state = self._made(rate).update(self._tree(grads), self._state(), params)
-        new = _paths.flatten(optax.apply_updates(params, updates))
+        new = flatten_tree(optax.apply_updates(params, updates))
         for i, (path, variable) in enumerate(zip(self._paths(), self.trained, strict=True)):
             if i in gradients:
                 self.assign(variable, new[path])

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import keras
 from keras import optimizers as K
 
-from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
-from keras_flax_bridge._paths import Flat, Path
 from keras_flax_bridge.errors import NotBuiltError, OwnershipError, UnsupportedOptimizerError
 from keras_flax_bridge.optimizers.fields import BATCHES, Groups, Scope, State, fields_of, scope_of
 from keras_flax_bridge.optimizers.native import Native, is_outer, rule_of, warn_of_rounding
 from keras_flax_bridge.optimizers.stock import READINGS
+from keras_flax_bridge.tree.diff import diff_trees
+from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, nest_paths
 
 
 def packed(tx: Native, opt_state: Any, params: Any) -> Any:
@@ -26,8 +26,8 @@ def packed(tx: Native, opt_state: Any, params: Any) -> Any:
         StructureMismatchError: if the leaves are not those of the optimizer; lists all of them.
     """
     like, specs, expected = described(tx, params)
-    flat = _paths.flatten(opt_state)
-    difference = _paths.diff(flat, expected)
+    flat = flatten_tree(opt_state)
+    difference = diff_trees(flat, expected)
     if difference:
         raise difference.error(
             "opt_state",
@@ -49,8 +49,8 @@ def unpacked(tx: Native, state: Any, params: Any, step: Any = None) -> dict[str,
     """
     made = partial(_complete, tx.optimizer, specs_of(params), step=step)
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(state)):
-        return _paths.nest(jax.eval_shape(made, state))
-    return _distinct(_paths.nest(made(state)))
+        return nest_paths(jax.eval_shape(made, state))
+    return _distinct(nest_paths(made(state)))
 
 
 def described(tx: Native, params: Any) -> tuple[Any, Flat, Flat]:
@@ -62,9 +62,7 @@ def described(tx: Native, params: Any) -> tuple[Any, Flat, Flat]:
 
 def specs_of(params: Any) -> Flat:
     """Shape and dtype of every parameter, by path."""
-    return {
-        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in _paths.flatten(params).items()
-    }
+    return {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in flatten_tree(params).items()}
 
 
 def _distinct(tree: Any) -> Any:

@@ -10,12 +10,11 @@ import jax.numpy as jnp
 import optax
 from keras import optimizers as K
 
-from keras_flax_bridge import _paths
 from keras_flax_bridge import _variables as V
-from keras_flax_bridge._paths import Flat, Path
 from keras_flax_bridge.errors import UnsupportedOptimizerError
 from keras_flax_bridge.optimizers.rules import Slot
 from keras_flax_bridge.optimizers.scalings import second_moment
+from keras_flax_bridge.tree.paths import Flat, Path, join_path
 
 
 class Reading(NamedTuple):
@@ -98,7 +97,7 @@ def _last_two(path: Path, shape: tuple[int, ...], row: Any, column: Any) -> tupl
         if (pair[0].shape, pair[1].shape) == expected:
             return pair
     raise UnsupportedOptimizerError(
-        f"params/{_paths.join(path)}",
+        f"params/{join_path(path)}",
         got=f"moments that optax factored in other dimensions than the last two of {shape}",
         expected="moments of the last two dimensions, as Keras has them",
         fix="Start the optimizer anew, or train with kfb.to_optax(keras.optimizers.Adafactor(...)) in optax.",

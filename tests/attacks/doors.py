@@ -12,7 +12,8 @@ import keras
 import numpy as np
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _contents, _paths, cli, migrate
+from keras_flax_bridge import _contents, cli, migrate
+from keras_flax_bridge.tree.paths import flatten_tree, join_path, nest_paths
 
 RAW = "Run it again with --debug"  # how the command line says that an error was not foreseen
 
@@ -22,7 +23,7 @@ class Hang(BaseException):
 
 
 def _abstract(goods):
-    return jax.tree.map(np.zeros_like, _paths.nest(goods.flat))
+    return jax.tree.map(np.zeros_like, nest_paths(goods.flat))
 
 
 def _restore(like):
@@ -35,7 +36,7 @@ def _manager(path, goods, scratch):
 
 
 def _flat(found):
-    return {path: np.asarray(leaf) for path, leaf in _paths.flatten(found).items()}
+    return {path: np.asarray(leaf) for path, leaf in flatten_tree(found).items()}
 
 
 def _into_model(path, goods, scratch):
@@ -217,4 +218,4 @@ def differing(found, goods):
     """The leaves that came back otherwise."""
     saved = {path[1:]: leaf for path, leaf in goods.flat.items() if path[0] == "params"} | goods.flat
     both = [path for path in found if path in saved]
-    return [_paths.join(path) for path in both if found[path].tobytes() != saved[path].tobytes()]
+    return [join_path(path) for path in both if found[path].tobytes() != saved[path].tobytes()]

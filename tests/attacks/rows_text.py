@@ -7,7 +7,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _paths
+from keras_flax_bridge.tree.paths import nest_paths
 from tests.attacks import goods
 from tests.attacks.rows import row
 
@@ -29,7 +29,7 @@ NAMES = {
 
 def _save(path, name, layout):
     flat = {("params", name, "kernel"): np.ones(2, "float32"), ("params", name): None}
-    tree = _paths.nest({p: jnp.asarray(leaf) for p, leaf in flat.items() if leaf is not None})
+    tree = nest_paths({p: jnp.asarray(leaf) for p, leaf in flat.items() if leaf is not None})
     path.rename(path.with_name("before"))
     kfb.save(path, tree, layout=layout)
 

@@ -1,4 +1,7 @@
-"""What a file may name: literal tables. `tests/test_untrusted.py` compares them with what is installed."""
+"""What a file may name: literal tables.
+
+`tests/test_untrusted.py` compares them with what is installed.
+"""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from keras_flax_bridge._backend import WRITTEN_BY_KERAS, config_path, ensure_jax
 from keras_flax_bridge.errors import BackendError
+from keras_flax_bridge.startup.backend import WRITTEN_BY_KERAS, config_path, ensure_jax
 
 _OWN = "keras-flax-bridge"
 _NEEDED = ("keras", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "rich")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from keras_flax_bridge._backend import ensure_jax
 from keras_flax_bridge.errors import BackendError
+from keras_flax_bridge.startup.backend import ensure_jax
 
 _NAME, _MODULE = "keras-flax-bridge", "keras_flax_bridge"
 
@@ -22,16 +22,16 @@ def begin() -> None:
     """
     if not is_command():
         return ensure_jax()
-    from keras_flax_bridge import _doctor  # the command line alone needs it
+    from keras_flax_bridge.startup import doctor  # the command line alone needs it
 
     if _command() == "doctor" and not {"-h", "--help"} & set(sys.argv):
-        sys.exit(_doctor.run(as_json="--json" in sys.argv))
+        sys.exit(doctor.run(as_json="--json" in sys.argv))
     try:
         ensure_jax()
     except BackendError as error:
         if "--debug" in sys.argv:
             raise
-        _doctor.say(str(error), sys.stderr, red=True)
+        doctor.say(str(error), sys.stderr, red=True)
         sys.exit(2)
 
 

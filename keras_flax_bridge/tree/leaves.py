@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-from keras_flax_bridge import _paths
 from keras_flax_bridge.errors import (
     BridgeError,
     NotBuiltError,
@@ -22,6 +21,7 @@ from keras_flax_bridge.errors import (
     StructureMismatchError,
     UnsupportedOptimizerError,
 )
+from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, join_path
 
 
 def strong(tree: Any) -> Any:
@@ -48,6 +48,7 @@ def placed_like(value: Any, other: Any) -> Any:
 
 
 def is_abstract(leaf: Any) -> bool:
+    """Whether a leaf has a shape and a dtype, but no value."""
     return isinstance(leaf, jax.ShapeDtypeStruct)
 
 
@@ -89,6 +90,7 @@ class Whole:
 
 
 def is_key(leaf: Any) -> bool:
+    """Whether a leaf is an array of typed PRNG keys."""
     return hasattr(leaf, "dtype") and _is_key_dtype(leaf.dtype)
 
 
@@ -147,7 +149,7 @@ def _as(value: Any, dtype: Any) -> Any:
     return jnp.asarray(value, dtype)
 
 
-def require_values(flat: _paths.Flat, *, arrays: bool = True) -> None:
+def require_values(flat: Flat, *, arrays: bool = True) -> None:
     """Checks that every leaf holds a value that can be written somewhere.
 
     Args:
@@ -162,7 +164,7 @@ def require_values(flat: _paths.Flat, *, arrays: bool = True) -> None:
     for path, leaf in flat.items():
         if isinstance(leaf, jax.core.Tracer):
             raise OwnershipError(
-                _paths.join(path),
+                join_path(path),
                 got="a value that jax is tracing",
                 expected="an array",
                 fix="Return the state from the jitted function and use the result outside.",
@@ -176,11 +178,11 @@ def explained(trees: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError, RuntimeError) as error:
-        explain(error, trees)
+        explain_leaf(error, trees)
         raise
 
 
-def explain(error: BaseException, trees: Mapping[str, Any]) -> None:
+def explain_leaf(error: BaseException, trees: Mapping[str, Any]) -> None:
     """Raises in place of an error the reason for it, where that is a leaf that can't be used.
 
     Raises:
@@ -189,37 +191,35 @@ def explain(error: BaseException, trees: Mapping[str, Any]) -> None:
         StructureMismatchError: naming the leaf that is no array.
     """
     if not isinstance(error, BridgeError):
-        for path, leaf in _paths.flatten(dict(trees)).items():
+        for path, leaf in flatten_tree(dict(trees)).items():
             _require_usable(path, leaf, error)
 
 
-def _require_usable(
-    path: _paths.Path, leaf: Any, cause: BaseException | None, *, arrays: bool = True
-) -> None:
+def _require_usable(path: Path, leaf: Any, cause: BaseException | None, *, arrays: bool = True) -> None:
     if is_abstract(leaf):
         raise NotBuiltError(
-            _paths.join(path),
+            join_path(path),
             got="an abstract leaf",
             expected="an array",
             fix="Restore a checkpoint into the abstract state first.",
         ) from cause
     if isinstance(leaf, keras.Variable):
         raise OwnershipError(
-            _paths.join(path),
+            join_path(path),
             got=f"a keras.Variable ({leaf.path})",
             expected="an array",
             fix="Take the whole state with TrainState.from_keras(model), or the variable's .value.",
         ) from cause
     if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) and leaf.is_deleted():
         raise OwnershipError(
-            _paths.join(path),
+            join_path(path),
             got="a buffer that was donated to a step",
             expected="an array",
             fix="Use the state that the step returned, or make the step with donate=False.",
         ) from cause
     if arrays and not hasattr(leaf, "dtype") and not isinstance(leaf, numbers.Number):
         raise StructureMismatchError(
-            _paths.join(path),
+            join_path(path),
             got=f"a {type(leaf).__name__}",
             expected="an array",
             fix="Put an array there, or take the state anew with TrainState.from_keras(model).",

@@ -13,8 +13,8 @@ import keras
 from flax import linen as nn
 from flax import nnx
 
-from keras_flax_bridge._untrusted.tables import DTYPES, JAX_NN, OPTAX, SCHEDULE
 from keras_flax_bridge.errors import StructureMismatchError, UnsupportedLayerError, UnsupportedOptimizerError
+from keras_flax_bridge.tree.untrusted.tables import DTYPES, JAX_NN, OPTAX, SCHEDULE
 
 MODULES: dict[str, tuple[types.ModuleType, type]] = {
     "flax.nnx": (nnx, nnx.Module),

@@ -12,15 +12,15 @@ from typing import Any
 
 import keras
 
-from keras_flax_bridge._untrusted.names import registered
-from keras_flax_bridge._untrusted.tables import (
+from keras_flax_bridge.errors import CheckpointError
+from keras_flax_bridge.tree.untrusted.names import registered
+from keras_flax_bridge.tree.untrusted.tables import (
     KERAS_CLASSES,
     KERAS_FUNCTIONS,
     KERAS_PACKAGES,
     KERAS_REFUSED,
     KERAS_VALUES,
 )
-from keras_flax_bridge.errors import CheckpointError
 
 DEPTH = 200  # levels; each takes several calls of Keras
 

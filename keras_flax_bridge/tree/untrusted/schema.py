@@ -11,14 +11,15 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from keras_flax_bridge import _paths, _untrusted
-from keras_flax_bridge._texts import clipped
+from keras_flax_bridge.tree import untrusted
+from keras_flax_bridge.tree.paths import join_path, split_path
+from keras_flax_bridge.tree.untrusted.texts import clipped
 
 Check = Callable[[Any, str], None]  # of a value, and the name of its field; raises `Malformed`
 
 # dtypes that numpy has through ml_dtypes, and jax has no arrays of: they stay on the host
 HOST_ONLY = frozenset({"float6_e2m3fn", "float6_e3m2fn", "complex32", "bcomplex32"})
-DTYPES = _untrusted.DTYPES | HOST_ONLY  # what a leaf may be of: no other text of a checkpoint becomes a dtype
+DTYPES = untrusted.DTYPES | HOST_ONLY  # what a leaf may be of: no other text of a checkpoint becomes a dtype
 DEEPEST = 256  # names in a path: Orbax reads a tree by recursion, several calls a level
 LONGEST = 1 << 14  # characters of a path: a key of the storage of Orbax has at most 64 KiB
 _MOST_AXES = 64  # of numpy
@@ -53,10 +54,12 @@ def _require(holds: bool, value: Any, field: str, expected: str) -> None:
 
 
 def text(value: Any, field: str) -> None:
+    """Checks that a value is text."""
     _require(isinstance(value, str), value, field, "a text")
 
 
 def flag(value: Any, field: str) -> None:
+    """Checks that a value is true or false."""
     _require(isinstance(value, bool), value, field, "true or false")
 
 
@@ -146,7 +149,7 @@ def name(value: Any, field: str) -> None:
     _require(isinstance(value, str), value, field, "the path of a leaf")
     fits = len(value) <= LONGEST and value.count("/") < DEEPEST
     _require(fits, value, field, f"a path of at most {DEEPEST} names and {LONGEST} characters")
-    written = "~" not in value or _paths.join(_paths.split(value)) == value
+    written = "~" not in value or join_path(split_path(value)) == value
     _require(written, value, field, "a path in which ~ is followed by 0 or 1")
 
 

@@ -1,0 +1,115 @@
+"""Paths of leaves in a tree: flatten, nest, fill, compare, and say the difference in words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from keras_flax_bridge.errors import StructureMismatchError
+
+Path = tuple[str, ...]
+Flat = dict[Path, Any]
+
+
+def join_path(path: Sequence[str]) -> str:
+    """Writes a path as text; ``~`` and ``/`` inside a name are escaped as in RFC 6901.
+
+    >>> join_path(("params", "dense", "kernel"))
+    'params/dense/kernel'
+    >>> join_path(("params", "a/b"))
+    'params/a~1b'
+    """
+    return "/".join(name.replace("~", "~0").replace("/", "~1") for name in path)
+
+
+def split_path(text: str) -> Path:
+    """Reads a path that `join` wrote.
+
+    >>> split_path("params/a~1b")
+    ('params', 'a/b')
+    """
+    return tuple(name.replace("~1", "/").replace("~0", "~") for name in text.split("/"))
+
+
+def flatten_tree(tree: Any) -> Flat:
+    """Every leaf of a pytree by its path; `None` and empty containers hold no leaf.
+
+    >>> flatten_tree({"a": {"b": 1}, "c": [2, 3]})
+    {('a', 'b'): 1, ('c', '0'): 2, ('c', '1'): 3}
+    """
+    return {_key_path(keys): leaf for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def named_leaves(leaves: Iterable[tuple[Any, Any]]) -> list[tuple[Path, Any]]:
+    """What `jax.tree_util.tree_flatten_with_path` gives, with plain paths."""
+    return [(_key_path(keys), leaf) for keys, leaf in leaves]
+
+
+def _key_path(keys: Sequence[Any]) -> Path:
+    return tuple(_name(key) for key in keys)
+
+
+def _name(key: Any) -> str:
+    """The plain name in one entry of a jax key path (dict key, index or attribute)."""
+    for attribute in ("key", "idx", "name"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)
+
+
+def nest_paths(flat: Mapping[Path, Any]) -> dict[str, Any]:
+    """The nested dict of the given leaves.
+
+    >>> nest_paths({("a", "b"): 1, ("a", "c"): 2})
+    {'a': {'b': 1, 'c': 2}}
+
+    Raises:
+        StructureMismatchError: if a leaf lies below another.
+    """
+    tree: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        node = tree
+        for name in path[:-1]:
+            node = node.setdefault(name, {})
+            if not isinstance(node, dict):
+                raise _not_nested(path)
+        if path[-1] in node:
+            raise _not_nested(path)
+        node[path[-1]] = leaf
+    return tree
+
+
+def _not_nested(path: Path) -> StructureMismatchError:
+    return StructureMismatchError(
+        join_path(path),
+        got="a leaf, and another one above or below it",
+        expected="leaves of which none lies below another",
+        fix="Rename one of them.",
+    )
+
+
+def fill_tree(like: Any, flat: Mapping[Path, Any]) -> Any:
+    """A tree of the structure of `like`, with the leaves of `flat`; a leaf it lacks stays as it is.
+
+    >>> fill_tree({"a": (1, 2)}, {("a", "1"): 5})
+    {'a': (1, 5)}
+    """
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(like)
+    return jax.tree.unflatten(treedef, [flat.get(_key_path(keys), leaf) for keys, leaf in leaves])
+
+
+def compiled_pattern(text: Any, where: str, fix: str) -> re.Pattern:
+    """A regular expression that a user gave, to be searched for in paths.
+
+    Raises:
+        StructureMismatchError: if it is none.
+    """
+    try:
+        return re.compile(text)
+    except (re.error, TypeError) as error:
+        raise StructureMismatchError(
+            where, got=f"{text!r}, which is no regular expression ({error})", expected="one", fix=fix
+        ) from error
