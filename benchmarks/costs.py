@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import keras_internals
 
 MICRO = 1e-6
 ALONE = Path(__file__).parent / "alone.py"
@@ -52,7 +52,7 @@ def variables(count: int) -> measure.Work:
 
     def compete(clock: measure.Clock) -> Any:
         with clock(phases[0], per=held * MICRO):
-            V.collect(model)
+            keras_internals.collect(model)
         with clock(phases[1], per=held * MICRO):
             state = jax.block_until_ready(kfb.TrainState.from_keras(model))
         with clock(phases[2], per=held * MICRO):

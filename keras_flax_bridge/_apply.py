@@ -10,19 +10,19 @@ import jax
 import jax.numpy as jnp
 import keras
 
-from keras_flax_bridge import _random
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import NotBuiltError, StructureMismatchError, UnsupportedLayerError
+from keras_flax_bridge.keras_internals import SEED, Collection, Entry, seeds
 from keras_flax_bridge.tree.leaves import explained
 from keras_flax_bridge.tree.paths import flatten_tree, join_path, nest_paths
 
 
 def call(
-    layer: Any, entries: Sequence[V.Entry], values: Sequence[Any], args: tuple, kwargs: Mapping[str, Any]
+    layer: Any, entries: Sequence[Entry], values: Sequence[Any], args: tuple, kwargs: Mapping[str, Any]
 ) -> tuple[Any, list[Any], list[Any]]:
     """Calls a layer on given values: its outputs, the values afterwards, the losses it raised."""
     mapping = [(entry.variable, value) for entry, value in zip(entries, values, strict=True)]
-    writable, finalized = V.writable(layer), V.finalized(layer, entries, values)
+    writable, finalized = keras_internals.writable(layer), keras_internals.finalized(layer, entries, values)
     with writable, finalized, keras.StatelessScope(mapping, collect_losses=True) as scope:
         try:
             outputs = layer(*args, **kwargs)
@@ -34,7 +34,7 @@ def call(
 
 
 def _explain_untraceable(layer: Any, error: IndexError) -> None:
-    if any(isinstance(part, keras.layers.RandomCrop) for part in V.parts(layer)):
+    if any(isinstance(part, keras.layers.RandomCrop) for part in keras_internals.all_layers(layer)):
         raise UnsupportedLayerError(
             f"layer {layer.name!r}",
             got="RandomCrop under a trace, which takes random numbers for Python indices",
@@ -119,10 +119,10 @@ class KerasApply:
         """
         _require_variables(variables)
         require_known(kwargs, self.model, "apply_fn")
-        if not V.takes_training(self.model):  # as Keras's own step does
+        if not keras_internals.takes_training(self.model):  # as Keras's own step does
             kwargs.pop("training", None)
         wanted = _wanted(mutable)
-        state = V.collect_layer(self.model)
+        state = keras_internals.collect_layer(self.model)
         outputs, (_, after), losses = stateless(self.model, state, variables, args, kwargs, rngs)
         updates = {"non_trainable": after, "losses": losses}
         return (outputs, {name: updates[name] for name in wanted}) if wanted else outputs
@@ -130,7 +130,7 @@ class KerasApply:
 
 def stateless(
     layer: Any,
-    state: tuple[V.Collection, V.Collection],
+    state: tuple[Collection, Collection],
     variables: Mapping[str, Any],
     args: tuple,
     kwargs: Mapping[str, Any],
@@ -164,7 +164,7 @@ def stateless(
     return outputs, (params.tree(values[: len(params)]), non_trainable.tree(after)), losses
 
 
-def _derived(rngs: Any, collection: V.Collection) -> dict:
+def _derived(rngs: Any, collection: Collection) -> dict:
     if rngs is None or (isinstance(rngs, Mapping) and not rngs):
         return {}
     key = rngs.get("dropout", next(iter(rngs.values()))) if isinstance(rngs, Mapping) else rngs
@@ -175,7 +175,7 @@ def _derived(rngs: Any, collection: V.Collection) -> dict:
             expected="a key of jax.random, or a dict of them",
             fix="Pass rngs={'dropout': jax.random.key(0)}.",
         )
-    return {e.path: _random.seed(_random.fold(key, e.path)) for e in collection if e.kind == V.SEED}
+    return {e.path: seeds.seed(seeds.fold(key, e.path)) for e in collection if e.kind == SEED}
 
 
 def _require_variables(variables: Any) -> None:
@@ -207,11 +207,11 @@ def require_known(kwargs: Mapping[str, Any], model: Any, where: str) -> None:
         )
 
 
-def _lacks_seed(entry: V.Entry, given: Mapping) -> bool:
-    return entry.kind == V.SEED and entry.path not in given
+def _lacks_seed(entry: Entry, given: Mapping) -> bool:
+    return entry.kind == SEED and entry.path not in given
 
 
-def _refuse_placeholders(drawn: Sequence[V.Entry], absent: Mapping) -> None:
+def _refuse_placeholders(drawn: Sequence[Entry], absent: Mapping) -> None:
     """A seed that was left out must not have been drawn from."""
     missing = [join_path(("non_trainable", *e.path)) for e in drawn if e.path in absent]
     if missing:

@@ -9,10 +9,10 @@ from typing import Any
 
 import keras
 
-from keras_flax_bridge import _parts
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import _parts, keras_internals
 from keras_flax_bridge._intake import receivers
 from keras_flax_bridge._transforms import KerasTransformation
+from keras_flax_bridge.keras_internals import Collection
 from keras_flax_bridge.tree.diff import diff_trees
 from keras_flax_bridge.tree.leaves import require_values
 from keras_flax_bridge.tree.paths import flatten_tree
@@ -48,11 +48,11 @@ def _of_one(state: Any, model: Any, parts: Mapping[str, Any]) -> Assignments:
     places = receivers(model, **parts)
     if "opt_state" in places and "metrics" not in places:
         log.info("model %r: its metrics saw no data yet; they take no values, start at zero", model.name)
-    if not isinstance(state.tx, KerasTransformation) and places.pop("opt_state", V.Collection()):
+    if not isinstance(state.tx, KerasTransformation) and places.pop("opt_state", Collection()):
         _warn_foreign_slots(model)
     variables = {(tree, *e.path): e.variable for tree, found in places.items() for e in found}
     flat = flatten_tree({tree: getattr(state, tree) for tree in places})
-    difference = diff_trees(flat, {path: V.variable_spec(v) for path, v in variables.items()})
+    difference = diff_trees(flat, {path: keras_internals.variable_spec(v) for path, v in variables.items()})
     if difference:
         raise difference.error(
             f"model {model.name!r}",

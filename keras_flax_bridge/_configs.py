@@ -9,10 +9,10 @@ from typing import Any
 
 import keras
 
-from keras_flax_bridge import _optimizer_extras
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import _optimizer_extras, keras_internals
 from keras_flax_bridge._parts import models
 from keras_flax_bridge.errors import CheckpointError, said
+from keras_flax_bridge.keras_internals import SLACK
 from keras_flax_bridge.tree.paths import Path, flatten_tree
 
 
@@ -50,7 +50,7 @@ def _config(model: Any, state: Any) -> dict[str, Any]:
 def _serialized(model: Any) -> dict[str, Any]:
     config = keras.saving.serialize_keras_object(model)
     if config.get("compile_config"):  # compile may have wrapped the optimizer that it was given
-        with V.sharing_objects():  # a MultiOptimizer may hold one twice
+        with keras_internals.sharing_objects():  # a MultiOptimizer may hold one twice
             config["compile_config"]["optimizer"] = keras.saving.serialize_keras_object(model.optimizer)
     return {**config, **_optimizer_extras.of_model(model)}
 
@@ -58,7 +58,7 @@ def _serialized(model: Any) -> dict[str, Any]:
 def _slot_values(model: Any, state: Any) -> Sequence[Any] | None:
     """The optimizer's values in Keras's order, whose own may have moved; None where optax trains."""
     flat = flatten_tree(getattr(state, "opt_state", {}))
-    slots = V.collect(model).opt_state if flat else ()
+    slots = keras_internals.collect(model).opt_state if flat else ()
     if not slots or any(entry.path not in flat for entry in slots):
         return None
     return [flat[entry.path] for entry in slots]
@@ -75,7 +75,7 @@ def build(config: Any, where: Any, stored: Mapping[Path, Any] | None = None) -> 
     Raises:
         CheckpointError: if Keras can't build it, or it asks for code, as a Lambda layer does.
     """
-    limit = nullcontext() if stored is None else V.bounded(_most(stored), str(where))
+    limit = nullcontext() if stored is None else keras_internals.bounded(_most(stored), str(where))
     with limit:
         if isinstance(config, Mapping) and "class_name" not in config:
             return {name: _built(part, where) for name, part in config.items()}
@@ -84,7 +84,7 @@ def build(config: Any, where: Any, stored: Mapping[Path, Any] | None = None) -> 
 
 def _most(stored: Mapping[Path, Any]) -> int:
     """How many numbers the model of some leaves may have; slots and averages may not be stored."""
-    return V.SLACK + 4 * sum(math.prod(getattr(leaf, "shape", ())) for leaf in stored.values())
+    return SLACK + 4 * sum(math.prod(getattr(leaf, "shape", ())) for leaf in stored.values())
 
 
 def _built(config: Any, where: Any) -> Any:
@@ -96,8 +96,8 @@ def _built(config: Any, where: Any) -> Any:
             fix="Build the model yourself and call restore(path, model).",
         )
     try:
-        with V.sharing_objects():
-            model = V.deserialized(config, where)
+        with keras_internals.sharing_objects():
+            model = keras_internals.deserialized(config, where)
     except CheckpointError:
         raise
     except Exception as error:  # Keras and classes of the user's own raise many kinds

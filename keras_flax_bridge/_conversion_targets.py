@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from keras_flax_bridge import _configs, _optimizer_extras, _orbax, _restore, _saving
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import _configs, _optimizer_extras, _orbax, _restore, _saving, keras_internals
 from keras_flax_bridge._contents import NOT_IN_KERAS_FILES, Contents, save_tensors
 from keras_flax_bridge._report import SLOT, kind_of
 from keras_flax_bridge.errors import CheckpointError
@@ -153,7 +152,7 @@ def _parted(flat: Flat) -> tuple[Flat, Flat]:
 def _restart(model: Any) -> None:
     """Gives a compiled model an optimizer that has seen nothing."""
     if model.compiled:
-        model.optimizer = V.rebuilt(model.optimizer, {id(v): v for v in model.weights})
+        model.optimizer = keras_internals.rebuilt(model.optimizer, {id(v): v for v in model.weights})
 
 
 def _save_weights(model: Any, path: FilePath) -> list[str]:

@@ -10,11 +10,12 @@ from typing import Any
 import jax.numpy as jnp
 import keras
 
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import keras_internals
 from keras_flax_bridge._apply import require_known
 from keras_flax_bridge._makers import Maker, maker_of
 from keras_flax_bridge._sources import Leaf, Source, Tree
 from keras_flax_bridge.errors import UnsupportedLayerError
+from keras_flax_bridge.keras_internals import SEED
 from keras_flax_bridge.tree import untrusted
 from keras_flax_bridge.tree.diff import diff_trees
 from keras_flax_bridge.tree.paths import Path
@@ -128,7 +129,7 @@ class FlaxLayer(keras.layers.Layer):
         for index in held.order:
             leaf = held.leaves[index]
             own = leaf.spec.dtype != jnp.float32  # what the module itself chose stays as it is
-            V.add_weight(
+            keras_internals.add_weight(
                 self,
                 leaf.path,
                 shape=leaf.spec.shape,
@@ -172,7 +173,7 @@ class FlaxLayer(keras.layers.Layer):
         wanted = self._stored()
         difference = diff_trees(
             {(name,): store[name] for name in store.keys()},  # noqa: SIM118, not a mapping
-            {(name,): V.variable_spec(variable) for name, variable in wanted.items()},
+            {(name,): keras_internals.variable_spec(variable) for name, variable in wanted.items()},
         )
         if difference:
             raise difference.error(f"layer {self.name!r}", "The file was written by another module.")
@@ -262,15 +263,15 @@ def _common(one: Any, two: Any) -> Any:
 
 def _kind(leaf: Leaf) -> str | None:
     """Keys that look like Keras's seeds are those of the bridge, too."""
-    return V.SEED if leaf.is_key and leaf.spec.shape == (2,) else None
+    return SEED if leaf.is_key and leaf.spec.shape == (2,) else None
 
 
 def _hand_on_mask(args: tuple, outputs: Any) -> None:
     inputs = keras.tree.flatten(args)
-    mask = V.mask_of(inputs[0]) if inputs else None
+    mask = keras_internals.mask_of(inputs[0]) if inputs else None
     if mask is None:
         return
     rank = len(mask.shape)
     for output in keras.tree.flatten(outputs):
         if len(output.shape) > rank and tuple(output.shape[:rank]) == tuple(mask.shape):
-            V.set_mask(output, mask)
+            keras_internals.set_mask(output, mask)

@@ -10,13 +10,13 @@ from typing import Any
 
 import keras
 
-from keras_flax_bridge import _configs, _parts
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import _configs, _parts, keras_internals
 from keras_flax_bridge._intake import TREES, built
 from keras_flax_bridge._orbax import Stored
 from keras_flax_bridge._restore import COLLECTIONS, Target, unboxed
 from keras_flax_bridge._transforms import trainee
 from keras_flax_bridge.errors import CheckpointError, CorruptCheckpointError
+from keras_flax_bridge.keras_internals import VARIABLE_TREES
 from keras_flax_bridge.tree.paths import Path
 from keras_flax_bridge.tree.untrusted import schema, texts
 
@@ -26,14 +26,14 @@ CONFIG = "model_config"  # the item in which Keras stores the config of the mode
 
 def tops(stored: Any) -> set[str]:
     """The trees of a checkpoint, by our names."""
-    return {V.TREES.get(path[0], path[0]) for path in stored.specs}
+    return {VARIABLE_TREES.get(path[0], path[0]) for path in stored.specs}
 
 
 def names(stored: Any, like: Any, target: Target) -> dict[Path, Path]:
     """What the leaves of a checkpoint are called among ours: the stored path by the name."""
     if getattr(stored, "ours", True):
         return _of_weights({path: path for path in stored.specs}, target)
-    if {path[0] for path in stored.specs} <= V.TREES.keys():
+    if {path[0] for path in stored.specs} <= VARIABLE_TREES.keys():
         return _of_keras(stored, like)
     return _of_weights(unboxed(stored.specs), target)
 
@@ -64,7 +64,7 @@ def config(stored: Stored) -> dict[str, Any] | None:
 
 def _of_keras(stored: Stored, like: Any) -> dict[Path, Path]:
     model = _model_of(like) or _rebuilt(stored)
-    found = V.found_again(model, stored.specs)
+    found = keras_internals.found_again(model, stored.specs)
     left = set(stored.specs) - set(found.values())
     counters = [("opt_state", *inner, "iteration") for inner in (("inner_optimizer",), ())]
     counter = next((found[path] for path in counters if path in found), None)
@@ -76,7 +76,7 @@ def _of_keras(stored: Stored, like: Any) -> dict[Path, Path]:
     return {
         **found,
         **{name: name for name in totals},
-        **{(V.TREES[path[0]], *path[1:]): path for path in left},
+        **{(VARIABLE_TREES[path[0]], *path[1:]): path for path in left},
     }
 
 

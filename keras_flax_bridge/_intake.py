@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 import keras
 
-from keras_flax_bridge import _batches
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import keras_internals
 from keras_flax_bridge._transforms import require_model, trainee
 from keras_flax_bridge.errors import (
     BridgeError,
@@ -20,6 +19,8 @@ from keras_flax_bridge.errors import (
     UnsupportedLayerError,
     said,
 )
+from keras_flax_bridge.keras_internals import Collection, ModelVariables
+from keras_flax_bridge.keras_internals.batches import check, described
 from keras_flax_bridge.tree.leaves import owned, placed_like, strong
 
 TREES = ("params", "non_trainable", "opt_state", "metrics")  # as `V.collect` gives them
@@ -32,11 +33,11 @@ def built(trained: Any, batch: Any) -> Any:
         NotBuiltError: if the model is unbuilt and there is no batch.
         StructureMismatchError: if the optimizer was built for other variables.
     """
-    if batch is not None and not V.is_built(trained):
+    if batch is not None and not keras_internals.is_built(trained):
         build(trained, batch)
     _require_built(trained)
     if isinstance(trained.optimizer, keras.optimizers.Optimizer):
-        V.build_optimizer(trained)
+        keras_internals.build_optimizer(trained)
     return trained
 
 
@@ -46,10 +47,10 @@ def build(trained: Any, batch: Any) -> None:
     Raises:
         StructureMismatchError: if the batch is not what the model, its loss and its metrics take.
     """
-    if not V.is_overridden(trained, "train_step"):
-        _batches.check(trained, batch)
+    if not keras_internals.is_overridden(trained, "train_step"):
+        check(trained, batch)
     try:
-        V.build(trained, batch)
+        keras_internals.build(trained, batch)
     except (TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, BridgeError):
             raise
@@ -57,7 +58,7 @@ def build(trained: Any, batch: Any) -> None:
             f"batch of model {trained.name!r}",
             got="a batch that can't be built from",
             expected="what the model, its loss and its metrics take",
-            report=_batches.described(batch),
+            report=described(batch),
             fix=f"Keras says: {said(error)}",
         ) from error
 
@@ -80,7 +81,11 @@ def copied(optimizer: Any) -> Any:
     """
     if isinstance(optimizer, Mapping):
         return {name: copied(value) for name, value in optimizer.items()}
-    return V.rebuilt_alone(optimizer) if isinstance(optimizer, keras.optimizers.Optimizer) else optimizer
+    return (
+        keras_internals.rebuilt_alone(optimizer)
+        if isinstance(optimizer, keras.optimizers.Optimizer)
+        else optimizer
+    )
 
 
 def match_copies(optimizer: Any, copies: Any) -> None:
@@ -93,7 +98,7 @@ def match_copies(optimizer: Any, copies: Any) -> None:
         for name, value in optimizer.items():
             match_copies(value, copies[name])
     elif isinstance(optimizer, keras.optimizers.Optimizer):
-        V.match_exclusions(optimizer, copies)
+        keras_internals.match_exclusions(optimizer, copies)
 
 
 def abstracted(
@@ -150,7 +155,7 @@ def unaliased(tree: Any, other: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.copy(leaf) if id(leaf) in taken else leaf, tree)
 
 
-def take(variables: V.ModelVariables, copy: bool) -> list[list[Any]]:
+def take(variables: ModelVariables, copy: bool) -> list[list[Any]]:
     """The values of all variables: copies, or the buffers themselves, each once."""
     if copy:
         return [[owned(entry.variable.value) for entry in collection] for collection in variables]
@@ -173,7 +178,11 @@ def require_untraced(model: Any) -> None:
         StructureMismatchError: if its variables hold values.
     """
     require_model(model)
-    if any(V.holds_value(entry.variable) for part in V.collect_layer(model) for entry in part):
+    if any(
+        keras_internals.holds_value(entry.variable)
+        for part in keras_internals.collect_layer(model)
+        for entry in part
+    ):
         raise StructureMismatchError(
             f"model {model.name!r}",
             got="a model that was there before, and holds values",
@@ -182,16 +191,16 @@ def require_untraced(model: Any) -> None:
         )
 
 
-def zeroed(model: Any, metrics: V.Collection, tree: Any) -> Any:
+def zeroed(model: Any, metrics: Collection, tree: Any) -> Any:
     """Metric values after a reset."""
     if not metrics:
         return {}
     before = metrics.leaves(tree, "metrics")
-    after = V.reset_metrics(model, before)
+    after = keras_internals.reset_metrics(model, before)
     return metrics.tree([placed_like(owned(new), old) for new, old in zip(after, before, strict=True)])
 
 
-def receivers(model: Any, *, optimizer: Any = None, metrics: Any = None) -> dict[str, V.Collection]:
+def receivers(model: Any, *, optimizer: Any = None, metrics: Any = None) -> dict[str, Collection]:
     """The variables of a model that a state can be written to, by the name of the state's tree.
 
     A layer, and an uncompiled model without a given optimizer, have weights only. Metrics that were
@@ -201,9 +210,9 @@ def receivers(model: Any, *, optimizer: Any = None, metrics: Any = None) -> dict
         require_model(model)
     if not getattr(model, "compiled", False) and optimizer is None:
         _require_built(model)
-        return dict(zip(TREES, V.collect_layer(model), strict=False))  # the first two
+        return dict(zip(TREES, keras_internals.collect_layer(model), strict=False))  # the first two
     trained = built(trainee(model, optimizer=optimizer, metrics=metrics), None)
-    if metrics is not None or V.metrics_built(trained):
-        return V.collect(trained)._asdict()
-    found = V.collect(trained, metrics=False)._asdict()
+    if metrics is not None or keras_internals.metrics_built(trained):
+        return keras_internals.collect(trained)._asdict()
+    found = keras_internals.collect(trained, metrics=False)._asdict()
     return {tree: collection for tree, collection in found.items() if tree != "metrics"}

@@ -14,10 +14,10 @@ import jax
 import keras
 import numpy as np
 
-from keras_flax_bridge import _configs, _guards, _optimizer_extras
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import _configs, _guards, _optimizer_extras, keras_internals
 from keras_flax_bridge._intake import receivers
 from keras_flax_bridge.errors import CheckpointError, StructureMismatchError, said
+from keras_flax_bridge.keras_internals import SLACK
 from keras_flax_bridge.state import TrainState
 from keras_flax_bridge.tree import untrusted
 from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree
@@ -58,7 +58,7 @@ def load_model(path: FilePath) -> Any:
             fix="Build the model yourself and call restore(path, model).",
         )
     _guards.require_loadable(path)
-    with _speaking(path), V.safe_mode(), V.bounded(_most(path), str(path)):
+    with _speaking(path), keras_internals.safe_mode(), keras_internals.bounded(_most(path), str(path)):
         config = _guards.config(path)
         untrusted.require_safe(config, path)
         return _optimizer_extras.put_back(_filled(path, config), _optimizer_extras.read(path), path)
@@ -80,7 +80,7 @@ def _most(path: FilePath) -> int:
     What takes four leaves room for slots and averages that the file does not hold.
     """
     with _guards.archive(path) as archive:
-        return V.SLACK + archive.members[_guards.WEIGHTS].file_size
+        return SLACK + archive.members[_guards.WEIGHTS].file_size
 
 
 class KerasFile:
@@ -146,5 +146,5 @@ def restore_weights(path: FilePath, model: Any) -> Any:
             variable.assign(value)
         raise
     finally:
-        V.refresh(model)
+        keras_internals.refresh(model)
     return model

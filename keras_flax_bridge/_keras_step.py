@@ -9,10 +9,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from keras_flax_bridge import _batches, _intake, _parts
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import _intake, _parts, keras_internals
 from keras_flax_bridge._transforms import training_variables
 from keras_flax_bridge.errors import BridgeError, StructureMismatchError
+from keras_flax_bridge.keras_internals.batches import (
+    check,
+    check_inputs,
+    check_leading_axis,
+    check_leaves,
+    described,
+    one_of,
+)
 from keras_flax_bridge.state import TrainState
 from keras_flax_bridge.tree.leaves import explain_leaf, strong
 from keras_flax_bridge.tree.paths import Path
@@ -60,7 +67,7 @@ class Kind(NamedTuple):
 
 
 def _evaluated(model: Any) -> Sequence[Any]:
-    params, non_trainable, _, metrics = V.collect(model)
+    params, non_trainable, _, metrics = keras_internals.collect(model)
     return params, non_trainable, metrics
 
 
@@ -72,7 +79,7 @@ EVALUATE = Kind(
     ("non_trainable", "eval_metrics"),
     _evaluated,
 )
-PREDICT = Kind("predict_step", ("params", "non_trainable"), (), V.collect_layer, batch="x")
+PREDICT = Kind("predict_step", ("params", "non_trainable"), (), keras_internals.collect_layer, batch="x")
 
 
 class KerasStep:
@@ -88,7 +95,7 @@ class KerasStep:
         self.kind = kind
         self.steps_per_call = steps_per_call
         self._model = model
-        self._compilation = V.compilation(model) if kind is not PREDICT else None
+        self._compilation = keras_internals.compilation(model) if kind is not PREDICT else None
         self._is_built = kind is PREDICT
 
     def __call__(self, places: Places, count: Any, leaves: list[Any], batch: Any) -> tuple[Any, list, Any]:
@@ -108,7 +115,7 @@ class KerasStep:
         """
         if self.steps_per_call == 1:
             return self._once(places, count, leaves, batch)
-        _batches.check_leading_axis(batch, self.steps_per_call)
+        check_leading_axis(batch, self.steps_per_call)
 
         def body(carry: tuple[Any, list], one: Any) -> tuple[tuple[Any, list], Any]:
             count, leaves, logs = self._once(places, *carry, one)
@@ -134,7 +141,7 @@ class KerasStep:
         """Keras's own step on lists of values in its order: values after it by tree, logs or outputs."""
         given, kind = tuple(lists.values()), self.kind
         run = getattr(self._model, kind.method)
-        with V.finalized(self._model, collections["non_trainable"], lists["non_trainable"]):
+        with keras_internals.finalized(self._model, collections["non_trainable"], lists["non_trainable"]):
             if kind is PREDICT:
                 return {}, run(given, (batch,))[0]
             logs, values = run(given, batch)
@@ -142,9 +149,9 @@ class KerasStep:
 
     def _check(self, batch: Any) -> None:
         if self.kind is PREDICT:
-            _batches.check_inputs(self._model, batch)
-        elif not V.is_overridden(self._model, self.kind.method):
-            _batches.check(self._model, batch)
+            check_inputs(self._model, batch)
+        elif not keras_internals.is_overridden(self._model, self.kind.method):
+            check(self._model, batch)
 
     def prepare(self, batch: Any) -> None:
         """Builds what the model still lacks from its first batch, as `fit` does; later calls cost nothing.
@@ -154,7 +161,7 @@ class KerasStep:
         """
         if self._compilation is None:
             return
-        if any(map(is_not, V.compilation(self._model), self._compilation)):
+        if any(map(is_not, keras_internals.compilation(self._model), self._compilation)):
             raise StructureMismatchError(
                 f"model {self._model.name!r}",
                 got="a loss, optimizer or metrics that were compiled after the step was made",
@@ -162,9 +169,9 @@ class KerasStep:
                 fix="Make the step again, and move the state with state.repartition(model).",
             )
         if not self._is_built:
-            if not V.is_built(self._model):
+            if not keras_internals.is_built(self._model):
                 with jax.ensure_compile_time_eval():  # new variables must not hold values of an outer trace
-                    _intake.build(self._model, _batches.one_of(batch, self.steps_per_call))
+                    _intake.build(self._model, one_of(batch, self.steps_per_call))
             self._is_built = True
 
     def explain(self, error: BaseException, fields: Fields, batch: Any) -> None:
@@ -173,8 +180,8 @@ class KerasStep:
         An error that stays gets a note of what the batch was.
         """
         if isinstance(error, (TypeError, ValueError, RuntimeError)) and not isinstance(error, BridgeError):
-            error.add_note(f"A step of keras_flax_bridge on this batch:\n{_batches.described(batch)}")
-            _batches.check_leaves((batch,) if self.kind is PREDICT else batch)
+            error.add_note(f"A step of keras_flax_bridge on this batch:\n{described(batch)}")
+            check_leaves((batch,) if self.kind is PREDICT else batch)
             explain_leaf(error, {"state": fields, self.kind.batch: batch})
 
 

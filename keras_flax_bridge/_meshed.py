@@ -8,10 +8,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from keras_flax_bridge import _batches, _layouts
+from keras_flax_bridge import _layouts
 from keras_flax_bridge._keras_step import Fields, Kind, fields_of
 from keras_flax_bridge._layouts import Rules, automatic
 from keras_flax_bridge.errors import StructureMismatchError
+from keras_flax_bridge.keras_internals.batches import check_leaves
 from keras_flax_bridge.sharding import shardings_for
 from keras_flax_bridge.state import TrainState
 from keras_flax_bridge.tree.diff import spec_text
@@ -87,7 +88,7 @@ class Meshed:
             try:
                 return jax.device_put(batch, self._batches)
             except (TypeError, ValueError):
-                _batches.check_leaves(batch)
+                check_leaves(batch)
                 self._require_rows(batch)
                 raise
         self._require_rows(batch)

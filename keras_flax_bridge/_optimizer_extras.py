@@ -17,8 +17,9 @@ from typing import Any
 
 import keras
 
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import CheckpointError
+from keras_flax_bridge.keras_internals import Exclusions, exclusions
 from keras_flax_bridge.tree.paths import join_path
 
 EXTRAS = "optimizer_extras"  # its name in the config of a model
@@ -30,7 +31,7 @@ _WORD = re.compile(r"[\w./-]+")
 
 def of_model(model: Any) -> dict[str, Any]:
     """What to store for a compiled model, as plain JSON types, under `EXTRAS`; empty if there is nothing."""
-    given = {name: V.exclusions(part) for name, part in _parts(model).items()}
+    given = {name: exclusions(part) for name, part in _parts(model).items()}
     found = {name: _stored(model, own) for name, own in given.items() if own.pattern is not None or own.ids}
     return {EXTRAS: {_DECAY: found}} if found else {}
 
@@ -40,10 +41,10 @@ def _parts(model: Any) -> dict[str, Any]:
     optimizer = getattr(model, "optimizer", None)
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         return {}
-    return {join_path(path): part for path, part in V.optimizer_parts(optimizer).items()}
+    return {join_path(path): part for path, part in keras_internals.optimizer_parts(optimizer).items()}
 
 
-def _stored(model: Any, own: V.Exclusions) -> dict[str, list[str]]:
+def _stored(model: Any, own: Exclusions) -> dict[str, list[str]]:
     words = sorted((own.pattern or "").split("|"))
     if all(map(_WORD.fullmatch, words)):
         return {_NAMES: words, _VARIABLES: [key for key, v in _weights(model) if id(v) in own.ids]}
@@ -54,7 +55,11 @@ def _stored(model: Any, own: V.Exclusions) -> dict[str, list[str]]:
 
 def _weights(model: Any) -> Iterator[tuple[str, Any]]:
     """All weights by structural key; a frozen one may be trained later."""
-    return ((join_path(entry.path), entry.variable) for part in V.collect_layer(model) for entry in part)
+    return (
+        (join_path(entry.path), entry.variable)
+        for part in keras_internals.collect_layer(model)
+        for entry in part
+    )
 
 
 def put_back(model: Any, config: Any, where: Any) -> Any:
@@ -83,7 +88,7 @@ def put_back(model: Any, config: Any, where: Any) -> Any:
         )
     for name, own in found.get(_DECAY, {}).items():
         pattern = "|".join(own.get(_NAMES, [])) or None
-        V.exclude(parts[name], pattern, [weights[key] for key in own.get(_VARIABLES, [])])
+        keras_internals.exclude(parts[name], pattern, [weights[key] for key in own.get(_VARIABLES, [])])
     return model
 
 

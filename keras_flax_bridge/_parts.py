@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import keras_internals
 from keras_flax_bridge._apply import KerasApply
 from keras_flax_bridge.errors import StructureMismatchError
 from keras_flax_bridge.tree.diff import diff_trees
@@ -218,7 +218,7 @@ def require_distinct(models: Mapping[str, Any]) -> None:
     places: dict[int, str] = {}
     shared = []
     for name, model in models.items():
-        for entry in (entry for part in V.collect_layer(model) for entry in part):
+        for entry in (entry for part in keras_internals.collect_layer(model) for entry in part):
             path = join_path((name, *entry.path))
             first = places.setdefault(id(entry.variable), path)
             if first != path:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from keras_flax_bridge import _intake
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import _intake, keras_internals
 from keras_flax_bridge._apply import KerasApply
 from keras_flax_bridge._transforms import KerasTransformation, require_model, trainee, transformation
+from keras_flax_bridge.keras_internals import AVERAGES
 from keras_flax_bridge.tree.diff import diff_trees
 from keras_flax_bridge.tree.paths import fill_tree, flatten_tree
 
@@ -21,10 +21,10 @@ def fields(state: Any, model: Any, batch: Any) -> dict[str, Any]:
     """
     require_model(model)
     trained = _intake.built(trainee(model, **_trained_with(state, model)), batch)
-    variables = V.collect(trained, metrics=False)
+    variables = keras_internals.collect(trained, metrics=False)
     flat = {**flatten_tree(state.params), **flatten_tree(state.non_trainable)}
     weights = variables.params + variables.non_trainable
-    difference = diff_trees(flat, {e.path: V.variable_spec(e.variable) for e in weights})
+    difference = diff_trees(flat, {e.path: keras_internals.variable_spec(e.variable) for e in weights})
     if difference:
         raise difference.error(f"model {model.name!r}", "It must be the model of this state.")
     params = variables.params.tree([flat[entry.path] for entry in variables.params])
@@ -44,7 +44,7 @@ def _trained_with(state: Any, model: Any) -> dict[str, Any]:
     is_keras = isinstance(state.tx, KerasTransformation)
     if model.compiled:
         return {} if is_keras else {"optimizer": state.tx}
-    before = V.compiled_parts(state.apply_fn.model)
+    before = keras_internals.compiled_parts(state.apply_fn.model)
     own = {"loss": before["loss"], "metrics": before.get("metrics")}
     return {**own, "optimizer": _again(state, model) if is_keras else state.tx}
 
@@ -52,12 +52,12 @@ def _trained_with(state: Any, model: Any) -> dict[str, Any]:
 def _again(state: Any, model: Any) -> Any:
     """The optimizer once more; its config is read with the values of the state, as its own may have moved."""
     before, slots = state.apply_fn.model, flatten_tree(state.opt_state)
-    now = {entry.path: entry.variable for part in V.collect_layer(model) for entry in part}
-    held = [entry for part in V.collect_layer(before) for entry in part]
+    now = {entry.path: entry.variable for part in keras_internals.collect_layer(model) for entry in part}
+    held = [entry for part in keras_internals.collect_layer(before) for entry in part]
     counterparts = {id(entry.variable): now[entry.path] for entry in held if entry.path in now}
-    entries = V.collect(before, metrics=False).opt_state
+    entries = keras_internals.collect(before, metrics=False).opt_state
     values = [(entry.variable, slots[entry.path]) for entry in entries]
-    return V.rebuilt(state.tx.optimizer, counterparts, values=values)
+    return keras_internals.rebuilt(state.tx.optimizer, counterparts, values=values)
 
 
 def _slots(state: Any, tx: Any, params: Any, compiled: bool) -> Any:
@@ -65,7 +65,7 @@ def _slots(state: Any, tx: Any, params: Any, compiled: bool) -> Any:
     fresh, kept = tx.init(params), flatten_tree(state.opt_state)
     if not isinstance(tx, KerasTransformation):
         return fill_tree(fresh, kept)
-    if not V.takes_up(tx.optimizer, state.tx.optimizer):
+    if not keras_internals.takes_up(tx.optimizer, state.tx.optimizer):
         return fresh
     if compiled and tx.optimizer is not state.tx.optimizer:  # its learning rate is the one just compiled
         kept = {path: leaf for path, leaf in kept.items() if path[-1] != "learning_rate"}
@@ -76,16 +76,14 @@ def _averaging(fresh: Any, params: Any) -> Any:
     """Averages of weights start with the weights, as Keras has it at iteration 0."""
     weights = flatten_tree(params)
     started = {
-        path: weights[path[path.index(V.AVERAGES) + 1 :]]
-        for path in flatten_tree(fresh)
-        if V.AVERAGES in path
+        path: weights[path[path.index(AVERAGES) + 1 :]] for path in flatten_tree(fresh) if AVERAGES in path
     }
     return fill_tree(fresh, started)
 
 
 def _metrics(state: Any, trained: Any) -> dict[str, Any]:
     """Metrics that the model still has go on, new ones start."""
-    metrics = V.collect(trained).metrics
+    metrics = keras_internals.collect(trained).metrics
     start, specs = _intake.zeroed(trained, metrics, metrics.tree()), metrics.specs()
     trees = {name: flatten_tree(getattr(state, name)) for name in ("metrics", "eval_metrics")}
     return {

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from keras_flax_bridge import _variables as V
 from keras_flax_bridge.errors import StructureMismatchError, printable
+from keras_flax_bridge.keras_internals import BATCH_STAT, FROZEN, OTHER, PARAM, SEED
 from keras_flax_bridge.tree.diff import dtype_name
 from keras_flax_bridge.tree.leaves import size_of
 from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, join_path, split_path
@@ -18,13 +18,13 @@ from keras_flax_bridge.tree.types import PyTree
 SLOT, METRIC, STEP = "slot", "metric", "step"
 # what the leaves of a tree are, by its first name; Linen's collections and ToLinen's among them
 _KINDS = {
-    "params": V.PARAM,
+    "params": PARAM,
     "opt_state": SLOT,
     "metrics": METRIC,
     "eval_metrics": METRIC,
-    "batch_stats": V.BATCH_STAT,
-    "frozen": V.FROZEN,
-    "seeds": V.SEED,
+    "batch_stats": BATCH_STAT,
+    "frozen": FROZEN,
+    "seeds": SEED,
     "step": STEP,
 }
 _ORDER = ("step", "params", "batch_stats", "non_trainable", "opt_state", "metrics", "eval_metrics")
@@ -173,8 +173,8 @@ def kind_of(path: Path) -> str:
     if path[0] != "non_trainable":
         return _KINDS.get(path[0], "")
     if path[-1].startswith("seed_generator_state"):
-        return V.SEED
-    return V.BATCH_STAT if path[-1].startswith("moving_") else V.OTHER
+        return SEED
+    return BATCH_STAT if path[-1].startswith("moving_") else OTHER
 
 
 def rows(flat: Flat, shardings: Mapping[Path, str] | None = None) -> tuple[LeafRow, ...]:

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from flax import nnx
 
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import keras_internals
 from keras_flax_bridge._intake import TREES, receivers
 from keras_flax_bridge._kinds import fits_device
 from keras_flax_bridge.errors import StructureMismatchError, printable
@@ -132,10 +132,10 @@ def _keras_target(like: Any, models: Mapping[Path, Any], weights: frozenset[Path
         for path, value in values.items():
             entries[path].variable.assign(value)
         for model in models.values():
-            V.refresh(model)
+            keras_internals.refresh(model)
         return like
 
-    wanted = {path: V.variable_spec(entry.variable) for path, entry in entries.items()}
+    wanted = {path: keras_internals.variable_spec(entry.variable) for path, entry in entries.items()}
     return Target(wanted, frozenset(places) | weights, put)
 
 
@@ -167,7 +167,11 @@ def _mapped_target(like: Any, weights: Any, scope: frozenset[Path]) -> Target:
     """A Flax model that is filled from Keras's variables; or the reverse, if `like` is a Keras model."""
     seeds = frozenset((*weights.seeds, *weights.only_keras))
     if isinstance(like, keras.layers.Layer):
-        specs = {entry.path: V.variable_spec(entry.variable) for c in V.collect_layer(like) for entry in c}
+        specs = {
+            entry.path: keras_internals.variable_spec(entry.variable)
+            for c in keras_internals.collect_layer(like)
+            for entry in c
+        }
         names = {path: path if weights.linen else ("params", *path) for path in weights.flax_specs(specs)}
         wanted = {names[path]: spec for path, spec in weights.flax_specs(specs).items()}
         back = {name: path for path, name in names.items()}

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import StructureMismatchError
 from keras_flax_bridge.tree.leaves import is_key, key_kind, owned
 from keras_flax_bridge.tree.paths import Path, join_path, named_leaves
@@ -80,7 +80,7 @@ def tree_of(state: Any, is_trainable: Sequence[bool], is_rng: Sequence[bool], pl
 
 def _leaf(path: Path, value: Any, trainable: bool, is_rng: bool) -> Leaf:
     typed = is_key(value)
-    spec = jax.eval_shape(jax.random.key_data, value) if typed else V.specs(value)
+    spec = jax.eval_shape(jax.random.key_data, value) if typed else keras_internals.specs(value)
     impl = key_kind(value) if typed else None
     return Leaf(path, spec, trainable and not typed, impl, is_rng)
 
@@ -144,7 +144,7 @@ class Source:
     @cached_property
     def first(self) -> list[Any]:
         # what is read under a trace and kept must not belong to it
-        scope = jax.ensure_compile_time_eval() if V.in_scope() else contextlib.nullcontext()
+        scope = jax.ensure_compile_time_eval() if keras_internals.in_scope() else contextlib.nullcontext()
         with scope:
             values = self.tree.flatten(self._draw(None), "module")
             return values if self._seed is None else [*values, jnp.array([self._seed, 0], jnp.uint32)]

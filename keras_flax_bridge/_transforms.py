@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import keras
 import optax
 
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import StructureMismatchError, UnsupportedOptimizerError, said
+from keras_flax_bridge.keras_internals import Collection, ModelVariables
 from keras_flax_bridge.tree.diff import diff_trees
 from keras_flax_bridge.tree.leaves import Whole
 from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, nest_paths
@@ -33,8 +34,8 @@ def trainee(model: Any, *, loss: Any = None, optimizer: Any = None, metrics: Any
     """
     require_model(model)
     if not is_optax(optimizer):
-        return V.trainer(model, loss=loss, optimizer=optimizer, metrics=metrics)
-    twin = V.trainer(model, loss=loss, optimizer="sgd", metrics=metrics)
+        return keras_internals.trainer(model, loss=loss, optimizer=optimizer, metrics=metrics)
+    twin = keras_internals.trainer(model, loss=loss, optimizer="sgd", metrics=metrics)
     twin.optimizer = OptaxInKeras(optimizer, twin)
     return twin
 
@@ -78,7 +79,7 @@ class OptaxInKeras:
         self, optimizer_variables: list, grads: list, trainable_variables: list
     ) -> tuple[list, list]:
         """One update; `optimizer_variables` are the leaves of optax's state."""
-        params, _ = V.collect_layer(self._model)
+        params, _ = keras_internals.collect_layer(self._model)
         slots = OptaxSlots(self.tx, params)
         values = params.tree(trainable_variables)
         state = slots.tree(optimizer_variables)
@@ -111,7 +112,7 @@ def taking_no_extra_arguments(tx: Any) -> Iterator[None]:
 class OptaxSlots:
     """Optax's state where a `Collection` of slots stands for a Keras optimizer."""
 
-    def __init__(self, tx: optax.GradientTransformation, params: V.Collection):
+    def __init__(self, tx: optax.GradientTransformation, params: Collection):
         self._like = jax.eval_shape(tx.init, nest_paths(params.specs()))
 
     def order(self, flat: Flat, where: str) -> list[Path]:
@@ -132,7 +133,7 @@ class OptaxSlots:
 
 def training_variables(trained: Any) -> tuple[Any, Any, Any, Any]:
     """Params, non-trainable state, slots and metrics of a `trainee`, each a collection."""
-    variables = V.collect(trained)
+    variables = keras_internals.collect(trained)
     if isinstance(trained.optimizer, OptaxInKeras):
         return (*variables[:2], OptaxSlots(trained.optimizer.tx, variables.params), variables.metrics)
     return variables
@@ -146,14 +147,14 @@ class KerasTransformation(Whole, optax.GradientTransformationExtraArgs):
     """
 
     optimizer: Any
-    _variables: V.ModelVariables
+    _variables: ModelVariables
     _key: tuple[int, ...]
 
-    def __new__(cls, optimizer: Any, variables: V.ModelVariables) -> KerasTransformation:
+    def __new__(cls, optimizer: Any, variables: ModelVariables) -> KerasTransformation:
         def init(params: Any) -> Any:
             values = variables.params.leaves(params, "params")
             owners = {entry.path: entry.variable for entry in variables.params}
-            fresh = V.twin_of(optimizer, dict(zip(owners, values, strict=True)), owners.get)
+            fresh = keras_internals.twin_of(optimizer, dict(zip(owners, values, strict=True)), owners.get)
             return variables.opt_state.tree([variable.value for variable in fresh.optimizer.variables])
 
         def update(grads: Any, state: Any, params: Any = None, **_: Any) -> tuple[Any, Any]:
@@ -193,7 +194,7 @@ class KerasTransformation(Whole, optax.GradientTransformationExtraArgs):
         return scaled if scaled is gradient else scaled.astype(gradient.dtype)
 
 
-def transformation(trained: Any, variables: V.ModelVariables) -> Any:
+def transformation(trained: Any, variables: ModelVariables) -> Any:
     """The optax view of the optimizer of a `trainee`."""
     if isinstance(trained.optimizer, OptaxInKeras):
         return trained.optimizer.tx

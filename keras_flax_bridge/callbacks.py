@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from keras_flax_bridge import _integrity, _saving
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import _integrity, _saving, keras_internals
 from keras_flax_bridge._preemption import Preemption
 from keras_flax_bridge.checkpoint import stored_position
 from keras_flax_bridge.errors import CheckpointError
@@ -133,7 +132,7 @@ class TrainStateCheckpoint(keras.callbacks.Callback):
         self._from: _Position | None = None  # where this `fit` goes on
         self._to_pass, self._passing = 0, False  # batches that were trained on before
         self._metrics: list[Any] = []
-        V.begin_fit_at(self._fitted, None)
+        keras_internals.begin_fit_at(self._fitted, None)
         self._step = max(self._seen(), self._manager.latest_step or 0)
         if self._manager.latest_step is not None:
             self._go_on()
@@ -240,13 +239,17 @@ class TrainStateCheckpoint(keras.callbacks.Callback):
         assert place.position is not None
         self._from, self._to_pass = place.position, place.position.batch
         self._step = max(self._manager.saved)
-        self._metrics = [np.asarray(entry.variable.value) for entry in V.collect(self._fitted).metrics]
-        V.begin_fit_at(self._fitted, self._from.epoch)
+        self._metrics = [
+            np.asarray(entry.variable.value) for entry in keras_internals.collect(self._fitted).metrics
+        ]
+        keras_internals.begin_fit_at(self._fitted, self._from.epoch)
 
     def _put_metrics(self) -> None:
         """Metrics in the middle of an epoch: `fit` resets them at its beginning."""
         if self._to_pass:
-            for entry, value in zip(V.collect(self._fitted).metrics, self._metrics, strict=True):
+            for entry, value in zip(
+                keras_internals.collect(self._fitted).metrics, self._metrics, strict=True
+            ):
                 entry.variable.assign(value)
             self._logs = self._fitted.get_metrics_result()
 
@@ -266,7 +269,7 @@ class TrainStateCheckpoint(keras.callbacks.Callback):
         return False
 
     def _seen(self) -> int:
-        return int(V.iterations(self._fitted.optimizer))
+        return int(keras_internals.iterations(self._fitted.optimizer))
 
     def _save(self, batches: list[Any] | None, *, finished: bool = False) -> None:
         self._due = False
@@ -279,7 +282,7 @@ class TrainStateCheckpoint(keras.callbacks.Callback):
         """Gives back what was taken, and returns when the last checkpoint is on disk."""
         self._preemption.end()
         self._fitted.train_function = self._function
-        V.begin_fit_at(self._fitted, None)
+        keras_internals.begin_fit_at(self._fitted, None)
         manager, self._manager = self._manager, None
         manager.close()
 

@@ -12,12 +12,12 @@ from flax import linen as nn
 from flax import nnx
 from flax.errors import InvalidRngError
 
-from keras_flax_bridge import _random
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import keras_internals
 from keras_flax_bridge._flax_layer import FLAGS, FlaxLayer, Held
 from keras_flax_bridge._makers import Maker
 from keras_flax_bridge._sources import Source, linen_tree, nnx_tree
 from keras_flax_bridge.errors import UnsupportedLayerError
+from keras_flax_bridge.keras_internals import seeds
 from keras_flax_bridge.tree.types import Shape
 
 
@@ -77,7 +77,7 @@ class NNXLayer(FlaxLayer):
         def make(key: Any) -> Any:
             return held.maker.make(nnx.Module, lambda: nnx.Rngs(held.seed if key is None else key))
 
-        is_late = V.in_scope() and not held.maker.is_instance(nnx.Module)
+        is_late = keras_internals.in_scope() and not held.maker.is_instance(nnx.Module)
         made = nnx.eval_shape(lambda: make(None)) if is_late else make(None)
         held.module, state = nnx.split(made)
 
@@ -146,7 +146,7 @@ class LinenLayer(FlaxLayer):
         """
         held = self._held
         if held.inputs is None:
-            held.inputs = (V.shapes_to_specs(self, input_shape),), {}
+            held.inputs = (keras_internals.shapes_to_specs(self, input_shape),), {}
         held.inputs = keras.tree.map_structure(self._as_spec, held.inputs)
         args, kwargs = held.inputs
 
@@ -215,7 +215,7 @@ class LinenLayer(FlaxLayer):
             except InvalidRngError:
                 self._held.draws.add(training)
         key = jax.random.wrap_key_data(seed, impl="threefry2x32")
-        rngs = {name: _random.fold(key, (name,)) for name in ("params", "dropout")}
+        rngs = {name: seeds.fold(key, (name,)) for name in ("params", "dropout")}
         return call(rngs), seed + jnp.array([0, 1], seed.dtype)
 
 

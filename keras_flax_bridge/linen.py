@@ -9,19 +9,29 @@ import flax.linen as nn
 import jax
 import keras
 
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import keras_internals
 from keras_flax_bridge._apply import require_built, require_known, require_layer, stateless
 from keras_flax_bridge.errors import StructureMismatchError
+from keras_flax_bridge.keras_internals import (
+    BATCH_STAT,
+    FROZEN,
+    OTHER,
+    PARAM,
+    SEED,
+    UNTRACKED,
+    Collection,
+    Entry,
+)
 from keras_flax_bridge.tree.leaves import owned
 from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, nest_paths
 
 _COLLECTIONS = {
-    V.PARAM: "params",
-    V.FROZEN: "frozen",
-    V.BATCH_STAT: "batch_stats",
-    V.OTHER: "batch_stats",  # state that calls may change, such as counters
-    V.UNTRACKED: "batch_stats",  # and states of RNNs
-    V.SEED: "seeds",
+    PARAM: "params",
+    FROZEN: "frozen",
+    BATCH_STAT: "batch_stats",
+    OTHER: "batch_stats",  # state that calls may change, such as counters
+    UNTRACKED: "batch_stats",  # and states of RNNs
+    SEED: "seeds",
 }
 
 
@@ -79,9 +89,9 @@ class ToLinen(nn.Module):
         require_known(kwargs, self.layer, "ToLinen")
         kwargs["training"] = self.training if training is None else training
         _require_static(kwargs["training"])
-        if not V.is_complete(self.layer):
-            V.build_layer(self.layer, *args, **kwargs)
-        params, non_trainable = V.collect_state(self.layer)
+        if not keras_internals.is_complete(self.layer):
+            keras_internals.build_layer(self.layer, *args, **kwargs)
+        params, non_trainable = keras_internals.collect_state(self.layer)
         boxes = self._boxes(params + non_trainable)
         values = flatten_tree(nest_paths({place: box.value for place, box in boxes.items()}))
         variables = {"params": _chosen(values, params), "non_trainable": _chosen(values, non_trainable)}
@@ -107,11 +117,11 @@ class ToLinen(nn.Module):
             StructureMismatchError: if `layer` is no Keras layer.
         """
         require_built(self.layer)
-        params, non_trainable = V.collect_state(self.layer)
+        params, non_trainable = keras_internals.collect_state(self.layer)
         return nest_paths({_place(e): owned(e.variable.value) for e in params + non_trainable})
 
     @nn.nowrap
-    def _boxes(self, entries: V.Collection) -> dict[tuple[str, str], nn.Variable]:
+    def _boxes(self, entries: Collection) -> dict[tuple[str, str], nn.Variable]:
         """One Linen variable for each first name in each collection; it holds the subtree below."""
         drawn = self._draw() if self.is_initializing() else {}
         trees = nest_paths({_place(entry): drawn.get(entry.path) for entry in entries})
@@ -124,7 +134,7 @@ class ToLinen(nn.Module):
 
     @nn.nowrap
     def _draw(self) -> dict[Path, Any]:
-        return V.initial_values(self.layer, self.make_rng("params"))
+        return keras_internals.initial_values(self.layer, self.make_rng("params"))
 
     @nn.nowrap
     def _has_dropout_key(self) -> bool:
@@ -149,7 +159,7 @@ def _require_static(training: Any) -> None:
         )
 
 
-def _place(entry: V.Entry) -> Path:
+def _place(entry: Entry) -> Path:
     """Where a variable lies among Linen's collections."""
     first, *rest = entry.path
     return (_COLLECTIONS[entry.kind], _name(first), *rest)
@@ -160,12 +170,12 @@ def _name(first: str) -> str:
     return f"{first}_" if first.rstrip("_") == "params" else first
 
 
-def _chosen(values: Flat, entries: V.Collection) -> dict[str, Any]:
+def _chosen(values: Flat, entries: Collection) -> dict[str, Any]:
     """The values of some entries as one nested dict, whatever collection each is in."""
     return nest_paths({e.path: values[_place(e)] for e in entries if _place(e) in values})
 
 
-def _placed(entries: V.Collection, tree: Any) -> Flat:
+def _placed(entries: Collection, tree: Any) -> Flat:
     """The values of `tree` by their places among Linen's collections."""
     flat = flatten_tree(tree)
     return {_place(entry): flat[entry.path] for entry in entries}

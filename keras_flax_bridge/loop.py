@@ -9,8 +9,7 @@ from typing import Any
 
 import keras
 
-from keras_flax_bridge import _flat, _parts
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import _flat, _parts, keras_internals
 from keras_flax_bridge._feed import Feed
 from keras_flax_bridge._history import History
 from keras_flax_bridge._preemption import Preemption
@@ -259,7 +258,7 @@ class _Watch:
         self._list.on_train_end()
         if not self._users:
             return state
-        params, non_trainable = V.collect_layer(self._model)
+        params, non_trainable = keras_internals.collect_layer(self._model)
         trees = {"params": params, "non_trainable": non_trainable}
         return state.replace(**{n: c.tree([owned(e.variable.value) for e in c]) for n, c in trees.items()})
 
@@ -267,7 +266,7 @@ class _Watch:
         """Learning rates that a callback set on the model's optimizer."""
         if not self._users:
             return state
-        entries = V.collect(self._model, metrics=False).opt_state
+        entries = keras_internals.collect(self._model, metrics=False).opt_state
         rates = {e.path: owned(e.variable.value) for e in entries if e.path[-1] == "learning_rate"}
         return state.replace(opt_state=fill_tree(state.opt_state, rates)) if rates else state
 

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import keras
 from flax import nnx
 
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import keras_internals
 from keras_flax_bridge._apply import call, require_built, require_known, require_layer
 from keras_flax_bridge.errors import NotBuiltError, StructureMismatchError
+from keras_flax_bridge.keras_internals import BATCH_STAT, FROZEN, OTHER, PARAM, SEED, UNTRACKED, Entry
 from keras_flax_bridge.tree.diff import diff_trees
 from keras_flax_bridge.tree.leaves import owned, require_values
 from keras_flax_bridge.tree.paths import Path
@@ -30,12 +31,12 @@ class Frozen(nnx.Variable):
 
 
 _TYPES = {
-    V.PARAM: nnx.Param,
-    V.FROZEN: Frozen,
-    V.BATCH_STAT: nnx.BatchStat,
-    V.OTHER: nnx.BatchStat,  # state that calls may change, such as counters
-    V.UNTRACKED: nnx.BatchStat,  # and states of RNNs
-    V.SEED: KerasSeed,
+    PARAM: nnx.Param,
+    FROZEN: Frozen,
+    BATCH_STAT: nnx.BatchStat,
+    OTHER: nnx.BatchStat,  # state that calls may change, such as counters
+    UNTRACKED: nnx.BatchStat,  # and states of RNNs
+    SEED: KerasSeed,
 }
 
 
@@ -52,7 +53,7 @@ class _Node(nnx.Module):
 class _Held:
     """What a `ToNNX` calls; two modules of one layer are one type to jit."""
 
-    def __init__(self, layer: Any, entries: Sequence[V.Entry] = (), *, complete: bool = False):
+    def __init__(self, layer: Any, entries: Sequence[Entry] = (), *, complete: bool = False):
         self.layer = layer
         self.entries = tuple(entries)
         self.complete = complete  # whether all sublayers are built, so that no call makes variables
@@ -118,13 +119,13 @@ class ToNNX(nnx.Module):
             raise StructureMismatchError(
                 "rngs", got=f"a {type(rngs).__name__}", expected="nnx.Rngs", fix="Pass rngs=nnx.Rngs(0)."
             )
-        if shape is not None and not V.is_complete(layer):
-            V.build_layer(layer, V.shapes_to_specs(layer, shape))
+        if shape is not None and not keras_internals.is_complete(layer):
+            keras_internals.build_layer(layer, keras_internals.shapes_to_specs(layer, shape))
         self.deterministic = True
         self._held = _Held(layer)
         key = None if rngs is None else rngs.params()
         if layer.built:
-            _take_up(self, key, complete=V.is_complete(layer))
+            _take_up(self, key, complete=keras_internals.is_complete(layer))
         elif key is not None:
             self.initial_key = nnx.RngKey(key, tag="params")  # until the first call builds the layer
 
@@ -230,7 +231,7 @@ class ToNNX(nnx.Module):
         """
         _require_filled(self)
         require_built(layer)
-        params, non_trainable = V.collect_state(layer)
+        params, non_trainable = keras_internals.collect_state(layer)
         entries = params + non_trainable
         values = {path: variable.get_value() for path, variable in self.variables_by_path().items()}
         difference = diff_trees(values, entries.specs())
@@ -240,7 +241,7 @@ class ToNNX(nnx.Module):
         new = [owned(values[entry.path]) for entry in entries]
         for entry, value in zip(entries, new, strict=True):
             entry.variable.assign(value)
-        V.refresh(layer)
+        keras_internals.refresh(layer)
 
 
 # what jax made as a pytree; under a transformation, what is added to such a copy is lost
@@ -258,10 +259,10 @@ def _is_tracing(inputs: Any) -> bool:
 def _take_up(module: ToNNX, key: jax.Array | None, *, complete: bool) -> None:
     """Gives a module the variables of its layer that it lacks: with present values, or drawn by a key."""
     layer, known = module._held.layer, module._held.variables
-    params, non_trainable = V.collect_state(layer)
+    params, non_trainable = keras_internals.collect_state(layer)
     module._held = _Held(layer, params + non_trainable, complete=complete)
     fresh = [entry for entry in module._held.entries if id(entry.variable) not in known]
-    drawn = None if key is None or not fresh else V.initial_values(layer, key)
+    drawn = None if key is None or not fresh else keras_internals.initial_values(layer, key)
     for entry in fresh:
         value = owned(entry.variable.value) if drawn is None else drawn[entry.path]
         node = _node(module, entry.path[:-1])
@@ -277,7 +278,7 @@ def _build(module: ToNNX, args: tuple, kwargs: dict[str, Any]) -> None:
             expected="a module that has its variables",
             fix="Call it once outside, or pass shape= when you make it.",
         )
-    V.build_layer(module._held.layer, *args, **kwargs)
+    keras_internals.build_layer(module._held.layer, *args, **kwargs)
     key = None
     if "initial_key" in vars(module):
         key = module.initial_key.get_value()
@@ -285,11 +286,11 @@ def _build(module: ToNNX, args: tuple, kwargs: dict[str, Any]) -> None:
     _take_up(module, key, complete=True)
 
 
-def _metadata(entry: V.Entry) -> dict[str, Any]:
+def _metadata(entry: Entry) -> dict[str, Any]:
     """What nnx shall know of a variable beside its value: its sharding, whether checkpoints may lack it."""
-    sharding = V.partition(entry.variable)
+    sharding = keras_internals.partition(entry.variable)
     placed = {} if sharding is None else {"out_sharding": tuple(sharding.spec), "mesh": sharding.mesh}
-    return {**placed, "optional": True} if entry.kind == V.UNTRACKED else placed
+    return {**placed, "optional": True} if entry.kind == UNTRACKED else placed
 
 
 def _variables(module: ToNNX) -> list[nnx.Variable]:

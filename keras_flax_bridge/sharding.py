@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
-from keras_flax_bridge import _layouts, _parts
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import _layouts, _parts, keras_internals
 from keras_flax_bridge._layouts import Rules
 from keras_flax_bridge.errors import printed
 from keras_flax_bridge.tree.leaves import is_abstract, owned, placed, require_values, size_of
@@ -195,7 +194,9 @@ def keras_names(state: Any) -> dict[Path, str]:
     """How Keras itself calls the weights of a state, by path, where it is a state of Keras models."""
     found = {}
     for name, model in _parts.models(getattr(state, "apply_fn", None)).items():
-        for tree, entries in zip(("params", "non_trainable"), V.collect_layer(model), strict=True):
+        for tree, entries in zip(
+            ("params", "non_trainable"), keras_internals.collect_layer(model), strict=True
+        ):
             prefix = (tree, name) if name else (tree,)
             found.update({(*prefix, *entry.path): entry.variable.path for entry in entries})
     return found

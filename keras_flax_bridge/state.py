@@ -11,8 +11,7 @@ import keras
 from flax import struct
 from flax.training import train_state
 
-from keras_flax_bridge import _assignments, _garbage, _intake, _parts, _repartition
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import _assignments, _garbage, _intake, _parts, _repartition, keras_internals
 from keras_flax_bridge._apply import KerasApply
 from keras_flax_bridge._flat import LazyTrees
 from keras_flax_bridge._model_parts import TREES, ModelParts
@@ -22,6 +21,7 @@ from keras_flax_bridge._transforms import (
     trainee,
     transformation,
 )
+from keras_flax_bridge.keras_internals import Collection, Entry
 from keras_flax_bridge.optimizers import Moves
 from keras_flax_bridge.tree.diff import require_paths
 from keras_flax_bridge.tree.leaves import explained, owned
@@ -115,19 +115,19 @@ class TrainState(LazyTrees, Moves, ModelParts, train_state.TrainState):
         else:
             state, entries = cls._taken(model, copy, **parts)
         if not copy:  # when nothing can fail any more
-            V.move(entries)
+            keras_internals.move(entries)
         return state
 
     @classmethod
-    def _taken(cls, model: Any, copy: bool, batch: Any, **parts: Any) -> tuple[TrainState, list[V.Entry]]:
+    def _taken(cls, model: Any, copy: bool, batch: Any, **parts: Any) -> tuple[TrainState, list[Entry]]:
         """The state of one model, and the variables that it was taken from."""
         trained = _intake.built(trainee(model, **parts), batch)
-        variables = V.collect(trained)
+        variables = keras_internals.collect(trained)
         values = _intake.take(variables, copy)
-        params, non_trainable, slots, metric_values = map(V.Collection.tree, variables, values)
+        params, non_trainable, slots, metric_values = map(Collection.tree, variables, values)
         tx = transformation(trained, variables)
         is_keras = isinstance(tx, KerasTransformation)
-        step = V.iterations(trained.optimizer) if is_keras else 0
+        step = keras_internals.iterations(trained.optimizer) if is_keras else 0
         state = cls(
             step=owned(jnp.asarray(step, jnp.int32)),
             apply_fn=KerasApply(trained),
@@ -184,7 +184,7 @@ class TrainState(LazyTrees, Moves, ModelParts, train_state.TrainState):
         given = {"batch": batch, "loss": loss, "metrics": metrics}
         state = _intake.abstracted(cls.from_keras, model_fn, optimizer, given)
         for model in _parts.models(state.apply_fn).values():
-            V.forget_traced(model)
+            keras_internals.forget_traced(model)
         return state
 
     @_garbage.kept()
@@ -229,7 +229,7 @@ class TrainState(LazyTrees, Moves, ModelParts, train_state.TrainState):
         for (variable, _), leaf in zip(plan, new, strict=True):
             variable.assign(leaf)
         for filled in model.values() if isinstance(model, Mapping) else [model]:
-            V.refresh(filled)
+            keras_internals.refresh(filled)
 
     def apply_gradients(self, *, grads: PyTree, **kwargs: Any) -> TrainState:
         """The state after one optimizer step, as in Flax; exact for Keras optimizers.
@@ -293,7 +293,7 @@ class TrainState(LazyTrees, Moves, ModelParts, train_state.TrainState):
             zeros = jax.tree.map(jnp.zeros_like, (self.metrics, self.eval_metrics))
             return self.replace(metrics=zeros[0], eval_metrics=zeros[1])
         model = self.apply_fn.model
-        metrics = V.collect(model).metrics
+        metrics = keras_internals.collect(model).metrics
         return self.replace(
             metrics=_intake.zeroed(model, metrics, self.metrics),
             eval_metrics=_intake.zeroed(model, metrics, self.eval_metrics),

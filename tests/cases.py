@@ -12,7 +12,7 @@ import pytest
 from keras.src.backend.common import dtypes
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import keras_internals
 from keras_flax_bridge.tree.paths import flatten_tree, join_path
 from tests.contracts import ROWS, Row
 
@@ -80,7 +80,7 @@ def double() -> Iterator[None]:
 
 def values(model: keras.Model) -> dict:
     """Every variable of a model by path, as numpy."""
-    named = V.collect(model)._asdict().items()
+    named = keras_internals.collect(model)._asdict().items()
     return {(tree, *e.path): np.asarray(e.variable.value) for tree, found in named for e in found}
 
 

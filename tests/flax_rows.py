@@ -11,7 +11,7 @@ from flax import linen as nn
 from flax import nnx
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _random
+from keras_flax_bridge.keras_internals import seeds
 
 RNG = np.random.default_rng(0)
 registered = keras.saving.register_keras_serializable("tests")
@@ -279,7 +279,7 @@ def linen_call(plain: Plain, params: Any, others: Any, training: bool) -> tuple[
     row, rngs = plain.row, {}
     if row.draws and training:
         key = jax.random.wrap_key_data(plain.seed, impl="threefry2x32")
-        rngs = {"dropout": _random.fold(key, ("dropout",))}
+        rngs = {"dropout": seeds.fold(key, ("dropout",))}
         plain.seed = plain.seed + jnp.array([0, 1], "uint32")
     outputs, updates = plain.module.apply(
         {"params": params, **others},

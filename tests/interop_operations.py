@@ -21,7 +21,8 @@ from flax.training import train_state
 from orbax.checkpoint import v1 as ocp
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import keras_internals
+from keras_flax_bridge.keras_internals import PARAM, SEED
 from keras_flax_bridge.tree.diff import diff_trees
 from keras_flax_bridge.tree.paths import flatten_tree
 from tests.cases import QUICK
@@ -41,10 +42,10 @@ class Case:
         self.layer = drawn(row.build) if row.heavy else row.build()
         if not self.layer.built:
             self.layer(*row.args, **row.kwargs)
-        self.entries = [entry for part in V.collect_state(self.layer) for entry in part]
+        self.entries = [entry for part in keras_internals.collect_state(self.layer) for entry in part]
         self.start = {entry.path: np.asarray(entry.variable.value) for entry in self.entries}
-        self.params = [entry.path for entry in self.entries if entry.kind == V.PARAM]
-        self.seeds = [entry.path for entry in self.entries if entry.kind == V.SEED]
+        self.params = [entry.path for entry in self.entries if entry.kind == PARAM]
+        self.seeds = [entry.path for entry in self.entries if entry.kind == SEED]
 
     # --- Keras's side
 
@@ -155,9 +156,9 @@ def drawn(build: Callable) -> Any:
     """A model whose weights are drawn in one compiled program: one by one they take a minute."""
     built: list = []
     jax.eval_shape(lambda: built.append(build()))
-    V.forget_traced(built[0])
-    values = jax.jit(lambda key: V.initial_values(built[0], key))(jax.random.key(0))
-    for entry in (entry for part in V.collect_state(built[0]) for entry in part):
+    keras_internals.forget_traced(built[0])
+    values = jax.jit(lambda key: keras_internals.initial_values(built[0], key))(jax.random.key(0))
+    for entry in (entry for part in keras_internals.collect_state(built[0]) for entry in part):
         entry.variable.assign(values[entry.path])
     return built[0]
 
@@ -424,7 +425,7 @@ def nnx_assign(case: Case) -> None:
     if not other.built:
         other(*case.row.args, **case.row.kwargs)
     module.assign_to(other)
-    entries = [entry for part in V.collect_state(other) for entry in part]
+    entries = [entry for part in keras_internals.collect_state(other) for entry in part]
     close([entry.variable.value for entry in entries], [case.trained[0][1][e.path] for e in entries])
     close([entry.variable.value for entry in case.entries], list(case.start.values()))
 

@@ -11,7 +11,7 @@ import pytest
 from keras import layers
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import keras_internals
 from keras_flax_bridge.tree.diff import diff_trees
 from keras_flax_bridge.tree.paths import flatten_tree, join_path, nest_paths
 from tests import contracts
@@ -33,7 +33,11 @@ COUNTED = re.compile(r"(dense|auc|precision|largest)(?:_(\d+))?")
 
 
 def keys(model):
-    return [(tree, e.path, e.kind) for tree, found in V.collect(model)._asdict().items() for e in found]
+    return [
+        (tree, e.path, e.kind)
+        for tree, found in keras_internals.collect(model)._asdict().items()
+        for e in found
+    ]
 
 
 def test_keys_are_unique_and_those_of_a_second_build(case):

@@ -16,9 +16,9 @@ from keras import layers
 from keras import optimizers as K
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _configs, _conversion, checkpoint
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import _configs, _conversion, checkpoint, keras_internals
 from keras_flax_bridge._contents import opened
+from keras_flax_bridge.keras_internals import exclusions
 from keras_flax_bridge.tree.paths import flatten_tree, join_path
 from tests import resuming
 from tests.cases import differing
@@ -249,7 +249,7 @@ def test_load_model_puts_back_those_of_weights_that_are_frozen(tmp_path):
     kfb.save(tmp_path / "one", kfb.TrainState.from_keras(model))
     loaded = kfb.load_model(tmp_path / "one")
     loaded.layers[0].trainable = True
-    loaded.compile(V.rebuilt(loaded.optimizer, {id(v): v for v in loaded.weights}), "mse")
+    loaded.compile(keras_internals.rebuilt(loaded.optimizer, {id(v): v for v in loaded.weights}), "mse")
     check(kfb.TrainState.from_keras(loaded))
 
 
@@ -262,8 +262,8 @@ def test_restore_and_resume_into_a_compiled_model(kind, tmp_path):
 def test_names_stay_names(tmp_path):
     kfb.save(tmp_path / "one", kfb.TrainState.from_keras(compiled("several_names")))
     optimizer = kfb.load_model(tmp_path / "one").optimizer
-    assert not V.excludes_variables(optimizer)
-    assert set(V.exclusions(optimizer).pattern.split("|")) == {"bias", "gamma", "beta"}
+    assert not keras_internals.excludes_variables(optimizer)
+    assert set(exclusions(optimizer).pattern.split("|")) == {"bias", "gamma", "beta"}
 
 
 def test_older_readers_find_the_config_that_they_know(tmp_path):
@@ -278,7 +278,7 @@ def test_checkpoints_without_the_field_load(tmp_path):
     config = _configs.of_model(compiled("names"))
     del config["optimizer_extras"]
     loaded = _configs.build(config, tmp_path)
-    assert V.exclusions(loaded.optimizer) == (None, frozenset())
+    assert exclusions(loaded.optimizer) == (None, frozenset())
 
 
 BAD = {
@@ -399,7 +399,7 @@ def test_fit_goes_on_with_them(kind, tmp_path):
         fit(Break())
     assert checkpoint.candidates(tmp_path / "run", None)
     model = fit()
-    assert int(V.iterations(model.optimizer)) == 4
+    assert int(keras_internals.iterations(model.optimizer)) == 4
     for bias in biases(model):
         np.testing.assert_array_equal(bias, np.ones_like(bias))
     np.testing.assert_allclose(model.layers[1].kernel, np.full((4, 2), 0.95**4), rtol=1e-6)

@@ -13,7 +13,7 @@ from flax import nnx
 from keras import layers
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import keras_internals
 from keras_flax_bridge.tree.paths import flatten_tree, nest_paths
 from tests import contracts
 from tests.cases import light
@@ -51,7 +51,7 @@ def test_every_row_gives_the_layer_s_numbers(case, training):
     close(outputs, wanted)
     held = module.variables_by_path()
     moved = {path: leaf for name in updates for path, leaf in flatten_tree(updates[name]).items()}
-    for entry, value in zip(V.collect_layer(model)[1], after, strict=True):
+    for entry, value in zip(keras_internals.collect_layer(model)[1], after, strict=True):
         close(held[entry.path].get_value(), value)
         close(moved[entry.path], value)
     close([v.value for v in model.trainable_variables], params)
@@ -67,7 +67,7 @@ def values_of(model):
         "seed": "seeds",
         "frozen": "frozen",
     }
-    entries = [entry for part in V.collect_state(model) for entry in part]
+    entries = [entry for part in keras_internals.collect_state(model) for entry in part]
     return nest_paths({(names[e.kind], *e.path): e.variable.value for e in entries})
 
 

@@ -13,7 +13,7 @@ import pytest
 from keras import layers
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import keras_internals
 from keras_flax_bridge.tree.paths import flatten_tree, join_path
 from tests import contracts
 from tests.cases import Case
@@ -21,7 +21,7 @@ from tests.models import graphs
 
 
 def keys(model):
-    params, non_trainable = V.collect_layer(model)
+    params, non_trainable = keras_internals.collect_layer(model)
     return [join_path(entry.path) for entry in params + non_trainable]
 
 
@@ -147,7 +147,7 @@ def test_kinds():
     counter = layers.Layer(name="counter")
     counter.count = counter.add_weight(shape=(), trainable=False, name="count")
     model.add(counter)
-    kinds = {"/".join(e.path): e.kind for part in V.collect_layer(model) for e in part}
+    kinds = {"/".join(e.path): e.kind for part in keras_internals.collect_layer(model) for e in part}
     assert kinds == {
         "dense/kernel": "frozen",
         "dense/bias": "frozen",
@@ -179,7 +179,10 @@ def test_slots_are_shaped_like_params(optimizer):
     model = keras.Sequential([keras.Input((2,)), layers.Dense(3), layers.Dense(1)])
     model.optimizer = optimizer
     optimizer.build(model.trainable_variables)
-    slots, owned = V.collect(model).opt_state, {e.path for e in V.collect(model).params}
+    slots, owned = (
+        keras_internals.collect(model).opt_state,
+        {e.path for e in keras_internals.collect(model).params},
+    )
     assert len({entry.path for entry in slots}) == len(optimizer.variables)
     below = [path for path, *_ in slots if path[-2:] in owned]
     assert all(path[-2:] in owned or len(path) <= 3 for path, *_ in slots)
@@ -214,7 +217,7 @@ def test_ten_thousand_variables_take_well_under_a_second():
     model = Big()
     model.build((None, 1))
     begin = time.perf_counter()
-    params, _ = V.collect_layer(model)
+    params, _ = keras_internals.collect_layer(model)
     assert len(params) == 10_000
     assert time.perf_counter() - begin < 5  # it takes 0.1 s; quadratic growth would take minutes
 

@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import keras_internals
+from keras_flax_bridge.keras_internals import SEED
 from keras_flax_bridge.tree.paths import flatten_tree
 from tests import migration
 from tests.cases import QUICK, double
@@ -30,12 +31,12 @@ class Sides:
 
     @cached_property
     def variables(self):
-        params, rest = V.collect_layer(self.model)
+        params, rest = keras_internals.collect_layer(self.model)
         return [e.variable.value for e in params], [e.variable.value for e in rest]
 
     def keras(self, training):
         """Outputs, gradients of the weights, and the statistics after the call, by key."""
-        params, rest = V.collect_layer(self.model)
+        params, rest = keras_internals.collect_layer(self.model)
         trainable, others = self.variables
 
         def loss(trainable, x):
@@ -43,7 +44,7 @@ class Sides:
             return _total(y), (y, after)
 
         (_, (y, after)), grads = gradients(loss, trainable, self.x)
-        state = {e.path: v for e, v in zip(rest, after, strict=True) if e.kind != V.SEED}
+        state = {e.path: v for e, v in zip(rest, after, strict=True) if e.kind != SEED}
         return y, dict(zip((e.path for e in params), grads, strict=True)), state
 
     def native(self, training):
@@ -97,7 +98,9 @@ def check_both(sides, tolerance):
 
 def check_round_trip(sides):
     """Out of Keras, into another module, and back into another model: the same bits."""
-    wanted = {e.path: np.asarray(e.variable.value) for c in V.collect_layer(sides.model) for e in c}
+    wanted = {
+        e.path: np.asarray(e.variable.value) for c in keras_internals.collect_layer(sides.model) for e in c
+    }
     other = sides.row.model()
     for variable in other.weights:
         if "seed" not in variable.name:
@@ -105,9 +108,9 @@ def check_round_trip(sides):
     module = kfb.migrate.to_nnx(other, check_outputs=False)
     nnx.update(module, kfb.migrate.to_nnx_state(sides.model))
     kfb.migrate.to_keras(module, other)
-    for collection in V.collect_layer(other):
+    for collection in keras_internals.collect_layer(other):
         for path, variable, kind in collection:
-            if kind != V.SEED:
+            if kind != SEED:
                 np.testing.assert_array_equal(np.asarray(variable.value), wanted[path])
 
 

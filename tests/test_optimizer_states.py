@@ -12,7 +12,7 @@ import pytest
 from keras import optimizers as K
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import keras_internals
 from keras_flax_bridge.optimizers.rules import RULES
 from keras_flax_bridge.tree.diff import diff_trees
 from keras_flax_bridge.tree.paths import flatten_tree, join_path
@@ -74,8 +74,10 @@ class StockRun:
         self.model, self.optimizer = Row(name, make(base, options)).build()
         self.state = kfb.TrainState.from_keras(self.model, optimizer=self.optimizer)
         self.stock = RULES[type(self.optimizer)].stock
-        rate = V.learning_rate(self.optimizer)
-        tx = self.stock.make(self.optimizer, V.number(rate) if isinstance(rate, keras.Variable) else rate)
+        rate = keras_internals.learning_rate(self.optimizer)
+        tx = self.stock.make(
+            self.optimizer, keras_internals.number(rate) if isinstance(rate, keras.Variable) else rate
+        )
         self.start = self.state.replace(tx=tx, opt_state=tx.init(self.state.params))
         self.noise = noise(self.state.params, overflow=False)
 

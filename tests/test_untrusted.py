@@ -15,8 +15,7 @@ from flax import nnx
 from keras.src.backend.common.global_state import set_global_attribute
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _keras_files, cli, migrate
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import _keras_files, cli, keras_internals, migrate
 from keras_flax_bridge._makers import Maker
 from keras_flax_bridge.migrate.transforms import from_json
 from keras_flax_bridge.tree import untrusted
@@ -278,7 +277,7 @@ def test_nothing_is_imported_because_a_config_names_it(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     config = {"module": "keras_cv", "class_name": "X", "config": {}}
     with pytest.raises(kfb.CheckpointError, match="keras_cv"):
-        V.deserialized(config, "file")
+        keras_internals.deserialized(config, "file")
     assert not (tmp_path / "mark").exists()
 
 
@@ -302,7 +301,7 @@ def test_safe_mode_is_on_whatever_the_caller_has_set(unsafe, tmp_path):
     for door in (lambda: kfb.load_model(bad), lambda: kfb.restore(bad, model)):
         with pytest.raises(kfb.CheckpointError, match="Lambda"):
             door()
-    with V.safe_mode(), pytest.raises(ValueError, match="lambda"):
+    with keras_internals.safe_mode(), pytest.raises(ValueError, match="lambda"):
         keras.saving.deserialize_keras_object(hostile.code(mark))
     assert isinstance(kfb.load_model(tmp_path / "good.keras"), keras.Model)
     assert not mark.exists()
@@ -335,7 +334,9 @@ def test_configs_that_keras_writes_pass():
     model = keras.Model(inputs, keras.layers.Activation(keras.ops.sigmoid)(x))
     decay = keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.9)
     model.compile(keras.optimizers.Adam(decay), keras.losses.Huber(), metrics=["mae", keras.metrics.AUC()])
-    assert V.deserialized(json.loads(json.dumps(keras.saving.serialize_keras_object(model))), "x").compiled
+    assert keras_internals.deserialized(
+        json.loads(json.dumps(keras.saving.serialize_keras_object(model))), "x"
+    ).compiled
 
 
 # --- Flax modules

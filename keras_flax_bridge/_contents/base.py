@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from keras_flax_bridge import _variables as V
 from keras_flax_bridge._report import METRIC, STEP, StateReport, rows
+from keras_flax_bridge.keras_internals import SEED
 from keras_flax_bridge.tree.leaves import on_disk
 from keras_flax_bridge.tree.paths import Flat, Path
 
 # kinds of leaves that Keras doesn't write, and why they are left out
 NOT_IN_KERAS_FILES = {
-    V.SEED: "Keras's files hold no seeds",
+    SEED: "Keras's files hold no seeds",
     METRIC: "Keras's files hold no metrics",
     STEP: "Keras counts steps in its optimizer",
 }

@@ -8,8 +8,7 @@ from typing import Any
 
 import jax
 
-from keras_flax_bridge import _configs, _guards
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import _configs, _guards, keras_internals
 from keras_flax_bridge._parts import models
 from keras_flax_bridge.state import TrainState
 from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree
@@ -46,6 +45,6 @@ def abstract(path: FilePath, config: dict[str, Any]) -> tuple[Flat, dict[Path, s
 def names(model: Any) -> dict[Path, str]:
     """The names in the file; none where a layer of the user's writes its variables in a way of its own."""
     try:
-        return {} if model is None else V.names_in_files(model)
+        return {} if model is None else keras_internals.names_in_files(model)
     except Exception:  # of a user's save_own_variables, which finds no values
         return {}

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from keras_flax_bridge import _configs, _foreign, _orbax, _restore
-from keras_flax_bridge import _variables as V
 from keras_flax_bridge._contents.base import Contents, as_numpy
 from keras_flax_bridge._report import METRIC, in_words, kind_of
 from keras_flax_bridge.errors import BridgeError
+from keras_flax_bridge.keras_internals import VARIABLE_TREES
 from keras_flax_bridge.state import TrainState
 from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree
 
@@ -69,7 +69,7 @@ def _state(contents: Checkpoint) -> Any:
 
 
 def _is_keras_s(stored: Any) -> bool:
-    return not stored.ours and {path[0] for path in stored.specs} <= V.TREES.keys()
+    return not stored.ours and {path[0] for path in stored.specs} <= VARIABLE_TREES.keys()
 
 
 def _kind(stored: Any) -> str:
@@ -85,5 +85,5 @@ def _of_keras(stored: Any, model: Any) -> tuple[dict[Path, Path], str]:
     except BridgeError:
         if model is not None:
             raise
-    own = {(V.TREES[path[0]], *path[1:]): path for path in stored.specs}
+    own = {(VARIABLE_TREES[path[0]], *path[1:]): path for path in stored.specs}
     return own, "the model that they are of isn't stored, or can't be built here"

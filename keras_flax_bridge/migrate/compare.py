@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from flax import nnx
 
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import keras_internals
 from keras_flax_bridge._apply import require_built
 from keras_flax_bridge.errors import StructureMismatchError, printed
 from keras_flax_bridge.migrate.convert import Conversion
@@ -137,7 +137,9 @@ def _layers(model: Any, target: Any, x: Any) -> Iterator[Difference]:
     values = keras_values(model) | dict(wmap.keras_values(flax_values(target)))
     native = watched.module(values, nnx.Rngs(0))(x)
     inner = watched.graph_model
-    wanted = keras.Model(V.structure(inner)[0], [tensor for _, tensor in watched.watched])(x, training=False)
+    wanted = keras.Model(keras_internals.structure(inner)[0], [tensor for _, tensor in watched.watched])(
+        x, training=False
+    )
     for (name, _), got, value in zip(watched.watched, native, keras.tree.flatten(wanted), strict=True):
         yield _between(name, got, value)
 

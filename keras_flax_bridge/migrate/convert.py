@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import keras
 from flax import nnx
 
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import keras_internals
 from keras_flax_bridge._apply import require_built
 from keras_flax_bridge.errors import StructureMismatchError, UnsupportedLayerError
+from keras_flax_bridge.keras_internals import SEED
 from keras_flax_bridge.migrate.code import executed, identifier
 from keras_flax_bridge.migrate.draw import as_functional
 from keras_flax_bridge.migrate.graph import Drawing, build_root
@@ -36,9 +37,11 @@ class Conversion:
         self.model = model
         self.drawing = Drawing(model, fallback)
         self.watched: list[tuple[str, Any]] = []  # names and tensors of what every layer gives
-        with V.drawing(model):
-            self.graph_model = V.functional(model) or as_functional(model)
-            names = {} if V.functional(model) is not None else V.child_names(model)
+        with keras_internals.drawing(model):
+            self.graph_model = keras_internals.functional(model) or as_functional(model)
+            names = (
+                {} if keras_internals.functional(model) is not None else keras_internals.child_names(model)
+            )
             graph, self.watched = build_root(self.drawing, self.graph_model, model.name, watch, names)
         self.drawing.problems.raise_any(model)
         self._require_all_mapped()
@@ -48,7 +51,7 @@ class Conversion:
 
     def _require_all_mapped(self) -> None:
         entries = self.drawing.entries.values()
-        left = [e for e in entries if e.kind != V.SEED and e.path not in self.drawing.mapped]
+        left = [e for e in entries if e.kind != SEED and e.path not in self.drawing.mapped]
         if left:
             raise UnsupportedLayerError(
                 f"model {self.model.name!r}",
@@ -72,7 +75,7 @@ class Conversion:
         """Where every variable of the model lies in the module."""
         weights = [w for w in self.source.weights if w.kind != "constant"]
         pairs = [Pair((w.key,), w.paths, w.transforms, w.kind) for w in weights]
-        seeds = [entry.path for entry in self.drawing.entries.values() if entry.kind == V.SEED]
+        seeds = [entry.path for entry in self.drawing.entries.values() if entry.kind == SEED]
         return WeightMap(pairs, seeds=seeds)
 
     def module(self, values: dict[Path, Any], rngs: nnx.Rngs) -> Any:
@@ -189,7 +192,7 @@ def to_source(model: keras.Model, *, class_name: str = "Model") -> str:
 
 def _own_name(model: Any) -> str:
     """A model's name; a counter at its end is not the user's."""
-    name = V.own_name(model)
+    name = keras_internals.own_name(model)
     head, _, count = name.rpartition("_")
     return head if count.isdigit() and head in ("sequential", "functional", "model") else name
 
@@ -254,7 +257,7 @@ def _report(conversion: Conversion, checked: float | None) -> ConversionReport:
 
 
 def _dropped(model: Any) -> Iterator[str]:
-    for layer in V.parts(model):
+    for layer in keras_internals.all_layers(model):
         for name, value in vars(layer).items():
             if value is not None and name.endswith(("_regularizer", "_constraint")):
                 yield f"{name} of {layer.name!r}"

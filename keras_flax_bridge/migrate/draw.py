@@ -12,13 +12,14 @@ from typing import Any
 
 import keras
 
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import UnsupportedLayerError
+from keras_flax_bridge.keras_internals import Node
 from keras_flax_bridge.migrate.code import dtype_name
 from keras_flax_bridge.migrate.site import Refusal, is_float
 
 
-def drawn(builder: Any, node: V.Node) -> list[Any]:
+def drawn(builder: Any, node: Node) -> list[Any]:
     """The tensors that the layer's own `call` gives for those of a call, in a graph of their own.
 
     Raises:
@@ -36,10 +37,10 @@ def drawn(builder: Any, node: V.Node) -> list[Any]:
 
     args = keras.tree.map_structure(stand_in, node.args)
     kwargs = keras.tree.map_structure(stand_in, node.kwargs)
-    builder.names |= V.child_names(layer)
-    inner = V.functional(layer)
+    builder.names |= keras_internals.child_names(layer)
+    inner = keras_internals.functional(layer)
     if inner is not None:
-        rerun = V.rerun(inner, args[0] if args else next(iter(kwargs.values())))
+        rerun = keras_internals.rerun(inner, args[0] if args else next(iter(kwargs.values())))
         builder.aliases |= rerun.aliases
         builder.drawing.kept.append(rerun)
         return keras.tree.flatten(rerun.outputs)
@@ -56,11 +57,11 @@ def _stand_in(builder: Any, layer: Any, tensor: Any) -> Any:
     code = text if str(dtype) == str(tensor.dtype) else f"{text}.astype({dtype_name(dtype)})"
     new = keras.KerasTensor(tensor.shape, dtype=dtype)
     builder.name(new, builder.let(code, "x", tensor.shape, str(dtype)))
-    mask = V.mask_of(tensor)
+    mask = keras_internals.mask_of(tensor)
     if mask is not None:
         new_mask = keras.KerasTensor(mask.shape, dtype="bool")
         builder.name(new_mask, builder.text(mask))
-        V.set_mask(new, new_mask)
+        keras_internals.set_mask(new, new_mask)
     return new
 
 
@@ -92,7 +93,7 @@ def _once(layer: Any, args: Any, kwargs: dict[str, Any]) -> Any:
                 f"no rule, and its call can't be drawn symbolically ({type(error).__name__}: "
                 f"{said[0][:120] if said else ''})"
             ) from error
-    held = [entry for collection in V.collect_layer(layer) for entry in collection]
+    held = [entry for collection in keras_internals.collect_layer(layer) for entry in collection]
     assigned = [e.variable.name for e in held if scope.get_current_value(e.variable) is not None]
     if assigned:
         raise Refusal(f"no rule, and its call assigns to {', '.join(assigned)} outside of any sublayer")
@@ -108,7 +109,7 @@ def _form(outputs: Any) -> list[Any]:
 
     def number(tensor: Any) -> int:
         if id(tensor) not in order:
-            node = V.producer(tensor)
+            node = keras_internals.producer(tensor)
             if node is not None:
                 wires = tuple(number(source) for source in node.inputs)
                 form.append((_identity(node), wires))
@@ -123,7 +124,7 @@ def _form(outputs: Any) -> list[Any]:
     return [*form, found]
 
 
-def _identity(node: V.Node) -> Any:
+def _identity(node: Node) -> Any:
     operation = node.operation
     if isinstance(operation, keras.layers.Layer):
         return id(operation)
@@ -138,7 +139,7 @@ def as_functional(model: Any) -> Any:
     Raises:
         UnsupportedLayerError: if its `call` can't be drawn, saying why and what to do.
     """
-    shapes = V.build_shapes(model)
+    shapes = keras_internals.build_shapes(model)
     fix = "Bridge it with kfb.ToNNX(model), or register a rule for the layers that its call spells out."
     if shapes is None:
         raise UnsupportedLayerError(

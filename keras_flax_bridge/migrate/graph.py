@@ -10,8 +10,9 @@ import keras
 import numpy as np
 
 import keras_flax_bridge.migrate.rules as rules
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import UnsupportedLayerError, listing
+from keras_flax_bridge.keras_internals import FROZEN, PARAM, SEED, Node
 from keras_flax_bridge.migrate.code import Raw, Unwritable, dtype_name, keyword_name, literal
 from keras_flax_bridge.migrate.draw import drawn
 from keras_flax_bridge.migrate.ir import Call, Child, Graph, Step, Value, Weight
@@ -51,7 +52,7 @@ class Drawing:
     """What the graphs of one model share: its variables, problems, and the count of its values."""
 
     def __init__(self, model: Any, fallback: str = "error"):
-        entries = [entry for collection in V.collect_layer(model) for entry in collection]
+        entries = [entry for collection in keras_internals.collect_layer(model) for entry in collection]
         self.entries = {id(entry.variable): entry for entry in entries}
         self.problems = Problems()
         self.fallback = fallback
@@ -76,7 +77,7 @@ class GraphBuilder:
         self.drawing = drawing
         self.graph = Graph(name)
         self.model = model
-        self.names = V.layer_names(model)
+        self.names = keras_internals.layer_names(model)
         self.texts: dict[int, str] = {}
         self.children: dict[Any, Child] = {}
         self.done: set[int] = set()
@@ -89,7 +90,7 @@ class GraphBuilder:
         """The expression of a tensor, after the steps that compute it."""
         tensor = self.aliases.get(id(tensor), tensor)
         if id(tensor) not in self.texts:
-            node = V.producer(tensor)
+            node = keras_internals.producer(tensor)
             if node is None:
                 raise Refusal("a tensor that does not come from the model's inputs")
             for call in self._missing(node):
@@ -125,8 +126,8 @@ class GraphBuilder:
         entry = self.drawing.entries[id(variable)]
         key = id(variable)
         if key not in self.children:
-            kind = "nnx.Param" if entry.kind == V.PARAM else "Frozen"
-            spec = V.variable_spec(variable)
+            kind = "nnx.Param" if entry.kind == PARAM else "Frozen"
+            spec = keras_internals.variable_spec(variable)
             weight = Weight(entry.path, ((),), kind=entry.kind)
             self.children[key] = self._holder(entry.path[-1], spec.shape, str(spec.dtype), kind, weight)
             self.drawing.mapped.add(entry.path)
@@ -145,16 +146,16 @@ class GraphBuilder:
         return str(value)
 
     def _name(self, operation: Any) -> str:
-        return self.names.get(id(operation)) or V.own_name(operation)
+        return self.names.get(id(operation)) or keras_internals.own_name(operation)
 
     # calls
-    def _missing(self, node: V.Node) -> list[V.Node]:
+    def _missing(self, node: Node) -> list[Node]:
         """A call after those that it needs and that have no steps yet; without recursion: graphs are deep."""
         found, seen, stack = [], {node.key}, [(node, iter(node.inputs))]
         while stack:
             call, inputs = stack[-1]
             tensors = (self.aliases.get(id(tensor), tensor) for tensor in inputs)
-            needed = (V.producer(tensor) for tensor in tensors if id(tensor) not in self.texts)
+            needed = (keras_internals.producer(tensor) for tensor in tensors if id(tensor) not in self.texts)
             calls = (n for n in needed if n and n.key not in seen and n.key not in self.done)
             earlier = next(calls, None)
             if earlier is None:
@@ -165,7 +166,7 @@ class GraphBuilder:
                 stack.append((earlier, iter(earlier.inputs)))
         return found
 
-    def emit(self, node: V.Node) -> None:
+    def emit(self, node: Node) -> None:
         """Adds the steps of a call, after those of what it reads."""
         if node.key in self.done:
             return
@@ -188,19 +189,19 @@ class GraphBuilder:
         for tensor, value in zip(node.outputs, outs, strict=True):
             self.texts[id(tensor)] = str(value)
 
-    def _codes(self, node: V.Node) -> str | None:
+    def _codes(self, node: Node) -> str | None:
         operation = node.operation
         if not isinstance(operation, keras.layers.Layer):
             return operation_code(Site(self, node))
         rule = rules.rule_for(operation)
         if rule is not None:
             return self._by_rule(rule, node)
-        inner = V.functional(operation)
+        inner = keras_internals.functional(operation)
         if inner is not None:
             return self._nested(operation, inner, node)
         return self._drawn(node)
 
-    def _by_rule(self, rule: rules.Rule, node: V.Node) -> Any:
+    def _by_rule(self, rule: rules.Rule, node: Node) -> Any:
         site = Site(self, node)
         layer = node.operation
         child = self.children.get(id(layer))
@@ -224,22 +225,22 @@ class GraphBuilder:
     def _weights(self, rule: rules.Rule, site: Site) -> Iterator[Weight]:
         """Where the variables of a layer go; one without a place is an error."""
         targets = rule.targets(site)
-        for collection in V.collect_layer(site.layer):
+        for collection in keras_internals.collect_layer(site.layer):
             for entry in collection:
-                if entry.kind == V.SEED:
+                if entry.kind == SEED:
                     continue
                 key = join_path(entry.path)
                 if key not in targets:
                     raise Refusal(f"its variable {key!r} has no place in the rule")
-                spec = V.variable_spec(entry.variable)
+                spec = keras_internals.variable_spec(entry.variable)
                 paths, transforms = rules.target(targets[key], site, spec.shape)
                 own = self.drawing.entries[id(entry.variable)]
                 self.drawing.mapped.add(own.path)
                 yield Weight(own.path, tuple(map(split_path, paths)), tuple(transforms), own.kind)
 
-    def _nested(self, model: Any, inner: Any, node: V.Node) -> str | None:
+    def _nested(self, model: Any, inner: Any, node: Node) -> str | None:
         """A model inside the model: a class of its own."""
-        if any(V.mask_of(tensor) is not None for tensor in node.inputs):
+        if any(keras_internals.mask_of(tensor) is not None for tensor in node.inputs):
             return self._drawn(node)  # its layers see a mask that its own graph does not know
         if id(model) not in self.children:
             name = self._name(model)
@@ -248,14 +249,14 @@ class GraphBuilder:
         argument = node.args[0] if node.args else next(iter(node.kwargs.values()))
         return f"«m»({self.packed(_bare(argument))})"
 
-    def _drawn(self, node: V.Node) -> str | None:
+    def _drawn(self, node: Node) -> str | None:
         """A layer without a rule: what its `call` does, where that draws a graph."""
         outputs = drawn(self, node)
         for tensor, output in zip(node.outputs, outputs, strict=True):
             self.texts[id(tensor)] = self.text(output)
         return None
 
-    def _fallback(self, node: V.Node, reason: str) -> str | None:
+    def _fallback(self, node: Node, reason: str) -> str | None:
         """What stands for a call that can't be converted: an island of Keras, or nothing yet."""
         operation = node.operation
         if self.drawing.fallback == "bridge" and isinstance(operation, keras.layers.Layer):
@@ -265,7 +266,7 @@ class GraphBuilder:
             self.texts[id(tensor)] = str(self.drawing.value(tensor.shape, tensor.dtype, "missing"))
         return None
 
-    def _island(self, node: V.Node) -> str:
+    def _island(self, node: Node) -> str:
         layer = node.operation
         if id(layer) not in self.children:
             name = self._name(layer)
@@ -280,7 +281,7 @@ class GraphBuilder:
         return f"«m»({', '.join(arguments)})"
 
     def _island_weights(self, layer: Any) -> Iterator[Weight]:
-        for collection in V.collect_layer(layer):
+        for collection in keras_internals.collect_layer(layer):
             for entry in collection:
                 own = self.drawing.entries[id(entry.variable)]
                 self.drawing.mapped.add(own.path)
@@ -299,7 +300,7 @@ class GraphBuilder:
 
     def build(self) -> Graph:
         """The whole graph, from its outputs back."""
-        inputs, _ = V.structure(self.model)
+        inputs, _ = keras_internals.structure(self.model)
         self.graph.arguments = keras.tree.map_structure(self._input, _bare(inputs))
         outputs = self._drawn_as_run()
         for output in keras.tree.flatten(outputs):
@@ -315,7 +316,7 @@ class GraphBuilder:
         """What every layer of the graph gives, by its name, in the order in which Keras runs them."""
         return [
             (self._name(node.operation), tensor)
-            for node in V.run_nodes(self.model)
+            for node in keras_internals.run_nodes(self.model)
             if isinstance(node.operation, keras.layers.Layer)
             for tensor in node.outputs
         ]
@@ -326,10 +327,10 @@ class GraphBuilder:
 
     def _drawn_as_run(self) -> Any:
         """The outputs, in a graph with the masks that layers see when the model runs."""
-        outputs = V.structure(self.model)[1]
-        if not V.deletes_masks(self.model):
+        outputs = keras_internals.structure(self.model)[1]
+        if not keras_internals.deletes_masks(self.model):
             return outputs
-        rerun = V.rerun(self.model)
+        rerun = keras_internals.rerun(self.model)
         self.tensors = rerun.tensors
         self.aliases |= rerun.aliases
         self.drawing.kept.append(rerun)
@@ -384,7 +385,7 @@ def _shortest(array: np.ndarray) -> Any:
 
 def _frozen(weights: tuple[Weight, ...]) -> tuple[Path, ...]:
     """Paths of the parameters that Keras keeps from training; `((),)` where it is all of them."""
-    held = [w for w in weights if w.kind in (V.PARAM, V.FROZEN)]
-    frozen = [path for w in held if w.kind == V.FROZEN for path in w.paths]
-    whole = frozen and all(w.kind == V.FROZEN for w in held)
+    held = [w for w in weights if w.kind in (PARAM, FROZEN)]
+    frozen = [path for w in held if w.kind == FROZEN for path in w.paths]
+    whole = frozen and all(w.kind == FROZEN for w in held)
     return ((),) if whole else tuple(frozen)

@@ -11,8 +11,9 @@ import jax
 import keras
 from flax import nnx
 
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import CheckpointError, StructureMismatchError, printed
+from keras_flax_bridge.keras_internals import PARAM, SEED
 from keras_flax_bridge.migrate import transforms
 from keras_flax_bridge.migrate.transforms import Transform, forward, from_json, inverse, shapes, to_json
 from keras_flax_bridge.tree.diff import diff_trees, spec_text
@@ -45,7 +46,7 @@ class Pair(NamedTuple):
     keras: tuple[Path, ...]
     flax: tuple[Path, ...]
     transforms: tuple[Transform, ...] = ()
-    kind: str = V.PARAM
+    kind: str = PARAM
 
 
 class WeightMap:
@@ -349,7 +350,11 @@ def keras_values(source: Any) -> Flat:
         StructureMismatchError: if it is none of these.
     """
     if isinstance(source, keras.layers.Layer):
-        return {e.path: e.variable.value for collection in V.collect_layer(source) for e in collection}
+        return {
+            e.path: e.variable.value
+            for collection in keras_internals.collect_layer(source)
+            for e in collection
+        }
     if hasattr(source, "params") and hasattr(source, "non_trainable"):
         return flatten_tree(source.params) | flatten_tree(source.non_trainable)
     if isinstance(source, Mapping):
@@ -384,12 +389,14 @@ def _placed(value: Any, before: Any) -> Any:
 def _assigned(like: Any, values: Flat, lacking: set[Path]) -> Any:
     """The Keras side with the given values, after checking every one of them."""
     if isinstance(like, keras.layers.Layer):
-        entries = {e.path: e for c in V.collect_layer(like) for e in c if e.kind != V.SEED}
-        expected = {p: V.variable_spec(e.variable) for p, e in entries.items() if p not in lacking}
+        entries = {e.path: e for c in keras_internals.collect_layer(like) for e in c if e.kind != SEED}
+        expected = {
+            p: keras_internals.variable_spec(e.variable) for p, e in entries.items() if p not in lacking
+        }
         _require(values, expected, f"model {like.name!r}")
         for path in expected:
             entries[path].variable.assign(values[path])
-        V.refresh(like)
+        keras_internals.refresh(like)
         return like
     trees = {name: flatten_tree(getattr(like, name)) for name in ("params", "non_trainable")}
     both = trees["params"] | trees["non_trainable"]

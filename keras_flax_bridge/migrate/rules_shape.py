@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from keras import layers as L
 
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import keras_internals
 from keras_flax_bridge.migrate.code import literal, number
 from keras_flax_bridge.migrate.ir import Call
 from keras_flax_bridge.migrate.rules import Rule, add
@@ -213,7 +213,7 @@ add(
 
 
 # layers of keras.applications
-HELPERS = V.application_layers()
+HELPERS = keras_internals.application_layers()
 
 
 def _scaled_sum(site: Site) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import UnsupportedLayerError
 
 BATCH, LENGTH = 2, 8  # of axes whose size is open
@@ -19,11 +19,15 @@ def random_input(model: Any, graph: Any, rng: np.random.Generator) -> Any:
 
     Integers are below what every embedding of the model knows.
     """
-    inputs, _ = V.structure(graph)
-    sizes = [layer.input_dim for layer in V.parts(model) if isinstance(layer, keras.layers.Embedding)]
+    inputs, _ = keras_internals.structure(graph)
+    sizes = [
+        layer.input_dim
+        for layer in keras_internals.all_layers(model)
+        if isinstance(layer, keras.layers.Embedding)
+    ]
     most = min(sizes, default=2)
     inputs = inputs[0] if isinstance(inputs, (list, tuple)) and len(inputs) == 1 else inputs
-    if sizes and V.functional(model) is None:  # a drawn model does not say which inputs are ids
+    if sizes and keras_internals.functional(model) is None:  # a drawn model does not say which inputs are ids
         return keras.tree.map_structure(lambda tensor: _ids(tensor, most, rng), inputs)
     return keras.tree.map_structure(lambda tensor: _random(tensor, most, rng), inputs)
 
@@ -62,7 +66,7 @@ def _difference(a: np.ndarray, b: np.ndarray) -> float:
 
 def tolerance_of(model: Any) -> float:
     """What two orders of rounding may differ by, in the least exact dtype of the model."""
-    kinds = {part.compute_dtype for part in V.parts(model)} | {model.compute_dtype}
+    kinds = {part.compute_dtype for part in keras_internals.all_layers(model)} | {model.compute_dtype}
     return max(ROUNDING.get(kind, 0.0) for kind in kinds)
 
 

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import keras_internals
+from keras_flax_bridge.keras_internals import Node
 from keras_flax_bridge.migrate.activations import ACTIVATIONS
 from keras_flax_bridge.migrate.code import Raw, Unwritable, dtype_name, literal
 
@@ -44,7 +45,7 @@ class Site:
         node: the call.
     """
 
-    def __init__(self, builder: Builder, node: V.Node):
+    def __init__(self, builder: Builder, node: Node):
         self.builder = builder
         self.node = node
         self.layer = node.operation
@@ -99,7 +100,7 @@ class Site:
         recorded = self.node.kwargs.get("mask") if tensor is None else None
         if isinstance(recorded, keras.KerasTensor):  # what Keras passes when it runs the graph
             return self.builder.text(recorded)
-        mask = V.mask_of(self.node.inputs[0] if tensor is None else tensor)
+        mask = keras_internals.mask_of(self.node.inputs[0] if tensor is None else tensor)
         return None if mask is None else self.builder.text(mask)
 
     # dtypes

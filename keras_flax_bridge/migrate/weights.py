@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import keras
 from flax import nnx
 
-from keras_flax_bridge import _variables as V
 from keras_flax_bridge._apply import KerasApply
 from keras_flax_bridge.errors import StructureMismatchError
+from keras_flax_bridge.keras_internals import BATCH_STAT, PARAM
 from keras_flax_bridge.migrate.convert import Conversion
 from keras_flax_bridge.migrate.maps import WeightMap
 from keras_flax_bridge.migrate.modules import Frozen
@@ -20,7 +20,7 @@ from keras_flax_bridge.tree.diff import require_paths
 from keras_flax_bridge.tree.paths import Path, flatten_tree
 from keras_flax_bridge.tree.types import Target
 
-_TYPES = {V.PARAM: nnx.Param, V.BATCH_STAT: nnx.BatchStat}
+_TYPES = {PARAM: nnx.Param, BATCH_STAT: nnx.BatchStat}
 
 
 def weight_map(module: nnx.Module) -> WeightMap:

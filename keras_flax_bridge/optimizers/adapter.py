@@ -10,8 +10,9 @@ import keras
 import optax
 from keras import optimizers as K
 
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import BridgeError, StructureMismatchError, UnsupportedOptimizerError, said
+from keras_flax_bridge.keras_internals import Collection, Twin
 from keras_flax_bridge.optimizers.leaves import Leaves
 from keras_flax_bridge.optimizers.native import inner_optimizers, warn_of_rounding
 from keras_flax_bridge.tree.diff import require_paths
@@ -32,8 +33,10 @@ class Adapter(Whole, optax.GradientTransformationExtraArgs):
     def __new__(cls, optimizer: Any, model: Any) -> Adapter:
         """Checks that every decision of the optimizer can be made on a tree of arrays."""
         _require_adaptable(optimizer, model)
-        owners = {} if model is None else {e.path: e.variable for e in V.collect_layer(model)[0]}
-        twins: dict[Any, V.Twin] = {}
+        owners = (
+            {} if model is None else {e.path: e.variable for e in keras_internals.collect_layer(model)[0]}
+        )
+        twins: dict[Any, Twin] = {}
 
         def owner(path: Path) -> Any:
             if model is not None and path not in owners:
@@ -45,17 +48,17 @@ class Adapter(Whole, optax.GradientTransformationExtraArgs):
                 )
             return owners.get(path)
 
-        def twin(values: Flat) -> V.Twin:
+        def twin(values: Flat) -> Twin:
             return _twin(optimizer, values, owner)
 
-        def for_updates(params: Any) -> V.Twin:
+        def for_updates(params: Any) -> Twin:
             """An optimizer of that structure, built once, whose variables hold nothing."""
             flat = flatten_tree(params)
             key = tuple((path, leaf.shape, str(leaf.dtype)) for path, leaf in flat.items())
             if key not in twins:
                 with jax.ensure_compile_time_eval():
                     made = twin({path: jnp.zeros(leaf.shape, leaf.dtype) for path, leaf in flat.items()})
-                V.move([*made.params, *made.slots])
+                keras_internals.move([*made.params, *made.slots])
                 twins[key] = made
             return twins[key]
 
@@ -140,7 +143,7 @@ def _require_adaptable(optimizer: Any, model: Any) -> None:
             fix="An optax transformation needs no adapter.",
         )
     for inner in inner_optimizers(optimizer):
-        if model is None and V.excludes_variables(inner):
+        if model is None and keras_internals.excludes_variables(inner):
             raise UnsupportedOptimizerError(
                 f"optimizer {inner.name!r}",
                 got="variables excluded from weight decay as objects, and no model that they are of",
@@ -150,11 +153,11 @@ def _require_adaptable(optimizer: Any, model: Any) -> None:
         looks_at_paths = isinstance(inner, K.MultiOptimizer) or getattr(inner, "exclude_layers", None)
         if model is None and looks_at_paths:
             Leaves(None).require_known(f"a {type(inner).__name__} that looks at the paths of variables")
-    if model is None and any(v.constraint is not None for v in V.built_for(optimizer)):
+    if model is None and any(v.constraint is not None for v in keras_internals.built_for(optimizer)):
         Leaves(None).require_known("variables that have constraints")
 
 
-def _shaped(slots: V.Collection, values: list[Any], params: Any) -> Any:
+def _shaped(slots: Collection, values: list[Any], params: Any) -> Any:
     """The values by name, each slot as a tree of the kind of the parameters; None where it has no leaf."""
     if isinstance(params, dict):
         return slots.tree(values)
@@ -176,9 +179,9 @@ def _shaped(slots: V.Collection, values: list[Any], params: Any) -> Any:
     return nest_paths(shaped)
 
 
-def _twin(optimizer: Any, values: Flat, owner: Any) -> V.Twin:
+def _twin(optimizer: Any, values: Flat, owner: Any) -> Twin:
     try:
-        return V.twin_of(optimizer, values, owner)
+        return keras_internals.twin_of(optimizer, values, owner)
     except BridgeError:
         raise
     except Exception as error:  # of the user's config and build, which may raise anything

@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import keras_internals
 from keras_flax_bridge._transforms import is_optax
 from keras_flax_bridge.errors import UnsupportedOptimizerError
 from keras_flax_bridge.tree import untrusted
@@ -83,7 +83,7 @@ def plain(value: Any) -> Any:
     if type(value) is not dict:
         return value
     if "class_name" in value:
-        return V.deserialized(value, "optimizer")
+        return keras_internals.deserialized(value, "optimizer")
     return {name: plain(item) for name, item in value.items()}
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import jax
 
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import NotBuiltError, StructureMismatchError, UnsupportedOptimizerError
+from keras_flax_bridge.keras_internals import NamedLeaf
 from keras_flax_bridge.tree.diff import spec_text
 from keras_flax_bridge.tree.paths import Path, join_path, named_leaves
 
@@ -25,9 +26,9 @@ class Leaves:
     def __init__(self, optimizer: Any, model: Any = None):
         self._name = getattr(optimizer, "name", "")
         self._by_path: dict[Path, Any] = {}
-        self.variables = [] if optimizer is None else V.built_for(optimizer)
+        self.variables = [] if optimizer is None else keras_internals.built_for(optimizer)
         if model is not None:
-            self._by_path = {entry.path: entry.variable for entry in V.collect_layer(model)[0]}
+            self._by_path = {entry.path: entry.variable for entry in keras_internals.collect_layer(model)[0]}
             self.variables = list(self._by_path.values())
 
     def require_known(self, what: str) -> None:
@@ -74,7 +75,7 @@ class Leaves:
 
     def _candidates(self, path: Path, leaf: Any) -> list[Any]:
         if not self.variables:
-            return [V.NamedLeaf(path, tuple(leaf.shape))]
+            return [NamedLeaf(path, tuple(leaf.shape))]
         if path in self._by_path:
             return [self._by_path[path]]
         alike = [v for v in self.variables if tuple(v.shape) == tuple(leaf.shape)]

@@ -6,8 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from keras_flax_bridge import _intake, _parts
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import _intake, _parts, keras_internals
 from keras_flax_bridge._apply import KerasApply
 from keras_flax_bridge._transforms import KerasTransformation, trainee, transformation
 from keras_flax_bridge.errors import UnsupportedOptimizerError, printable
@@ -92,7 +91,7 @@ def _to_optax(state: Any, model: Any) -> dict[str, Any]:
     model = state.apply_fn.model if model is None else model
     own = None if getattr(model, "compiled", False) else state.tx.optimizer
     trained = _intake.built(trainee(model, optimizer=own), None)
-    V.collect_layer(trained)[0].leaves(state.params, "params")
+    keras_internals.collect_layer(trained)[0].leaves(state.params, "params")
     tx = Native(trained.optimizer, trained, unscaled=True)
     with explained({"opt_state": state.opt_state}):
         opt_state = packed(tx, state.opt_state, state.params)
@@ -104,7 +103,7 @@ def _to_keras(state: Any, model: Any) -> dict[str, Any]:
     # a twin that was compiled for optax has no Keras optimizer: the conversion's own is the one
     own = state.tx.optimizer if isinstance(state.tx, Native) and not model.compiled else None
     trained = _intake.built(trainee(model, optimizer=own), None)
-    variables = V.collect(trained, metrics=False)
+    variables = keras_internals.collect(trained, metrics=False)
     variables.params.leaves(state.params, "params")
     with explained({"opt_state": state.opt_state}):
         opt_state = _slots(state, trained)

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from keras import optimizers as K
 
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import OwnershipError, StructureMismatchError, UnsupportedOptimizerError
 from keras_flax_bridge.optimizers import wrappers as W
 from keras_flax_bridge.optimizers.leaves import Leaves
@@ -198,11 +198,11 @@ def _require_convertible(optimizer: Any, leaves: Leaves) -> None:
     for inner in inner_optimizers(optimizer):
         if not is_outer(inner):
             rule_of(inner)
-            if V.excludes_variables(inner):
+            if keras_internals.excludes_variables(inner):
                 leaves.require_known("variables that are excluded from weight decay")
     if isinstance(optimizer, K.LossScaleOptimizer):
         _require_kept(optimizer.inner_optimizer)
-    overwritten = [variable.path for variable in leaves.variables if V.is_overwritten(variable)]
+    overwritten = [variable.path for variable in leaves.variables if keras_internals.is_overwritten(variable)]
     if overwritten:
         raise UnsupportedOptimizerError(
             overwritten[0],
@@ -214,7 +214,7 @@ def _require_convertible(optimizer: Any, leaves: Leaves) -> None:
 
 def _require_kept(inner: Any) -> None:
     """Nadam's product, which Keras loses inside a LossScaleOptimizer: it builds that without tracking."""
-    if isinstance(inner, K.Nadam) and not V.keeps(inner, "_u_product"):
+    if isinstance(inner, K.Nadam) and not keras_internals.keeps(inner, "_u_product"):
         raise UnsupportedOptimizerError(
             f"optimizer {inner.name!r}",
             got="a Nadam inside a LossScaleOptimizer, where Keras loses the product of momentum factors",
@@ -224,8 +224,8 @@ def _require_kept(inner: Any) -> None:
 
 
 def _require_rates(optimizer: Any) -> None:
-    rates = [V.learning_rate(inner) for inner in inner_optimizers(optimizer)]
-    if any(isinstance(rate, keras.Variable) and V.number(rate) is None for rate in rates):
+    rates = [keras_internals.learning_rate(inner) for inner in inner_optimizers(optimizer)]
+    if any(isinstance(rate, keras.Variable) and keras_internals.number(rate) is None for rate in rates):
         raise OwnershipError(
             f"optimizer {optimizer.name!r}",
             got="a learning rate whose value moved into a TrainState",
@@ -267,14 +267,14 @@ def _whole(optimizer: Any, leaves: Leaves, unscaled: bool) -> Transformation:
 
 def group_question(multi: Any) -> Callable[[Any], str]:
     """The name of a variable's optimizer in a MultiOptimizer: its index."""
-    return lambda variable: str(V.group_of(multi, variable))
+    return lambda variable: str(keras_internals.group_of(multi, variable))
 
 
 def _with_rate(optimizer: Any, build: Callable[[Schedule], Transformation]) -> Transformation:
     """A number lies in the state, to be set there; what gives one is called with the batches seen."""
-    rate = V.learning_rate(optimizer)
+    rate = keras_internals.learning_rate(optimizer)
     if isinstance(rate, keras.Variable):
-        number = V.number(rate)
+        number = keras_internals.number(rate)
         inject = optax.inject_hyperparams(
             lambda learning_rate: build(lambda _: learning_rate), hyperparam_dtype=keras.config.floatx()
         )
@@ -312,12 +312,18 @@ def _decay_of(optimizer: Any) -> Callable[[Any], float | None] | None:
         rates = {True: optimizer.adam_weight_decay, False: optimizer.weight_decay}
 
         def by_kind(variable: Any) -> float | None:
-            return rates[V.takes_adam(optimizer, variable)] if V.is_decayed(optimizer, variable) else None
+            return (
+                rates[keras_internals.takes_adam(optimizer, variable)]
+                if keras_internals.is_decayed(optimizer, variable)
+                else None
+            )
 
         return by_kind if any(rate is not None for rate in rates.values()) else None
     if optimizer.weight_decay is None:
         return None
-    return lambda variable: optimizer.weight_decay if V.is_decayed(optimizer, variable) else None
+    return lambda variable: (
+        optimizer.weight_decay if keras_internals.is_decayed(optimizer, variable) else None
+    )
 
 
 def _clip(optimizer: Any) -> Transformation | None:

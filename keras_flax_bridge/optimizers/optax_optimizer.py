@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import keras
 import optax
 
-from keras_flax_bridge import _variables as V
 from keras_flax_bridge._transforms import taking_no_extra_arguments
 from keras_flax_bridge.errors import UnsupportedOptimizerError, said
+from keras_flax_bridge.keras_internals import WholeTreeOptimizer
 from keras_flax_bridge.optimizers.factories import (
     OPTIONS,
     Ready,
@@ -29,7 +29,7 @@ from keras_flax_bridge.tree.paths import Path, flatten_tree
 
 
 @keras.saving.register_keras_serializable("keras_flax_bridge")
-class OptaxOptimizer(V.WholeTreeOptimizer):
+class OptaxOptimizer(WholeTreeOptimizer):
     """An optax transformation as a `keras.optimizers.Optimizer`.
 
     For ``compile`` and ``fit``, callbacks that set the learning rate, mixed precision with loss scaling,

@@ -14,7 +14,7 @@ import keras
 import optax
 from keras import optimizers as K
 
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import keras_internals
 from keras_flax_bridge.optimizers import scalings as S
 from keras_flax_bridge.optimizers.leaves import Leaves
 from keras_flax_bridge.optimizers.scalings import Schedule, Transformation
@@ -123,7 +123,7 @@ def _muon(o: Any, lr: Schedule, leaves: Leaves) -> tuple[Transformation, ...]:
     }
 
     def label(variable: Any) -> str:
-        return "adam" if V.takes_adam(o, variable) else "muon"
+        return "adam" if keras_internals.takes_adam(o, variable) else "muon"
 
     return (optax.partition(groups, lambda tree: leaves.ask(tree, label, "who updates them")),)
 
@@ -147,7 +147,7 @@ def _always(optimizer: Any) -> bool:
 
 
 def _is_constant(optimizer: Any) -> bool:
-    return isinstance(V.learning_rate(optimizer), keras.Variable)
+    return isinstance(keras_internals.learning_rate(optimizer), keras.Variable)
 
 
 def _negative(value: Any, param: Any) -> Any:

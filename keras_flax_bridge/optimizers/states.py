@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import keras
 from keras import optimizers as K
 
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import NotBuiltError, OwnershipError, UnsupportedOptimizerError
 from keras_flax_bridge.optimizers.fields import BATCHES, Groups, Scope, State, fields_of, scope_of
 from keras_flax_bridge.optimizers.native import Native, is_outer, rule_of, warn_of_rounding
@@ -130,9 +130,12 @@ def _scopes(optimizer: Any, specs: Flat) -> list[Scope]:
 
 def _untouched(scope: Scope, found: Flat) -> Flat:
     """What Keras holds besides: counts and rates that nothing moves."""
-    rate, made = V.learning_rate(scope.optimizer), {scope.at("iteration"): jnp.zeros((), jnp.int32)}
+    rate, made = (
+        keras_internals.learning_rate(scope.optimizer),
+        {scope.at("iteration"): jnp.zeros((), jnp.int32)},
+    )
     if isinstance(rate, keras.Variable) and scope.at("learning_rate") not in found:
-        number = 0.0 if is_outer(scope.optimizer) else V.number(rate)
+        number = 0.0 if is_outer(scope.optimizer) else keras_internals.number(rate)
         if number is None:
             raise OwnershipError(
                 f"optimizer {scope.optimizer.name!r}",
@@ -170,7 +173,7 @@ def _is_lost(scope: Scope, path: Path, leaf: Any) -> bool:
     return (
         path[0] in ("r", "c")
         and jnp.issubdtype(leaf.dtype, jnp.integer)
-        and not V.keeps(scope.optimizer, "_r")
+        and not keras_internals.keeps(scope.optimizer, "_r")
     )
 
 

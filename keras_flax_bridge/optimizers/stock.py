@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from keras import optimizers as K
 
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import UnsupportedOptimizerError
 from keras_flax_bridge.optimizers.rules import Slot
 from keras_flax_bridge.optimizers.scalings import second_moment
@@ -43,7 +43,7 @@ def _sgd(optimizer: Any, found: Flat, params: Flat) -> Flat:
         return found
     rate = found.get(("learning_rate",))
     if rate is None:
-        given = V.learning_rate(optimizer)
+        given = keras_internals.learning_rate(optimizer)
         is_schedule = isinstance(given, K.schedules.LearningRateSchedule)
         rate = given(found["iteration",]) if is_schedule else given()
     return rest | {

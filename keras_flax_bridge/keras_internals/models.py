@@ -8,11 +8,11 @@ import jax
 import keras
 import numpy as np
 
-from keras_flax_bridge._variables.entries import Collection, ModelVariables, variable_spec
-from keras_flax_bridge._variables.keys import collect_layer
-from keras_flax_bridge._variables.metrics import metric_entries
-from keras_flax_bridge._variables.slots import optimizer_entries
-from keras_flax_bridge._variables.trainers import metrics_built
+from keras_flax_bridge.keras_internals.entries import Collection, ModelVariables, variable_spec
+from keras_flax_bridge.keras_internals.keys import collect_layer
+from keras_flax_bridge.keras_internals.metrics import metric_entries
+from keras_flax_bridge.keras_internals.slots import optimizer_entries
+from keras_flax_bridge.keras_internals.trainers import metrics_built
 from keras_flax_bridge.tree.diff import diff_trees
 
 
@@ -45,7 +45,7 @@ def build(model: Any, batch: Any) -> None:
     model._symbolic_build(data_batch=symbolic)
 
 
-def parts(layer: Any) -> list[Any]:
+def all_layers(layer: Any) -> list[Any]:
     """A layer and all of its sublayers, each once."""
     # `_flatten_layers`: the public `layers` exists on models only
     return list({id(part): part for part in [layer, *layer._flatten_layers()]}.values())
@@ -53,7 +53,7 @@ def parts(layer: Any) -> list[Any]:
 
 def is_complete(layer: Any) -> bool:
     """Whether a layer and all of its sublayers are built."""
-    return all(part.built for part in parts(layer))
+    return all(part.built for part in all_layers(layer))
 
 
 def build_layer(layer: Any, *args: Any, **kwargs: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras.src.saving import saving_lib
 
-from keras_flax_bridge._variables.models import collect
+from keras_flax_bridge.keras_internals.models import collect
 from keras_flax_bridge.tree.paths import Path
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import keras
 
-from keras_flax_bridge._variables.entries import OTHER, Entry
-from keras_flax_bridge._variables.keys import Names, contents, public_first, variable_name
+from keras_flax_bridge.keras_internals.entries import OTHER, Entry
+from keras_flax_bridge.keras_internals.keys import Names, contents, public_first, variable_name
 from keras_flax_bridge.tree.paths import Path
 
 

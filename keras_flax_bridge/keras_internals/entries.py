@@ -74,6 +74,7 @@ class ModelVariables(NamedTuple):
 
 
 def variable_spec(variable: Any) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of a Keras variable."""
     # `_dtype`: the public dtype is the autocast one inside a mixed-precision layer call
     return jax.ShapeDtypeStruct(tuple(variable.shape), variable._dtype)
 

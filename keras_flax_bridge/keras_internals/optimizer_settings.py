@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from keras_flax_bridge._variables.keys import contents
-from keras_flax_bridge._variables.values import holds_value
+from keras_flax_bridge.keras_internals.keys import contents
+from keras_flax_bridge.keras_internals.values import holds_value
 
 
 def learning_rate(optimizer: Any) -> Any:

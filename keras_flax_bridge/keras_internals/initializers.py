@@ -12,14 +12,20 @@ import jax.numpy as jnp
 import keras
 from keras.src.backend.common import global_state
 
-from keras_flax_bridge import _random
 from keras_flax_bridge._makers import living
-from keras_flax_bridge._variables.bounds import Made, variables_made_by
-from keras_flax_bridge._variables.entries import SEED, Entry, variable_spec
-from keras_flax_bridge._variables.keys import collect_state
-from keras_flax_bridge._variables.models import build_layer, collect, is_complete, parts, shapes_to_specs
-from keras_flax_bridge._variables.values import move
 from keras_flax_bridge.errors import UnsupportedLayerError, said
+from keras_flax_bridge.keras_internals import seeds
+from keras_flax_bridge.keras_internals.bounds import Made, variables_made_by
+from keras_flax_bridge.keras_internals.entries import SEED, Entry, variable_spec
+from keras_flax_bridge.keras_internals.keys import collect_state
+from keras_flax_bridge.keras_internals.models import (
+    all_layers,
+    build_layer,
+    collect,
+    is_complete,
+    shapes_to_specs,
+)
+from keras_flax_bridge.keras_internals.values import move
 from keras_flax_bridge.tree.paths import Path, join_path
 
 
@@ -37,7 +43,7 @@ def initial_values(layer: Any, key: jax.Array) -> dict[Path, Any]:
     missing = ", ".join(join_path(path) for path in wanted if path not in initializers)
     if missing:
         raise _cannot_rebuild(layer, f"its copy lacks {missing}")
-    return {path: initializers[path](_random.fold(key, path)) for path in wanted}
+    return {path: initializers[path](seeds.fold(key, path)) for path in wanted}
 
 
 def _initializers(layer: Any) -> dict[Path, Callable[[jax.Array], Any]]:
@@ -51,7 +57,7 @@ def _initializers(layer: Any) -> dict[Path, Callable[[jax.Array], Any]]:
 def _drawer(entry: Entry) -> Callable[[jax.Array], Any]:
     variable, spec = entry.variable, variable_spec(entry.variable)
     if entry.kind == SEED:
-        return _random.seed
+        return seeds.seed
     # `_initializer`: kept only until the variable has its value
     initializer = copy.copy(variable._initializer)
 
@@ -73,7 +79,7 @@ def forget_traced(model: Any) -> None:
     """
     entries = [entry for collection in collect(model) for entry in collection]
     move([entry for entry in entries if _is_traced(entry.variable._value)])
-    for layer in parts(model):
+    for layer in all_layers(model):
         leaked = [name for name, value in vars(layer).items() if _is_traced(value)]
         if leaked:
             with _without_values():
@@ -87,7 +93,7 @@ def _is_traced(value: Any) -> bool:
 
 def _rebuilt(layer: Any) -> Any:
     """The layer built once more from its config; in a stateless scope, without values."""
-    classes = {type(part) for part in parts(layer)}
+    classes = {type(part) for part in all_layers(layer)}
     # registered or not; Keras's own would hide its operations of the same names, such as Add
     own = {cls.__name__: cls for cls in classes if not cls.__module__.startswith("keras.")}
     try:

@@ -12,14 +12,14 @@ from typing import Any
 
 import keras
 
-from keras_flax_bridge._variables.entries import Entry
-from keras_flax_bridge._variables.keys import has_auto_name
-from keras_flax_bridge._variables.models import collect
-from keras_flax_bridge._variables.trainers import metrics_built
+from keras_flax_bridge.keras_internals.entries import Entry
+from keras_flax_bridge.keras_internals.keys import has_auto_name
+from keras_flax_bridge.keras_internals.models import collect
+from keras_flax_bridge.keras_internals.trainers import metrics_built
 from keras_flax_bridge.tree.paths import Path
 
 # how Keras's `get_state_tree` calls the trees, and we do
-TREES = {
+VARIABLE_TREES = {
     "trainable_variables": "params",
     "non_trainable_variables": "non_trainable",
     "optimizer_variables": "opt_state",
@@ -34,7 +34,7 @@ def found_again(model: Any, stored: Iterable[Path]) -> dict[Path, Path]:
         model: a built model, with its optimizer and metrics as far as they are to be found.
         stored: paths of the tree, such as ``("trainable_variables", "dense_3", "kernel")``.
     """
-    theirs = {tree: {p[1:]: p for p in stored if p[0] == tree} for tree in TREES}
+    theirs = {tree: {p[1:]: p for p in stored if p[0] == tree} for tree in VARIABLE_TREES}
     variables = collect(model, metrics=getattr(model, "compiled", False) and metrics_built(model))
     weights = {(tree, *e.path): e for tree in ("params", "non_trainable") for e in getattr(variables, tree)}
     both = {**theirs["non_trainable_variables"], **theirs["trainable_variables"]}  # it may be frozen since

@@ -10,7 +10,8 @@ from typing import Any
 import keras
 from keras.src.utils.naming import to_snake_case
 
-from keras_flax_bridge._variables.entries import (
+from keras_flax_bridge.errors import UnsupportedLayerError
+from keras_flax_bridge.keras_internals.entries import (
     BATCH_STAT,
     FROZEN,
     OTHER,
@@ -20,7 +21,6 @@ from keras_flax_bridge._variables.entries import (
     Collection,
     Entry,
 )
-from keras_flax_bridge.errors import UnsupportedLayerError
 from keras_flax_bridge.tree.paths import Path
 
 
@@ -68,6 +68,7 @@ class Names:
         self._of_attribute: dict[str, str] = {}
 
     def take(self, name: str) -> str:
+        """A name that no other was given yet."""
         free = name
         while free in self._taken:
             self._next[name] = self._next.get(name, 0) + 1
@@ -151,6 +152,7 @@ def _children(layer: Any, attributes: Mapping[int, Path], names: Names) -> Itera
 
 @cache
 def graph_classes() -> Any:
+    """The classes of models that are a graph of layers."""
     from keras.src.models.functional import Functional  # keras exports no name for it
 
     return Functional, keras.Sequential
@@ -201,6 +203,7 @@ def held_by(holder: Any, skip: frozenset[str]) -> dict[int, Path]:
 
 
 def public_first(names: Iterable[str]) -> list[str]:
+    """Names in order, those with an underscore last."""
     return sorted(names, key=lambda name: (name.startswith("_"), name))
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import keras
 from keras.src.utils.naming import to_snake_case
 
-from keras_flax_bridge._variables.entries import OTHER, Entry
-from keras_flax_bridge._variables.keys import (
+from keras_flax_bridge.errors import NotBuiltError
+from keras_flax_bridge.keras_internals.entries import OTHER, Entry
+from keras_flax_bridge.keras_internals.keys import (
     Names,
     graph_children,
     graph_classes,
@@ -17,8 +18,7 @@ from keras_flax_bridge._variables.keys import (
     held_by,
     variable_name,
 )
-from keras_flax_bridge._variables.trainers import metrics_built, trainer
-from keras_flax_bridge.errors import NotBuiltError
+from keras_flax_bridge.keras_internals.trainers import metrics_built, trainer
 
 
 def metric_entries(model: Any) -> Iterator[Entry]:

@@ -14,9 +14,9 @@ from flax import nnx
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 
-from keras_flax_bridge._variables.entries import Entry
-from keras_flax_bridge._variables.models import parts
 from keras_flax_bridge.errors import OwnershipError
+from keras_flax_bridge.keras_internals.entries import Entry
+from keras_flax_bridge.keras_internals.models import all_layers
 from keras_flax_bridge.tree.paths import join_path
 
 
@@ -64,12 +64,13 @@ def holds_value(variable: Any) -> bool:
 
 
 def is_moved(variable: Any) -> bool:
+    """Whether the value of a variable was moved into a state."""
     return variable._value is None and hasattr(variable, "_moved_from")
 
 
 def _keepers(layer: Any) -> list[Any]:
     """Layers such as Normalization, which reads its statistics once, in `finalize_state`."""
-    return [part for part in parts(layer) if hasattr(part, "finalize_state") and part.variables]
+    return [part for part in all_layers(layer) if hasattr(part, "finalize_state") and part.variables]
 
 
 @contextlib.contextmanager
@@ -96,7 +97,7 @@ def writable(layer: Any) -> Iterator[None]:
     There a layer is an nnx.Module, and nnx keeps a module from being written under another trace
     than it was made in; RNNs, among others, do write what they compute.
     """
-    layers = parts(layer) if keras.config.is_nnx_enabled() else ()
+    layers = all_layers(layer) if keras.config.is_nnx_enabled() else ()
     # `_pytree__state`: where nnx keeps that trace; Keras makes it itself, so nothing public sets it
     before = [(vars(part), vars(part)["_pytree__state"]) for part in layers]
     for attributes, _ in before:

@@ -8,7 +8,7 @@ import jax
 import keras
 import numpy as np
 
-from keras_flax_bridge import _variables as V
+from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import StructureMismatchError
 from keras_flax_bridge.tree.diff import spec_text
 from keras_flax_bridge.tree.paths import Flat, flatten_tree, join_path
@@ -33,7 +33,10 @@ def check(model: Any, batch: Any) -> None:
     named = _named_parts(batch)
     _check_numbers(named)
     check_inputs(model, x)
-    if not any(V.is_overridden(model, method) for method in ("compute_loss", "compute_loss_and_updates")):
+    if not any(
+        keras_internals.is_overridden(model, method)
+        for method in ("compute_loss", "compute_loss_and_updates")
+    ):
         _check_targets(model, y, named)
     _check_sizes(named)
 
@@ -67,7 +70,7 @@ def _check_numbers(parts: dict[str, Any]) -> None:
 
 def _check_targets(model: Any, y: Any, parts: dict[str, Any]) -> None:
     """A compiled loss takes targets; a model that has one output takes one array of them and of weights."""
-    if y is None and V.has_loss(model):
+    if y is None and keras_internals.has_loss(model):
         raise _mismatch("batch/y", "no targets y", "targets for the compiled loss")
     if len(getattr(model, "outputs", None) or ()) != 1:
         return
@@ -145,7 +148,7 @@ def check_leading_axis(batches: Any, length: int) -> None:
 def one_of(batches: Any, steps: int) -> Any:
     """The shapes of one batch out of those of a call."""
     check_leaves(batches)
-    shapes = V.specs(batches)
+    shapes = keras_internals.specs(batches)
     if steps == 1:
         return shapes
     check_leading_axis(shapes, steps)

@@ -67,6 +67,7 @@ def compilation(model: Any) -> tuple[Any, ...]:
 
 
 def takes_training(layer: Any) -> bool:
+    """Whether the call of a layer has an argument `training`."""
     # `_call_has_training_arg`: what Keras's own step asks before it passes `training`
     return layer._call_has_training_arg
 
@@ -77,11 +78,13 @@ def is_overridden(model: Any, method: str) -> bool:
 
 
 def has_loss(model: Any) -> bool:
+    """Whether a model was compiled with a loss."""
     # `_compile_loss`: None for a model that trains on add_loss() alone
     return model._compile_loss is not None
 
 
 def metrics_built(model: Any) -> bool:
+    """Whether the metrics of a compiled model have their variables."""
     # `_compile_metrics`, `_compile_loss`: they make their metrics only once they saw data
     metrics, loss = model._compile_metrics, model._compile_loss
     if metrics is not None:

@@ -11,7 +11,7 @@ import keras
 from keras.src.backend.common.masking import get_keras_mask, set_keras_mask  # no public name
 from keras.src.utils.naming import to_snake_case
 
-from keras_flax_bridge._variables.keys import (
+from keras_flax_bridge.keras_internals.keys import (
     Names,
     _children,
     _layer_bookkeeping,
@@ -20,7 +20,7 @@ from keras_flax_bridge._variables.keys import (
     has_auto_name,
     held_by,
 )
-from keras_flax_bridge._variables.models import parts
+from keras_flax_bridge.keras_internals.models import all_layers
 
 
 class Node(NamedTuple):
@@ -90,6 +90,7 @@ def mask_of(tensor: Any) -> Any:
 
 
 def set_mask(tensor: Any, mask: Any) -> None:
+    """Gives a tensor a mask, as Keras does."""
     set_keras_mask(tensor, mask)
 
 
@@ -101,7 +102,7 @@ def layer_names(model: Any) -> dict[int, str]:
 @contextlib.contextmanager
 def drawing(layer: Any) -> Iterator[None]:
     """Inside, layers can be called on KerasTensors without a trace of it in their own graphs."""
-    held = parts(layer)
+    held = all_layers(layer)
     before = [(p, list(p._inbound_nodes), list(p._outbound_nodes)) for p in held]
     try:
         yield

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import keras
 
-from keras_flax_bridge._variables.decisions import built_for, learning_rate
-from keras_flax_bridge._variables.entries import PARAM, Collection, Entry, variable_spec
-from keras_flax_bridge._variables.exclusions import copy_exclusions, excludes_variables
-from keras_flax_bridge._variables.slots import optimizer_entries, optimizer_parts
 from keras_flax_bridge.errors import StructureMismatchError, UnsupportedOptimizerError
+from keras_flax_bridge.keras_internals.entries import PARAM, Collection, Entry, variable_spec
+from keras_flax_bridge.keras_internals.exclusions import copy_exclusions, excludes_variables
+from keras_flax_bridge.keras_internals.optimizer_settings import built_for, learning_rate
+from keras_flax_bridge.keras_internals.slots import optimizer_entries, optimizer_parts
 from keras_flax_bridge.tree.paths import Flat, Path
 
 
