@@ -11,8 +11,8 @@ import keras
 
 from keras_flax_bridge import _parts, keras_internals
 from keras_flax_bridge._intake import receivers
-from keras_flax_bridge._transforms import KerasTransformation
 from keras_flax_bridge.keras_internals import Collection
+from keras_flax_bridge.optimizers.step_interface import KerasTransformation
 from keras_flax_bridge.tree.diff import diff_trees
 from keras_flax_bridge.tree.leaves import require_values
 from keras_flax_bridge.tree.paths import flatten_tree

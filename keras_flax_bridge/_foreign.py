@@ -14,9 +14,9 @@ from keras_flax_bridge import _configs, _parts, keras_internals
 from keras_flax_bridge._intake import TREES, built
 from keras_flax_bridge._orbax import Stored
 from keras_flax_bridge._restore import COLLECTIONS, Target, unboxed
-from keras_flax_bridge._transforms import trainee
 from keras_flax_bridge.errors import CheckpointError, CorruptCheckpointError
 from keras_flax_bridge.keras_internals import VARIABLE_TREES
+from keras_flax_bridge.optimizers.step_interface import training_model
 from keras_flax_bridge.tree.paths import Path
 from keras_flax_bridge.tree.untrusted import schema, texts
 
@@ -85,7 +85,7 @@ def _model_of(like: Any) -> Any:
     model = like if isinstance(like, keras.Model) else None
     model = model or _parts.models(getattr(like, "apply_fn", None)).get("")
     if model is not None and model.built and model.compiled:
-        return built(trainee(model), None)
+        return built(training_model(model), None)
     return model
 
 

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import keras
 
 from keras_flax_bridge import keras_internals
-from keras_flax_bridge._transforms import require_model, trainee
 from keras_flax_bridge.errors import (
     BridgeError,
     NotBuiltError,
@@ -21,6 +20,7 @@ from keras_flax_bridge.errors import (
 )
 from keras_flax_bridge.keras_internals import Collection, ModelVariables
 from keras_flax_bridge.keras_internals.batches import check, described
+from keras_flax_bridge.optimizers.step_interface import require_model, training_model
 from keras_flax_bridge.tree.leaves import owned, placed_like, strong
 
 TREES = ("params", "non_trainable", "opt_state", "metrics")  # as `V.collect` gives them
@@ -211,7 +211,7 @@ def receivers(model: Any, *, optimizer: Any = None, metrics: Any = None) -> dict
     if not getattr(model, "compiled", False) and optimizer is None:
         _require_built(model)
         return dict(zip(TREES, keras_internals.collect_layer(model), strict=False))  # the first two
-    trained = built(trainee(model, optimizer=optimizer, metrics=metrics), None)
+    trained = built(training_model(model, optimizer=optimizer, metrics=metrics), None)
     if metrics is not None or keras_internals.metrics_built(trained):
         return keras_internals.collect(trained)._asdict()
     found = keras_internals.collect(trained, metrics=False)._asdict()

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 
 from keras_flax_bridge import _intake, _parts, keras_internals
-from keras_flax_bridge._transforms import training_variables
 from keras_flax_bridge.errors import BridgeError, StructureMismatchError
 from keras_flax_bridge.keras_internals.batches import (
     check,
@@ -20,6 +19,7 @@ from keras_flax_bridge.keras_internals.batches import (
     described,
     one_of,
 )
+from keras_flax_bridge.optimizers.step_interface import training_variables
 from keras_flax_bridge.state import TrainState
 from keras_flax_bridge.tree.leaves import explain_leaf, strong
 from keras_flax_bridge.tree.paths import Path

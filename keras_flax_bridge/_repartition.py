@@ -6,8 +6,13 @@ from typing import Any
 
 from keras_flax_bridge import _intake, keras_internals
 from keras_flax_bridge._apply import KerasApply
-from keras_flax_bridge._transforms import KerasTransformation, require_model, trainee, transformation
 from keras_flax_bridge.keras_internals import AVERAGES
+from keras_flax_bridge.optimizers.step_interface import (
+    KerasTransformation,
+    require_model,
+    training_model,
+    transformation,
+)
 from keras_flax_bridge.tree.diff import diff_trees
 from keras_flax_bridge.tree.paths import fill_tree, flatten_tree
 
@@ -20,7 +25,7 @@ def fields(state: Any, model: Any, batch: Any) -> dict[str, Any]:
         StructureMismatchError: if the model has other variables than the state.
     """
     require_model(model)
-    trained = _intake.built(trainee(model, **_trained_with(state, model)), batch)
+    trained = _intake.built(training_model(model, **_trained_with(state, model)), batch)
     variables = keras_internals.collect(trained, metrics=False)
     flat = {**flatten_tree(state.params), **flatten_tree(state.non_trainable)}
     weights = variables.params + variables.non_trainable

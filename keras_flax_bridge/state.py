@@ -15,14 +15,14 @@ from keras_flax_bridge import _assignments, _garbage, _intake, _parts, _repartit
 from keras_flax_bridge._apply import KerasApply
 from keras_flax_bridge._flat import LazyTrees
 from keras_flax_bridge._model_parts import TREES, ModelParts
-from keras_flax_bridge._transforms import (
+from keras_flax_bridge.keras_internals import Collection, Entry
+from keras_flax_bridge.optimizers.moves import Moves
+from keras_flax_bridge.optimizers.step_interface import (
     KerasTransformation,
     taking_no_extra_arguments,
-    trainee,
+    training_model,
     transformation,
 )
-from keras_flax_bridge.keras_internals import Collection, Entry
-from keras_flax_bridge.optimizers import Moves
 from keras_flax_bridge.tree.diff import require_paths
 from keras_flax_bridge.tree.leaves import explained, owned
 from keras_flax_bridge.tree.types import Batch, GivenOptimizer, Loss, Metrics, Params, PyTree
@@ -121,7 +121,7 @@ class TrainState(LazyTrees, Moves, ModelParts, train_state.TrainState):
     @classmethod
     def _taken(cls, model: Any, copy: bool, batch: Any, **parts: Any) -> tuple[TrainState, list[Entry]]:
         """The state of one model, and the variables that it was taken from."""
-        trained = _intake.built(trainee(model, **parts), batch)
+        trained = _intake.built(training_model(model, **parts), batch)
         variables = keras_internals.collect(trained)
         values = _intake.take(variables, copy)
         params, non_trainable, slots, metric_values = map(Collection.tree, variables, values)

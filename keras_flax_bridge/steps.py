@@ -12,8 +12,8 @@ from keras_flax_bridge._compiled import Runner
 from keras_flax_bridge._keras_step import EVALUATE, PREDICT, TRAIN, KerasStep, Logs
 from keras_flax_bridge._layouts import Rules
 from keras_flax_bridge._meshed import Meshed
-from keras_flax_bridge._transforms import require_model, trainee
 from keras_flax_bridge.errors import StructureMismatchError
+from keras_flax_bridge.optimizers.step_interface import require_model, training_model
 from keras_flax_bridge.state import TrainState
 from keras_flax_bridge.tree.types import GivenOptimizer, Loss, Metrics
 
@@ -76,7 +76,7 @@ def make_train_step(
         >>> {name: float(value) for name, value in sorted(logs.items())}
         {'loss': 16.0, 'mae': 4.0}
     """
-    trained = trainee(model, loss=loss, optimizer=optimizer, metrics=metrics)
+    trained = training_model(model, loss=loss, optimizer=optimizer, metrics=metrics)
     _require_count(steps_per_call)
     step = KerasStep(TRAIN, trained, steps_per_call)
     runner = _runner(step, jit, mesh, rules, batch_spec, donate=donate)
@@ -130,7 +130,7 @@ def make_eval_step(
     """
     # an optimizer plays no part in evaluation, but an uncompiled model can't be compiled without one
     placeholder = None if model.compiled else "sgd"
-    trained = trainee(model, loss=loss, optimizer=placeholder, metrics=metrics)
+    trained = training_model(model, loss=loss, optimizer=placeholder, metrics=metrics)
     runner = _runner(KerasStep(EVALUATE, trained), jit, mesh, rules, batch_spec)
 
     def eval_step(state: TrainState, batch: Any) -> tuple[TrainState, Logs]:

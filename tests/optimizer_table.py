@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import keras_flax_bridge  # noqa: F401, before keras: it chooses the backend
-from keras_flax_bridge.optimizers.leaves import Leaves
 from keras_flax_bridge.optimizers.rules import RULES, Rule
+from keras_flax_bridge.optimizers.variable_lookup import Leaves
 from tests.optimizer_rows import OPTIMIZERS
 
 PAGE = Path(__file__).parents[1] / "docs" / "optimizers.md"

@@ -99,7 +99,7 @@ def good(tmp_path_factory):
 def optimizers(mark):
     """Configs of an `OptaxOptimizer` that would leave a mark, or reach what no file may reach."""
     code, command = hostile.code(mark), {"learning_rate": None, "command": f"touch {mark}"}
-    schedule = {"module": "keras_flax_bridge.optimizers.factories", "class_name": "OptaxSchedule"}
+    schedule = {"module": "keras_flax_bridge.optimizers.optax_factories", "class_name": "OptaxSchedule"}
     schedule |= {"registered_name": "keras_flax_bridge>OptaxSchedule"}
     get_file = {"fname": str(mark), "origin": f"file://{__file__}", "learning_rate": None}
     return {

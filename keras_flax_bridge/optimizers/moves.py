@@ -8,11 +8,11 @@ from typing import Any
 
 from keras_flax_bridge import _intake, _parts, keras_internals
 from keras_flax_bridge._apply import KerasApply
-from keras_flax_bridge._transforms import KerasTransformation, trainee, transformation
 from keras_flax_bridge.errors import UnsupportedOptimizerError, printable
-from keras_flax_bridge.optimizers.conversion import opt_state_from_optax
-from keras_flax_bridge.optimizers.native import Native
-from keras_flax_bridge.optimizers.states import packed
+from keras_flax_bridge.optimizers.opt_state import opt_state_from_optax
+from keras_flax_bridge.optimizers.state_conversion import packed
+from keras_flax_bridge.optimizers.step_interface import KerasTransformation, training_model, transformation
+from keras_flax_bridge.optimizers.to_optax import Native
 from keras_flax_bridge.tree.leaves import explained
 
 log = logging.getLogger("keras_flax_bridge")
@@ -90,7 +90,7 @@ def _to_optax(state: Any, model: Any) -> dict[str, Any]:
         )
     model = state.apply_fn.model if model is None else model
     own = None if getattr(model, "compiled", False) else state.tx.optimizer
-    trained = _intake.built(trainee(model, optimizer=own), None)
+    trained = _intake.built(training_model(model, optimizer=own), None)
     keras_internals.collect_layer(trained)[0].leaves(state.params, "params")
     tx = Native(trained.optimizer, trained, unscaled=True)
     with explained({"opt_state": state.opt_state}):
@@ -102,7 +102,7 @@ def _to_keras(state: Any, model: Any) -> dict[str, Any]:
     model = state.apply_fn.model if model is None else model
     # a twin that was compiled for optax has no Keras optimizer: the conversion's own is the one
     own = state.tx.optimizer if isinstance(state.tx, Native) and not model.compiled else None
-    trained = _intake.built(trainee(model, optimizer=own), None)
+    trained = _intake.built(training_model(model, optimizer=own), None)
     variables = keras_internals.collect(trained, metrics=False)
     variables.params.leaves(state.params, "params")
     with explained({"opt_state": state.opt_state}):

@@ -11,10 +11,9 @@ import jax.numpy as jnp
 import keras
 import optax
 
-from keras_flax_bridge._transforms import taking_no_extra_arguments
 from keras_flax_bridge.errors import UnsupportedOptimizerError, said
 from keras_flax_bridge.keras_internals import WholeTreeOptimizer
-from keras_flax_bridge.optimizers.factories import (
+from keras_flax_bridge.optimizers.optax_factories import (
     OPTIONS,
     Ready,
     factory_of,
@@ -24,6 +23,7 @@ from keras_flax_bridge.optimizers.factories import (
     split,
     takes_rate,
 )
+from keras_flax_bridge.optimizers.step_interface import taking_no_extra_arguments
 from keras_flax_bridge.tree.leaves import from_disk, on_disk
 from keras_flax_bridge.tree.paths import Path, flatten_tree
 

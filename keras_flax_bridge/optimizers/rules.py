@@ -15,9 +15,9 @@ import optax
 from keras import optimizers as K
 
 from keras_flax_bridge import keras_internals
-from keras_flax_bridge.optimizers import scalings as S
-from keras_flax_bridge.optimizers.leaves import Leaves
-from keras_flax_bridge.optimizers.scalings import Schedule, Transformation
+from keras_flax_bridge.optimizers import update_rules
+from keras_flax_bridge.optimizers.update_rules import Schedule, Transformation
+from keras_flax_bridge.optimizers.variable_lookup import Leaves
 
 Convert = Callable[[Any, Any], Any]
 
@@ -88,7 +88,7 @@ def _float(count: Any) -> Any:
 
 
 def _sgd(o: Any, lr: Schedule, leaves: Leaves) -> tuple[Transformation, ...]:
-    return (_L(lr), S.momentum(o.momentum, o.nesterov)) if o.momentum else (_L(lr),)
+    return (_L(lr), update_rules.momentum(o.momentum, o.nesterov)) if o.momentum else (_L(lr),)
 
 
 def _rmsprop(o: Any, lr: Schedule, leaves: Leaves) -> tuple[Transformation, ...]:
@@ -101,9 +101,9 @@ def _adafactor(o: Any, lr: Schedule, leaves: Leaves) -> tuple[Transformation, ..
         return -jnp.minimum(lr(count), 1 / jnp.sqrt(_float(count + 1)))
 
     return (
-        S.scale_by_keras_factored_rms(o.beta_2_decay, o.epsilon_1),
+        update_rules.scale_by_keras_factored_rms(o.beta_2_decay, o.epsilon_1),
         optax.clip_by_block_rms(o.clip_threshold),
-        S.scale_by_param_rms(o.epsilon_2),
+        update_rules.scale_by_param_rms(o.epsilon_2),
         optax.scale_by_schedule(step_size),
     )
 
@@ -114,11 +114,12 @@ def _muon(o: Any, lr: Schedule, leaves: Leaves) -> tuple[Transformation, ...]:
     coefficients = (o.muon_a, o.muon_b, o.muon_c)
     groups = {
         "adam": optax.chain(
-            S.scale_by_keras_adam(o.adam_beta_1, o.adam_beta_2, o.epsilon),
+            update_rules.scale_by_keras_adam(o.adam_beta_1, o.adam_beta_2, o.epsilon),
             _L(lambda count: o.adam_lr_ratio * lr(count)),
         ),
         "muon": optax.chain(
-            S.scale_by_keras_muon(o.momentum, o.nesterov, o.ns_steps, coefficients, o.rms_rate), _L(lr)
+            update_rules.scale_by_keras_muon(o.momentum, o.nesterov, o.ns_steps, coefficients, o.rms_rate),
+            _L(lr),
         ),
     }
 
@@ -172,7 +173,9 @@ def _second_moments(slots: dict, params: dict) -> dict:
     """What r and c stand for, which Keras keeps as well and never reads: of the parameters that r has."""
     factored = {path for path, param in params.items() if len(param.shape) > 1 and ("r", *path) in slots}
     return {
-        ("v", *path): jnp.nan_to_num(S.second_moment(slots["r", *path], slots["c", *path]))  # 0 / 0 at first
+        ("v", *path): jnp.nan_to_num(
+            update_rules.second_moment(slots["r", *path], slots["c", *path])
+        )  # 0 / 0 at first
         for path in factored
     }
 
@@ -188,7 +191,7 @@ def _adam(stock: str) -> Rule:
         return optax.adamw(lr, o.beta_1, o.beta_2, o.epsilon, weight_decay=o.weight_decay or 0.0)
 
     return Rule(
-        lambda o, lr, _: (S.scale_by_keras_adam(o.beta_1, o.beta_2, o.epsilon, o.amsgrad), _L(lr)),
+        lambda o, lr, _: (update_rules.scale_by_keras_adam(o.beta_1, o.beta_2, o.epsilon, o.amsgrad), _L(lr)),
         {
             optax.ScaleByAdamState: _ADAM,
             optax.ScaleByAmsgradState: {**_ADAM, "nu_max": Slot("velocity_hats")},
@@ -208,7 +211,7 @@ def _adam(stock: str) -> Rule:
 RULES: dict[type, Rule] = {
     K.SGD: Rule(
         _sgd,
-        {S.MomentumState: _slots(trace="momentums")},
+        {update_rules.MomentumState: _slots(trace="momentums")},
         Stock(
             "sgd",
             lambda o, lr: optax.sgd(lr, o.momentum or None, o.nesterov),
@@ -244,7 +247,7 @@ RULES: dict[type, Rule] = {
         Stock("adagrad", lambda o, lr: optax.adagrad(lr, o.initial_accumulator_value, o.epsilon)),
     ),
     K.Adamax: Rule(
-        lambda o, lr, _: (S.scale_by_keras_adamax(o.beta_1, o.beta_2, o.epsilon), _L(lr)),
+        lambda o, lr, _: (update_rules.scale_by_keras_adamax(o.beta_1, o.beta_2, o.epsilon), _L(lr)),
         {optax.ScaleByAdamState: _slots(mu="m", nu="u")},
         Stock(
             "adamax",
@@ -257,7 +260,7 @@ RULES: dict[type, Rule] = {
     K.Adafactor: Rule(
         _adafactor,
         {
-            S.ScaleByKerasFactoredRmsState: {
+            update_rules.ScaleByKerasFactoredRmsState: {
                 "v_row": Slot("r", _matrix_only, _factor),
                 "v_col": Slot("c", _matrix_only, _factor),
                 "v": Slot("v", _vector_only),
@@ -275,8 +278,8 @@ RULES: dict[type, Rule] = {
         derived=_second_moments,
     ),
     K.Nadam: Rule(
-        lambda o, lr, _: (S.scale_by_keras_nadam(o.beta_1, o.beta_2, o.epsilon), _L(lr)),
-        {S.ScaleByKerasNadamState: {**_ADAM, "u_product": Slot("u_product")}},
+        lambda o, lr, _: (update_rules.scale_by_keras_nadam(o.beta_1, o.beta_2, o.epsilon), _L(lr)),
+        {update_rules.ScaleByKerasNadamState: {**_ADAM, "u_product": Slot("u_product")}},
         Stock(
             "nadam",
             lambda o, lr: optax.nadam(lr, o.beta_1, o.beta_2, o.epsilon),
@@ -289,7 +292,7 @@ RULES: dict[type, Rule] = {
     ),
     K.Ftrl: Rule(
         lambda o, lr, _: (
-            S.ftrl(
+            update_rules.ftrl(
                 lr,
                 o.learning_rate_power,
                 o.initial_accumulator_value,
@@ -299,7 +302,7 @@ RULES: dict[type, Rule] = {
                 o.beta,
             ),
         ),
-        {S.FtrlState: _slots(accumulator="accumulators", linear="linears")},
+        {update_rules.FtrlState: _slots(accumulator="accumulators", linear="linears")},
         None,
     ),
     K.Lion: Rule(
@@ -327,7 +330,7 @@ RULES: dict[type, Rule] = {
     K.Muon: Rule(
         _muon,
         {
-            S.ScaleByKerasMuonState: _slots(mu="momentums"),
+            update_rules.ScaleByKerasMuonState: _slots(mu="momentums"),
             optax.ScaleByAdamState: {"mu": Slot("momentums"), "nu": Slot("adam_velocities")},
         },
         Stock(

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from keras_flax_bridge.optimizers.scalings import Schedule, Transformation, flatten
+from keras_flax_bridge.optimizers.update_rules import Schedule, Transformation, flatten
 
 OfLeaves = Callable[[Any], Any]  # a tree like params, with an answer in place of every leaf
 

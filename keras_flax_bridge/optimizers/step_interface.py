@@ -19,7 +19,7 @@ from keras_flax_bridge.tree.leaves import Whole
 from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, nest_paths
 
 
-def trainee(model: Any, *, loss: Any = None, optimizer: Any = None, metrics: Any = None) -> Any:
+def training_model(model: Any, *, loss: Any = None, optimizer: Any = None, metrics: Any = None) -> Any:
     """A compiled model whose own ``train_step`` trains it with the given parts.
 
     Args:
@@ -73,6 +73,7 @@ class OptaxInKeras:
         self._model = model
 
     def scale_loss(self, loss: Any) -> Any:
+        """The loss whose gradients are taken."""
         return loss
 
     def stateless_apply(
@@ -128,6 +129,7 @@ class OptaxSlots:
         return list(like)
 
     def tree(self, values: list[Any]) -> Any:
+        """A tree like the state's, of these leaves."""
         return jax.tree.unflatten(jax.tree.structure(self._like), values)
 
 
@@ -151,6 +153,8 @@ class KerasTransformation(Whole, optax.GradientTransformationExtraArgs):
     _key: tuple[int, ...]
 
     def __new__(cls, optimizer: Any, variables: ModelVariables) -> KerasTransformation:
+        """A Keras optimizer as a transformation of its own variables."""
+
         def init(params: Any) -> Any:
             values = variables.params.leaves(params, "params")
             owners = {entry.path: entry.variable for entry in variables.params}

@@ -13,7 +13,7 @@ from keras import optimizers as K
 from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import UnsupportedOptimizerError
 from keras_flax_bridge.optimizers.rules import Slot
-from keras_flax_bridge.optimizers.scalings import second_moment
+from keras_flax_bridge.optimizers.update_rules import second_moment
 from keras_flax_bridge.tree.paths import Flat, Path, join_path
 
 

@@ -12,9 +12,9 @@ from keras import optimizers as K
 
 from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import NotBuiltError, OwnershipError, UnsupportedOptimizerError
-from keras_flax_bridge.optimizers.fields import BATCHES, Groups, Scope, State, fields_of, scope_of
-from keras_flax_bridge.optimizers.native import Native, is_outer, rule_of, warn_of_rounding
-from keras_flax_bridge.optimizers.stock import READINGS
+from keras_flax_bridge.optimizers.state_fields import BATCHES, Groups, Scope, State, fields_of, scope_of
+from keras_flax_bridge.optimizers.stock_states import READINGS
+from keras_flax_bridge.optimizers.to_optax import Native, is_outer, rule_of, warn_of_rounding
 from keras_flax_bridge.tree.diff import diff_trees
 from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, nest_paths
 

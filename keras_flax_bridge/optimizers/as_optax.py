@@ -13,8 +13,8 @@ from keras import optimizers as K
 from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import BridgeError, StructureMismatchError, UnsupportedOptimizerError, said
 from keras_flax_bridge.keras_internals import Collection, Twin
-from keras_flax_bridge.optimizers.leaves import Leaves
-from keras_flax_bridge.optimizers.native import inner_optimizers, warn_of_rounding
+from keras_flax_bridge.optimizers.to_optax import inner_optimizers, warn_of_rounding
+from keras_flax_bridge.optimizers.variable_lookup import Leaves
 from keras_flax_bridge.tree.diff import require_paths
 from keras_flax_bridge.tree.leaves import Whole, strong
 from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, join_path, nest_paths

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import keras
 
-from keras_flax_bridge.optimizers.native import Label, Native
 from keras_flax_bridge.optimizers.rules import RULES
-from keras_flax_bridge.optimizers.states import described, packed, unpacked
+from keras_flax_bridge.optimizers.state_conversion import described, packed, unpacked
+from keras_flax_bridge.optimizers.to_optax import Label, Native
 from keras_flax_bridge.tree.diff import diff_trees
 from keras_flax_bridge.tree.paths import flatten_tree
 from keras_flax_bridge.tree.types import Leaf, OptState, Params

@@ -14,9 +14,9 @@ import optax
 from keras import optimizers as K
 
 from keras_flax_bridge.optimizers import wrappers as W
-from keras_flax_bridge.optimizers.native import is_outer, rule_of
 from keras_flax_bridge.optimizers.rules import RmsWithCountState, Slot
-from keras_flax_bridge.optimizers.stock import READINGS
+from keras_flax_bridge.optimizers.stock_states import READINGS
+from keras_flax_bridge.optimizers.to_optax import is_outer, rule_of
 from keras_flax_bridge.tree.paths import Flat, Path, fill_tree, flatten_tree
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import keras
 
 from keras_flax_bridge import keras_internals
-from keras_flax_bridge._transforms import is_optax
 from keras_flax_bridge.errors import UnsupportedOptimizerError
+from keras_flax_bridge.optimizers.step_interface import is_optax
 from keras_flax_bridge.tree import untrusted
 
 OPTIONS = (

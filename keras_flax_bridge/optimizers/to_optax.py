@@ -15,9 +15,9 @@ from keras import optimizers as K
 from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import OwnershipError, StructureMismatchError, UnsupportedOptimizerError
 from keras_flax_bridge.optimizers import wrappers as W
-from keras_flax_bridge.optimizers.leaves import Leaves
 from keras_flax_bridge.optimizers.rules import RULES, Rule
-from keras_flax_bridge.optimizers.scalings import Schedule, Transformation
+from keras_flax_bridge.optimizers.update_rules import Schedule, Transformation
+from keras_flax_bridge.optimizers.variable_lookup import Leaves
 from keras_flax_bridge.tree.diff import require_paths
 from keras_flax_bridge.tree.leaves import Whole
 from keras_flax_bridge.tree.paths import flatten_tree, join_path
