@@ -9,9 +9,6 @@ begin.begin()  # before anything below imports Keras
 
 from keras_flax_bridge import callbacks as callbacks
 from keras_flax_bridge._history import History as History
-from keras_flax_bridge._report import LeafRow as LeafRow
-from keras_flax_bridge._report import StateReport as StateReport
-from keras_flax_bridge._report import report as report
 from keras_flax_bridge._verification import VerifyReport as VerifyReport
 from keras_flax_bridge.checkpoint import load_model as load_model
 from keras_flax_bridge.checkpoint import restore as restore
@@ -46,7 +43,10 @@ from keras_flax_bridge.sharding import ShardingReport as ShardingReport
 from keras_flax_bridge.sharding import shard as shard
 from keras_flax_bridge.sharding import sharding_report as sharding_report
 from keras_flax_bridge.sharding import shardings_for as shardings_for
-from keras_flax_bridge.state import TrainState as TrainState
+from keras_flax_bridge.state.report import LeafRow as LeafRow
+from keras_flax_bridge.state.report import StateReport as StateReport
+from keras_flax_bridge.state.report import report as report
+from keras_flax_bridge.state.train_state import TrainState as TrainState
 from keras_flax_bridge.steps import make_eval_step as make_eval_step
 from keras_flax_bridge.steps import make_predict_step as make_predict_step
 from keras_flax_bridge.steps import make_train_step as make_train_step

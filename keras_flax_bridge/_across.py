@@ -10,7 +10,7 @@ import keras
 
 from keras_flax_bridge.errors import BridgeError
 from keras_flax_bridge.optimizers.step_interface import KerasTransformation
-from keras_flax_bridge.state import TrainState
+from keras_flax_bridge.state.train_state import TrainState
 from keras_flax_bridge.tree.leaves import placed_like
 from keras_flax_bridge.tree.paths import Path, flatten_tree
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import jax
 
-from keras_flax_bridge import _flat, _garbage
-from keras_flax_bridge._flat import Form, Leaves
 from keras_flax_bridge._keras_step import KerasStep, fields_of
 from keras_flax_bridge._meshed import Meshed
-from keras_flax_bridge.state import TrainState
+from keras_flax_bridge.state import gc_pause, lazy_trees
+from keras_flax_bridge.state.lazy_trees import Form, Leaves
+from keras_flax_bridge.state.train_state import TrainState
 from keras_flax_bridge.tree.paths import Path, flatten_tree
 
 
@@ -32,7 +32,7 @@ class Program:
         self._places = None if step.kind.trains else given
 
         def run(count: Any, leaves: list[Any], batch: Any) -> tuple[Any, list[Any], Any]:
-            with _garbage.kept():  # a tenth of a trace
+            with gc_pause.gc_paused():  # a tenth of a trace
                 count, after, logs = step(places, count, leaves, batch)
             return count, [after[place] for place in given], logs
 
@@ -41,13 +41,13 @@ class Program:
     def after(self, state: TrainState, count: Any, leaves: list[Any], new: list[Any]) -> TrainState:
         """A state after the step: it took these leaves, and gave back a count and those of some trees."""
         if self._places is None:
-            return _flat.next_state(state, count, Leaves(new, self.form))
+            return lazy_trees.next_state(state, count, Leaves(new, self.form))
         if not new:
             return state
         leaves = list(leaves)
         for place, leaf in zip(self._places, new, strict=True):
             leaves[place] = leaf
-        return _flat.next_state(state, state.step, Leaves(leaves, self.form))
+        return lazy_trees.next_state(state, state.step, Leaves(leaves, self.form))
 
 
 class Runner:
@@ -87,18 +87,18 @@ class Runner:
             return program.after(state, count, leaves, new), logs
         except BaseException as error:
             if done and self._donate:
-                _flat.set_leaves(state, done[0][0], Leaves(done[0][1], program.form))
+                lazy_trees.set_leaves(state, done[0][0], Leaves(done[0][1], program.form))
             elif not done:
                 self._step.explain(error, fields_of(state, ("step", *self._names)), batch)
             raise
 
     def _is_output(self, state: TrainState) -> bool:
         """Whether the state came out of this step, and its trees were not accessed since."""
-        lazy = _flat.lazy_leaves(state)
+        lazy = lazy_trees.lazy_leaves(state)
         return lazy is not None and self._last is not None and lazy.form is self._last.form
 
     def _flattened(self, state: TrainState) -> tuple[list[Any], Any]:
-        lazy = _flat.lazy_leaves(state)
+        lazy = lazy_trees.lazy_leaves(state)
         if lazy is not None and lazy.form.names == self._names:
             return lazy.leaves, lazy.form.tree
         return jax.tree.flatten(fields_of(state, self._names))

@@ -10,9 +10,9 @@ from typing import Any
 import keras
 
 from keras_flax_bridge import _optimizer_extras, keras_internals
-from keras_flax_bridge._parts import models
 from keras_flax_bridge.errors import CheckpointError, said
 from keras_flax_bridge.keras_internals import SLACK
+from keras_flax_bridge.state.multi_model import models_of
 from keras_flax_bridge.tree.paths import Path, flatten_tree
 
 
@@ -23,7 +23,7 @@ def of_state(state: Any, model: Any) -> dict[str, Any]:
         state: any pytree.
         model: a model, or a dict of them, in place of what the state was taken from; or None.
     """
-    owners = models(getattr(state, "apply_fn", None)) if model is None else {"": model}
+    owners = models_of(getattr(state, "apply_fn", None)) if model is None else {"": model}
     owners = dict(model) if isinstance(model, Mapping) else owners
     try:
         configs = {name: _config(m, state.part(name) if name else state) for name, m in owners.items()}

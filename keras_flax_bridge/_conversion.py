@@ -16,9 +16,9 @@ from keras_flax_bridge._groups import groups, is_large
 from keras_flax_bridge._memory import give_back
 from keras_flax_bridge._progress import working
 from keras_flax_bridge._replacing import beside, require_free
-from keras_flax_bridge._report import kind_of
 from keras_flax_bridge._slices import PART, flat_pieces, slices, together
 from keras_flax_bridge.errors import CheckpointError
+from keras_flax_bridge.state.report import kind_of
 from keras_flax_bridge.tree.diff import same_spec
 from keras_flax_bridge.tree.leaves import size_of
 from keras_flax_bridge.tree.paths import Flat, Path, join_path

@@ -13,8 +13,8 @@ import numpy as np
 
 from keras_flax_bridge import _configs, _optimizer_extras, _orbax, _restore, _saving, keras_internals
 from keras_flax_bridge._contents import NOT_IN_KERAS_FILES, Contents, save_tensors
-from keras_flax_bridge._report import SLOT, kind_of
 from keras_flax_bridge.errors import CheckpointError
+from keras_flax_bridge.state.report import SLOT, kind_of
 from keras_flax_bridge.tree.paths import Flat, Path, join_path, nest_paths
 
 

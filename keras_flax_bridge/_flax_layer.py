@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import keras
 
 from keras_flax_bridge import keras_internals
-from keras_flax_bridge._apply import require_known
 from keras_flax_bridge._makers import Maker, maker_of
 from keras_flax_bridge._sources import Leaf, Source, Tree
 from keras_flax_bridge.errors import UnsupportedLayerError
 from keras_flax_bridge.keras_internals import SEED
+from keras_flax_bridge.keras_internals.call import require_known
 from keras_flax_bridge.tree import untrusted
 from keras_flax_bridge.tree.diff import diff_trees
 from keras_flax_bridge.tree.paths import Path

@@ -10,17 +10,18 @@ from typing import Any
 
 import keras
 
-from keras_flax_bridge import _configs, _parts, keras_internals
-from keras_flax_bridge._intake import TREES, built
+from keras_flax_bridge import _configs, keras_internals
 from keras_flax_bridge._orbax import Stored
 from keras_flax_bridge._restore import COLLECTIONS, Target, unboxed
 from keras_flax_bridge.errors import CheckpointError, CorruptCheckpointError
 from keras_flax_bridge.keras_internals import VARIABLE_TREES
 from keras_flax_bridge.optimizers.step_interface import training_model
+from keras_flax_bridge.state.building import STATE_TREES, built
+from keras_flax_bridge.state.multi_model import models_of
 from keras_flax_bridge.tree.paths import Path
 from keras_flax_bridge.tree.untrusted import schema, texts
 
-_TREES = {*TREES, "step", "eval_metrics"}
+_TREES = {*STATE_TREES, "step", "eval_metrics"}
 CONFIG = "model_config"  # the item in which Keras stores the config of the model
 
 
@@ -83,7 +84,7 @@ def _of_keras(stored: Stored, like: Any) -> dict[Path, Path]:
 def _model_of(like: Any) -> Any:
     """The Keras model that a target is or was taken from, its optimizer built, if there is one."""
     model = like if isinstance(like, keras.Model) else None
-    model = model or _parts.models(getattr(like, "apply_fn", None)).get("")
+    model = model or models_of(getattr(like, "apply_fn", None)).get("")
     if model is not None and model.built and model.compiled:
         return built(training_model(model), None)
     return model

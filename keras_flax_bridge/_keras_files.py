@@ -15,10 +15,10 @@ import keras
 import numpy as np
 
 from keras_flax_bridge import _configs, _guards, _optimizer_extras, keras_internals
-from keras_flax_bridge._intake import receivers
 from keras_flax_bridge.errors import CheckpointError, StructureMismatchError, said
 from keras_flax_bridge.keras_internals import SLACK
-from keras_flax_bridge.state import TrainState
+from keras_flax_bridge.state.train_state import TrainState
+from keras_flax_bridge.state.transfer import receivers
 from keras_flax_bridge.tree import untrusted
 from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from keras_flax_bridge import _intake, _parts, keras_internals
+from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import BridgeError, StructureMismatchError
 from keras_flax_bridge.keras_internals.batches import (
     check,
@@ -20,7 +20,9 @@ from keras_flax_bridge.keras_internals.batches import (
     one_of,
 )
 from keras_flax_bridge.optimizers.step_interface import training_variables
-from keras_flax_bridge.state import TrainState
+from keras_flax_bridge.state.building import build
+from keras_flax_bridge.state.multi_model import require_single
+from keras_flax_bridge.state.train_state import TrainState
 from keras_flax_bridge.tree.leaves import explain_leaf, strong
 from keras_flax_bridge.tree.paths import Path
 
@@ -42,7 +44,7 @@ def fields_of(state: TrainState, names: tuple[str, ...]) -> Fields:
             expected="a TrainState",
             fix="Take one with TrainState.from_keras(model).",
         )
-    _parts.require_single(state.parts, "step")
+    require_single(state.parts, "step")
     return {name: getattr(state, name) for name in names}
 
 
@@ -171,7 +173,7 @@ class KerasStep:
         if not self._is_built:
             if not keras_internals.is_built(self._model):
                 with jax.ensure_compile_time_eval():  # new variables must not hold values of an outer trace
-                    _intake.build(self._model, one_of(batch, self.steps_per_call))
+                    build(self._model, one_of(batch, self.steps_per_call))
             self._is_built = True
 
     def explain(self, error: BaseException, fields: Fields, batch: Any) -> None:

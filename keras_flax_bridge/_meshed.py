@@ -14,7 +14,7 @@ from keras_flax_bridge._layouts import Rules, automatic
 from keras_flax_bridge.errors import StructureMismatchError
 from keras_flax_bridge.keras_internals.batches import check_leaves
 from keras_flax_bridge.sharding import shardings_for
-from keras_flax_bridge.state import TrainState
+from keras_flax_bridge.state.train_state import TrainState
 from keras_flax_bridge.tree.diff import spec_text
 from keras_flax_bridge.tree.leaves import placed, require_values
 from keras_flax_bridge.tree.paths import flatten_tree, join_path

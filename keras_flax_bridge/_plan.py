@@ -11,7 +11,7 @@ import jax
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from keras_flax_bridge import _layouts
-from keras_flax_bridge.state import TrainState
+from keras_flax_bridge.state.train_state import TrainState
 from keras_flax_bridge.tree.leaves import size_of
 from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, join_path
 

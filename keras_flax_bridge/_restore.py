@@ -14,9 +14,10 @@ import numpy as np
 from flax import nnx
 
 from keras_flax_bridge import keras_internals
-from keras_flax_bridge._intake import TREES, receivers
 from keras_flax_bridge._kinds import fits_device
 from keras_flax_bridge.errors import StructureMismatchError, printable
+from keras_flax_bridge.state.building import STATE_TREES
+from keras_flax_bridge.state.transfer import receivers
 from keras_flax_bridge.tree.diff import Diff, same_spec
 from keras_flax_bridge.tree.leaves import on_disk
 from keras_flax_bridge.tree.paths import (
@@ -60,7 +61,7 @@ class Target(NamedTuple):
     ignored: frozenset[Path] = frozenset()  # structural keys that have no place in it
 
 
-def target_of(like: Any, *, tops: Iterable[str] = TREES, weights: Any = None) -> Target:
+def target_of(like: Any, *, tops: Iterable[str] = STATE_TREES, weights: Any = None) -> Target:
     """The target that `like` stands for.
 
     Args:
@@ -109,7 +110,7 @@ def unboxed(paths: Iterable[Path]) -> dict[Path, Path]:
 
 def _weights(tops: Iterable[str]) -> frozenset[Path]:
     """What must be used up by one who wants weights: they, and what isn't a tree of a state either."""
-    return _subtrees(COLLECTIONS | (set(tops) - {*TREES, "step", "eval_metrics"}))
+    return _subtrees(COLLECTIONS | (set(tops) - {*STATE_TREES, "step", "eval_metrics"}))
 
 
 def _subtrees(names: Iterable[str]) -> frozenset[Path]:
@@ -262,7 +263,7 @@ def _require_included(include: Include, paths: Iterable[Path], where: str) -> No
     """
     if include is None or isinstance(include, (str, re.Pattern)):
         return
-    trees = _subtrees((*TREES, "step", "eval_metrics"))  # any of these may have no leaves
+    trees = _subtrees((*STATE_TREES, "step", "eval_metrics"))  # any of these may have no leaves
     roots = {prefix: split_path(prefix) for prefix in include}
     nothing = [
         p for p, root in roots.items() if root not in trees and not any(_within(x, [root]) for x in paths)

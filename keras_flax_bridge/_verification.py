@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from keras_flax_bridge import _guards, _orbax
 from keras_flax_bridge._groups import groups, is_large
-from keras_flax_bridge._report import counted, listed
 from keras_flax_bridge.errors import CheckpointError, printable, printed
+from keras_flax_bridge.state.report import counted, listed
 from keras_flax_bridge.tree.paths import Path, join_path
 
 OURS, ZIP = "checksums in the checkpoint", "the CRC-32 of the zip archive"

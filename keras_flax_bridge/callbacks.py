@@ -18,7 +18,7 @@ from keras_flax_bridge._preemption import Preemption
 from keras_flax_bridge.checkpoint import stored_position
 from keras_flax_bridge.errors import CheckpointError
 from keras_flax_bridge.manager import CheckpointManager
-from keras_flax_bridge.state import TrainState
+from keras_flax_bridge.state.train_state import TrainState
 from keras_flax_bridge.tree.types import Logs, PathLike
 
 

@@ -10,22 +10,13 @@ from typing import Any
 import keras
 from flax import nnx
 
-from keras_flax_bridge import (
-    _across,
-    _configs,
-    _foreign,
-    _garbage,
-    _guards,
-    _keras_files,
-    _orbax,
-    _restore,
-    _saving,
-)
+from keras_flax_bridge import _across, _configs, _foreign, _guards, _keras_files, _orbax, _restore, _saving
 from keras_flax_bridge._kinds import given_back
 from keras_flax_bridge._orbax import FilePath
 from keras_flax_bridge._restore import Include, Options, Rename
 from keras_flax_bridge._verification import VerifyReport, verified
 from keras_flax_bridge.errors import CheckpointError, CorruptCheckpointError, printable
+from keras_flax_bridge.state import gc_pause
 from keras_flax_bridge.tree.types import Models, PathLike, PyTree, Target
 
 log = logging.getLogger("keras_flax_bridge")
@@ -121,7 +112,7 @@ def restore(
     return from_newest(candidates(path, step), lambda folder: restored(folder, like, data, options))[0]
 
 
-@_garbage.kept()
+@gc_pause.gc_paused()
 def restored(folder: FilePath, like: Any, data: Any, options: Options) -> Any:
     """One checkpoint into what `like` is: planned, read and checked before anything is assigned."""
     if folder.name.endswith(".weights.h5"):

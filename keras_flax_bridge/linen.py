@@ -10,7 +10,6 @@ import jax
 import keras
 
 from keras_flax_bridge import keras_internals
-from keras_flax_bridge._apply import require_built, require_known, require_layer, stateless
 from keras_flax_bridge.errors import StructureMismatchError
 from keras_flax_bridge.keras_internals import (
     BATCH_STAT,
@@ -22,6 +21,7 @@ from keras_flax_bridge.keras_internals import (
     Collection,
     Entry,
 )
+from keras_flax_bridge.keras_internals.call import require_built, require_known, require_layer, stateless
 from keras_flax_bridge.tree.leaves import owned
 from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, nest_paths
 

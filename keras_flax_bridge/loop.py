@@ -9,13 +9,15 @@ from typing import Any
 
 import keras
 
-from keras_flax_bridge import _flat, _parts, keras_internals
+from keras_flax_bridge import keras_internals
 from keras_flax_bridge._feed import Feed
 from keras_flax_bridge._history import History
 from keras_flax_bridge._preemption import Preemption
 from keras_flax_bridge.errors import BridgeError, StructureMismatchError
 from keras_flax_bridge.manager import CheckpointManager
-from keras_flax_bridge.state import TrainState
+from keras_flax_bridge.state import lazy_trees
+from keras_flax_bridge.state.multi_model import models_of
+from keras_flax_bridge.state.train_state import TrainState
 from keras_flax_bridge.tree.leaves import owned
 from keras_flax_bridge.tree.paths import fill_tree
 from keras_flax_bridge.tree.types import Batch, BatchIterator, Step
@@ -143,7 +145,7 @@ class _Run:
         try:
             yield
         except KeyboardInterrupt as interruption:
-            _flat.overwrite(given, self.state)
+            lazy_trees.overwrite(given, self.state)
             self.count = int(self.state.step)
             try:
                 self.finish()
@@ -211,7 +213,7 @@ class _Watch:
 
     def __init__(self, state: TrainState, callbacks: Any, verbose: int, feed: Feed, epochs: int | None):
         self._users = list(callbacks)
-        models = _parts.models(state.apply_fn)
+        models = models_of(state.apply_fn)
         self._model: Any = models.get("")
         if self._users and self._model is None:
             raise StructureMismatchError(

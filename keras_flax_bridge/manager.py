@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
-from keras_flax_bridge import _garbage, _iterators, _orbax, _saving
+from keras_flax_bridge import _iterators, _orbax, _saving
 from keras_flax_bridge._restore import Include, Options, Rename
 from keras_flax_bridge.checkpoint import candidates, from_newest, restored
 from keras_flax_bridge.errors import CheckpointError
+from keras_flax_bridge.state import gc_pause
 from keras_flax_bridge.tree.types import Models, PathLike, PyTree, Target
 
 log = logging.getLogger("keras_flax_bridge")
@@ -139,7 +140,7 @@ class CheckpointManager:
                 return False, earlier
             if newer is not None:
                 raise _saving.stale(self.directory, step, newer)
-            with _garbage.kept():  # until it goes on in the background
+            with gc_pause.gc_paused():  # until it goes on in the background
                 flat = _saving.checked(state)
                 values = _saving.numbers(logs)
                 metadata = {**_saving.metadata(state, model), "data": _iterators.position(data)}

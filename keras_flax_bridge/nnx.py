@@ -13,9 +13,9 @@ import keras
 from flax import nnx
 
 from keras_flax_bridge import keras_internals
-from keras_flax_bridge._apply import call, require_built, require_known, require_layer
 from keras_flax_bridge.errors import NotBuiltError, StructureMismatchError
 from keras_flax_bridge.keras_internals import BATCH_STAT, FROZEN, OTHER, PARAM, SEED, UNTRACKED, Entry
+from keras_flax_bridge.keras_internals.call import call, require_built, require_known, require_layer
 from keras_flax_bridge.tree.diff import diff_trees
 from keras_flax_bridge.tree.leaves import owned, require_values
 from keras_flax_bridge.tree.paths import Path

@@ -15,7 +15,7 @@ from keras_flax_bridge import _orbax, _restore
 from keras_flax_bridge.checkpoint import restore, save
 from keras_flax_bridge.errors import BridgeError, printable, said
 from keras_flax_bridge.manager import CheckpointManager
-from keras_flax_bridge.state import TrainState
+from keras_flax_bridge.state.train_state import TrainState
 from keras_flax_bridge.steps import make_train_step
 from keras_flax_bridge.tree.paths import Flat, join_path
 

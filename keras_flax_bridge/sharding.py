@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
-from keras_flax_bridge import _layouts, _parts, keras_internals
+from keras_flax_bridge import _layouts, keras_internals
 from keras_flax_bridge._layouts import Rules
 from keras_flax_bridge.errors import printed
+from keras_flax_bridge.state.multi_model import models_of
 from keras_flax_bridge.tree.leaves import is_abstract, owned, placed, require_values, size_of
 from keras_flax_bridge.tree.paths import Path, flatten_tree, join_path
 from keras_flax_bridge.tree.types import PyTree, Target
@@ -193,7 +194,7 @@ def _row(layout: _layouts.Layout, leaves: Mapping[Path, Any], mesh: Mesh) -> Rul
 def keras_names(state: Any) -> dict[Path, str]:
     """How Keras itself calls the weights of a state, by path, where it is a state of Keras models."""
     found = {}
-    for name, model in _parts.models(getattr(state, "apply_fn", None)).items():
+    for name, model in models_of(getattr(state, "apply_fn", None)).items():
         for tree, entries in zip(
             ("params", "non_trainable"), keras_internals.collect_layer(model), strict=True
         ):

@@ -14,7 +14,7 @@ from keras_flax_bridge._layouts import Rules
 from keras_flax_bridge._meshed import Meshed
 from keras_flax_bridge.errors import StructureMismatchError
 from keras_flax_bridge.optimizers.step_interface import require_model, training_model
-from keras_flax_bridge.state import TrainState
+from keras_flax_bridge.state.train_state import TrainState
 from keras_flax_bridge.tree.types import GivenOptimizer, Loss, Metrics
 
 Step = Callable[[TrainState, Any], tuple[TrainState, Logs]]

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _flat
+from keras_flax_bridge.state import lazy_trees
 from tests import contracts
 from tests.cases import TREES, equal
 
@@ -53,7 +53,7 @@ def first(model, step):
 def state(first):
     """One that holds leaves."""
     given = first()
-    assert _flat.lazy_leaves(given) is not None
+    assert lazy_trees.lazy_leaves(given) is not None
     return given
 
 
@@ -66,7 +66,7 @@ def test_each_field_is_what_a_pure_step_gives(state, model, name):
 
 def test_trees_are_made_once(state):
     assert state.params is state.params
-    assert _flat.lazy_leaves(state) is None
+    assert lazy_trees.lazy_leaves(state) is None
 
 
 LOOKS = {
@@ -117,10 +117,10 @@ def test_evaluation_holds_leaves_and_leaves_the_rest(state, model):
     evaluate = kfb.make_eval_step(model)
     before = vars(state.replace())
     first, _ = evaluate(state, BATCHES[1])
-    assert _flat.lazy_leaves(first) is not None
+    assert lazy_trees.lazy_leaves(first) is not None
     assert vars(first)["opt_state"] is before["opt_state"]
     again, _ = evaluate(first, BATCHES[2])
-    assert _flat.lazy_leaves(first) is not None  # nothing was built for it
+    assert lazy_trees.lazy_leaves(first) is not None  # nothing was built for it
     assert all(a is b for a, b in zip(*map(jax.tree.leaves, (again.params, before["params"])), strict=True))
     assert again.step is state.step
     assert float(again.eval_metrics["loss"]["count"]) == 2 * float(first.eval_metrics["loss"]["count"])

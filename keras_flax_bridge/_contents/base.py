@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_flax_bridge._report import METRIC, STEP, StateReport, rows
 from keras_flax_bridge.keras_internals import SEED
+from keras_flax_bridge.state.report import METRIC, STEP, StateReport, rows
 from keras_flax_bridge.tree.leaves import on_disk
 from keras_flax_bridge.tree.paths import Flat, Path
 

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 
 from keras_flax_bridge import _configs, _guards, keras_internals
-from keras_flax_bridge._parts import models
-from keras_flax_bridge.state import TrainState
+from keras_flax_bridge.state.multi_model import models_of
+from keras_flax_bridge.state.train_state import TrainState
 from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree
 
 
@@ -39,7 +39,7 @@ def abstract(path: FilePath, config: dict[str, Any]) -> tuple[Flat, dict[Path, s
     """
     optimizer = None if config.get("compile_config") else "sgd"
     state = TrainState.abstract(lambda: _configs.build(config, path), optimizer=optimizer)
-    return flatten_tree(state), names(models(state.apply_fn).get(""))
+    return flatten_tree(state), names(models_of(state.apply_fn).get(""))
 
 
 def names(model: Any) -> dict[Path, str]:

@@ -12,9 +12,9 @@ import numpy as np
 from keras_flax_bridge import _configs, _guards, _keras_files, _optimizer_extras
 from keras_flax_bridge._contents import h5
 from keras_flax_bridge._contents.base import NOT_IN_KERAS_FILES, Contents, as_numpy
-from keras_flax_bridge._report import SLOT, kind_of
 from keras_flax_bridge._slices import GROUP, flat_pieces
 from keras_flax_bridge.errors import BridgeError
+from keras_flax_bridge.state.report import SLOT, kind_of
 from keras_flax_bridge.tree.diff import same_spec
 from keras_flax_bridge.tree.paths import Flat, Path
 

@@ -10,10 +10,10 @@ import numpy as np
 
 from keras_flax_bridge import _configs, _foreign, _orbax, _restore
 from keras_flax_bridge._contents.base import Contents, as_numpy
-from keras_flax_bridge._report import METRIC, in_words, kind_of
 from keras_flax_bridge.errors import BridgeError
 from keras_flax_bridge.keras_internals import VARIABLE_TREES
-from keras_flax_bridge.state import TrainState
+from keras_flax_bridge.state.report import METRIC, in_words, kind_of
+from keras_flax_bridge.state.train_state import TrainState
 from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree
 
 _NO_TARGET = _restore.Target({}, None, dict, of_weights=False)

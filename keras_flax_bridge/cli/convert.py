@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from keras_flax_bridge import _conversion, _orbax
-from keras_flax_bridge._report import counted
 from keras_flax_bridge.cli import arguments, output
+from keras_flax_bridge.state.report import counted
 
 
 def add_arguments(parser: Any) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 from keras_flax_bridge import _ejection, _keras_files, _orbax, _saving
 from keras_flax_bridge._progress import working
-from keras_flax_bridge._report import counted
 from keras_flax_bridge.cli import arguments, output
 from keras_flax_bridge.errors import printable
+from keras_flax_bridge.state.report import counted
 
 
 def add_arguments(parser: Any) -> None:

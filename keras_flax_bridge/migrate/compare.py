@@ -11,8 +11,8 @@ import numpy as np
 from flax import nnx
 
 from keras_flax_bridge import keras_internals
-from keras_flax_bridge._apply import require_built
 from keras_flax_bridge.errors import StructureMismatchError, printed
+from keras_flax_bridge.keras_internals.call import require_built
 from keras_flax_bridge.migrate.convert import Conversion
 from keras_flax_bridge.migrate.maps import WeightMap, flax_values, keras_values
 from keras_flax_bridge.migrate.selfcheck import tolerance_of

@@ -12,9 +12,9 @@ import keras
 from flax import nnx
 
 from keras_flax_bridge import keras_internals
-from keras_flax_bridge._apply import require_built
 from keras_flax_bridge.errors import StructureMismatchError, UnsupportedLayerError
 from keras_flax_bridge.keras_internals import SEED
+from keras_flax_bridge.keras_internals.call import require_built
 from keras_flax_bridge.migrate.code import executed, identifier
 from keras_flax_bridge.migrate.draw import as_functional
 from keras_flax_bridge.migrate.graph import Drawing, build_root

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import keras
 from flax import nnx
 
-from keras_flax_bridge._apply import KerasApply
 from keras_flax_bridge.errors import StructureMismatchError
 from keras_flax_bridge.keras_internals import BATCH_STAT, PARAM
 from keras_flax_bridge.migrate.convert import Conversion
 from keras_flax_bridge.migrate.maps import WeightMap
 from keras_flax_bridge.migrate.modules import Frozen
-from keras_flax_bridge.state import TrainState
+from keras_flax_bridge.state.apply_fn import KerasApply
+from keras_flax_bridge.state.train_state import TrainState
 from keras_flax_bridge.tree.diff import require_paths
 from keras_flax_bridge.tree.paths import Path, flatten_tree
 from keras_flax_bridge.tree.types import Target

@@ -1,7 +1,6 @@
 """Optimizers across the bridge: Keras's as native optax with their state, optax's in Keras."""
 
 from keras_flax_bridge.optimizers.as_optax import as_optax as as_optax
-from keras_flax_bridge.optimizers.moves import Moves as Moves
 from keras_flax_bridge.optimizers.opt_state import opt_state_from_optax as opt_state_from_optax
 from keras_flax_bridge.optimizers.opt_state import opt_state_to_optax as opt_state_to_optax
 from keras_flax_bridge.optimizers.optax_optimizer import OptaxOptimizer as OptaxOptimizer

@@ -6,19 +6,21 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from keras_flax_bridge import _intake, _parts, keras_internals
-from keras_flax_bridge._apply import KerasApply
+from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import UnsupportedOptimizerError, printable
 from keras_flax_bridge.optimizers.opt_state import opt_state_from_optax
 from keras_flax_bridge.optimizers.state_conversion import packed
 from keras_flax_bridge.optimizers.step_interface import KerasTransformation, training_model, transformation
 from keras_flax_bridge.optimizers.to_optax import Native
+from keras_flax_bridge.state.apply_fn import KerasApply
+from keras_flax_bridge.state.building import built
+from keras_flax_bridge.state.multi_model import require_names
 from keras_flax_bridge.tree.leaves import explained
 
 log = logging.getLogger("keras_flax_bridge")
 
 
-class Moves:
+class OptimizerSwitch:
     """What a `TrainState` knows about changing its optimizer's side; everything else in it stays."""
 
     def to_optax(self: Any, model: Any = None) -> Any:
@@ -75,7 +77,7 @@ def _moved(state: Any, model: Any, move: Callable[[Any, Any], dict[str, Any]]) -
     if not state.parts and not isinstance(model, Mapping):
         return state.replace(**move(state, model))
     model = dict.fromkeys(state.parts) if model is None else model
-    _parts.require_names(model, dict.fromkeys(state.parts), "models")
+    require_names(model, dict.fromkeys(state.parts), "models")
     parts = {name: state.part(name) for name in model}
     return state.with_parts(**{n: part.replace(**move(part, model[n])) for n, part in parts.items()})
 
@@ -90,7 +92,7 @@ def _to_optax(state: Any, model: Any) -> dict[str, Any]:
         )
     model = state.apply_fn.model if model is None else model
     own = None if getattr(model, "compiled", False) else state.tx.optimizer
-    trained = _intake.built(training_model(model, optimizer=own), None)
+    trained = built(training_model(model, optimizer=own), None)
     keras_internals.collect_layer(trained)[0].leaves(state.params, "params")
     tx = Native(trained.optimizer, trained, unscaled=True)
     with explained({"opt_state": state.opt_state}):
@@ -102,7 +104,7 @@ def _to_keras(state: Any, model: Any) -> dict[str, Any]:
     model = state.apply_fn.model if model is None else model
     # a twin that was compiled for optax has no Keras optimizer: the conversion's own is the one
     own = state.tx.optimizer if isinstance(state.tx, Native) and not model.compiled else None
-    trained = _intake.built(training_model(model, optimizer=own), None)
+    trained = built(training_model(model, optimizer=own), None)
     variables = keras_internals.collect(trained, metrics=False)
     variables.params.leaves(state.params, "params")
     with explained({"opt_state": state.opt_state}):

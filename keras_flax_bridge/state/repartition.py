@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from keras_flax_bridge import _intake, keras_internals
-from keras_flax_bridge._apply import KerasApply
+from keras_flax_bridge import keras_internals
 from keras_flax_bridge.keras_internals import AVERAGES
 from keras_flax_bridge.optimizers.step_interface import (
     KerasTransformation,
@@ -13,6 +12,9 @@ from keras_flax_bridge.optimizers.step_interface import (
     training_model,
     transformation,
 )
+from keras_flax_bridge.state.apply_fn import KerasApply
+from keras_flax_bridge.state.building import built
+from keras_flax_bridge.state.transfer import unaliased, zeroed
 from keras_flax_bridge.tree.diff import diff_trees
 from keras_flax_bridge.tree.paths import fill_tree, flatten_tree
 
@@ -25,7 +27,7 @@ def fields(state: Any, model: Any, batch: Any) -> dict[str, Any]:
         StructureMismatchError: if the model has other variables than the state.
     """
     require_model(model)
-    trained = _intake.built(training_model(model, **_trained_with(state, model)), batch)
+    trained = built(training_model(model, **_trained_with(state, model)), batch)
     variables = keras_internals.collect(trained, metrics=False)
     flat = {**flatten_tree(state.params), **flatten_tree(state.non_trainable)}
     weights = variables.params + variables.non_trainable
@@ -39,7 +41,7 @@ def fields(state: Any, model: Any, batch: Any) -> dict[str, Any]:
         "tx": tx,
         "params": params,
         "non_trainable": variables.non_trainable.tree([flat[e.path] for e in variables.non_trainable]),
-        "opt_state": _intake.unaliased(_slots(state, tx, params, model.compiled), params),
+        "opt_state": unaliased(_slots(state, tx, params, model.compiled), params),
         **_metrics(state, trained),
     }
 
@@ -89,7 +91,7 @@ def _averaging(fresh: Any, params: Any) -> Any:
 def _metrics(state: Any, trained: Any) -> dict[str, Any]:
     """Metrics that the model still has go on, new ones start."""
     metrics = keras_internals.collect(trained).metrics
-    start, specs = _intake.zeroed(trained, metrics, metrics.tree()), metrics.specs()
+    start, specs = zeroed(trained, metrics, metrics.tree()), metrics.specs()
     trees = {name: flatten_tree(getattr(state, name)) for name in ("metrics", "eval_metrics")}
     return {
         name: fill_tree(start, {p: v for p, v in kept.items() if p in specs and specs[p].shape == v.shape})

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def kept() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """Without collections, each of which would look at every object of a large model again."""
     enabled = gc.isenabled()
     gc.disable()

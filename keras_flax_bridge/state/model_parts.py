@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from keras_flax_bridge import _intake, _parts
+from keras_flax_bridge.state.building import STATE_TREES
+from keras_flax_bridge.state.multi_model import joined, require_names, require_same_weights
 from keras_flax_bridge.tree.leaves import owned
 
-TREES = (*_intake.TREES, "eval_metrics")
+TREES = (*STATE_TREES, "eval_metrics")
 
 
 class ModelParts:
@@ -45,7 +46,7 @@ class ModelParts:
             >>> state.params["target"]["dense"]["kernel"].shape
             (4, 2)
         """
-        _parts.require_names([name], dict.fromkeys(self.parts), "part")
+        require_names([name], dict.fromkeys(self.parts), "part")
         trees = {tree: getattr(self, tree)[name] for tree in TREES}
         apply_fn: Any = self.apply_fn
         step = owned(self.step)
@@ -63,8 +64,8 @@ class ModelParts:
         Raises:
             StructureMismatchError: if there is no such model, or a state is of another one.
         """
-        _parts.require_names(parts, dict.fromkeys(self.parts), "with_parts")
+        require_names(parts, dict.fromkeys(self.parts), "with_parts")
         present = {name: self.part(name) for name in self.parts}
         for name, part in parts.items():
-            _parts.require_same_weights(part, present[name], name)
-        return self.replace(**_parts.joined({**present, **parts}, TREES))
+            require_same_weights(part, present[name], name)
+        return self.replace(**joined({**present, **parts}, TREES))

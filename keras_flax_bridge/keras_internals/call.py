@@ -1,4 +1,4 @@
-"""`state.apply_fn`: a Keras model called the way Flax code calls a Linen one."""
+"""The pure call of a Keras layer, with its variables as arguments."""
 
 from __future__ import annotations
 
@@ -73,61 +73,6 @@ def require_built(layer: Any) -> None:
         )
 
 
-class KerasApply:
-    """``apply_fn(variables, x, ...)`` of a Keras model; pure, and equal for one and the same model."""
-
-    def __init__(self, model: Any):
-        self.model = model
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, KerasApply) and self.model is other.model
-
-    def __hash__(self) -> int:
-        return hash((KerasApply, id(self.model)))
-
-    def __deepcopy__(self, memo: dict) -> KerasApply:
-        return self  # a copy of a state calls the same model
-
-    def __repr__(self) -> str:
-        return f"apply_fn of {self.model.name!r}"
-
-    def __call__(
-        self,
-        variables: Mapping[str, Any],
-        *args: Any,
-        mutable: bool | str | Sequence[str] = False,
-        rngs: Any = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Calls the model on `variables`.
-
-        Args:
-            variables: ``{"params": ..., "non_trainable": ...}``. ``non_trainable`` may be left out
-                where the model has no such state, or only seeds that this call doesn't draw from.
-            *args: what the model is called on.
-            mutable: collections to return as updated, of ``non_trainable`` and ``losses`` (what
-                ``add_loss`` and regularizers raised, a list of scalars); True for both.
-            rngs: a JAX key, or ``{"dropout": key}``, from which all seeds of this call derive.
-            **kwargs: passed to the model; ``training`` only where it takes it.
-
-        Returns:
-            The outputs, or ``(outputs, updates)`` where `mutable` asks for any.
-
-        Raises:
-            StructureMismatchError: if `variables` isn't what the model needs.
-            OwnershipError: if a leaf was donated to a step.
-        """
-        _require_variables(variables)
-        require_known(kwargs, self.model, "apply_fn")
-        if not keras_internals.takes_training(self.model):  # as Keras's own step does
-            kwargs.pop("training", None)
-        wanted = _wanted(mutable)
-        state = keras_internals.collect_layer(self.model)
-        outputs, (_, after), losses = stateless(self.model, state, variables, args, kwargs, rngs)
-        updates = {"non_trainable": after, "losses": losses}
-        return (outputs, {name: updates[name] for name in wanted}) if wanted else outputs
-
-
 def stateless(
     layer: Any,
     state: tuple[Collection, Collection],
@@ -178,7 +123,8 @@ def _derived(rngs: Any, collection: Collection) -> dict:
     return {e.path: seeds.seed(seeds.fold(key, e.path)) for e in collection if e.kind == SEED}
 
 
-def _require_variables(variables: Any) -> None:
+def require_variables(variables: Any) -> None:
+    """Checks that the first argument of an `apply_fn` is a mapping of collections."""
     if not isinstance(variables, Mapping):
         raise StructureMismatchError(
             "variables",
@@ -224,7 +170,8 @@ def _refuse_placeholders(drawn: Sequence[Entry], absent: Mapping) -> None:
         )
 
 
-def _wanted(mutable: bool | str | Sequence[str]) -> Sequence[str]:
+def wanted_collections(mutable: bool | str | Sequence[str]) -> Sequence[str]:
+    """The collections that `mutable` names."""
     if isinstance(mutable, bool):
         return ("non_trainable", "losses") if mutable else ()
     names = [mutable] if isinstance(mutable, str) else list(mutable)

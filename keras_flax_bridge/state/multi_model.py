@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from keras_flax_bridge import keras_internals
-from keras_flax_bridge._apply import KerasApply
 from keras_flax_bridge.errors import StructureMismatchError
+from keras_flax_bridge.state.apply_fn import KerasApply
 from keras_flax_bridge.tree.diff import diff_trees
 from keras_flax_bridge.tree.leaves import Whole
 from keras_flax_bridge.tree.paths import flatten_tree, join_path
@@ -66,6 +66,8 @@ class PartsTransformation(Whole, optax.GradientTransformationExtraArgs):
     parts: dict[str, Any]
 
     def __new__(cls, parts: Mapping[str, Any]) -> PartsTransformation:
+        """The transformations of several models as one."""
+
         def init(params: Any) -> Any:
             return {name: tx.init(params[name]) for name, tx in parts.items()}
 
@@ -158,7 +160,7 @@ def require_same(models: Mapping[str, Any], names: Collection[str]) -> None:
         )
 
 
-def models(apply_fn: Any) -> dict[str, Any]:
+def models_of(apply_fn: Any) -> dict[str, Any]:
     """The Keras models that an `apply_fn` calls, by name; a single one is called ``""``."""
     parts = apply_fn.parts if isinstance(apply_fn, PartsApply) else {"": apply_fn}
     return {name: part.model for name, part in parts.items() if isinstance(part, KerasApply)}

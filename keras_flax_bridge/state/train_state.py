@@ -11,24 +11,37 @@ import keras
 from flax import struct
 from flax.training import train_state
 
-from keras_flax_bridge import _assignments, _garbage, _intake, _parts, _repartition, keras_internals
-from keras_flax_bridge._apply import KerasApply
-from keras_flax_bridge._flat import LazyTrees
-from keras_flax_bridge._model_parts import TREES, ModelParts
+from keras_flax_bridge import keras_internals
 from keras_flax_bridge.keras_internals import Collection, Entry
-from keras_flax_bridge.optimizers.moves import Moves
 from keras_flax_bridge.optimizers.step_interface import (
     KerasTransformation,
     taking_no_extra_arguments,
     training_model,
     transformation,
 )
+from keras_flax_bridge.state import assignments, gc_pause
+from keras_flax_bridge.state.apply_fn import KerasApply
+from keras_flax_bridge.state.building import abstracted, built
+from keras_flax_bridge.state.lazy_trees import LazyTrees
+from keras_flax_bridge.state.model_parts import TREES, ModelParts
+from keras_flax_bridge.state.multi_model import (
+    arguments,
+    joined,
+    models_of,
+    require_distinct,
+    require_names,
+    require_same,
+    require_single,
+)
+from keras_flax_bridge.state.optimizer_switch import OptimizerSwitch
+from keras_flax_bridge.state.repartition import fields
+from keras_flax_bridge.state.transfer import take, unaliased, zeroed
 from keras_flax_bridge.tree.diff import require_paths
 from keras_flax_bridge.tree.leaves import explained, owned
 from keras_flax_bridge.tree.types import Batch, GivenOptimizer, Loss, Metrics, Params, PyTree
 
 
-class TrainState(LazyTrees, Moves, ModelParts, train_state.TrainState):
+class TrainState(LazyTrees, OptimizerSwitch, ModelParts, train_state.TrainState):
     """A Keras model's whole training state, a subclass of Flax's `TrainState`.
 
     Leaves are keyed by their place in the model (``params["dense_1"]["kernel"]``), never by
@@ -62,7 +75,7 @@ class TrainState(LazyTrees, Moves, ModelParts, train_state.TrainState):
     eval_metrics: PyTree = struct.field(default_factory=dict)
 
     @classmethod
-    @_garbage.kept()
+    @gc_pause.gc_paused()
     def from_keras(
         cls,
         model: keras.Model,
@@ -108,9 +121,9 @@ class TrainState(LazyTrees, Moves, ModelParts, train_state.TrainState):
         """
         parts = {"batch": batch, "optimizer": optimizer, "loss": loss, "metrics": metrics}
         if isinstance(model, Mapping):
-            _parts.require_distinct(model)
-            taken = {n: cls._taken(m, copy, **_parts.arguments(parts, n, model)) for n, m in model.items()}
-            state = cls(**_parts.joined({name: one for name, (one, _) in taken.items()}, TREES))
+            require_distinct(model)
+            taken = {n: cls._taken(m, copy, **arguments(parts, n, model)) for n, m in model.items()}
+            state = cls(**joined({name: one for name, (one, _) in taken.items()}, TREES))
             entries = [entry for _, own in taken.values() for entry in own]
         else:
             state, entries = cls._taken(model, copy, **parts)
@@ -121,9 +134,9 @@ class TrainState(LazyTrees, Moves, ModelParts, train_state.TrainState):
     @classmethod
     def _taken(cls, model: Any, copy: bool, batch: Any, **parts: Any) -> tuple[TrainState, list[Entry]]:
         """The state of one model, and the variables that it was taken from."""
-        trained = _intake.built(training_model(model, **parts), batch)
+        trained = built(training_model(model, **parts), batch)
         variables = keras_internals.collect(trained)
-        values = _intake.take(variables, copy)
+        values = take(variables, copy)
         params, non_trainable, slots, metric_values = map(Collection.tree, variables, values)
         tx = transformation(trained, variables)
         is_keras = isinstance(tx, KerasTransformation)
@@ -133,10 +146,10 @@ class TrainState(LazyTrees, Moves, ModelParts, train_state.TrainState):
             apply_fn=KerasApply(trained),
             params=params,
             tx=tx,
-            opt_state=slots if is_keras else _intake.unaliased(tx.init(params), params),
+            opt_state=slots if is_keras else unaliased(tx.init(params), params),
             non_trainable=non_trainable,
             metrics=metric_values,
-            eval_metrics=_intake.zeroed(trained, variables.metrics, metric_values),
+            eval_metrics=zeroed(trained, variables.metrics, metric_values),
         )
         return state, [entry for collection in variables for entry in collection]
 
@@ -182,12 +195,12 @@ class TrainState(LazyTrees, Moves, ModelParts, train_state.TrainState):
             ShapeDtypeStruct(shape=(4, 2), dtype=float32)
         """
         given = {"batch": batch, "loss": loss, "metrics": metrics}
-        state = _intake.abstracted(cls.from_keras, model_fn, optimizer, given)
-        for model in _parts.models(state.apply_fn).values():
+        state = abstracted(cls.from_keras, model_fn, optimizer, given)
+        for model in models_of(state.apply_fn).values():
             keras_internals.forget_traced(model)
         return state
 
-    @_garbage.kept()
+    @gc_pause.gc_paused()
     def assign_to(
         self,
         model: keras.Model,
@@ -224,7 +237,7 @@ class TrainState(LazyTrees, Moves, ModelParts, train_state.TrainState):
             >>> model.count_params()
             10
         """
-        plan = _assignments.of(self, model, optimizer=optimizer, metrics=metrics)
+        plan = assignments.of(self, model, optimizer=optimizer, metrics=metrics)
         new = [owned(leaf) if copy else leaf for _, leaf in plan]
         for (variable, _), leaf in zip(plan, new, strict=True):
             variable.assign(leaf)
@@ -258,7 +271,7 @@ class TrainState(LazyTrees, Moves, ModelParts, train_state.TrainState):
             (1, 1)
         """
         if self.parts:
-            _parts.require_names(grads, self.tx.parts, "grads")
+            require_names(grads, self.tx.parts, "grads")
             moved = {name: self.part(name).apply_gradients(grads=grads[name]) for name in grads}
             return self.with_parts(**moved).replace(**kwargs)
         trees = {"grads": grads, "state": {"opt_state": self.opt_state, "params": self.params}}
@@ -295,8 +308,8 @@ class TrainState(LazyTrees, Moves, ModelParts, train_state.TrainState):
         model = self.apply_fn.model
         metrics = keras_internals.collect(model).metrics
         return self.replace(
-            metrics=_intake.zeroed(model, metrics, self.metrics),
-            eval_metrics=_intake.zeroed(model, metrics, self.eval_metrics),
+            metrics=zeroed(model, metrics, self.metrics),
+            eval_metrics=zeroed(model, metrics, self.eval_metrics),
         )
 
     def repartition(self, model: keras.Model, *, batch: Batch | None = None) -> TrainState:
@@ -332,9 +345,9 @@ class TrainState(LazyTrees, Moves, ModelParts, train_state.TrainState):
             (['dense_1'], ['dense'], ['dense_1'])
         """
         if isinstance(model, Mapping):
-            _parts.require_same(model, self.parts)
-            batches = {name: _parts.arguments({"batch": batch}, name, model) for name in model}
+            require_same(model, self.parts)
+            batches = {name: arguments({"batch": batch}, name, model) for name in model}
             moved = {name: self.part(name).repartition(model[name], **batches[name]) for name in model}
             return self.with_parts(**moved)
-        _parts.require_single(self.parts, "repartition")
-        return self.replace(**_repartition.fields(self, model, batch))
+        require_single(self.parts, "repartition")
+        return self.replace(**fields(self, model, batch))

@@ -9,10 +9,11 @@ from typing import Any
 
 import keras
 
-from keras_flax_bridge import _parts, keras_internals
-from keras_flax_bridge._intake import receivers
+from keras_flax_bridge import keras_internals
 from keras_flax_bridge.keras_internals import Collection
 from keras_flax_bridge.optimizers.step_interface import KerasTransformation
+from keras_flax_bridge.state.multi_model import arguments, require_same, require_single
+from keras_flax_bridge.state.transfer import receivers
 from keras_flax_bridge.tree.diff import diff_trees
 from keras_flax_bridge.tree.leaves import require_values
 from keras_flax_bridge.tree.paths import flatten_tree
@@ -36,10 +37,10 @@ def of(state: Any, model: Any, **parts: Any) -> Assignments:
         StructureMismatchError: if the leaves are not those of the model; lists all of them.
     """
     if not isinstance(model, Mapping):
-        _parts.require_single(state.parts, "assign_to")
+        require_single(state.parts, "assign_to")
         return _of_one(state, model, parts)
-    _parts.require_same(model, state.parts)
-    given = {name: _parts.arguments(parts, name, model) for name in model}
+    require_same(model, state.parts)
+    given = {name: arguments(parts, name, model) for name in model}
     plans = [_of_one(state.part(name), model[name], given[name]) for name in model]
     return [pair for plan in plans for pair in plan]
 
