@@ -8,12 +8,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from keras_flax_bridge import _layouts
 from keras_flax_bridge._keras_step import Fields, Kind, fields_of
-from keras_flax_bridge._layouts import Rules, automatic
 from keras_flax_bridge.errors import StructureMismatchError
 from keras_flax_bridge.keras_internals.batches import check_leaves
-from keras_flax_bridge.sharding import shardings_for
+from keras_flax_bridge.sharding.placement import shardings_for
+from keras_flax_bridge.sharding.rules import Rules, automatic, axis_parts
 from keras_flax_bridge.state.train_state import TrainState
 from keras_flax_bridge.tree.diff import spec_text
 from keras_flax_bridge.tree.leaves import placed, require_values
@@ -104,7 +103,7 @@ class Meshed:
             StructureMismatchError: naming the leaves that can't be split.
         """
         spec, shape = self._batches.spec, self._mesh.shape
-        parts = _layouts.parts(spec, shape)
+        parts = axis_parts(spec, shape)
         if parts and not self._leading:
             parts[0] = max(parts[0] // jax.process_count(), 1)  # each process passes its own rows
         wrong = [

@@ -16,7 +16,7 @@ from keras.src.backend.common.global_state import set_global_attribute
 
 import keras_flax_bridge as kfb
 from keras_flax_bridge import _keras_files, cli, keras_internals, migrate
-from keras_flax_bridge._makers import Maker
+from keras_flax_bridge.interop.module_config import Maker
 from keras_flax_bridge.migrate.transforms import from_json
 from keras_flax_bridge.tree import untrusted
 from keras_flax_bridge.tree.untrusted import tables

@@ -9,9 +9,10 @@ from typing import Any
 import keras
 from rich.table import Table
 
-from keras_flax_bridge import _configs, _guards, _plan
+from keras_flax_bridge import _configs, _guards
 from keras_flax_bridge.cli import arguments, output
 from keras_flax_bridge.errors import StructureMismatchError
+from keras_flax_bridge.sharding import memory_plan
 
 _AXES = ("data", "model", "expert", "stage")  # names of a mesh's axes, in the order of its sizes
 _OPTIMIZERS = ("sgd", "momentum", "adam", "adamw", "lion", "muon")
@@ -33,11 +34,11 @@ def add_arguments(parser: Any) -> None:
 def run(options: Any) -> int:
     """Runs the command."""
     axes = _axes(options.mesh)
-    state = _plan.abstract(_builder(options.model), _optimizer(options.optimizer, options.ema))
-    table = Table("layout", *_plan.KINDS, "together", title=f"GB on each device of {axes}")
-    found = _plan.plans(state, axes)
+    state = memory_plan.abstract(_builder(options.model), _optimizer(options.optimizer, options.ema))
+    table = Table("layout", *memory_plan.KINDS, "together", title=f"GB on each device of {axes}")
+    found = memory_plan.plans(state, axes)
     for plan in found:
-        sizes = [plan.per_device[kind] for kind in _plan.KINDS]
+        sizes = [plan.per_device[kind] for kind in memory_plan.KINDS]
         table.add_row(plan.layout, *(f"{size / 1e9:.3f}" for size in (*sizes, sum(sizes))))
     size = found[0].checkpoint / 1e9
     output.show(table)

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import keras
 from keras.src.backend.common import global_state
 
-from keras_flax_bridge._makers import living
 from keras_flax_bridge.errors import UnsupportedLayerError, said
 from keras_flax_bridge.keras_internals import seeds
 from keras_flax_bridge.keras_internals.bounds import Made, variables_made_by
+from keras_flax_bridge.keras_internals.config_scope import living
 from keras_flax_bridge.keras_internals.entries import SEED, Entry, variable_spec
 from keras_flax_bridge.keras_internals.keys import collect_state
 from keras_flax_bridge.keras_internals.models import (

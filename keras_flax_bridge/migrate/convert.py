@@ -13,6 +13,7 @@ from flax import nnx
 
 from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import StructureMismatchError, UnsupportedLayerError
+from keras_flax_bridge.interop.keras_in_nnx import ToNNX
 from keras_flax_bridge.keras_internals import SEED
 from keras_flax_bridge.keras_internals.call import require_built
 from keras_flax_bridge.migrate.code import executed, identifier
@@ -23,7 +24,6 @@ from keras_flax_bridge.migrate.report import ConversionReport
 from keras_flax_bridge.migrate.selfcheck import check, tolerance_of
 from keras_flax_bridge.migrate.source import RESERVED, Source, write
 from keras_flax_bridge.migrate.transforms import forward
-from keras_flax_bridge.nnx import ToNNX
 from keras_flax_bridge.tree.diff import diff_trees
 from keras_flax_bridge.tree.leaves import owned
 from keras_flax_bridge.tree.paths import Path, join_path

@@ -62,7 +62,7 @@ def automatic(mesh: Mesh) -> Mesh:
     return mesh if mesh.axis_types == types else Mesh(mesh.devices, mesh.axis_names, axis_types=types)
 
 
-def shardings(tree: Any, mesh: Mesh, found: Mapping[Path, Layout]) -> Any:
+def named_shardings(tree: Any, mesh: Mesh, found: Mapping[Path, Layout]) -> Any:
     """A tree of the structure of `tree`, with a `NamedSharding` for every leaf."""
     return fill_tree(tree, {path: NamedSharding(mesh, layout.spec) for path, layout in found.items()})
 
@@ -187,11 +187,11 @@ def _misfit(shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh | AbstractMe
     unknown = [name for entry in spec for name in _axes(entry) if name not in mesh.shape]
     if unknown:
         return f"the mesh has no axis {unknown[0]!r}"
-    pairs = zip(shape, parts(spec, mesh.shape), strict=False)
+    pairs = zip(shape, axis_parts(spec, mesh.shape), strict=False)
     return next((f"{size} is not divided by {count}" for size, count in pairs if size % count), "")
 
 
-def parts(spec: PartitionSpec, sizes: Mapping[str, int]) -> list[int]:
+def axis_parts(spec: PartitionSpec, sizes: Mapping[str, int]) -> list[int]:
     """Into how many parts a spec cuts each of its axes."""
     return [math.prod(sizes[name] for name in _axes(entry)) for entry in spec]
 

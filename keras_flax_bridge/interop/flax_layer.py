@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import keras
 
 from keras_flax_bridge import keras_internals
-from keras_flax_bridge._makers import Maker, maker_of
-from keras_flax_bridge._sources import Leaf, Source, Tree
 from keras_flax_bridge.errors import UnsupportedLayerError
+from keras_flax_bridge.interop.module_config import Maker, maker_of
+from keras_flax_bridge.interop.module_leaves import Leaf, Source, Tree
 from keras_flax_bridge.keras_internals import SEED
 from keras_flax_bridge.keras_internals.call import require_known
 from keras_flax_bridge.tree import untrusted
@@ -58,6 +58,7 @@ class _Call:
         self.__name__ = "call"
 
     def __call__(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
+        """Calls the layer, and refuses arguments that the module doesn't have."""
         return self._layer._run(args, kwargs, bool(training) and self._layer.trainable)
 
 
@@ -93,9 +94,11 @@ class FlaxLayer(keras.layers.Layer):
 
     @property
     def call(self) -> Any:
+        """Calls the module; the signature is that of the module."""
         return _Call(self, _keras_signature(self._held.signature))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the layer, and refuses arguments that the module doesn't have."""
         require_known(kwargs, self, type(self).__name__)
         if not self.built:
             self._held.inputs = args, {k: v for k, v in kwargs.items() if k != "training"}

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from keras_flax_bridge import _layouts
+from keras_flax_bridge.sharding.rules import axis_parts, layouts
 from keras_flax_bridge.state.train_state import TrainState
 from keras_flax_bridge.tree.leaves import size_of
 from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, join_path
@@ -37,10 +37,7 @@ def plans(state: Any, axes: Mapping[str, int]) -> list[Plan]:
     """
     mesh = AbstractMesh(tuple(axes.values()), tuple(axes))
     flat = flatten_tree(state)
-    return [
-        _plan(name, flat, _layouts.layouts(state, mesh, rules, {}), axes)
-        for name, rules in _rules(flat, axes)
-    ]
+    return [_plan(name, flat, layouts(state, mesh, rules, {}), axes) for name, rules in _rules(flat, axes)]
 
 
 def _rules(flat: Flat, axes: Mapping[str, int]) -> Iterable[tuple[str, Rules]]:
@@ -76,7 +73,7 @@ def _spec(
 def _plan(name: str, flat: Flat, found: Mapping[Path, Any], axes: Mapping[str, int]) -> Plan:
     per_device = dict.fromkeys(KINDS, 0)
     for path, leaf in flat.items():
-        per_device[_kind(path)] += size_of(leaf) // math.prod(_layouts.parts(found[path].spec, axes))
+        per_device[_kind(path)] += size_of(leaf) // math.prod(axis_parts(found[path].spec, axes))
     return Plan(name, per_device, sum(map(size_of, flat.values())))
 
 

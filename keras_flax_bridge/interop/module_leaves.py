@@ -50,6 +50,7 @@ class Tree(NamedTuple):
     treedef: Any
 
     def unflatten(self, values: Sequence[Any]) -> Any:
+        """The tree of these leaves."""
         return self.treedef.unflatten([leaf.read(v) for leaf, v in zip(self.leaves, values, strict=True)])
 
     def flatten(self, state: Any, where: str) -> list[Any]:
@@ -143,6 +144,7 @@ class Source:
 
     @cached_property
     def first(self) -> list[Any]:
+        """The values that the module was made with."""
         # what is read under a trace and kept must not belong to it
         scope = jax.ensure_compile_time_eval() if keras_internals.in_scope() else contextlib.nullcontext()
         with scope:
@@ -150,6 +152,7 @@ class Source:
             return values if self._seed is None else [*values, jnp.array([self._seed, 0], jnp.uint32)]
 
     def drawn(self, key: jax.Array, index: int) -> Any:
+        """One leaf of a module that is made with this key."""
         # compiled, so that leaves which nobody asks for are not computed
         return jax.jit(lambda key: self.tree.flatten(self._draw(key), "module")[index])(key)
 
@@ -162,6 +165,7 @@ class Initializer:
         self.seed: jax.Array | None = None
 
     def __call__(self, shape: Any, dtype: Any = None) -> Any:
+        """The initial value, as Keras asks an initializer for it."""
         if self.seed is not None:
             return self.source.drawn(self.seed, self.index).astype(dtype)
         return owned(self.source.first[self.index]).astype(dtype)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,6 +14,7 @@ from flax import linen as nn
 from flax import nnx
 
 from keras_flax_bridge.errors import StructureMismatchError, UnsupportedLayerError
+from keras_flax_bridge.keras_internals.config_scope import LIVING
 from keras_flax_bridge.tree import untrusted
 
 
@@ -28,6 +27,7 @@ class Maker:
         self._linen: nn.Module | None = None
 
     def is_instance(self, kind: type) -> bool:
+        """Whether the target is a module, not a class or a function that makes one."""
         return isinstance(self.target, kind)
 
     def make(self, kind: type, rngs: Callable[[], Any] | None = None) -> Any:
@@ -60,7 +60,7 @@ class Maker:
         Raises:
             UnsupportedLayerError: if the module can't be written so.
         """
-        makers = _LIVING.get()
+        makers = LIVING.get()
         if makers is not None:
             makers.append(self)
             return {"living": len(makers) - 1}
@@ -86,7 +86,7 @@ class Maker:
         Raises:
             UnsupportedLayerError: if the config names what may not be named, or isn't of this form.
         """
-        makers = _LIVING.get()
+        makers = LIVING.get()
         if makers is not None:
             return makers[config["living"]]
         args, kwargs = config.get("args", []), config.get("kwargs", {})
@@ -95,19 +95,6 @@ class Maker:
             tuple(_decoded(value) for value in args),
             {key: _decoded(value) for key, value in kwargs.items()},
         )
-
-
-_LIVING: ContextVar[list[Any] | None] = ContextVar("_LIVING", default=None)
-
-
-@contextlib.contextmanager
-def living() -> Iterator[None]:
-    """Inside, configs are read again in this process: they may hold modules as they are."""
-    token = _LIVING.set([])
-    try:
-        yield
-    finally:
-        _LIVING.reset(token)
 
 
 def maker_of(module: Any, kind: type, other: type, args: tuple, kwargs: Mapping[str, Any] | None) -> Maker:

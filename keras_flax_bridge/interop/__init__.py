@@ -1,0 +1,1 @@
+"""Keras layers in Flax, and Flax modules in Keras."""

@@ -1,0 +1,110 @@
+"""NNX modules as Keras layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import keras
+from flax import linen as nn
+from flax import nnx
+
+from keras_flax_bridge import keras_internals
+from keras_flax_bridge.errors import UnsupportedLayerError
+from keras_flax_bridge.interop.flax_layer import FlaxLayer, Held
+from keras_flax_bridge.interop.module_config import Maker
+from keras_flax_bridge.interop.module_leaves import Source, nnx_tree
+from keras_flax_bridge.tree.types import Shape
+
+
+@keras.saving.register_keras_serializable("keras_flax_bridge")
+class NNXLayer(FlaxLayer):
+    """A Flax NNX module as a Keras layer.
+
+    `nnx.Param` become trainable weights, all other variables non-trainable ones, keys and counts of
+    `nnx.Rngs` too, which so are saved and go on. Their names and paths are the module's. They are
+    copies: the module itself is neither read nor written by calls. ``training`` reaches the module
+    as the argument its call has for it (``training``, ``train``, ``deterministic``,
+    ``use_running_average``) and by ``train()`` and ``eval()``. A layer whose ``trainable`` is False
+    runs as in inference, so that its statistics stand still as well.
+
+    A mask that Keras keeps with its input goes to the module's ``mask``, if it has that and isn't
+    one of Flax's own, and on with outputs that have a vector for each of the mask's entries.
+
+    Args:
+        module: an `nnx.Module`; or a class, or a function, that makes one.
+        args: positional arguments for the class or the function.
+        kwargs: named ones. If there is no ``rngs`` among them and it takes ``rngs``, it gets
+            ``nnx.Rngs(seed)``.
+        method: the name of what is called.
+        seed: an int; None for one that `keras.utils.set_random_seed` decides.
+        **options: ``name``, ``dtype``, ``trainable``, as for any layer. Inputs and parameters come in
+            the compute dtype. float32 variables are held in the variable dtype, others in their own.
+
+    Raises:
+        StructureMismatchError: if `module` is or makes no `nnx.Module`.
+        UnsupportedLayerError: where a model that holds an instance, or a class that isn't registered
+            with Keras, is saved as a file with its architecture.
+
+    Example:
+        >>> import numpy as np
+        >>> layer = NNXLayer(nnx.Linear, args=(4, 2), name="linear")
+        >>> [variable.path for variable in layer.trainable_weights]
+        ['linear/bias', 'linear/kernel']
+        >>> keras.Sequential([keras.Input((4,)), layer]).predict(np.ones((3, 4)), verbose=0).shape
+        (3, 2)
+    """
+
+    _kind, _other = nnx.Module, nn.Module
+
+    def __init__(self, module: Any, **options: Any):
+        super().__init__(module, **options)
+        self.build(None)
+
+    def build(self, input_shape: Shape | None = None) -> None:
+        """Nothing, once the layer exists: a module has its variables."""
+        if not self.built:
+            self._make_variables()
+
+    def build_from_config(self, config: Mapping[str, Any]) -> None:
+        """Nothing: it is built."""
+
+    def _prepare(self, held: Held) -> type:
+        def make(key: Any) -> Any:
+            return held.maker.make(nnx.Module, lambda: nnx.Rngs(held.seed if key is None else key))
+
+        is_late = keras_internals.in_scope() and not held.maker.is_instance(nnx.Module)
+        made = nnx.eval_shape(lambda: make(None)) if is_late else make(None)
+        held.module, state = nnx.split(made)
+
+        if held.maker.is_instance(nnx.Module) and _is_traced(state):
+            held.maker = Maker(_gone)
+
+        def draw(key: Any) -> Any:
+            return state if key is None and not is_late else nnx.split(make(key))[1]
+
+        held.source = Source(nnx_tree(state), draw)
+        return type(made)
+
+    def _run(self, args: tuple, kwargs: dict[str, Any], training: bool) -> Any:
+        held, before = self._held, self._read()
+        assert held.tree is not None
+        module = nnx.merge(held.module, held.tree.unflatten(before))
+        module.train() if training else module.eval()
+        outputs = getattr(module, held.method)(*args, **kwargs, **held.flags(training))
+        self._write(before, held.tree.flatten(nnx.split(module)[1], f"layer {self.name!r}"))
+        return outputs
+
+
+def _is_traced(tree: Any) -> bool:
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def _gone(**_: Any) -> None:
+    raise UnsupportedLayerError(
+        "module",
+        got="an instance that was made under a trace, such as that of TrainState.abstract",
+        expected="a module that can be made again",
+        fix="Wrap a class, or a function that makes the module: NNXLayer(function).",
+    )

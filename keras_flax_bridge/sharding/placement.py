@@ -1,0 +1,94 @@
+"""Puts the leaves of a state on the devices of a mesh."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from keras_flax_bridge import keras_internals
+from keras_flax_bridge.sharding.rules import Rules, automatic, layouts, named_shardings
+from keras_flax_bridge.state.multi_model import models_of
+from keras_flax_bridge.tree.leaves import is_abstract, owned, placed, require_values
+from keras_flax_bridge.tree.paths import Path, flatten_tree
+from keras_flax_bridge.tree.types import PyTree, Target
+
+
+def shardings_for(state: PyTree, mesh: Mesh, rules: Rules) -> PyTree:
+    """The sharding of every leaf of a state, as rules on the paths of its weights say.
+
+    The first rule that is found in a weight's path takes it, and with it all that belongs to the weight
+    and has its shape: slots, averages, accumulated gradients. Weights that no rule takes, metrics, seeds
+    and scalars are replicated.
+
+    Args:
+        state: a `TrainState`, concrete or abstract, or a tree of weights.
+        mesh: the devices, a `jax.sharding.Mesh`. For a state of Keras models its axes are taken as automatic
+            ones, whatever their type is.
+        rules: pairs of a regular expression, searched for in paths such as ``params/dense/kernel``, and a
+            `PartitionSpec`; or a `keras.distribution.LayoutMap`, by the names of the variables; or None for
+            what Flax modules say of their weights.
+
+    Returns:
+        A tree of the structure of `state` with a `NamedSharding` for every leaf.
+
+    Raises:
+        StructureMismatchError: naming the rule that matches no weight, or all leaves whose shape isn't
+            divided as a spec wants it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jax.sharding import PartitionSpec as P
+        >>> mesh = jax.make_mesh((1,), ("model",))
+        >>> weights = {"params": {"dense": {"kernel": jnp.zeros((4, 8)), "bias": jnp.zeros(8)}}}
+        >>> shardings = shardings_for(weights, mesh, [("kernel", P(None, "model"))])
+        >>> {name: tuple(own.spec) for name, own in shardings["params"]["dense"].items()}
+        {'bias': (), 'kernel': (None, 'model')}
+    """
+    names = keras_names(state)
+    mesh = automatic(mesh) if names else mesh
+    return named_shardings(state, mesh, layouts(state, mesh, rules, names))
+
+
+def shard(state: Target, mesh: Mesh, rules: Rules) -> Target:
+    """Puts a copy of a state on the devices of a mesh; see `shardings_for` for the rules.
+
+    With several processes, each calls this with the same values.
+
+    Args:
+        state: a `TrainState`, or a tree of arrays; abstract leaves get their sharding and stay abstract, for
+            `restore` to read a checkpoint straight onto the devices.
+        mesh: the devices.
+        rules: see `shardings_for`.
+
+    Returns:
+        A state whose leaves lie as the rules say.
+
+    Raises:
+        StructureMismatchError: as `shardings_for`.
+        OwnershipError: if a leaf was donated.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jax.sharding import PartitionSpec as P
+        >>> mesh = jax.make_mesh((1,), ("model",))
+        >>> state = shard({"params": {"kernel": jnp.zeros((4, 8))}}, mesh, [("kernel", P(None, "model"))])
+        >>> tuple(state["params"]["kernel"].sharding.spec)
+        (None, 'model')
+    """
+    require_values({path: leaf for path, leaf in flatten_tree(state).items() if not is_abstract(leaf)})
+    shardings = shardings_for(state, mesh, rules)
+    return jax.tree.map(lambda x, to: placed(x if is_abstract(x) else owned(x), to), state, shardings)
+
+
+def keras_names(state: Any) -> dict[Path, str]:
+    """How Keras itself calls the weights of a state, by path, where it is a state of Keras models."""
+    found = {}
+    for name, model in models_of(getattr(state, "apply_fn", None)).items():
+        for tree, entries in zip(
+            ("params", "non_trainable"), keras_internals.collect_layer(model), strict=True
+        ):
+            prefix = (tree, name) if name else (tree,)
+            found.update({(*prefix, *entry.path): entry.variable.path for entry in entries})
+    return found

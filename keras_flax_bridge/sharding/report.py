@@ -1,0 +1,122 @@
+"""What the rules of a layout do to a state, as a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from jax.sharding import Mesh, PartitionSpec
+
+from keras_flax_bridge.errors import printed
+from keras_flax_bridge.sharding.placement import keras_names
+from keras_flax_bridge.sharding.rules import Layout, Rules, axis_parts, layouts
+from keras_flax_bridge.tree.leaves import size_of
+from keras_flax_bridge.tree.paths import Path, flatten_tree, join_path
+from keras_flax_bridge.tree.types import PyTree
+
+
+class RuleReport(NamedTuple):
+    """What one rule took.
+
+    Attributes:
+        rule: the regular expression; ``everywhere`` for what no rule took.
+        spec: how the leaves lie.
+        leaves: how many.
+        example: the path of one.
+        shards: into how many parts each is split.
+        size: bytes of all of them.
+        per_device: bytes that lie on each device.
+
+    Example:
+        >>> row = RuleReport("kernel", PartitionSpec("data"), 2, "params/dense/kernel", 8, 1024, 128)
+        >>> row.size // row.shards == row.per_device
+        True
+    """
+
+    rule: str
+    spec: PartitionSpec
+    leaves: int
+    example: str
+    shards: int
+    size: int
+    per_device: int
+
+
+class ShardingReport(NamedTuple):
+    """What each rule took; printed, a table.
+
+    Attributes:
+        devices: how many the mesh has.
+        rules: one row for each rule and spec.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jax.sharding import PartitionSpec as P
+        >>> mesh = jax.make_mesh((1,), ("model",))
+        >>> weights = {"params": {"kernel": jnp.zeros((4, 8)), "bias": jnp.zeros(8)}}
+        >>> print(sharding_report(weights, mesh, [("kernel", P(None, "model"))]))
+        rule        spec             leaves  shards        bytes   per device  such as
+        everywhere  ()                    1       1           32           32  params/bias
+        kernel      (None, 'model')       1       1          128          128  params/kernel
+        2 leaves on 1 devices: 160 bytes, 160 on each device
+    """
+
+    devices: int
+    rules: tuple[RuleReport, ...]
+
+    @property
+    def per_device(self) -> int:
+        """Bytes that lie on each device."""
+        return sum(row.per_device for row in self.rules)
+
+    def __str__(self) -> str:
+        specs = [str(tuple(row.spec)) for row in self.rules]
+        wide, wider = max([10, *(len(row.rule) for row in self.rules)]), max([4, *map(len, specs)])
+        head = f"{'rule':{wide}}  {'spec':{wider}}  leaves  shards        bytes   per device  such as"
+        lines = [
+            f"{row.rule:{wide}}  {spec:{wider}}  {row.leaves:6}  {row.shards:6}  "
+            f"{row.size:11}  {row.per_device:11}  {row.example}"
+            for row, spec in zip(self.rules, specs, strict=True)
+        ]
+        leaves, size = (sum(getattr(row, name) for row in self.rules) for name in ("leaves", "size"))
+        total = f"{leaves} leaves on {self.devices} devices: {size} bytes, {self.per_device} on each device"
+        return printed([head, *lines, total])
+
+
+def sharding_report(state: PyTree, mesh: Mesh, rules: Rules) -> ShardingReport:
+    """What each rule takes of a state, in leaves, devices and bytes.
+
+    Args:
+        state: a `TrainState`, concrete or abstract, or a tree of weights.
+        mesh: the devices.
+        rules: see `shardings_for`.
+
+    Returns:
+        A report; printed, it is a table.
+
+    Raises:
+        StructureMismatchError: as `shardings_for`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jax.sharding import PartitionSpec as P
+        >>> weights = {"params": {"kernel": jnp.zeros((4, 8))}}
+        >>> sharding_report(weights, jax.make_mesh((1,), ("model",)), [("kernel", P())]).per_device
+        128
+    """
+    found = layouts(state, mesh, rules, keras_names(state))
+    flat = flatten_tree(state)
+    groups: dict[Layout, list[Path]] = {}
+    for path in sorted(found, key=lambda path: str(found[path].rule)):
+        groups.setdefault(found[path], []).append(path)
+    rows = [_row(layout, {path: flat[path] for path in paths}, mesh) for layout, paths in groups.items()]
+    return ShardingReport(mesh.size, tuple(rows))
+
+
+def _row(layout: Layout, leaves: Mapping[Path, Any], mesh: Mesh) -> RuleReport:
+    shards = math.prod(axis_parts(layout.spec, mesh.shape))
+    size = sum(map(size_of, leaves.values()))
+    return RuleReport(
+        layout.rule, layout.spec, len(leaves), join_path(next(iter(leaves))), shards, size, size // shards
+    )
