@@ -70,7 +70,7 @@ def restoring(folder, width):
     import jax
 
     abstract = kfb.TrainState.abstract(lambda: built(width))
-    from keras_flax_bridge._orbax.api import ocp
+    from keras_flax_bridge.checkpoint.orbax_io.api import ocp
 
     ocp()  # what Orbax's import takes is not measured
     return peak(lambda: jax.block_until_ready(jax.tree.leaves(kfb.restore(folder, abstract))))
@@ -85,7 +85,7 @@ def restoring_on_a_mesh(folder, width):
 
     mesh = jax.make_mesh((8,), ("data",))
     abstract = kfb.shard(kfb.TrainState.abstract(lambda: built(width)), mesh, [("kernel", P("data"))])
-    from keras_flax_bridge._orbax.api import ocp
+    from keras_flax_bridge.checkpoint.orbax_io.api import ocp
 
     ocp()
     return peak(lambda: jax.block_until_ready(jax.tree.leaves(kfb.restore(folder, abstract))))

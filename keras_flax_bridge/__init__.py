@@ -9,11 +9,12 @@ begin.begin()  # before anything below imports Keras
 
 from keras_flax_bridge import callbacks as callbacks
 from keras_flax_bridge._history import History as History
-from keras_flax_bridge._verification import VerifyReport as VerifyReport
-from keras_flax_bridge.checkpoint import load_model as load_model
-from keras_flax_bridge.checkpoint import restore as restore
-from keras_flax_bridge.checkpoint import save as save
-from keras_flax_bridge.checkpoint import verify as verify
+from keras_flax_bridge.checkpoint.manager import CheckpointManager as CheckpointManager
+from keras_flax_bridge.checkpoint.restoring import load_model as load_model
+from keras_flax_bridge.checkpoint.restoring import restore as restore
+from keras_flax_bridge.checkpoint.saving import save as save
+from keras_flax_bridge.checkpoint.verifying import VerifyReport as VerifyReport
+from keras_flax_bridge.checkpoint.verifying import verify as verify
 from keras_flax_bridge.errors import BackendError as BackendError
 from keras_flax_bridge.errors import BridgeError as BridgeError
 from keras_flax_bridge.errors import CheckpointError as CheckpointError
@@ -30,7 +31,6 @@ from keras_flax_bridge.interop.keras_in_nnx import ToNNX as ToNNX
 from keras_flax_bridge.interop.linen_in_keras import LinenLayer as LinenLayer
 from keras_flax_bridge.interop.nnx_in_keras import NNXLayer as NNXLayer
 from keras_flax_bridge.loop import train as train
-from keras_flax_bridge.manager import CheckpointManager as CheckpointManager
 from keras_flax_bridge.optimizers import OptaxOptimizer as OptaxOptimizer
 from keras_flax_bridge.optimizers import as_optax as as_optax
 from keras_flax_bridge.optimizers import opt_state_from_optax as opt_state_from_optax

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keras_flax_bridge import _conversion_targets as targets
-from keras_flax_bridge import _keras_files, _orbax
-from keras_flax_bridge._contents import Contents, model_for, opened
-from keras_flax_bridge._groups import groups, is_large
-from keras_flax_bridge._memory import give_back
-from keras_flax_bridge._progress import working
 from keras_flax_bridge._replacing import beside, require_free
-from keras_flax_bridge._slices import PART, flat_pieces, slices, together
+from keras_flax_bridge.checkpoint import keras_files, orbax_io
+from keras_flax_bridge.checkpoint.groups import groups, is_large
+from keras_flax_bridge.checkpoint.memory import give_back
+from keras_flax_bridge.checkpoint.progress import working
+from keras_flax_bridge.checkpoint.readers import Contents, model_for, opened
+from keras_flax_bridge.checkpoint.slices import PART, flat_pieces, slices, together
 from keras_flax_bridge.errors import CheckpointError
 from keras_flax_bridge.state.report import kind_of
 from keras_flax_bridge.tree.diff import same_spec
@@ -119,7 +119,7 @@ def _models(source: Contents, model_file: Any, path: FilePath) -> Callable[[], A
 
     def build() -> Any:
         if model_file is not None:
-            return _keras_files.load_model(_orbax.absolute(model_file))
+            return keras_files.load_model(orbax_io.absolute(model_file))
         model = model_for(source)
         if model is None:
             raise CheckpointError(

@@ -11,8 +11,13 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from keras_flax_bridge import _configs, _optimizer_extras, _orbax, _restore, _saving, keras_internals
-from keras_flax_bridge._contents import NOT_IN_KERAS_FILES, Contents, save_tensors
+from keras_flax_bridge import keras_internals
+from keras_flax_bridge.checkpoint import model_configs, optimizer_extras, orbax_io
+from keras_flax_bridge.checkpoint.checks import is_packed
+from keras_flax_bridge.checkpoint.matching import Options, plan
+from keras_flax_bridge.checkpoint.readers import NOT_IN_KERAS_FILES, Contents, save_tensors
+from keras_flax_bridge.checkpoint.saving import state_metadata
+from keras_flax_bridge.checkpoint.targets import target_of
 from keras_flax_bridge.errors import CheckpointError
 from keras_flax_bridge.state.report import SLOT, kind_of
 from keras_flax_bridge.tree.paths import Flat, Path, join_path, nest_paths
@@ -38,7 +43,7 @@ class Job:
             return self.source.metadata.get("model")
         model = self.model()
         _fill(model, self.flat, f"the model of {self.source.path}")
-        return _configs.of_model(model)
+        return model_configs.of_model(model)
 
 
 class Written(NamedTuple):
@@ -64,8 +69,8 @@ _NO_CONFIG = "the config of the model has no place in a plain tree: keep the sou
 def _to_checkpoint(path: FilePath, job: Job) -> Written:
     carried = {name: job.source.metadata[name] for name in _CARRIED if job.source.metadata.get(name)}
     carried |= {"model": job.config} if job.config else {}
-    metadata = {**_saving.metadata(None, None), **carried}
-    _orbax.save(path, job.flat, None, metadata, packed=_saving.is_packed(job.layout))
+    metadata = {**state_metadata(None, None), **carried}
+    orbax_io.save(path, job.flat, None, metadata, packed=is_packed(job.layout))
     return _all(job, {}, ["the position of a Grain iterator stays behind"] if _has_grain(job) else [])
 
 
@@ -75,12 +80,12 @@ def _has_grain(job: Job) -> bool:
 
 def _to_flax(path: FilePath, job: Job) -> Written:
     reasons = {
-        "Orbax stores no array without elements": _orbax.is_empty,
+        "Orbax stores no array without elements": orbax_io.is_empty,
         "no array": lambda x: isinstance(x, str),
     }
     left = _left(job, reasons)
     kept = {name: leaf for name, leaf in job.flat.items() if name not in left}
-    _orbax.save_plain(path, nest_paths(kept))
+    orbax_io.save_plain(path, nest_paths(kept))
     return _all(job, left, [_NO_CONFIG] if job.config else [])
 
 
@@ -127,17 +132,17 @@ def _fill(model: Any, flat: Flat, where: str) -> Written:
             fix="Load them with kfb.load_model, and save each.",
         )
     given, weights = _parted(flat)
-    target = _restore.target_of(model, tops={path[0] for path in flat})
+    target = target_of(model, tops={path[0] for path in flat})
     if not given.keys() & target.wanted.keys():  # another optimizer, or none on either side
         _restart(model)
-        target = _restore.target_of(model, tops={path[0] for path in flat})
+        target = target_of(model, tops={path[0] for path in flat})
         own, wanted = _parted(target.wanted)
         left, given = dict.fromkeys(given, _NO_OPTIMIZER), {}
     else:
         slots, wanted = _parted(target.wanted)
         wanted, own, left = {**wanted, **slots}, {}, {}
     stored = {**weights, **given}
-    names = _restore.plan(stored, target._replace(wanted=wanted, scope=None), where, _restore.Options())
+    names = plan(stored, target._replace(wanted=wanted, scope=None), where, Options())
     target.put({path: stored[place] for path, place in names.items()})
     return Written(names, left, [], frozenset(own))
 
@@ -162,7 +167,7 @@ def _save_weights(model: Any, path: FilePath) -> list[str]:
 
 def _save_model(model: Any, path: FilePath) -> list[str]:
     model.save(path)
-    note = _optimizer_extras.write(path, model)
+    note = optimizer_extras.write(path, model)
     return [] if note is None else [note]
 
 

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_flax_bridge._contents import Contents
-from keras_flax_bridge._groups import groups, is_large
-from keras_flax_bridge._slices import slices, together
+from keras_flax_bridge.checkpoint.groups import groups, is_large
+from keras_flax_bridge.checkpoint.readers import Contents
+from keras_flax_bridge.checkpoint.slices import slices, together
 from keras_flax_bridge.errors import printed
 from keras_flax_bridge.state.report import counted, kind_of, listed
 from keras_flax_bridge.tree.diff import diff_trees, spec_text

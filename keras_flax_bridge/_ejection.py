@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import nnx
 
-from keras_flax_bridge import _orbax, _saving, checkpoint
 from keras_flax_bridge._replacing import beside, require_free
+from keras_flax_bridge.checkpoint import orbax_io
+from keras_flax_bridge.checkpoint.restoring import restore
+from keras_flax_bridge.checkpoint.saving import state_metadata
 from keras_flax_bridge.errors import BridgeError, CheckpointError, said
 from keras_flax_bridge.migrate.code import executed
 from keras_flax_bridge.migrate.convert import Conversion, converted
@@ -54,7 +56,7 @@ def eject(model: Any, file: Path, source: Path, weights: Path, class_name: str, 
     flat = _flat(module)
     with beside(source) as file_draft, beside(weights) as folder_draft:
         file_draft.write_text(conversion.source.text, encoding="utf-8")
-        _orbax.save(folder_draft, _saved(flat), None, _metadata(flat), packed=False)
+        orbax_io.save(folder_draft, _saved(flat), None, _metadata(flat), packed=False)
         _require_equal(_read_back(conversion.source, file_draft, folder_draft), flat, source)
     return Ejected(type(module).__name__, len(flat), type(module).conversion_report)
 
@@ -87,7 +89,7 @@ def _saved(flat: Flat) -> Flat:
 def _metadata(flat: Flat) -> dict[str, Any]:
     """What lets `kfb.restore` fill a module of the source: every leaf has the name that it has there."""
     same = WeightMap([Pair((path,), (path,)) for path in flat])
-    return {**_saving.metadata(None, None), "weight_map": same.to_json()}
+    return {**state_metadata(None, None), "weight_map": same.to_json()}
 
 
 def _read_back(source: Source, file: Path, weights: Path) -> Flat:
@@ -98,7 +100,7 @@ def _read_back(source: Source, file: Path, weights: Path) -> Flat:
             str(file), got="another text than was written", expected="the same", fix="Check the disk."
         )
     made = executed(text, str(file), {"__name__": "keras_flax_bridge_ejected"})
-    return _flat(checkpoint.restore(weights, made[source.class_name](rngs=nnx.Rngs(0))))
+    return _flat(restore(weights, made[source.class_name](rngs=nnx.Rngs(0))))
 
 
 def _require_equal(back: Flat, flat: Flat, source: Path) -> None:

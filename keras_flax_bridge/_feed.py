@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from keras_flax_bridge import _iterators
+from keras_flax_bridge.checkpoint import data_positions
 from keras_flax_bridge.errors import StructureMismatchError
 
 
@@ -51,15 +51,17 @@ class Feed:
     @property
     def restorable(self) -> bool:
         """Whether a position can be come back to."""
-        return not self.endless or _iterators.tells(self._batches)
+        return not self.endless or data_positions.has_position(self._batches)
 
     def get_state(self) -> dict[str, Any]:
-        inner = _iterators.told(self._batches) if _iterators.tells(self._batches) else None
+        inner = (
+            data_positions.get_position(self._batches) if data_positions.has_position(self._batches) else None
+        )
         return {"epoch": self.epoch, "batch": self.batch, "inner": inner}
 
     def set_state(self, state: dict[str, Any]) -> None:
         self.epoch, self.batch, self._batches = state["epoch"], state["batch"], self._fresh()
         if state["inner"] is not None:
-            _iterators.set_position(self._batches, state["inner"])
+            data_positions.set_position(self._batches, state["inner"])
         else:
             next(itertools.islice(self._batches, self.batch, self.batch), None)  # passes them over

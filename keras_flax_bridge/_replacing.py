@@ -8,7 +8,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from keras_flax_bridge import _orbax, _saving
+from keras_flax_bridge.checkpoint import orbax_io
+from keras_flax_bridge.checkpoint.checks import require
 from keras_flax_bridge.errors import CheckpointError
 
 
@@ -18,17 +19,17 @@ def require_free(path: Path, *, source: Path, force: bool) -> None:
     Raises:
         CheckpointError: if something lies there, or `source` does.
     """
-    _saving.require(path.parent.is_dir(), str(path), "no folder to write it in", "a folder that exists")
+    require(path.parent.is_dir(), str(path), "no folder to write it in", "a folder that exists")
     nested = source == path or path in source.parents or source in path.parents
-    _saving.require(not nested, str(path), f"a place around, at or inside of {source}", "another place")
+    require(not nested, str(path), f"a place around, at or inside of {source}", "another place")
     if not path.exists():
         return
     if not force:
         raise CheckpointError(
             str(path), got="something that exists", expected="a new path", fix="--force replaces it."
         )
-    one = path.is_file() or _orbax.is_checkpoint(path)
-    _saving.require(one, str(path), "a folder of other things", "a file or one checkpoint to replace")
+    one = path.is_file() or orbax_io.is_checkpoint(path)
+    require(one, str(path), "a folder of other things", "a file or one checkpoint to replace")
 
 
 @contextlib.contextmanager

@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from keras_flax_bridge import _integrity, _saving, keras_internals
+from keras_flax_bridge import keras_internals
 from keras_flax_bridge._preemption import Preemption
-from keras_flax_bridge.checkpoint import stored_position
+from keras_flax_bridge.checkpoint import checksums
+from keras_flax_bridge.checkpoint.checks import is_count, require
+from keras_flax_bridge.checkpoint.manager import CheckpointManager
+from keras_flax_bridge.checkpoint.restoring import stored_position
 from keras_flax_bridge.errors import CheckpointError
-from keras_flax_bridge.manager import CheckpointManager
 from keras_flax_bridge.state.train_state import TrainState
 from keras_flax_bridge.tree.types import Logs, PathLike
 
@@ -102,8 +104,8 @@ class TrainStateCheckpoint(keras.callbacks.Callback):
         layout: str = "tree",
     ):
         super().__init__()
-        allowed = save_freq == "epoch" or _saving.is_count(save_freq)
-        _saving.require(allowed, "save_freq", repr(save_freq), "'epoch', or a number of batches, 1 or more")
+        allowed = save_freq == "epoch" or is_count(save_freq)
+        require(allowed, "save_freq", repr(save_freq), "'epoch', or a number of batches, 1 or more")
         self._open = partial(
             CheckpointManager,
             directory,
@@ -211,7 +213,7 @@ class TrainStateCheckpoint(keras.callbacks.Callback):
         if at.epoch != self._epoch:
             return
         self._batch = at.batch
-        if at.batches not in (None, _integrity.fingerprint(batches)):
+        if at.batches not in (None, checksums.fingerprint(batches)):
             warnings.warn(
                 f"{self._manager.directory}: the data of epoch {at.epoch} is another than before the break, "
                 "so this run sees other batches than one without a break; weights, optimizer and metrics "
@@ -273,7 +275,7 @@ class TrainStateCheckpoint(keras.callbacks.Callback):
 
     def _save(self, batches: list[Any] | None, *, finished: bool = False) -> None:
         self._due = False
-        pulled = None if batches is None else _integrity.fingerprint(batches)
+        pulled = None if batches is None else checksums.fingerprint(batches)
         position = _Position(self._epoch, self._batch, self._seen(), finished, pulled, *self._generators)
         state = TrainState.from_keras(self._fitted).replace(step=np.int32(self._step))
         self._manager.save(state, data=_Place(position), logs=self._logs, now=True)

@@ -13,8 +13,8 @@ from keras_flax_bridge import keras_internals
 from keras_flax_bridge._feed import Feed
 from keras_flax_bridge._history import History
 from keras_flax_bridge._preemption import Preemption
+from keras_flax_bridge.checkpoint.manager import CheckpointManager
 from keras_flax_bridge.errors import BridgeError, StructureMismatchError
-from keras_flax_bridge.manager import CheckpointManager
 from keras_flax_bridge.state import lazy_trees
 from keras_flax_bridge.state.multi_model import models_of
 from keras_flax_bridge.state.train_state import TrainState

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_flax_bridge import _orbax, _restore
-from keras_flax_bridge.checkpoint import restore, save
+from keras_flax_bridge.checkpoint import orbax_io
+from keras_flax_bridge.checkpoint.manager import CheckpointManager
+from keras_flax_bridge.checkpoint.matching import placement
+from keras_flax_bridge.checkpoint.restoring import restore
+from keras_flax_bridge.checkpoint.saving import save
 from keras_flax_bridge.errors import BridgeError, printable, said
-from keras_flax_bridge.manager import CheckpointManager
 from keras_flax_bridge.state.train_state import TrainState
 from keras_flax_bridge.steps import make_train_step
 from keras_flax_bridge.tree.paths import Flat, join_path
@@ -131,8 +133,8 @@ def _run(model_fn: Callable[[], Any], data_fn: Callable[[], Any], folder: Path, 
 
 
 def _leaves(path: Path) -> Flat:
-    stored = _orbax.Stored(path)
-    return stored.load({place: _restore.placement(spec, None) for place, spec in stored.specs.items()})
+    stored = orbax_io.Stored(path)
+    return stored.load({place: placement(spec, None) for place, spec in stored.specs.items()})
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -16,8 +16,10 @@ from keras import layers
 from keras import optimizers as K
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _configs, _conversion, checkpoint, keras_internals
-from keras_flax_bridge._contents import opened
+from keras_flax_bridge import _conversion, keras_internals
+from keras_flax_bridge.checkpoint import model_configs
+from keras_flax_bridge.checkpoint.readers import opened
+from keras_flax_bridge.checkpoint.restoring import candidates
 from keras_flax_bridge.keras_internals import exclusions
 from keras_flax_bridge.tree.paths import flatten_tree, join_path
 from tests import resuming
@@ -275,9 +277,9 @@ def test_older_readers_find_the_config_that_they_know(tmp_path):
 
 
 def test_checkpoints_without_the_field_load(tmp_path):
-    config = _configs.of_model(compiled("names"))
+    config = model_configs.of_model(compiled("names"))
     del config["optimizer_extras"]
-    loaded = _configs.build(config, tmp_path)
+    loaded = model_configs.build(config, tmp_path)
     assert exclusions(loaded.optimizer) == (None, frozenset())
 
 
@@ -300,15 +302,15 @@ BAD = {
 def test_what_a_file_holds_is_checked(case, tmp_path):
     extras, message = BAD[case]
     model = compiled("names")
-    config = json.loads(json.dumps({**_configs.of_model(model), "optimizer_extras": extras}))
+    config = json.loads(json.dumps({**model_configs.of_model(model), "optimizer_extras": extras}))
     with pytest.raises(kfb.CheckpointError, match=message):
-        _configs.build(config, tmp_path)
+        model_configs.build(config, tmp_path)
 
 
 def test_unknown_fields_are_ignored(tmp_path):
-    config = _configs.of_model(compiled("names"))
+    config = model_configs.of_model(compiled("names"))
     config["optimizer_extras"]["later"] = config["optimizer_extras"]["exclude_from_weight_decay"][""]["x"] = 1
-    check(kfb.TrainState.from_keras(_configs.build(config, tmp_path)))
+    check(kfb.TrainState.from_keras(model_configs.build(config, tmp_path)))
 
 
 # --- other kinds of files
@@ -397,7 +399,7 @@ def test_fit_goes_on_with_them(kind, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         fit(Break())
-    assert checkpoint.candidates(tmp_path / "run", None)
+    assert candidates(tmp_path / "run", None)
     model = fit()
     assert int(keras_internals.iterations(model.optimizer)) == 4
     for bias in biases(model):

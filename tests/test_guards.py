@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _guards, cli
-from keras_flax_bridge._slices import slices, together
+from keras_flax_bridge import cli
+from keras_flax_bridge.checkpoint import guards
+from keras_flax_bridge.checkpoint.slices import slices, together
 from tests import hostile_files as hostile
 
 FILES = {
@@ -138,7 +139,7 @@ def test_honest_files_of_other_tools_are_read(tmp_path, name):
     path = tmp_path / "a.weights.h5"
     with h5py.File(path, "w") as file:
         ODD[name](file)
-    with _guards.weights(path, values=True) as weights, h5py.File(path) as file:
+    with guards.weights(path, values=True) as weights, h5py.File(path) as file:
         for array in weights.arrays:
             found, wanted = weights.read(array), file[array][()]
             assert found.shape == wanted.shape

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _integrity, _slices
+from keras_flax_bridge.checkpoint import checksums, slices
 from tests import contracts
 from tests import test_crashes as crashes
 from tests.cases import differing
@@ -266,15 +266,15 @@ def repeated(data, page):
 @pytest.mark.parametrize("size", [1 << 12, (1 << 19) + 5], ids=["small", "large"])
 def test_a_checksum_sees_what_storage_does(size, dtype, harm):
     leaf = np.random.default_rng(0).integers(0, 7, size).astype(jnp.dtype(dtype))
-    written = _integrity.checksum(leaf)
+    written = checksums.checksum(leaf)
     harm(leaf.view(np.uint8), min(4096, leaf.nbytes // 4))
-    assert _integrity.checksum(leaf) != written
+    assert checksums.checksum(leaf) != written
 
 
 def test_a_checksum_is_of_the_values_not_of_their_order_in_memory():
     leaf = np.random.default_rng(0).normal(size=(300, 400))
-    assert _integrity.checksum(np.asfortranarray(leaf)) == _integrity.checksum(leaf)
-    assert _integrity.checksum(leaf.T) != _integrity.checksum(leaf)
+    assert checksums.checksum(np.asfortranarray(leaf)) == checksums.checksum(leaf)
+    assert checksums.checksum(leaf.T) != checksums.checksum(leaf)
 
 
 # --- large leaves, which are read in parts
@@ -295,14 +295,14 @@ def large(tmp_path_factory, request):
 
 def test_large_leaves_are_checked_in_parts(large, monkeypatch):
     read = []
-    add = _integrity.Running.add
+    add = checksums.Running.add
     monkeypatch.setattr(
-        _integrity.Running, "add", lambda self, part: (read.append(part.nbytes), add(self, part))
+        checksums.Running, "add", lambda self, part: (read.append(part.nbytes), add(self, part))
     )
     report = kfb.verify(large)
     assert (report.ok, report.checked) == (True, 3)
     assert sum(read) == LARGE["a"].nbytes + LARGE["half"].nbytes
-    assert max(read) <= _slices.PART
+    assert max(read) <= slices.PART
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
@@ -319,7 +319,7 @@ def test_damage_of_a_large_leaf_is_named(large, tmp_path, damage):
 @pytest.mark.parametrize("cuts", [[], [1], [4095, 4096, 4097], [1, 2, 3, 9000, 9001, 500_001], [600_000]])
 def test_a_checksum_in_parts_is_that_of_the_whole(cuts):
     leaf = np.random.default_rng(0).integers(0, 256, 600_003, "uint8")
-    total = _integrity.Running()
+    total = checksums.Running()
     for part in np.split(leaf, cuts):
         total.add(part)
-    assert total.value() == _integrity.checksum(leaf)
+    assert total.value() == checksums.checksum(leaf)

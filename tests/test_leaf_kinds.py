@@ -13,17 +13,17 @@ import pytest
 from flax import struct
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _kinds
+from keras_flax_bridge.checkpoint import leaf_kinds
 
 LAYOUTS = pytest.mark.parametrize("layout", ["tree", "packed"])
-DTYPES = sorted(_kinds.DTYPES)
+DTYPES = sorted(leaf_kinds.DTYPES)
 PLAIN = [np.bool_, *np.sctypeDict.values()]
 
 
 def test_every_dtype_of_ml_dtypes_and_numpy_is_decided():
     extra = {np.dtype(t).name for t in vars(ml_dtypes).values() if isinstance(t, type) and is_dtype(t)}
     numbers = {np.dtype(t).name for t in PLAIN if np.dtype(t).kind in "biufc" and np.dtype(t).itemsize <= 8}
-    assert extra | numbers | {"complex128"} == _kinds.DTYPES
+    assert extra | numbers | {"complex128"} == leaf_kinds.DTYPES
 
 
 def is_dtype(kind):
@@ -62,7 +62,7 @@ def same(back, given):
 @LAYOUTS
 @pytest.mark.parametrize("kind", ARRAYS)
 def test_every_dtype_comes_back(tmp_path, kind, layout):
-    fit = [name for name in DTYPES if kind != "jax" or _kinds.fits_device(np.dtype(name))]
+    fit = [name for name in DTYPES if kind != "jax" or leaf_kinds.fits_device(np.dtype(name))]
     tree = {name: ARRAYS[kind](np.dtype(name)) for name in fit}
     kfb.save(tmp_path / "x", tree, layout=layout)
     assert kfb.verify(tmp_path / "x").ok

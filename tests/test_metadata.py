@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _orbax
-from keras_flax_bridge._orbax import metadata
+from keras_flax_bridge.checkpoint import orbax_io
+from keras_flax_bridge.checkpoint.orbax_io import metadata
 from keras_flax_bridge.tree.untrusted import schema, texts
 from tests.attacks import goods, mutations
 
@@ -219,7 +219,7 @@ def test_a_key_called_like_the_packed_array_is_a_key(tmp_path):
     for layout in ("tree", "packed"):
         kfb.save(tmp_path / layout, tree, layout=layout)
         assert np.array_equal(kfb.restore(tmp_path / layout, tree)["%packed"]["x"], np.ones(2))
-    _orbax.save_plain(tmp_path / "plain", {"%packed": np.ones(3), "y": np.ones(2)})
+    orbax_io.save_plain(tmp_path / "plain", {"%packed": np.ones(3), "y": np.ones(2)})
     assert np.array_equal(
         kfb.restore(tmp_path / "plain", {"%packed": np.ones(3), "y": np.ones(2)})["%packed"], [1, 1, 1]
     )

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge._orbax import reading
+from keras_flax_bridge.checkpoint.orbax_io import reading
 from tests import contracts
 
 

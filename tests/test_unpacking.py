@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import tensorstore as ts
 
-from keras_flax_bridge._orbax import pieces
-from keras_flax_bridge._orbax.unpacking import unpacked
+from keras_flax_bridge.checkpoint.orbax_io import pieces
+from keras_flax_bridge.checkpoint.orbax_io.unpacking import unpacked
 
 SHAPES = {  # shape: of a chunk
     (64,): (64,),

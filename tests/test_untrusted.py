@@ -15,7 +15,8 @@ from flax import nnx
 from keras.src.backend.common.global_state import set_global_attribute
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _keras_files, cli, keras_internals, migrate
+from keras_flax_bridge import cli, keras_internals, migrate
+from keras_flax_bridge.checkpoint import keras_files
 from keras_flax_bridge.interop.module_config import Maker
 from keras_flax_bridge.migrate.transforms import from_json
 from keras_flax_bridge.tree import untrusted
@@ -314,7 +315,7 @@ def test_safe_mode_is_on_whatever_the_caller_has_set(unsafe, tmp_path):
 def test_keras_gets_no_file_whose_config_was_not_looked_at(name, good, tmp_path):
     (tmp_path / name).write_bytes(good[0].read_bytes())
     with pytest.raises(kfb.CheckpointError, match="without the suffix"):
-        _keras_files.load_model(tmp_path / name)
+        keras_files.load_model(tmp_path / name)
 
 
 def test_layers_of_other_parts_of_keras_pass():

@@ -6,8 +6,8 @@ import importlib
 import sys
 from typing import Any
 
-from keras_flax_bridge import _keras_files, _orbax
-from keras_flax_bridge._contents import Contents, opened
+from keras_flax_bridge.checkpoint import keras_files, orbax_io
+from keras_flax_bridge.checkpoint.readers import Contents, opened
 from keras_flax_bridge.errors import StructureMismatchError, said
 
 ANY = "a checkpoint or a root folder of steps, of any Orbax code; a .keras, .weights.h5 or .safetensors file"
@@ -74,7 +74,7 @@ def import_from_here(name: str, where: str) -> Any:
 
 def given_model(options: Any) -> Any:
     """The model of --model; None without it."""
-    return None if options.model is None else _keras_files.load_model(_orbax.absolute(options.model))
+    return None if options.model is None else keras_files.load_model(orbax_io.absolute(options.model))
 
 
 def opened_with(path: str, options: Any, *, step: int | None = None) -> Contents:

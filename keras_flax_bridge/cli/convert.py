@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from keras_flax_bridge import _conversion, _orbax
+from keras_flax_bridge import _conversion
+from keras_flax_bridge.checkpoint import orbax_io
 from keras_flax_bridge.cli import arguments, output
 from keras_flax_bridge.state.report import counted
 
@@ -29,7 +30,7 @@ def add_arguments(parser: Any) -> None:
 def run(options: Any) -> int:
     """Runs the command."""
     arguments.do_imports(options)
-    target = _orbax.absolute(options.target)
+    target = orbax_io.absolute(options.target)
     kind = _conversion.kind_for(target, options.to)
     done = _conversion.convert(
         arguments.opened_with(options.source, options, step=options.step),

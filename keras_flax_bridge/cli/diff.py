@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from keras_flax_bridge._contents import same_model
 from keras_flax_bridge._difference import difference
-from keras_flax_bridge._progress import working
+from keras_flax_bridge.checkpoint.progress import working
+from keras_flax_bridge.checkpoint.readers import same_model
 from keras_flax_bridge.cli import arguments, output
 
 

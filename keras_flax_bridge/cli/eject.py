@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from keras_flax_bridge import _ejection, _keras_files, _orbax, _saving
-from keras_flax_bridge._progress import working
+from keras_flax_bridge import _ejection
+from keras_flax_bridge.checkpoint import keras_files, orbax_io
+from keras_flax_bridge.checkpoint.checks import require
+from keras_flax_bridge.checkpoint.progress import working
 from keras_flax_bridge.cli import arguments, output
 from keras_flax_bridge.errors import printable
 from keras_flax_bridge.state.report import counted
@@ -26,12 +28,12 @@ def add_arguments(parser: Any) -> None:
 def run(options: Any) -> int:
     """Runs the command."""
     arguments.do_imports(options)
-    source = _orbax.absolute(options.source)
-    weights = _orbax.absolute(options.weights or source.with_name(f"{source.stem}_weights"))
-    _saving.require(source.suffix == ".py", str(source), "this name", "one that ends in .py")
-    file = _orbax.absolute(options.model)
+    source = orbax_io.absolute(options.source)
+    weights = orbax_io.absolute(options.weights or source.with_name(f"{source.stem}_weights"))
+    require(source.suffix == ".py", str(source), "this name", "one that ends in .py")
+    file = orbax_io.absolute(options.model)
     with working(f"converting {options.model}"):
-        model = _keras_files.load_model(file)
+        model = keras_files.load_model(file)
         done = _ejection.eject(model, file, source, weights, options.class_name, force=options.force)
     output.show(_told(done, source, weights))
     return 0

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 from rich.table import Table
 
-from keras_flax_bridge import _configs, _guards
+from keras_flax_bridge.checkpoint import guards, model_configs
 from keras_flax_bridge.cli import arguments, output
 from keras_flax_bridge.errors import StructureMismatchError
 from keras_flax_bridge.sharding import memory_plan
@@ -64,8 +64,8 @@ def _optimizer(name: str, ema: bool) -> Any:
 def _builder(model: str) -> Callable[[], Any]:
     """What builds the model: nothing is built yet."""
     if model.endswith(".keras"):
-        config = {**_guards.config(Path(model)), "compile_config": None}  # its weights are not needed
-        return lambda: _configs.build(config, model)
+        config = {**guards.config(Path(model)), "compile_config": None}  # its weights are not needed
+        return lambda: model_configs.build(config, model)
     module, _, function = model.partition(":")
     built = getattr(arguments.import_from_here(module, "MODEL"), function, None)
     if built is None:

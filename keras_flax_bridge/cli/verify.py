@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from keras_flax_bridge import checkpoint
-from keras_flax_bridge._contents import existing
-from keras_flax_bridge._progress import working
+from keras_flax_bridge.checkpoint.progress import working
+from keras_flax_bridge.checkpoint.readers import existing
+from keras_flax_bridge.checkpoint.verifying import verify
 from keras_flax_bridge.cli import arguments, output
 
 
@@ -23,7 +23,7 @@ def add_arguments(parser: Any) -> None:
 def run(options: Any) -> int:
     """Runs the command."""
     with working(f"reading {options.path}"):
-        report = checkpoint.verify(existing(options.path), step=options.step)
+        report = verify(existing(options.path), step=options.step)
     if options.json:
         output.show_json(
             {"path": str(report.path), "ok": report.ok, "leaves": report.leaves, "checked": report.checked}

@@ -12,7 +12,8 @@ import keras
 import numpy as np
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _contents, cli, migrate
+from keras_flax_bridge import cli, migrate
+from keras_flax_bridge.checkpoint import readers
 from keras_flax_bridge.tree.paths import flatten_tree, join_path, nest_paths
 
 RAW = "Run it again with --debug"  # how the command line says that an error was not foreseen
@@ -72,7 +73,7 @@ def _verify(path, goods, scratch):
 
 
 def _html(path, goods, scratch):
-    report = _contents.opened(path).report()
+    report = readers.opened(path).report()
     note(scratch, str(report))
     (scratch / "report.html").write_text(report._repr_html_())
     return {}

@@ -16,8 +16,9 @@ from keras import layers
 from safetensors.numpy import save_file
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _orbax, migrate
-from keras_flax_bridge._orbax.api import MARK, OURS, OURS_SUM
+from keras_flax_bridge import migrate
+from keras_flax_bridge.checkpoint import orbax_io
+from keras_flax_bridge.checkpoint.orbax_io.api import MARK, OURS, OURS_SUM
 from keras_flax_bridge.tree.paths import flatten_tree, join_path, nest_paths
 
 KINDS = ("tree", "packed", "keras", "weights", "safetensors", "map", "flax")
@@ -74,7 +75,7 @@ def write(folder):
     model.save(folder / "model.keras")
     model.save_weights(folder / "model.weights.h5")
     flat = {path: np.asarray(leaf) for path, leaf in flatten_tree(state).items()}
-    _orbax.save_plain(folder / "flax" / "7", nest_paths(flat))
+    orbax_io.save_plain(folder / "flax" / "7", nest_paths(flat))
     save_file({join_path(path): leaf for path, leaf in flat.items()}, folder / "model.safetensors")
     migrate.to_nnx(model).weight_map.save(folder / "map.json")
     return Goods(folder, state)

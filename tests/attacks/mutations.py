@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 
-from keras_flax_bridge._orbax.api import LEAVES, MARK
+from keras_flax_bridge.checkpoint.orbax_io.api import LEAVES, MARK
 from tests.attacks import goods as good
 
 # what a value becomes: other types, extremes, names that mean something somewhere, shapes too large

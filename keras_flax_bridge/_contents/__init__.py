@@ -1,9 +1,0 @@
-"""What lies in a checkpoint or a file of any kind, leaf by leaf, by one set of names."""
-
-from keras_flax_bridge._contents.base import NOT_IN_KERAS_FILES as NOT_IN_KERAS_FILES
-from keras_flax_bridge._contents.base import Contents as Contents
-from keras_flax_bridge._contents.opening import existing as existing
-from keras_flax_bridge._contents.opening import model_for as model_for
-from keras_flax_bridge._contents.opening import opened as opened
-from keras_flax_bridge._contents.opening import same_model as same_model
-from keras_flax_bridge._contents.tensors import save_tensors as save_tensors

@@ -1,0 +1,130 @@
+"""The position of a data iterator: Grain's through Orbax, any other that can say its state as JSON."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from keras_flax_bridge.errors import CheckpointError, printable
+from keras_flax_bridge.tree.untrusted import texts
+
+log = logging.getLogger("keras_flax_bridge")
+
+
+def is_grain(iterator: Any) -> bool:
+    """Whether Orbax knows how to store an iterator, because Grain made it."""
+    return type(iterator).__module__.split(".")[0] == "grain"
+
+
+def position(iterator: Any) -> dict[str, Any] | None:
+    """Where an iterator stands, as JSON types; None for Grain's, which Orbax stores, and for no iterator.
+
+    Raises:
+        CheckpointError: if it can't say, or says it in other types.
+    """
+    return None if iterator is None or is_grain(iterator) else get_position(iterator)
+
+
+def get_position(iterator: Any) -> dict[str, Any]:
+    """What an iterator says of where it stands, as JSON types.
+
+    Raises:
+        CheckpointError: if it can't say, or says it in other types.
+    """
+    _require(iterator)
+    state = iterator.get_state()
+    if isinstance(state, bytes):
+        return {"bytes": base64.b64encode(state).decode()}
+    try:
+        plain = json.loads(json.dumps(state))
+        unchanged = bool(plain == state)  # a tuple becomes a list, a number as a key a word
+    except (TypeError, ValueError):
+        unchanged = False
+    if not unchanged:
+        raise CheckpointError(
+            "data",
+            got=f"a {type(iterator).__name__} whose get_state() gives what JSON doesn't keep as it is",
+            expected="bytes, or lists, dicts with words as keys, words, numbers, bools and None",
+            fix="Give arrays and tuples as lists, or encode the state as bytes.",
+        )
+    return {"json": plain}
+
+
+def checksum(state: Any) -> int:
+    """CRC-32 of where an iterator stands, however its JSON is laid out."""
+    plain = texts.parsed(_text(state), "data") if isinstance(state, (bytes, str)) else state
+    return zlib.crc32(json.dumps(plain, sort_keys=True).encode())
+
+
+def _text(state: bytes | str) -> str:
+    return state if isinstance(state, str) else state.decode(errors="replace")
+
+
+def set_position(iterator: Any, stored: dict[str, Any]) -> None:
+    """Sets an iterator to where another stood.
+
+    Args:
+        iterator: the iterator.
+        stored: what `position` gave, checked by `_schema.position`.
+
+    Raises:
+        CheckpointError: if it has no `set_state`.
+    """
+    _require(iterator)
+    encoded = stored.get("bytes")
+    iterator.set_state(stored["json"] if encoded is None else base64.b64decode(encoded))
+
+
+def set_grain(iterator: Any, folder: Path) -> None:
+    """Sets a Grain iterator to where the one of this process stood.
+
+    Where as many processes as before don't run, one state serves all, if all were the same: after so many
+    steps each, of which each process now reads another share.
+
+    Raises:
+        CheckpointError: if the states differ, or the numbers of processes don't divide.
+    """
+    files = sorted(folder.glob("process_*-of-*.json"))
+    now, then = jax.process_count(), len(files)
+    own = folder / f"process_{jax.process_index()}-of-{now}.json"
+    states = {checksum(texts.read_json(file)) for file in files}
+    if own not in files:
+        if len(states) != 1 or max(now, then) % min(now, then):
+            raise CheckpointError(
+                str(folder),
+                got=f"positions of {then} processes{'' if len(states) == 1 else ', which differ'}, for {now}",
+                expected="the same position in all of them, and numbers of which one divides the other",
+                fix="Restore without data=, and position the iterator yourself.",
+            )
+        log.warning(
+            "%s: the position of %d processes is taken for %d; right if a step reads the same rows, shared "
+            "out among more or fewer",
+            printable(str(folder)),
+            then,
+            now,
+        )
+        own = files[0]
+    text = texts.read_text(own)
+    # what Grain's own handler writes: a DataLoader's state as it is, a dataset's as JSON
+    iterator.set_state(text.encode() if isinstance(iterator.get_state(), bytes) else json.loads(text))
+
+
+def has_position(iterator: Any) -> bool:
+    """Whether an iterator can say where it stands, and be set there."""
+    return hasattr(iterator, "get_state") and hasattr(iterator, "set_state")
+
+
+def _require(iterator: Any) -> None:
+    if not has_position(iterator):
+        raise CheckpointError(
+            "data",
+            got=f"a {type(iterator).__name__} without get_state and set_state",
+            expected="a Grain iterator, or one with both",
+            fix="Make the batches with Grain, or save without data= and position the iterator yourself.",
+        )

@@ -1,0 +1,22 @@
+"""Files of Keras's kinds are checked before anything in them is read or handed to Keras.
+
+A file may come from a stranger. What Keras itself never writes is refused, and no number in a file
+is believed before it is compared with the bytes that are there. Every limit stands in `limits`,
+with its reason.
+"""
+
+from keras_flax_bridge.checkpoint.guards.archive import archive as archive
+from keras_flax_bridge.checkpoint.guards.files import KERAS as KERAS
+from keras_flax_bridge.checkpoint.guards.files import WEIGHTS as WEIGHTS
+from keras_flax_bridge.checkpoint.guards.files import Weights as Weights
+from keras_flax_bridge.checkpoint.guards.files import config as config
+from keras_flax_bridge.checkpoint.guards.files import kind as kind
+from keras_flax_bridge.checkpoint.guards.files import require_loadable as require_loadable
+from keras_flax_bridge.checkpoint.guards.files import weights as weights
+from keras_flax_bridge.checkpoint.guards.files import weights_alone as weights_alone
+from keras_flax_bridge.checkpoint.guards.hdf5 import Array as Array
+from keras_flax_bridge.checkpoint.guards.limits import shown as shown
+from keras_flax_bridge.checkpoint.guards.tensors import DTYPES as DTYPES
+from keras_flax_bridge.checkpoint.guards.tensors import Tensor as Tensor
+from keras_flax_bridge.checkpoint.guards.tensors import Tensors as Tensors
+from keras_flax_bridge.checkpoint.guards.tensors import tensors as tensors

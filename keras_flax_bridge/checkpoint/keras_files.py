@@ -1,0 +1,153 @@
+"""Keras's own files as checkpoints: `.keras` into anything, `.weights.h5` into the model it is of.
+
+Keras writes no seeds and no metrics: a model from its files draws other masks than the one saved would.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path as FilePath
+from typing import Any
+
+import jax
+import keras
+import numpy as np
+
+from keras_flax_bridge import keras_internals
+from keras_flax_bridge.checkpoint import guards, model_configs, optimizer_extras
+from keras_flax_bridge.checkpoint.guards import archive as archive_module
+from keras_flax_bridge.errors import CheckpointError, StructureMismatchError, said
+from keras_flax_bridge.keras_internals import SLACK
+from keras_flax_bridge.state.train_state import TrainState
+from keras_flax_bridge.state.transfer import receivers
+from keras_flax_bridge.tree import untrusted
+from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree
+
+
+def is_keras_file(path: FilePath) -> bool:
+    """Whether a path is a file that Keras writes, by its name."""
+    return path.is_file() and path.name.endswith((".keras", ".weights.h5"))
+
+
+@contextlib.contextmanager
+def _speaking(path: FilePath) -> Iterator[None]:
+    try:
+        yield
+    except (CheckpointError, StructureMismatchError):
+        raise  # they say which leaves
+    except Exception as error:  # Keras raises many kinds, of h5py and zipfile too
+        raise CheckpointError(
+            str(path),
+            got=f"{type(error).__name__}: {said(error)}",
+            expected="a file that Keras can read without running code of it",
+            fix="Register your classes with keras.saving.register_keras_serializable, or load the file "
+            "yourself with keras.saving.load_model and take the model.",
+        ) from error
+
+
+def load_model(path: FilePath) -> Any:
+    """The model in a `.keras` file, read in Keras's safe mode.
+
+    Raises:
+        CheckpointError: if it is a file of another kind, the guards refuse it, or Keras can't read it.
+    """
+    if not path.name.endswith(".keras"):  # Keras would read another kind, whose config nothing has looked at
+        weights = path.name.endswith(".weights.h5")
+        raise CheckpointError(
+            str(path),
+            got="a file of weights alone" if weights else "a name without the suffix .keras",
+            expected="a model in a .keras file, or a checkpoint with its config",
+            fix="Build the model yourself and call restore(path, model).",
+        )
+    guards.require_loadable(path)
+    with _speaking(path), keras_internals.safe_mode(), keras_internals.bounded(_most(path), str(path)):
+        config = guards.config(path)
+        untrusted.require_safe(config, path)
+        return optimizer_extras.put_back(_filled(path, config), optimizer_extras.read(path), path)
+
+
+def _filled(path: FilePath, config: Any) -> Any:
+    """The model of a config that was checked, with the weights in its file."""
+    with guards.weights_alone(path) as weights:
+        model = None if weights is None else model_configs.build(config, path)
+        if model is None or not model.built:
+            return keras.saving.load_model(path, safe_mode=True)
+        model.load_weights(weights)  # array by array; Keras's loader holds the whole file twice
+        return model
+
+
+def _most(path: FilePath) -> int:
+    """How many numbers the model in a file may have: each takes a byte or more, most take four.
+
+    What takes four leaves room for slots and averages that the file does not hold.
+    """
+    with archive_module(path) as archive:
+        return SLACK + archive.members[guards.WEIGHTS].file_size
+
+
+class KerasFile:
+    """A `.keras` file in the place of a checkpoint: the state of the model in it."""
+
+    def __init__(self, path: FilePath, model: Any = None):
+        """`model` is one that holds what lies in the file; None to load it."""
+        self.model = load_model(path) if model is None else model
+        model = self.model
+        state = TrainState.from_keras(model, optimizer=None if model.compiled else "sgd", copy=False)
+        state.assign_to(model, copy=False)  # both hold the same buffers: nobody trains either
+        trees = ("params", "non_trainable") if not model.compiled else None
+        flat = flatten_tree(state)
+        self._values = {p: leaf for p, leaf in flat.items() if trees is None or p[0] in trees}
+        self.path = path
+        self.metadata = {"format": "keras"}
+        self.specs: Flat = self._values
+
+    def load(self, targets: Mapping[Path, Any]) -> Flat:
+        """The values of some leaves, placed as their targets say."""
+        return {
+            path: jax.device_put(self._values[path], getattr(target, "sharding", None))
+            for path, target in targets.items()
+        }
+
+    def require_whole(self, values: Flat) -> None:
+        """Nothing: a `.keras` file is a zip archive, which has checksums of its own."""
+
+    def load_data(self, iterator: Any) -> None:
+        """There is none.
+
+        Raises:
+            CheckpointError: always.
+        """
+        raise CheckpointError(
+            str(self.path), got="a Keras file", expected="a checkpoint", fix="Restore without data=."
+        )
+
+
+def restore_weights(path: FilePath, model: Any) -> Any:
+    """A `.weights.h5` file into the model, all or nothing.
+
+    Raises:
+        StructureMismatchError: if `model` is no Keras model.
+        CheckpointError: if the guards refuse the file, or Keras can't read it into the model; then
+            the model is as before.
+    """
+    if not isinstance(model, keras.Model) or not model.built:
+        raise StructureMismatchError(
+            str(path),
+            got=f"{'an unbuilt' if isinstance(model, keras.Model) else 'a'} {type(model).__name__}",
+            expected="a built keras.Model",
+            fix="Weights files have no structure of their own: restore into the model that was saved first.",
+        )
+    guards.require_loadable(path)
+    variables = [entry.variable for found in receivers(model).values() for entry in found]
+    before = [np.array(variable.value) for variable in variables]
+    try:
+        with _speaking(path):
+            model.load_weights(path)
+    except CheckpointError:
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(value)
+        raise
+    finally:
+        keras_internals.refresh(model)
+    return model

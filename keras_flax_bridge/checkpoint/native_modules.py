@@ -1,0 +1,53 @@
+"""Checkpoints of Keras models read into modules of written source, which know no Keras model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from flax import nnx
+
+from keras_flax_bridge.checkpoint import model_configs
+from keras_flax_bridge.errors import BridgeError
+from keras_flax_bridge.migrate.convert import Conversion
+from keras_flax_bridge.migrate.maps import WeightMap
+from keras_flax_bridge.tree.paths import Path
+
+
+def map_for(
+    module: nnx.Module, metadata: Mapping[str, Any], folder: Any, stored: Mapping[Path, Any] | None = None
+) -> WeightMap | None:
+    """The map from the variables of a checkpoint to a module of the source that `to_source` writes.
+
+    It comes from the checkpoint: the map of the module that was saved, or the conversion of the
+    model whose config lies beside the weights. It is taken only if it names exactly the leaves of
+    the module.
+
+    Args:
+        module: an `nnx.Module` of any class.
+        metadata: what lies beside the leaves of the checkpoint.
+        folder: where it lies, for messages.
+        stored: the leaves of the checkpoint.
+
+    Returns:
+        The map; None where the checkpoint has none, or the module is another one.
+    """
+    found = _map_of(metadata, folder, stored)
+    if found is None:
+        return None
+    leaves = nnx.to_flat_state(nnx.state(module, nnx.Not(nnx.RngState)))
+    paths = {tuple(map(str, path)) for path, _ in leaves}
+    return found if {path for pair in found.pairs for path in pair.flax} == paths else None
+
+
+def _map_of(metadata: Mapping[str, Any], folder: Any, stored: Mapping[Path, Any] | None) -> WeightMap | None:
+    if "weight_map" in metadata:
+        return WeightMap.from_json(metadata["weight_map"], f"{folder}, weight_map")
+    if not metadata.get("model"):
+        return None
+    try:
+        return Conversion(
+            model_configs.build(metadata["model"], folder, stored), "Model", "error"
+        ).weight_map()
+    except BridgeError:  # a model that can't be rebuilt or converted made no such source
+        return None

@@ -1,0 +1,151 @@
+"""Orbax itself, imported where it is first used, and what it raises, said in our words."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path as FilePath
+from typing import Any
+
+from keras_flax_bridge.errors import CheckpointError
+from keras_flax_bridge.tree.untrusted import texts
+
+STATE, DATA = "state", "data"  # names of the checkpointables; Orbax's default name has changed before
+PACKED = "%packed"  # no path can have this name: a % in a name is written %25
+MARK = "_CHECKPOINT_METADATA"  # the file that Orbax writes last
+LEAVES = "_METADATA"  # the file in which Orbax lists the leaves of a tree
+OURS, OURS_SUM = "keras_flax_bridge", "keras_flax_bridge_crc32"  # keys of our own metadata
+
+
+@cache
+def ocp() -> Any:
+    """Orbax's current interface, imported at the first call."""
+    from orbax.checkpoint import v1
+
+    return v1
+
+
+def legacy() -> Any:
+    """The interface that most Flax code uses."""
+    import orbax.checkpoint
+
+    return orbax.checkpoint
+
+
+@contextlib.contextmanager
+def speaking(
+    where: FilePath | str, doing: str, kind: type[CheckpointError] = CheckpointError
+) -> Iterator[None]:
+    """Turns what Orbax raises into an error that says which checkpoint it was."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:  # Orbax and tensorstore raise many kinds, most of them undocumented
+        raise failed(where, doing, error, kind=kind) from error
+
+
+def failed(
+    where: FilePath | str,
+    doing: str,
+    error: BaseException,
+    *,
+    kind: type[CheckpointError] = CheckpointError,
+    needed: int | None = None,
+    also: str = "",
+) -> CheckpointError:
+    """The error for what Orbax raised.
+
+    Args:
+        where: the checkpoint.
+        doing: what was being done.
+        error: what Orbax raised.
+        kind: the class of the error.
+        needed: the bytes of what was being written, if it was a save.
+        also: one more sentence.
+    """
+    room = "" if needed is None else _room(FilePath(where), needed)
+    return kind(
+        str(where),
+        got=f"{type(error).__name__} while {doing}: {_brief(error)}",
+        expected=f"{doing} to succeed",
+        fix="Older steps are intact. Check the folder, its permissions and the free space."
+        + "".join(f" {sentence}" for sentence in (room, also) if sentence),
+    )
+
+
+def _room(path: FilePath, needed: int) -> str:
+    """How much room a save needs, and how much there is."""
+    there = next((parent for parent in path.parents if parent.is_dir()), None)
+    try:
+        free = f"{shutil.disk_usage(there).free:,} bytes are" if there else "an unknown number of bytes is"
+    except OSError:
+        free = "an unknown number of bytes is"
+    return f"The save needs {needed:,} bytes, and {free} free there."
+
+
+def _brief(error: BaseException) -> str:
+    """What an error says, without the settings that tensorstore puts behind it, and the drivers before."""
+    text = re.sub(r' \[tensorstore_spec.*|Error opening "\w+" driver: ', "", " ".join(str(error).split()))
+    return text[:500]
+
+
+def absolute(path: Any) -> FilePath:
+    """A local path as an absolute one.
+
+    Raises:
+        CheckpointError: if it is not a local path, or one that can't be looked for.
+    """
+    try:
+        if "://" not in str(path):
+            found = FilePath(path).expanduser().absolute()
+            texts.require_reachable(found)
+            return found
+    except (TypeError, RuntimeError):
+        pass
+    raise CheckpointError(
+        repr(path),
+        got=f"a {type(path).__name__}",
+        expected="a local path",
+        fix="Pass a str or a pathlib.Path.",
+    )
+
+
+def is_checkpoint(path: FilePath) -> bool:
+    """Whether a folder is a finished checkpoint, or one item of it."""
+    try:
+        return (path / MARK).is_file() or (path / LEAVES).is_file()
+    except OSError:  # a folder that can't be entered
+        return False
+
+
+def steps_in(root: FilePath) -> dict[int, FilePath]:
+    """The folders of the finished steps of a root folder, ascending; others may have written 0007.
+
+    Raises:
+        CheckpointError: if the folder can't be read.
+    """
+    with speaking(root, "listing the steps"):
+        folders = list(root.iterdir()) if root.is_dir() else []
+    found = ((step_of(f.name), f) for f in folders)
+    steps = {step: f for step, f in found if step is not None and is_checkpoint(f)}
+    return dict(sorted(steps.items()))
+
+
+def step_of(name: str) -> int | None:
+    """The step of the name of a folder; None for one that is not of a step.
+
+    >>> step_of("0007"), step_of("7.damaged"), step_of("\u00b2")
+    (7, None, None)
+    """
+    return int(name) if re.fullmatch("[0-9]{1,18}", name) else None
+
+
+def tensorstore() -> Any:
+    """The storage below Orbax."""
+    import tensorstore
+
+    return tensorstore

@@ -1,0 +1,68 @@
+"""Which steps stay in a folder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from keras_flax_bridge.checkpoint.orbax_io.api import FilePath, ocp, steps_in
+from keras_flax_bridge.checkpoint.orbax_io.background import Folder
+
+Kept = tuple[int | None, int | None, tuple[str, str] | None]
+
+
+class Retention:
+    """Orbax's policies, by the numbers of the steps that are on disk.
+
+    Orbax applies a policy to its own list, in the order in which steps were saved: several threads save out
+    of order, and other processes remove steps.
+
+    Attributes:
+        starting: the step of which a save is being started; it is on disk when the others are removed.
+    """
+
+    def __init__(self, path: FilePath, folder: Folder, kept: Kept):
+        self._path = path
+        self._folder = folder
+        self._policy = None if kept[0] is None else _policy(kept[0], kept[1], kept[2])
+        self.starting: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Orbax's protocol: for each checkpoint whether it stays."""
+        if self._policy is None or self._folder.readers:
+            return [True] * len(checkpoints)
+        there = {*steps_in(self._path), self.starting}
+        real = sorted((i for i, c in enumerate(checkpoints) if c.step in there), key=_step_in(checkpoints))
+        stays = self._policy.should_preserve([checkpoints[i] for i in real], context=context)
+        removed = {i for i, stay in zip(real, stays, strict=True) if not stay}
+        return [i not in removed for i in range(len(checkpoints))]
+
+
+def _step_in(checkpoints: Sequence[Any]) -> Callable[[int], int]:
+    return lambda index: checkpoints[index].step
+
+
+def _policy(max_to_keep: int, keep_every: int | None, best: tuple[str, str] | None) -> Any:
+    """The newest steps, those of a fixed interval and the best: each of them stays."""
+    policies = ocp().training.preservation_policies
+    kept = [policies.LatestN(max_to_keep)]
+    if keep_every is not None:
+        kept.append(policies.EveryNSteps(keep_every))
+    if best is not None:
+        kept.append(
+            policies.BestN(get_metric_fn=_ranking(*best), n=1, keep_checkpoints_without_metrics=False)
+        )
+    return policies.AnyPreservationPolicy(kept)
+
+
+def _ranking(name: str, mode: str) -> Callable[[Any], float]:
+    """A number that is larger for a better checkpoint; one without the value is the worst."""
+
+    def rank(metrics: Any) -> float:
+        value = (metrics or {}).get(name)
+        if value is None or math.isnan(value):
+            return -math.inf
+        return value if mode == "max" else -value
+
+    return rank

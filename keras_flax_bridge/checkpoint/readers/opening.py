@@ -1,0 +1,92 @@
+"""Opens a path of any kind."""
+
+from __future__ import annotations
+
+from pathlib import Path as FilePath
+from typing import Any
+
+from keras_flax_bridge.checkpoint import model_configs, orbax_io
+from keras_flax_bridge.checkpoint.readers.checkpoints import Checkpoint
+from keras_flax_bridge.checkpoint.readers.contents import Contents
+from keras_flax_bridge.checkpoint.readers.keras_files import in_keras_file, in_weights_file
+from keras_flax_bridge.checkpoint.readers.safetensors import Tensors
+from keras_flax_bridge.checkpoint.restoring import candidates
+from keras_flax_bridge.errors import CheckpointError
+
+
+def opened(path: Any, *, step: int | None = None, model: Any = None) -> Contents:
+    """What lies at a path; no values are read.
+
+    Args:
+        path: a checkpoint, a root folder of steps, a `.keras`, `.weights.h5` or `.safetensors` file.
+        step: which step of a root folder; None for the newest.
+        model: the Keras model that the leaves are of, where the path doesn't say; it is filled.
+
+    Raises:
+        CheckpointError: if there is nothing that can be read.
+    """
+    place = existing(path)
+    if place.is_file():
+        return _file(place, step, model)
+    return Checkpoint(candidates(place, step)[0], model)
+
+
+def existing(path: Any) -> FilePath:
+    """A path at which something lies.
+
+    Raises:
+        CheckpointError: if nothing does.
+    """
+    place = orbax_io.absolute(path)
+    if not place.exists():
+        raise CheckpointError(
+            str(place), got="nothing", expected="a file or a folder", fix="Look at the path once more."
+        )
+    return place
+
+
+def _file(path: FilePath, step: int | None, model: Any) -> Contents:
+    if step is not None:
+        raise CheckpointError(
+            str(path), got=f"step={step} with a file", expected="a root folder", fix="Leave the step out."
+        )
+    if path.name.endswith(".weights.h5"):
+        return in_weights_file(path, model)
+    if path.name.endswith(".keras"):
+        return in_keras_file(path)
+    if path.name.endswith(".safetensors"):
+        return Tensors(path)
+    raise CheckpointError(
+        str(path),
+        got="a file of another kind",
+        expected="a folder of checkpoints, or a .keras, .weights.h5 or .safetensors file",
+        fix="Its name says what a file is: give it the suffix that it should have.",
+    )
+
+
+def model_for(contents: Contents) -> Any:
+    """A model of the config that lies beside the leaves; None if there is none."""
+    config = contents.metadata.get("model")
+    return model_configs.build(config, contents.path, contents.specs) if config else None
+
+
+def same_model(a: Contents, b: Contents) -> tuple[Contents, Contents]:
+    """Both by structural keys where one is, its model known, and the other's names are those in its file."""
+    if a.unnamed and not b.unnamed:
+        return _named(a, b), b
+    if b.unnamed and not a.unnamed:
+        return a, _named(b, a)
+    return a, b
+
+
+def _named(contents: Contents, other: Contents) -> Contents:
+    """The same by structural keys, those of the model that lies beside the other's leaves."""
+    model = model_for(other)
+    if model is None:
+        raise CheckpointError(
+            str(contents.path),
+            got=f"names that mean nothing elsewhere: {contents.unnamed}",
+            expected="the model that it is of",
+            fix="Give it with --model FILE.keras.",
+        )
+    return opened(contents.path, model=model)

@@ -1,0 +1,164 @@
+"""Compares every leaf with the checksum that was written, a few at a time, and counts those without one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from keras_flax_bridge.checkpoint import guards, orbax_io
+from keras_flax_bridge.checkpoint.checks import require
+from keras_flax_bridge.checkpoint.groups import groups, is_large
+from keras_flax_bridge.checkpoint.guards import archive as archive_module
+from keras_flax_bridge.checkpoint.guards import tensors
+from keras_flax_bridge.checkpoint.orbax_io import FilePath
+from keras_flax_bridge.checkpoint.restoring import candidates
+from keras_flax_bridge.errors import CheckpointError, printable, printed
+from keras_flax_bridge.state.report import counted, listed
+from keras_flax_bridge.tree.paths import Path, join_path
+from keras_flax_bridge.tree.types import PathLike
+
+OURS, ZIP = "checksums in the checkpoint", "the CRC-32 of the zip archive"
+
+
+class VerifyReport(NamedTuple):
+    """What `verify` found.
+
+    Attributes:
+        path: the file, or the folder of the checkpoint.
+        leaves: how many leaves it holds.
+        damaged: what is wrong, by the path of the leaf, or by the name of a file inside an archive; by
+            ``""`` where nothing could be read.
+        unchecked: paths of leaves for which no checksum was written.
+        checked: how many leaves are as their checksum says.
+        by: what the leaves were compared with; ``""`` where there is nothing.
+
+    Example:
+        >>> damaged = {"params/dense/bias": "checksum 0, not 1"}
+        >>> print(VerifyReport(FilePath("/runs/7"), 3, damaged, (), 2))
+        /runs/7: 3 leaves, 2 checked, 0 unchecked, 1 damaged
+          params/dense/bias  checksum 0, not 1
+    """
+
+    path: FilePath
+    leaves: int
+    damaged: dict[str, str]
+    unchecked: tuple[str, ...]
+    checked: int = 0
+    by: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether every leaf was compared with a checksum, there is at least one, and nothing is damaged."""
+        return 0 < self.leaves == self.checked and not self.damaged and not self.unchecked
+
+    def __str__(self) -> str:
+        head = f"{self.path}: {counted(self.leaves, 'leaf')}"
+        if self.ok:
+            by = f", by {self.by}" if self.by != OURS else ""
+            return printable(f"{head}, 0 unchecked, whole{by}")
+        counts = f"{self.checked} checked, {len(self.unchecked)} unchecked, {len(self.damaged)} damaged"
+        lines = [f"  {path}  {what}" for path, what in self.damaged.items()]
+        if self.unchecked:
+            lines += [self._unchecked()]
+        elif not self.leaves:
+            lines += ["no leaf was read: not verified"]
+        return printed([f"{head}, {counts}", *lines])
+
+    def _unchecked(self) -> str:
+        has = "has" if len(self.unchecked) == 1 else "have"
+        said = f"{len(self.unchecked)} of {counted(self.leaves, 'leaf')} {has} no checksum: not verified"
+        return f"{said} ({listed(self.unchecked)})"
+
+
+def verified(place: FilePath) -> VerifyReport:
+    """The report of a checkpoint, or of a file."""
+    look = _of_checkpoint if place.is_dir() else _FILES[guards.kind(place)]
+    try:
+        return look(place)
+    except CheckpointError as error:  # refused, or so damaged that nothing in it can be found
+        where = error.where.removeprefix(str(place)).removeprefix(": ")
+        return VerifyReport(place, 0, {where: str(error.got)}, ())
+
+
+def _of_checkpoint(folder: FilePath) -> VerifyReport:
+    stored = orbax_io.Stored(folder)
+    written: Mapping[str, int] = stored.metadata.get("checksums", {})
+    damaged: dict[str, str] = {}
+    for group in groups(stored.specs, stored.packed):
+        damaged.update(_damaged(stored, group))
+    names = [join_path(path) for path in stored.specs]
+    unchecked = tuple(name for name in names if name not in written and name not in damaged)
+    checked = len(names) - len(unchecked) - sum(name in damaged for name in names)
+    return VerifyReport(
+        folder, len(names), {**damaged, **stored.damaged_data()}, unchecked, checked, OURS if checked else ""
+    )
+
+
+def _damaged(stored: Any, group: list[Path]) -> dict[str, str]:
+    """What is wrong with leaves that are read together; with a large one, which comes alone, in parts."""
+    if is_large(stored.specs[group[0]]):
+        return stored.damaged_large(group[0])
+    read, failed = stored.load_each({path: orbax_io.on_host(stored.specs[path]) for path in group})
+    return {**failed, **stored.damaged(read)}
+
+
+def _of_archive(path: FilePath) -> VerifyReport:
+    """The arrays of a `.keras` file: the archive has a checksum of the one file in which they are."""
+    with archive_module(path) as archive:
+        damaged = archive.damaged()
+    if not damaged:
+        guards.config(path)
+    names = tuple(_names(path)) if guards.WEIGHTS not in damaged else ()
+    return VerifyReport(path, len(names), damaged, (), len(names), ZIP)
+
+
+def _of_file(path: FilePath) -> VerifyReport:
+    """The arrays of a file that carries no checksum."""
+    names = tuple(_names(path))
+    return VerifyReport(path, len(names), {}, names)
+
+
+def _names(path: FilePath) -> Iterator[str]:
+    with guards.weights(path) as weights:
+        yield from weights.arrays
+
+
+def _of_tensors(path: FilePath) -> VerifyReport:
+    names = tuple(tensors(path).arrays)
+    return VerifyReport(path, len(names), {}, names)
+
+
+_FILES = {".keras": _of_archive, ".weights.h5": _of_file, ".safetensors": _of_tensors}
+
+
+def verify(path: PathLike, *, step: int | None = None) -> VerifyReport:
+    """Reads every leaf and compares it with the checksum that was written, a few leaves at a time.
+
+    A leaf without a checksum counts as unchecked: of checkpoints of other Orbax code, of
+    ``.weights.h5`` and ``.safetensors`` files all leaves are. The arrays of a ``.keras`` file are
+    compared with the CRC-32 of the zip archive, which covers all of them.
+
+    Args:
+        path: a checkpoint, a root folder of steps, or a ``.keras``, ``.weights.h5`` or
+            ``.safetensors`` file.
+        step: which step of a root folder; None for the newest.
+
+    Returns:
+        A report that counts checked, unchecked and damaged leaves apart and names the latter two;
+        printed, it says all of it. It is `ok` only if every leaf was checked and nothing is damaged.
+
+    Raises:
+        CheckpointError: if there is no checkpoint and no such file.
+
+    Example:
+        >>> import tempfile, jax.numpy as jnp
+        >>> path = tempfile.mkdtemp() + "/weights"
+        >>> save(path, {"a": jnp.arange(3)})
+        >>> verify(path).ok
+        True
+    """
+    file = orbax_io.absolute(path)
+    if file.is_file() and guards.kind(file):
+        require(step is None, str(file), f"step={step} with a file", "a root folder")
+        return verified(file)
+    return verified(candidates(path, step)[0])
