@@ -8,7 +8,6 @@ from keras_flax_bridge.startup import begin
 begin.begin()  # before anything below imports Keras
 
 from keras_flax_bridge import callbacks as callbacks
-from keras_flax_bridge._history import History as History
 from keras_flax_bridge.checkpoint.manager import CheckpointManager as CheckpointManager
 from keras_flax_bridge.checkpoint.restoring import load_model as load_model
 from keras_flax_bridge.checkpoint.restoring import restore as restore
@@ -30,14 +29,11 @@ from keras_flax_bridge.interop.keras_in_nnx import KerasSeed as KerasSeed
 from keras_flax_bridge.interop.keras_in_nnx import ToNNX as ToNNX
 from keras_flax_bridge.interop.linen_in_keras import LinenLayer as LinenLayer
 from keras_flax_bridge.interop.nnx_in_keras import NNXLayer as NNXLayer
-from keras_flax_bridge.loop import train as train
 from keras_flax_bridge.optimizers import OptaxOptimizer as OptaxOptimizer
 from keras_flax_bridge.optimizers import as_optax as as_optax
 from keras_flax_bridge.optimizers import opt_state_from_optax as opt_state_from_optax
 from keras_flax_bridge.optimizers import opt_state_to_optax as opt_state_to_optax
 from keras_flax_bridge.optimizers import to_optax as to_optax
-from keras_flax_bridge.resume import ResumeReport as ResumeReport
-from keras_flax_bridge.resume import verify_resume as verify_resume
 from keras_flax_bridge.sharding.placement import shard as shard
 from keras_flax_bridge.sharding.placement import shardings_for as shardings_for
 from keras_flax_bridge.sharding.report import RuleReport as RuleReport
@@ -47,9 +43,13 @@ from keras_flax_bridge.state.report import LeafRow as LeafRow
 from keras_flax_bridge.state.report import StateReport as StateReport
 from keras_flax_bridge.state.report import report as report
 from keras_flax_bridge.state.train_state import TrainState as TrainState
-from keras_flax_bridge.steps import make_eval_step as make_eval_step
-from keras_flax_bridge.steps import make_predict_step as make_predict_step
-from keras_flax_bridge.steps import make_train_step as make_train_step
+from keras_flax_bridge.training.history import History as History
+from keras_flax_bridge.training.loop import train as train
+from keras_flax_bridge.training.steps import make_eval_step as make_eval_step
+from keras_flax_bridge.training.steps import make_predict_step as make_predict_step
+from keras_flax_bridge.training.steps import make_train_step as make_train_step
+from keras_flax_bridge.training.verify_resume import ResumeReport as ResumeReport
+from keras_flax_bridge.training.verify_resume import verify_resume as verify_resume
 
 if typing.TYPE_CHECKING:
     from keras_flax_bridge import migrate as migrate

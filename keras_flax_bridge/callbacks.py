@@ -14,13 +14,13 @@ import keras
 import numpy as np
 
 from keras_flax_bridge import keras_internals
-from keras_flax_bridge._preemption import Preemption
 from keras_flax_bridge.checkpoint import checksums
 from keras_flax_bridge.checkpoint.checks import is_count, require
 from keras_flax_bridge.checkpoint.manager import CheckpointManager
 from keras_flax_bridge.checkpoint.restoring import stored_position
 from keras_flax_bridge.errors import CheckpointError
 from keras_flax_bridge.state.train_state import TrainState
+from keras_flax_bridge.training.preemption import Preemption
 from keras_flax_bridge.tree.types import Logs, PathLike
 
 

@@ -17,13 +17,7 @@ from keras_flax_bridge.errors import StructureMismatchError, printable
 from keras_flax_bridge.state.building import STATE_TREES
 from keras_flax_bridge.tree.diff import Diff, same_spec
 from keras_flax_bridge.tree.leaves import on_disk
-from keras_flax_bridge.tree.paths import (
-    Flat,
-    Path,
-    compiled_pattern,
-    join_path,
-    split_path,
-)
+from keras_flax_bridge.tree.paths import Flat, Path, compiled_pattern, join_path, split_path
 
 log = logging.getLogger("keras_flax_bridge")
 

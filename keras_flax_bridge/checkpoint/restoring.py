@@ -10,13 +10,7 @@ from typing import Any
 import keras
 from flax import nnx
 
-from keras_flax_bridge.checkpoint import (
-    foreign,
-    keras_files,
-    model_configs,
-    optimizer_sides,
-    orbax_io,
-)
+from keras_flax_bridge.checkpoint import foreign, keras_files, model_configs, optimizer_sides, orbax_io
 from keras_flax_bridge.checkpoint.checks import require
 from keras_flax_bridge.checkpoint.leaf_kinds import given_back
 from keras_flax_bridge.checkpoint.matching import Include, Options, Rename, placement, plan

@@ -12,11 +12,7 @@ import keras
 import numpy as np
 from flax import nnx
 
-from keras_flax_bridge.checkpoint import (
-    leaf_kinds,
-    model_configs,
-    orbax_io,
-)
+from keras_flax_bridge.checkpoint import leaf_kinds, model_configs, orbax_io
 from keras_flax_bridge.checkpoint.checks import is_packed, require
 from keras_flax_bridge.checkpoint.targets import target_of
 from keras_flax_bridge.tree.diff import spec_text

@@ -12,12 +12,7 @@ from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import StructureMismatchError
 from keras_flax_bridge.state.building import STATE_TREES
 from keras_flax_bridge.state.transfer import receivers
-from keras_flax_bridge.tree.paths import (
-    Flat,
-    Path,
-    fill_tree,
-    flatten_tree,
-)
+from keras_flax_bridge.tree.paths import Flat, Path, fill_tree, flatten_tree
 
 WEIGHTS = ("params", "non_trainable")
 # where a weight may lie: the trees of a TrainState, and the collections of Linen and of ToLinen

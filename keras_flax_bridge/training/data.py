@@ -54,12 +54,14 @@ class Feed:
         return not self.endless or data_positions.has_position(self._batches)
 
     def get_state(self) -> dict[str, Any]:
+        """The position: epoch, batch, and that of the iterator inside."""
         inner = (
             data_positions.get_position(self._batches) if data_positions.has_position(self._batches) else None
         )
         return {"epoch": self.epoch, "batch": self.batch, "inner": inner}
 
     def set_state(self, state: dict[str, Any]) -> None:
+        """Goes to a position that `get_state` gave."""
         self.epoch, self.batch, self._batches = state["epoch"], state["batch"], self._fresh()
         if state["inner"] is not None:
             data_positions.set_position(self._batches, state["inner"])

@@ -7,11 +7,11 @@ from typing import Any
 
 import jax
 
-from keras_flax_bridge._keras_step import KerasStep, fields_of
-from keras_flax_bridge._meshed import Meshed
 from keras_flax_bridge.state import gc_pause, lazy_trees
 from keras_flax_bridge.state.lazy_trees import Form, Leaves
 from keras_flax_bridge.state.train_state import TrainState
+from keras_flax_bridge.training.keras_step import KerasStep, fields_of
+from keras_flax_bridge.training.on_mesh import Meshed
 from keras_flax_bridge.tree.paths import Path, flatten_tree
 
 

@@ -8,13 +8,13 @@ from typing import Any
 import keras
 from jax.sharding import Mesh, PartitionSpec
 
-from keras_flax_bridge._compiled import Runner
-from keras_flax_bridge._keras_step import EVALUATE, PREDICT, TRAIN, KerasStep, Logs
-from keras_flax_bridge._meshed import Meshed
 from keras_flax_bridge.errors import StructureMismatchError
 from keras_flax_bridge.optimizers.step_interface import require_model, training_model
 from keras_flax_bridge.sharding.rules import Rules
 from keras_flax_bridge.state.train_state import TrainState
+from keras_flax_bridge.training.compiled import Runner
+from keras_flax_bridge.training.keras_step import EVALUATE, PREDICT, TRAIN, KerasStep, Logs
+from keras_flax_bridge.training.on_mesh import Meshed
 from keras_flax_bridge.tree.types import GivenOptimizer, Loss, Metrics
 
 Step = Callable[[TrainState, Any], tuple[TrainState, Logs]]

@@ -8,12 +8,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from keras_flax_bridge._keras_step import Fields, Kind, fields_of
 from keras_flax_bridge.errors import StructureMismatchError
 from keras_flax_bridge.keras_internals.batches import check_leaves
 from keras_flax_bridge.sharding.placement import shardings_for
 from keras_flax_bridge.sharding.rules import Rules, automatic, axis_parts
 from keras_flax_bridge.state.train_state import TrainState
+from keras_flax_bridge.training.keras_step import Fields, Kind, fields_of
 from keras_flax_bridge.tree.diff import spec_text
 from keras_flax_bridge.tree.leaves import placed, require_values
 from keras_flax_bridge.tree.paths import flatten_tree, join_path

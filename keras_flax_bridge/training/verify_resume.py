@@ -18,7 +18,7 @@ from keras_flax_bridge.checkpoint.restoring import restore
 from keras_flax_bridge.checkpoint.saving import save
 from keras_flax_bridge.errors import BridgeError, printable, said
 from keras_flax_bridge.state.train_state import TrainState
-from keras_flax_bridge.steps import make_train_step
+from keras_flax_bridge.training.steps import make_train_step
 from keras_flax_bridge.tree.paths import Flat, join_path
 
 

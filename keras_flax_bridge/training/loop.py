@@ -10,14 +10,14 @@ from typing import Any
 import keras
 
 from keras_flax_bridge import keras_internals
-from keras_flax_bridge._feed import Feed
-from keras_flax_bridge._history import History
-from keras_flax_bridge._preemption import Preemption
 from keras_flax_bridge.checkpoint.manager import CheckpointManager
 from keras_flax_bridge.errors import BridgeError, StructureMismatchError
 from keras_flax_bridge.state import lazy_trees
 from keras_flax_bridge.state.multi_model import models_of
 from keras_flax_bridge.state.train_state import TrainState
+from keras_flax_bridge.training.data import Feed
+from keras_flax_bridge.training.history import History
+from keras_flax_bridge.training.preemption import Preemption
 from keras_flax_bridge.tree.leaves import owned
 from keras_flax_bridge.tree.paths import fill_tree
 from keras_flax_bridge.tree.types import Batch, BatchIterator, Step

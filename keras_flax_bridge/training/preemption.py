@@ -31,11 +31,13 @@ class Preemption:
         self._before: Any = None
 
     def begin(self) -> None:
+        """Takes the signal over, in the main thread of a single process."""
         self._came, self._asked = False, None
         if not jax.distributed.is_initialized() and threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._notice) or signal.SIG_DFL
 
     def end(self) -> None:
+        """Gives the signal back."""
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
             self._before = None
