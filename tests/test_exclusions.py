@@ -16,10 +16,11 @@ from keras import layers
 from keras import optimizers as K
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge import _conversion, keras_internals
+from keras_flax_bridge import keras_internals
 from keras_flax_bridge.checkpoint import model_configs
 from keras_flax_bridge.checkpoint.readers import opened
 from keras_flax_bridge.checkpoint.restoring import candidates
+from keras_flax_bridge.cli.files import converting
 from keras_flax_bridge.keras_internals import exclusions
 from keras_flax_bridge.tree.paths import flatten_tree, join_path
 from tests import resuming
@@ -317,7 +318,7 @@ def test_unknown_fields_are_ignored(tmp_path):
 
 
 def convert(source, target, kind, **options):
-    return _conversion.convert(opened(source), target, kind, **options).notes
+    return converting.convert(opened(source), target, kind, **options).notes
 
 
 @pytest.mark.parametrize("kind", ["names", "pattern", "variables", "scaled_variables", "grouped"])

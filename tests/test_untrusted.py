@@ -143,7 +143,7 @@ def optimizers(mark):
             "learning_rate": None,
         },
         "a private module of ours": {
-            "transformation": hostile.function("keras_flax_bridge._ejection", "eject"),
+            "transformation": hostile.function("keras_flax_bridge.cli.files.ejecting", "eject"),
             "learning_rate": None,
         },
     }
@@ -250,7 +250,7 @@ KERAS = {
     "a package that would be imported": {"module": "keras_hub.layers", "class_name": "X", "config": {}},
     "a module that would be imported": {"module": "keras.src.nowhere", "class_name": "X", "config": {}},
     "os": {"module": "os", "class_name": "system", "config": {}},
-    "ours": {"module": "keras_flax_bridge._ejection", "class_name": "Ejected", "config": {}},
+    "ours": {"module": "keras_flax_bridge.cli.files.ejecting", "class_name": "Ejected", "config": {}},
     "no text": {"module": ["os"], "class_name": "x", "config": {}},
     "no text for a class": {"module": "keras.layers", "class_name": ["x"], "config": {}},
     "no text for a function": {"module": "keras.ops", "class_name": "function", "config": 3},

@@ -42,9 +42,9 @@ E_ = hostile.ESCAPE
 
 
 def difference():
-    from keras_flax_bridge._difference import Difference
+    from keras_flax_bridge.cli.files.differing import FileDifference
 
-    return Difference(E_, E_, 1, {"missing": [{"path": E_, "leaf": E_}]}, {E_: [E_]})
+    return FileDifference(E_, E_, 1, {"missing": [{"path": E_, "leaf": E_}]}, {E_: [E_]})
 
 
 TEXTS = {

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any, NoReturn
 
-from keras_flax_bridge.cli import convert, diff, doctor, eject, inspect, output, plan, verify
+from keras_flax_bridge.cli import output
+from keras_flax_bridge.cli.commands import convert, diff, doctor, eject, inspect, plan, verify
 from keras_flax_bridge.errors import BridgeError, CorruptCheckpointError, StructureMismatchError, said
 from keras_flax_bridge.startup.begin import is_command
 

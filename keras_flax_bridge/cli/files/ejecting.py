@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import nnx
 
-from keras_flax_bridge._replacing import beside, require_free
 from keras_flax_bridge.checkpoint import orbax_io
 from keras_flax_bridge.checkpoint.restoring import restore
 from keras_flax_bridge.checkpoint.saving import state_metadata
+from keras_flax_bridge.cli.files.replacing import beside, require_free
 from keras_flax_bridge.errors import BridgeError, CheckpointError, said
 from keras_flax_bridge.migrate.code import executed
 from keras_flax_bridge.migrate.convert import Conversion, converted

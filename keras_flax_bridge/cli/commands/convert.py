@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from keras_flax_bridge import _conversion
 from keras_flax_bridge.checkpoint import orbax_io
 from keras_flax_bridge.cli import arguments, output
+from keras_flax_bridge.cli.files import converting
 from keras_flax_bridge.state.report import counted
 
 
@@ -19,7 +19,7 @@ def add_arguments(parser: Any) -> None:
         help="where to; its suffix says what it becomes; without one it is a checkpoint",
     )
     said = "what it becomes; flax is a plain tree, for Orbax's StandardCheckpointer"
-    parser.add_argument("--to", choices=_conversion.KINDS, help=said)
+    parser.add_argument("--to", choices=converting.KINDS, help=said)
     said = "how a checkpoint lies on disk"
     parser.add_argument("--layout", choices=("tree", "packed"), default="tree", help=said)
     parser.add_argument("--force", action="store_true", help="replace what lies there")
@@ -31,8 +31,8 @@ def run(options: Any) -> int:
     """Runs the command."""
     arguments.do_imports(options)
     target = orbax_io.absolute(options.target)
-    kind = _conversion.kind_for(target, options.to)
-    done = _conversion.convert(
+    kind = converting.kind_for(target, options.to)
+    done = converting.convert(
         arguments.opened_with(options.source, options, step=options.step),
         target,
         kind,

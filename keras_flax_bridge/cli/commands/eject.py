@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from keras_flax_bridge import _ejection
 from keras_flax_bridge.checkpoint import keras_files, orbax_io
 from keras_flax_bridge.checkpoint.checks import require
 from keras_flax_bridge.checkpoint.progress import working
 from keras_flax_bridge.cli import arguments, output
+from keras_flax_bridge.cli.files import ejecting
 from keras_flax_bridge.errors import printable
 from keras_flax_bridge.state.report import counted
 
@@ -34,7 +34,7 @@ def run(options: Any) -> int:
     file = orbax_io.absolute(options.model)
     with working(f"converting {options.model}"):
         model = keras_files.load_model(file)
-        done = _ejection.eject(model, file, source, weights, options.class_name, force=options.force)
+        done = ejecting.eject(model, file, source, weights, options.class_name, force=options.force)
     output.show(_told(done, source, weights))
     return 0
 

@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_flax_bridge import _conversion_targets as targets
-from keras_flax_bridge._replacing import beside, require_free
 from keras_flax_bridge.checkpoint import keras_files, orbax_io
 from keras_flax_bridge.checkpoint.groups import groups, is_large
 from keras_flax_bridge.checkpoint.memory import give_back
 from keras_flax_bridge.checkpoint.progress import working
 from keras_flax_bridge.checkpoint.readers import Contents, model_for, opened
 from keras_flax_bridge.checkpoint.slices import PART, flat_pieces, slices, together
+from keras_flax_bridge.cli.files import writers
+from keras_flax_bridge.cli.files.replacing import beside, require_free
 from keras_flax_bridge.errors import CheckpointError
 from keras_flax_bridge.state.report import kind_of
 from keras_flax_bridge.tree.diff import same_spec
@@ -91,10 +91,10 @@ def convert(
         values = source.values()
     strange = {name: source.lacks[kind_of(name)] for name in values if kind_of(name) in source.lacks}
     flat = {**{name: leaf for name, leaf in values.items() if name not in strange}, **initial}
-    job = targets.Job(flat, source, _models(source, model_file, path), model_file is not None, layout)
+    job = writers.Job(flat, source, _models(source, model_file, path), model_file is not None, layout)
     with beside(path) as draft:
         with working(f"writing {path}"):
-            done = targets.WRITERS[kind](draft, job)
+            done = writers.WRITERS[kind](draft, job)
         with working("reading it back"):
             _require_equal(draft, done, flat, job)
     left = _by_reason({**strange, **done.left})
@@ -143,7 +143,7 @@ def _require_named(source: Contents) -> None:
         )
 
 
-def _require_equal(draft: FilePath, done: targets.Written, flat: Flat, job: targets.Job) -> None:
+def _require_equal(draft: FilePath, done: writers.Written, flat: Flat, job: writers.Job) -> None:
     """Checks that what was written is what was read, and that each leaf is there or said to be left out."""
     back = opened(draft, model=job.model() if draft.name.endswith(".weights.h5") else None)
     accounted = {*done.names.values(), *done.left}

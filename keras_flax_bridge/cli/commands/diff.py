@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from keras_flax_bridge._difference import difference
 from keras_flax_bridge.checkpoint.progress import working
 from keras_flax_bridge.checkpoint.readers import same_model
 from keras_flax_bridge.cli import arguments, output
+from keras_flax_bridge.cli.files.differing import difference
 
 
 def add_arguments(parser: Any) -> None:

@@ -19,7 +19,7 @@ KINDS = ("missing", "unexpected", "shape", "dtype", "value")
 Row = dict[str, Any]
 
 
-class Difference(NamedTuple):
+class FileDifference(NamedTuple):
     """What differs, leaf by leaf.
 
     Attributes:
@@ -61,7 +61,7 @@ def _number(largest: float | str) -> str:
     return largest if isinstance(largest, str) else f"{largest:.6g}"
 
 
-def difference(a: Contents, b: Contents, *, values: bool = False) -> Difference:
+def difference(a: Contents, b: Contents, *, values: bool = False) -> FileDifference:
     """Compares two places.
 
     Args:
@@ -80,7 +80,7 @@ def difference(a: Contents, b: Contents, *, values: bool = False) -> Difference:
         "dtype": _unlike(both, diff.mismatched, by_shape=False),
         "value": list(_values(a, b, {path: both[path] for path in alike})) if values else [],
     }
-    return Difference(str(a.path), str(b.path), len(both), rows, skipped)
+    return FileDifference(str(a.path), str(b.path), len(both), rows, skipped)
 
 
 def _comparable(a: Contents, b: Contents) -> tuple[Flat, Flat, dict[str, list[str]]]:

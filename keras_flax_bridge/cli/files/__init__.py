@@ -1,0 +1,1 @@
+"""What the commands do to files: convert, compare, eject, replace."""
