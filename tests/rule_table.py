@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge.migrate import rules
+from keras_flax_bridge.migrate.rules import rule
 
 PAGE = Path(__file__).parents[1] / "docs" / "migrate.md"
 MARK = "<!-- rules -->\n"
@@ -11,7 +11,7 @@ MARK = "<!-- rules -->\n"
 
 def written(page: str) -> str:
     """The page with the present table."""
-    return page[: page.index(MARK)] + MARK + "\n" + rules.table() + "\n"
+    return page[: page.index(MARK)] + MARK + "\n" + rule.table() + "\n"
 
 
 if __name__ == "__main__":

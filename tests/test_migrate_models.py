@@ -15,7 +15,7 @@ from flax import linen, nnx
 from keras import layers as L
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge.migrate import rules
+from keras_flax_bridge.migrate.rules import rule
 from keras_flax_bridge.tree.paths import flatten_tree
 from tests import rule_table
 from tests.cases import QUICK
@@ -184,7 +184,7 @@ def test_a_rule_of_the_user():
         assert module.conversion_report.checked < 1e-6
         np.testing.assert_array_equal(module.scaled.scale[...], model.layers[0].factor.value)
     finally:
-        del rules.RULES[Scaled]
+        del rule.RULES[Scaled]
 
 
 def test_what_is_dropped_is_reported():

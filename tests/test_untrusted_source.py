@@ -10,8 +10,8 @@ import pytest
 import keras_flax_bridge as kfb
 from keras_flax_bridge import migrate
 from keras_flax_bridge.errors import printable_lines
-from keras_flax_bridge.migrate.code import Raw, identifier, literal
-from keras_flax_bridge.migrate.gate import require_plain
+from keras_flax_bridge.migrate.python_text import Raw, identifier, literal
+from keras_flax_bridge.migrate.source.gate import require_plain
 from tests import hostile
 
 PACKAGE = Path(kfb.__file__).parent
@@ -95,10 +95,10 @@ def test_a_text_stays_in_its_quotes(text):
 
 @pytest.mark.parametrize("text", ["os.system('x')", "1) or (2", "float32; import os", "", None, [1]])
 def test_a_number_a_dtype_and_a_keyword_are_nothing_else(text):
-    from keras_flax_bridge.migrate import code
+    from keras_flax_bridge.migrate import python_text
 
-    for write in (code.number, code.dtype_name, code.keyword_name):
-        with pytest.raises(code.Unwritable):
+    for write in (python_text.number, python_text.dtype_name, python_text.keyword_name):
+        with pytest.raises(python_text.Unwritable):
             write(text)
 
 

@@ -54,7 +54,7 @@ TEXTS = {
     "a report": lambda: kfb.report({E_: jnp.ones(2)}),
     "a verification": lambda: kfb.VerifyReport(Path(f"/{E_}".replace("\0", "")), 1, {E_: E_}, (E_,)),
     "a difference": difference,
-    "a map": lambda: migrate.WeightMap([migrate.maps.Pair(((E_,),), ((E_,),))], notes=[E_]).table(),
+    "a map": lambda: migrate.WeightMap([migrate.map_schema.Pair(((E_,),), ((E_,),))], notes=[E_]).table(),
     "a conversion": lambda: migrate.report.ConversionReport(E_, ((E_, E_),), (E_,), None, None),
     "a comparison": lambda: migrate.compare.__globals__["ComparisonReport"](
         (migrate.compare.__globals__["Difference"](E_, 0, 0, E_),), (), 1

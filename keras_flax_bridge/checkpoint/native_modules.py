@@ -10,7 +10,7 @@ from flax import nnx
 from keras_flax_bridge.checkpoint import model_configs
 from keras_flax_bridge.errors import BridgeError
 from keras_flax_bridge.migrate.convert import Conversion
-from keras_flax_bridge.migrate.maps import WeightMap
+from keras_flax_bridge.migrate.weight_map import WeightMap
 from keras_flax_bridge.tree.paths import Path
 
 

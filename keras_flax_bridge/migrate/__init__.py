@@ -1,18 +1,18 @@
 """Migration to native Flax: the same model, the same weights, no Keras at call time."""
 
-import keras_flax_bridge.migrate.rules_attention as _attention  # noqa: F401 - fills the table
-import keras_flax_bridge.migrate.rules_conv as _conv  # noqa: F401
-import keras_flax_bridge.migrate.rules_core as _core  # noqa: F401
-import keras_flax_bridge.migrate.rules_recurrent as _recurrent  # noqa: F401
-import keras_flax_bridge.migrate.rules_shape as _shape  # noqa: F401
+import keras_flax_bridge.migrate.rules.attention as _attention  # noqa: F401 - fills the table
+import keras_flax_bridge.migrate.rules.conv as _conv  # noqa: F401
+import keras_flax_bridge.migrate.rules.core as _core  # noqa: F401
+import keras_flax_bridge.migrate.rules.recurrent as _recurrent  # noqa: F401
+import keras_flax_bridge.migrate.rules.shape as _shape  # noqa: F401
 from keras_flax_bridge.migrate.compare import ComparisonReport as ComparisonReport
 from keras_flax_bridge.migrate.compare import compare as compare
 from keras_flax_bridge.migrate.convert import to_nnx as to_nnx
 from keras_flax_bridge.migrate.convert import to_source as to_source
-from keras_flax_bridge.migrate.maps import WeightMap as WeightMap
-from keras_flax_bridge.migrate.match import match as match
+from keras_flax_bridge.migrate.matching.match import match as match
 from keras_flax_bridge.migrate.report import ConversionReport as ConversionReport
-from keras_flax_bridge.migrate.rules import register_rule as register_rule
+from keras_flax_bridge.migrate.rules.rule import register_rule as register_rule
+from keras_flax_bridge.migrate.weight_map import WeightMap as WeightMap
 from keras_flax_bridge.migrate.weights import slots_to_keras as slots_to_keras
 from keras_flax_bridge.migrate.weights import slots_to_nnx as slots_to_nnx
 from keras_flax_bridge.migrate.weights import to_keras as to_keras

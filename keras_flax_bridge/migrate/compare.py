@@ -14,8 +14,9 @@ from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import StructureMismatchError, printed
 from keras_flax_bridge.keras_internals.call import require_built
 from keras_flax_bridge.migrate.convert import Conversion
-from keras_flax_bridge.migrate.maps import WeightMap, flax_values, keras_values
+from keras_flax_bridge.migrate.map_values import flax_values, keras_values
 from keras_flax_bridge.migrate.selfcheck import tolerance_of
+from keras_flax_bridge.migrate.weight_map import WeightMap
 from keras_flax_bridge.tree.types import Batch
 
 

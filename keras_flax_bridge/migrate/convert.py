@@ -16,14 +16,15 @@ from keras_flax_bridge.errors import StructureMismatchError, UnsupportedLayerErr
 from keras_flax_bridge.interop.keras_in_nnx import ToNNX
 from keras_flax_bridge.keras_internals import SEED
 from keras_flax_bridge.keras_internals.call import require_built
-from keras_flax_bridge.migrate.code import executed, identifier
-from keras_flax_bridge.migrate.draw import as_functional
-from keras_flax_bridge.migrate.graph import Drawing, build_root
-from keras_flax_bridge.migrate.maps import Pair, WeightMap
+from keras_flax_bridge.migrate.graph.builder import Drawing, build_root
+from keras_flax_bridge.migrate.graph.draw import as_functional
+from keras_flax_bridge.migrate.map_schema import Pair
+from keras_flax_bridge.migrate.python_text import executed, identifier
 from keras_flax_bridge.migrate.report import ConversionReport
 from keras_flax_bridge.migrate.selfcheck import check, tolerance_of
-from keras_flax_bridge.migrate.source import RESERVED, Source, write
+from keras_flax_bridge.migrate.source.writer import RESERVED, Source, write
 from keras_flax_bridge.migrate.transforms import forward
+from keras_flax_bridge.migrate.weight_map import WeightMap
 from keras_flax_bridge.tree.diff import diff_trees
 from keras_flax_bridge.tree.leaves import owned
 from keras_flax_bridge.tree.paths import Path, join_path

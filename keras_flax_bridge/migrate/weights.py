@@ -12,8 +12,8 @@ from flax import nnx
 from keras_flax_bridge.errors import StructureMismatchError
 from keras_flax_bridge.keras_internals import BATCH_STAT, PARAM
 from keras_flax_bridge.migrate.convert import Conversion
-from keras_flax_bridge.migrate.maps import WeightMap
-from keras_flax_bridge.migrate.modules import Frozen
+from keras_flax_bridge.migrate.rules.modules import Frozen
+from keras_flax_bridge.migrate.weight_map import WeightMap
 from keras_flax_bridge.state.apply_fn import KerasApply
 from keras_flax_bridge.state.train_state import TrainState
 from keras_flax_bridge.tree.diff import require_paths

@@ -15,10 +15,11 @@ from keras_flax_bridge.checkpoint.restoring import restore
 from keras_flax_bridge.checkpoint.saving import state_metadata
 from keras_flax_bridge.cli.files.replacing import beside, require_free
 from keras_flax_bridge.errors import BridgeError, CheckpointError, said
-from keras_flax_bridge.migrate.code import executed
 from keras_flax_bridge.migrate.convert import Conversion, converted
-from keras_flax_bridge.migrate.maps import Pair, WeightMap
-from keras_flax_bridge.migrate.source import Source
+from keras_flax_bridge.migrate.map_schema import Pair
+from keras_flax_bridge.migrate.python_text import executed
+from keras_flax_bridge.migrate.source.writer import Source
+from keras_flax_bridge.migrate.weight_map import WeightMap
 from keras_flax_bridge.tree.leaves import on_disk
 from keras_flax_bridge.tree.paths import Flat, join_path
 

@@ -12,7 +12,9 @@ import keras
 from flax import nnx
 
 from keras_flax_bridge.errors import StructureMismatchError, printable
-from keras_flax_bridge.migrate.alignment import (
+from keras_flax_bridge.migrate.convert import Conversion, abstract
+from keras_flax_bridge.migrate.map_schema import Pair
+from keras_flax_bridge.migrate.matching.alignment import (
     Group,
     assign,
     counterpart,
@@ -23,10 +25,9 @@ from keras_flax_bridge.migrate.alignment import (
     nnx_leaves,
     unfused,
 )
-from keras_flax_bridge.migrate.convert import Conversion, abstract
-from keras_flax_bridge.migrate.maps import Pair, WeightMap
 from keras_flax_bridge.migrate.selfcheck import difference, tolerance_of
 from keras_flax_bridge.migrate.transforms import Merge, Reshape, Split, Transform, Transpose
+from keras_flax_bridge.migrate.weight_map import WeightMap
 from keras_flax_bridge.tree.paths import Path, fill_tree, flatten_tree, join_path
 from keras_flax_bridge.tree.types import Batch, PyTree
 

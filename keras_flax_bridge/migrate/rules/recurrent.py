@@ -9,10 +9,10 @@ import keras
 from keras import layers as L
 
 from keras_flax_bridge.migrate.ir import Call
-from keras_flax_bridge.migrate.rules import Rule, To, add
-from keras_flax_bridge.migrate.rules_conv import one_for_all, sizes
-from keras_flax_bridge.migrate.rules_core import features
-from keras_flax_bridge.migrate.site import Refusal, Site, activation_function, dtypes
+from keras_flax_bridge.migrate.rules.conv import one_for_all, sizes
+from keras_flax_bridge.migrate.rules.core import features
+from keras_flax_bridge.migrate.rules.rule import Rule, To, add
+from keras_flax_bridge.migrate.rules.site import Refusal, Site, activation_function, dtypes
 from keras_flax_bridge.migrate.transforms import Reshape, Split, Transform
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from keras_flax_bridge.migrate.code import identifier
 from keras_flax_bridge.migrate.ir import Graph, Step, numbers
+from keras_flax_bridge.migrate.python_text import identifier
 
 SHORT = tuple("xyzwuvabcdefgh")
 

@@ -9,9 +9,9 @@ import keras
 import numpy as np
 from keras import layers as L
 
-from keras_flax_bridge.migrate.code import literal, number
-from keras_flax_bridge.migrate.rules import ABSENT, Rule, To, add
-from keras_flax_bridge.migrate.site import HALF, Refusal, Site, dtype, dtypes
+from keras_flax_bridge.migrate.python_text import literal, number
+from keras_flax_bridge.migrate.rules.rule import ABSENT, Rule, To, add
+from keras_flax_bridge.migrate.rules.site import HALF, Refusal, Site, dtype, dtypes
 from keras_flax_bridge.migrate.transforms import Reshape, Transform
 
 WEIGHT_AND_BIAS = {"kernel": "kernel", "bias": "bias"}

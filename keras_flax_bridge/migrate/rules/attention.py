@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from keras import layers as L
 
-from keras_flax_bridge.migrate.code import Raw, number
 from keras_flax_bridge.migrate.ir import Call
-from keras_flax_bridge.migrate.rules import Rule, add
-from keras_flax_bridge.migrate.site import Refusal, Site, dtypes
+from keras_flax_bridge.migrate.python_text import Raw, number
+from keras_flax_bridge.migrate.rules.rule import Rule, add
+from keras_flax_bridge.migrate.rules.site import Refusal, Site, dtypes
 
 HEADS = {
     f"{keras}/{name}": f"{native}/{name}"

@@ -9,10 +9,10 @@ import numpy as np
 from keras import layers as L
 
 from keras_flax_bridge import keras_internals
-from keras_flax_bridge.migrate.code import literal, number
 from keras_flax_bridge.migrate.ir import Call
-from keras_flax_bridge.migrate.rules import Rule, add
-from keras_flax_bridge.migrate.site import Refusal, Site, dtype, is_float
+from keras_flax_bridge.migrate.python_text import literal, number
+from keras_flax_bridge.migrate.rules.rule import Rule, add
+from keras_flax_bridge.migrate.rules.site import Refusal, Site, dtype, is_float
 
 
 def _flatten(site: Site) -> str:

@@ -15,8 +15,8 @@ import keras
 from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import UnsupportedLayerError
 from keras_flax_bridge.keras_internals import Node
-from keras_flax_bridge.migrate.code import dtype_name
-from keras_flax_bridge.migrate.site import Refusal, is_float
+from keras_flax_bridge.migrate.python_text import dtype_name
+from keras_flax_bridge.migrate.rules.site import Refusal, is_float
 
 
 def drawn(builder: Any, node: Node) -> list[Any]:

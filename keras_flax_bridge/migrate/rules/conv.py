@@ -7,11 +7,11 @@ from typing import Any
 
 from keras import layers as L
 
-from keras_flax_bridge.migrate.code import literal
 from keras_flax_bridge.migrate.ir import Call
-from keras_flax_bridge.migrate.rules import Rule, To, add
-from keras_flax_bridge.migrate.rules_core import WEIGHT_AND_BIAS, plain
-from keras_flax_bridge.migrate.site import Site, dtypes
+from keras_flax_bridge.migrate.python_text import literal
+from keras_flax_bridge.migrate.rules.core import WEIGHT_AND_BIAS, plain
+from keras_flax_bridge.migrate.rules.rule import Rule, To, add
+from keras_flax_bridge.migrate.rules.site import Site, dtypes
 from keras_flax_bridge.migrate.transforms import Reshape, Transform
 
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from keras_flax_bridge.migrate.code import Raw, identifier
 from keras_flax_bridge.migrate.ir import Call, Child, Graph, numbers, substituted
+from keras_flax_bridge.migrate.python_text import Raw, identifier
 from keras_flax_bridge.tree.paths import Path
 
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_flax_bridge.migrate.code import Raw, dtype_name, keyword_name, literal, number
-from keras_flax_bridge.migrate.site import Refusal, Site
+from keras_flax_bridge.migrate.python_text import Raw, dtype_name, keyword_name, literal, number
+from keras_flax_bridge.migrate.rules.site import Refusal, Site
 
 INFIX = {
     "Add": "+",

@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 
 from flax import nnx
 
-import keras_flax_bridge.migrate.modules as modules
-import keras_flax_bridge.migrate.modules_recurrent as modules_recurrent
-from keras_flax_bridge.migrate.blocks import fold
-from keras_flax_bridge.migrate.classes import ClassDef, Classes
-from keras_flax_bridge.migrate.code import (
+import keras_flax_bridge.migrate.rules.modules as modules
+import keras_flax_bridge.migrate.rules.modules_recurrent as modules_recurrent
+from keras_flax_bridge.migrate.ir import Call, Child, Graph, Weight
+from keras_flax_bridge.migrate.python_text import (
     INDENT,
     WIDTH,
     Raw,
@@ -25,10 +24,11 @@ from keras_flax_bridge.migrate.code import (
     one_line,
     statement,
 )
-from keras_flax_bridge.migrate.forward import Forward
-from keras_flax_bridge.migrate.gate import require_plain
-from keras_flax_bridge.migrate.ir import Call, Child, Graph, Weight
-from keras_flax_bridge.migrate.rules import OWN_MODULES
+from keras_flax_bridge.migrate.rules.rule import OWN_MODULES
+from keras_flax_bridge.migrate.source.classes import ClassDef, Classes
+from keras_flax_bridge.migrate.source.forward import Forward
+from keras_flax_bridge.migrate.source.gate import require_plain
+from keras_flax_bridge.migrate.source.repeats import fold
 from keras_flax_bridge.tree.paths import Path
 
 import ast  # isort: skip

@@ -9,15 +9,15 @@ from typing import Any
 import keras
 import numpy as np
 
-import keras_flax_bridge.migrate.rules as rules
+import keras_flax_bridge.migrate.rules.rule as rules
 from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import UnsupportedLayerError, listing
 from keras_flax_bridge.keras_internals import FROZEN, PARAM, SEED, Node
-from keras_flax_bridge.migrate.code import Raw, Unwritable, dtype_name, keyword_name, literal
-from keras_flax_bridge.migrate.draw import drawn
+from keras_flax_bridge.migrate.graph.draw import drawn
 from keras_flax_bridge.migrate.ir import Call, Child, Graph, Step, Value, Weight
-from keras_flax_bridge.migrate.operations import operation_code
-from keras_flax_bridge.migrate.site import Refusal, Site
+from keras_flax_bridge.migrate.python_text import Raw, Unwritable, dtype_name, keyword_name, literal
+from keras_flax_bridge.migrate.rules.operations import operation_code
+from keras_flax_bridge.migrate.rules.site import Refusal, Site
 from keras_flax_bridge.tree.paths import Path, join_path, split_path
 
 LITERAL_SIZE = 16  # larger constants become a variable of the module

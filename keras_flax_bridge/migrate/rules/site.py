@@ -10,8 +10,8 @@ import numpy as np
 
 from keras_flax_bridge import keras_internals
 from keras_flax_bridge.keras_internals import Node
-from keras_flax_bridge.migrate.activations import ACTIVATIONS
-from keras_flax_bridge.migrate.code import Raw, Unwritable, dtype_name, literal
+from keras_flax_bridge.migrate.python_text import Raw, Unwritable, dtype_name, literal
+from keras_flax_bridge.migrate.rules.activations import ACTIVATIONS
 
 
 class Refusal(Exception):  # noqa: N818 - it never leaves the package

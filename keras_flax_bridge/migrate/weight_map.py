@@ -3,50 +3,36 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path as FilePath
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import keras
 from flax import nnx
 
-from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import CheckpointError, StructureMismatchError, printed
-from keras_flax_bridge.keras_internals import PARAM, SEED
-from keras_flax_bridge.migrate import transforms
-from keras_flax_bridge.migrate.transforms import Transform, forward, from_json, inverse, shapes, to_json
-from keras_flax_bridge.tree.diff import diff_trees, spec_text
+from keras_flax_bridge.migrate.map_schema import MAP_FORMAT, PATH_LISTS, Pair, check_map
+from keras_flax_bridge.migrate.map_values import (
+    flax_values,
+    keras_values,
+    placed_as,
+    whole_values,
+    with_values,
+)
+from keras_flax_bridge.migrate.transforms import forward, from_json, inverse, shapes, to_json
+from keras_flax_bridge.tree.diff import spec_text
 from keras_flax_bridge.tree.paths import (
     Flat,
     Path,
     fill_tree,
-    flatten_tree,
     join_path,
     nest_paths,
     split_path,
 )
 from keras_flax_bridge.tree.types import PathLike, PyTree, Target
-from keras_flax_bridge.tree.untrusted import schema, texts
+from keras_flax_bridge.tree.untrusted import texts
 from keras_flax_bridge.tree.untrusted.schema import Malformed
-
-_FORMAT = 1
-
-
-class Pair(NamedTuple):
-    """Variables that hold the same numbers on both sides.
-
-    Attributes:
-        keras: structural keys of the Keras variables; several where Flax has them joined.
-        flax: paths in the Flax model; several where Flax has them apart.
-        transforms: what turns the first into the second.
-        kind: what the variable is to Keras: ``param``, ``frozen``, ``batch_stat`` or ``other``.
-    """
-
-    keras: tuple[Path, ...]
-    flax: tuple[Path, ...]
-    transforms: tuple[Transform, ...] = ()
-    kind: str = PARAM
 
 
 class WeightMap:
@@ -143,19 +129,19 @@ class WeightMap:
         like = self.model if like is None else like
         if like is None:
             return nest_paths(values)
-        return _assigned(like, values, set(self.only_keras))
+        return with_values(like, values, set(self.only_keras))
 
     def flax_values(self, flat: Flat) -> Iterable[tuple[Path, Any]]:
         """Flax leaves out of Keras leaves by structural key."""
         for pair in self.pairs:
-            arrays = _whole(pair.keras, flat)
+            arrays = whole_values(pair.keras, flat)
             if arrays is not None:
                 yield from zip(pair.flax, _moved(pair, arrays), strict=True)
 
     def keras_values(self, flat: Flat) -> Iterable[tuple[Path, Any]]:
         """Keras leaves by structural key out of Flax leaves."""
         for pair in self.pairs:
-            arrays = _whole(pair.flax, flat)
+            arrays = whole_values(pair.flax, flat)
             if arrays is not None:
                 abstract = isinstance(arrays[0], jax.ShapeDtypeStruct)
                 yield from zip(pair.keras, _moved(pair, arrays, back=True, abstract=abstract), strict=True)
@@ -164,7 +150,7 @@ class WeightMap:
         """Shapes and dtypes of the Flax leaves out of those of the Keras variables."""
         found: Flat = {}
         for pair in self.pairs:
-            arrays = _whole(pair.keras, specs)
+            arrays = whole_values(pair.keras, specs)
             if arrays is not None:
                 found |= dict(zip(pair.flax, _moved(pair, arrays, abstract=True), strict=True))
         return found
@@ -181,7 +167,7 @@ class WeightMap:
         for path, leaf in nnx.to_flat_state(nnx.state(target)):
             name = tuple(map(str, path))
             if name in values:
-                leaf.set_value(_placed(values[name], leaf.get_value()))
+                leaf.set_value(placed_as(values[name], leaf.get_value()))
         return target
 
     # files
@@ -203,7 +189,7 @@ class WeightMap:
             TypeError: if a transform has a setting that JSON has not.
         """
         return {
-            "format": _FORMAT,
+            "format": MAP_FORMAT,
             "pairs": [
                 {
                     "keras": list(map(join_path, pair.keras)),
@@ -213,7 +199,7 @@ class WeightMap:
                 }
                 for pair in self.pairs
             ],
-            **{name: list(map(join_path, getattr(self, name))) for name in _LISTS},
+            **{name: list(map(join_path, getattr(self, name))) for name in PATH_LISTS},
             "notes": list(self.notes),
             "linen": self.linen,
         }
@@ -253,7 +239,7 @@ class WeightMap:
             CheckpointError: naming the field that is missing or malformed.
         """
         try:
-            _CHECK(found, "")
+            check_map(found, "")
         except Malformed as error:
             raise CheckpointError(
                 where,
@@ -270,40 +256,8 @@ class WeightMap:
             )
             for pair in found["pairs"]
         ]
-        lists = {name: tuple(map(split_path, found[name])) for name in _LISTS}
+        lists = {name: tuple(map(split_path, found[name])) for name in PATH_LISTS}
         return cls(pairs, **lists, notes=found["notes"], linen=found["linen"])
-
-
-_LISTS = ("seeds", "only_keras", "only_flax")
-_PAIR = schema.record(
-    {
-        "keras": schema.list_of(schema.name),
-        "flax": schema.list_of(schema.name),
-        "transforms": schema.list_of(transforms.check),
-        "kind": schema.text,
-    },
-    required=Pair._fields,
-)
-
-
-def _pair(value: Any, field: str) -> None:
-    """A pair whose transforms make as many arrays as it has paths in the Flax model."""
-    _PAIR(value, field)
-    steps = tuple(map(from_json, value["transforms"]))
-    made = transforms.count_after(steps, len(value["keras"]))
-    if not value["keras"] or made != len(value["flax"]):
-        sides = f"{len(value['keras'])} Keras and {len(value['flax'])} Flax paths"
-        raise Malformed(field, sides, "as many as the transforms take and make")
-
-
-_FIELDS: dict[str, schema.Check] = {
-    "format": schema.choice_of(_FORMAT),
-    "pairs": schema.list_of(_pair),
-    **dict.fromkeys(_LISTS, schema.list_of(schema.name)),
-    "notes": schema.list_of(schema.text),
-    "linen": schema.flag,
-}
-_CHECK = schema.record(_FIELDS, required=[field for field in _FIELDS if field != "format"])
 
 
 def _moved(pair: Pair, arrays: list[Any], *, back: bool = False, abstract: bool = False) -> list[Any]:
@@ -327,89 +281,3 @@ def _moved(pair: Pair, arrays: list[Any], *, back: bool = False, abstract: bool 
 
 def _listed(paths: Sequence[Path]) -> str:
     return " + ".join(map(join_path, paths))
-
-
-def _whole(paths: Sequence[Path], flat: Flat) -> list[Any] | None:
-    """The leaves of one side of a pair; None where there are none."""
-    found = [path for path in paths if path in flat]
-    if found and len(found) < len(paths):
-        missing = [join_path(path) for path in paths if path not in flat]
-        raise StructureMismatchError(
-            "the weights",
-            missing=missing,
-            report=[f"  missing     {path}" for path in missing],
-            fix="They belong together with others that are there: pass all of them.",
-        )
-    return [flat[path] for path in paths] if found else None
-
-
-def keras_values(source: Any) -> Flat:
-    """Every value of a model, a state or a tree by structural key.
-
-    Raises:
-        StructureMismatchError: if it is none of these.
-    """
-    if isinstance(source, keras.layers.Layer):
-        return {
-            e.path: e.variable.value
-            for collection in keras_internals.collect_layer(source)
-            for e in collection
-        }
-    if hasattr(source, "params") and hasattr(source, "non_trainable"):
-        return flatten_tree(source.params) | flatten_tree(source.non_trainable)
-    if isinstance(source, Mapping):
-        return flatten_tree(source)
-    raise StructureMismatchError(
-        "source",
-        got=f"a {type(source).__name__}",
-        expected="a keras.Model, a TrainState, or a tree shaped like params",
-        fix="Pass the model whose weights you want.",
-    )
-
-
-def flax_values(target: Any) -> Flat:
-    """Every value of a module, a state, Linen variables or a tree by path."""
-    if isinstance(target, nnx.Module):
-        target = nnx.state(target)
-    if isinstance(target, nnx.State):
-        return {tuple(map(str, p)): _value(leaf) for p, leaf in nnx.to_flat_state(target)}
-    return {path: _value(leaf) for path, leaf in flatten_tree(target).items()}
-
-
-def _value(leaf: Any) -> Any:
-    return leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
-
-
-def _placed(value: Any, before: Any) -> Any:
-    """A value where the one before it lies."""
-    sharding = getattr(before, "sharding", None)
-    return value if sharding is None else jax.device_put(value, sharding)
-
-
-def _assigned(like: Any, values: Flat, lacking: set[Path]) -> Any:
-    """The Keras side with the given values, after checking every one of them."""
-    if isinstance(like, keras.layers.Layer):
-        entries = {e.path: e for c in keras_internals.collect_layer(like) for e in c if e.kind != SEED}
-        expected = {
-            p: keras_internals.variable_spec(e.variable) for p, e in entries.items() if p not in lacking
-        }
-        _require(values, expected, f"model {like.name!r}")
-        for path in expected:
-            entries[path].variable.assign(values[path])
-        keras_internals.refresh(like)
-        return like
-    trees = {name: flatten_tree(getattr(like, name)) for name in ("params", "non_trainable")}
-    both = trees["params"] | trees["non_trainable"]
-    expected = {path: leaf for path, leaf in both.items() if path in values or path in trees["params"]}
-    _require(values, {p: leaf for p, leaf in expected.items() if p not in lacking}, "the state")
-    new = {
-        name: fill_tree(getattr(like, name), {p: v for p, v in values.items() if p in flat})
-        for name, flat in trees.items()
-    }
-    return like.replace(**new)
-
-
-def _require(values: Flat, expected: Flat, where: str) -> None:
-    difference = diff_trees(values, expected)
-    if difference:
-        raise difference.error(where, "Nothing was assigned. The map was made for another model.")

@@ -12,8 +12,8 @@ from bisect import bisect_left
 from collections.abc import Hashable, Iterator
 from typing import NamedTuple
 
-from keras_flax_bridge.migrate.classes import child_signature, literals, signature
 from keras_flax_bridge.migrate.ir import Child, Graph, Step, Value, numbers, substituted
+from keras_flax_bridge.migrate.source.classes import child_signature, literals, signature
 
 LONGEST = 90  # steps in one block
 INPUTS = 3  # values that a block may read from outside

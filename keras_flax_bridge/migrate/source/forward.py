@@ -8,10 +8,10 @@ from typing import Any
 
 from flax import nnx
 
-from keras_flax_bridge.migrate.classes import ClassDef, Classes, read
-from keras_flax_bridge.migrate.code import fits, identifier, literal, one_line, statement
 from keras_flax_bridge.migrate.ir import Child, Graph, Step, Value, numbers, substituted
-from keras_flax_bridge.migrate.naming import Locals
+from keras_flax_bridge.migrate.python_text import fits, identifier, literal, one_line, statement
+from keras_flax_bridge.migrate.source.classes import ClassDef, Classes, read
+from keras_flax_bridge.migrate.source.locals import Locals
 from keras_flax_bridge.tree.paths import Path
 
 import ast  # isort: skip

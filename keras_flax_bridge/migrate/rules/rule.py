@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import keras
 
 from keras_flax_bridge.errors import StructureMismatchError
-from keras_flax_bridge.migrate.code import dtype_name
 from keras_flax_bridge.migrate.ir import Call
-from keras_flax_bridge.migrate.site import Refusal, Site
+from keras_flax_bridge.migrate.python_text import dtype_name
+from keras_flax_bridge.migrate.rules.site import Refusal, Site
 from keras_flax_bridge.migrate.transforms import Transform
 
 Shape = tuple[int, ...]

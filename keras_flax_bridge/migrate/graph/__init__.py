@@ -1,0 +1,1 @@
+"""The graph of a model's calls, as the conversion sees it."""

@@ -1,0 +1,1 @@
+"""One rule for a kind of layer: what it is in Flax."""
