@@ -54,7 +54,7 @@ package: $(VENV)/ready
 	$(BIN)/python -m build > /dev/null
 	$(PYTHON) -m venv .venv-package
 	.venv-package/bin/python -m pip install -q mypy dist/*.whl
-	cp tests/client.py dist
+	cp tests/support/client.py dist
 	cd dist && $(CLIENT) client.py && $(CLIENT) -m mypy --strict client.py
 	.venv-package/bin/python -m pip install -q --no-deps --force-reinstall dist/*.tar.gz
 	cd dist && $(CLIENT) client.py && ../.venv-package/bin/keras-flax-bridge --help > /dev/null

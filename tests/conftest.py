@@ -19,9 +19,9 @@ import keras_flax_bridge as kfb
 import jax
 import pytest
 
-from tests import contracts
-from tests.cases import Case, parameters
-from tests.weights import drawn_by_numpy
+from tests.tables import contracts
+from tests.support.cases import Case, parameters
+from tests.support.weights import drawn_by_numpy
 
 
 @pytest.fixture(params=parameters(contracts.ROWS), scope="session")

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 import keras_flax_bridge as kfb
+from docs.generate import coverage
+from docs.generate import optimizers as optimizer_table
 from keras_flax_bridge import errors
-from tests import coverage, optimizer_table
 
 NAMES = [name for name in vars(kfb) if not name.startswith("_") and not inspect.ismodule(getattr(kfb, name))]
 OBJECTS = {name: getattr(kfb, name) for name in NAMES}
@@ -116,13 +117,13 @@ def test_errors_share_one_base(kind):
 
 def test_the_page_on_coverage_is_that_of_the_contract_table():
     assert coverage.written(coverage.PAGE.read_text()) == coverage.PAGE.read_text(), (
-        "python -m tests.coverage"
+        "python -m docs.generate.coverage"
     )
 
 
 def test_the_page_on_optimizers_is_that_of_the_table_of_rules():
     page = optimizer_table.PAGE.read_text()
-    assert optimizer_table.written(page) == page, "python -m tests.optimizer_table"
+    assert optimizer_table.written(page) == page, "python -m docs.generate.optimizers"
 
 
 API = Path(__file__).parents[1] / "docs" / "api.md"

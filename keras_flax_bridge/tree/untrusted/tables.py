@@ -1,6 +1,6 @@
 """What a file may name: literal tables.
 
-`tests/test_untrusted.py` compares them with what is installed.
+`tests/tree/test_untrusted.py` compares them with what is installed.
 """
 
 from __future__ import annotations

@@ -1,0 +1,514 @@
+"""TrainState: taking, writing back, owning, calling, repartitioning; and every misuse by name."""
+
+import copy
+import gc
+import itertools
+import pickle
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+import optax
+import pytest
+from flax.training import train_state
+from keras import layers
+
+import keras_flax_bridge as kfb
+from keras_flax_bridge.tree.paths import flatten_tree, join_path
+from tests.support.cases import equal
+from tests.support.models import stateful
+from tests.support.models.graphs import two_layers
+from tests.tables import contracts
+
+BATCH = next(contracts.SEQUENTIAL.batches())
+SPECS = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), BATCH)
+
+
+def weights(state):
+    return state.params, state.non_trainable, state.opt_state, state.metrics
+
+
+# --- from_keras
+
+
+def test_is_a_flax_train_state(model):
+    state = kfb.TrainState.from_keras(model)
+    assert isinstance(state, train_state.TrainState)
+    assert isinstance(state.tx, optax.GradientTransformation)
+    assert state.step.dtype == jnp.int32
+    assert set(state.opt_state) == {"iteration", "learning_rate", "momentums", "velocities"}
+    assert jax.tree.structure(state.opt_state["momentums"]) == jax.tree.structure(state.params)
+    assert set(state.metrics) == {"loss", "accuracy"}
+
+
+@pytest.mark.parametrize("batch", [BATCH, SPECS], ids=["arrays", "specs"])
+def test_builds_an_unbuilt_model_from_a_batch(batch):
+    model = two_layers(built=False)
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    state = kfb.TrainState.from_keras(model, batch=batch)
+    assert state.params["dense"]["kernel"].shape == (6, 4)
+    assert model.optimizer.built
+
+
+@pytest.mark.parametrize("optimizer", [optax.adam(1e-3), keras.optimizers.Adam(), "adam"])
+def test_an_uncompiled_model_takes_an_optimizer(optimizer):
+    model = two_layers()
+    state = kfb.TrainState.from_keras(model, optimizer=optimizer, metrics=["accuracy"])
+    assert not model.compiled
+    assert "accuracy" in state.metrics
+    assert int(state.step) == 0
+
+
+def test_step_counts_what_the_optimizer_has_seen(model):
+    for batch in contracts.SEQUENTIAL.batches(3):
+        model.train_on_batch(*batch)
+    assert int(kfb.TrainState.from_keras(model).step) == 3
+
+
+def test_two_states_of_one_model_are_one_type_to_jit(model):
+    one, two = kfb.TrainState.from_keras(model), kfb.TrainState.from_keras(model)
+    assert jax.tree.structure(one) == jax.tree.structure(two)
+    assert hash(one.tx) == hash(two.tx)
+
+
+# --- ownership
+
+
+def test_copy_keeps_the_model_from_donation(model):
+    state, train_step = kfb.TrainState.from_keras(model), kfb.make_train_step(model)
+    state, _ = train_step(state, BATCH)
+    model.predict(BATCH[0], verbose=0)
+    model.evaluate(*BATCH, verbose=0)
+
+
+def test_assign_to_keeps_the_model_from_donation(trained):
+    model, state = trained
+    state.assign_to(model)
+    kfb.make_train_step(model)(state, BATCH)
+    model.predict(BATCH[0], verbose=0)
+
+
+def buffers():
+    gc.collect()
+    return {id(array) for array in jax.live_arrays() if array.nbytes == 1_000_000}
+
+
+def test_moving_holds_the_weights_once():
+    before = buffers()
+    model = keras.Sequential([keras.Input((500,)), layers.Dense(500, use_bias=False)])
+    model.compile("sgd", "mse")
+    state = kfb.TrainState.from_keras(model, copy=False)
+    assert len(buffers() - before) == 1
+    train_step = kfb.make_train_step(model)
+    for _ in range(2):
+        state, _ = train_step(state, (np.ones((2, 500), "float32"), np.ones((2, 500), "float32")))
+    assert len(buffers() - before) == 1
+    state.assign_to(model, copy=False)
+    assert len(buffers() - before) == 1
+
+
+TOUCHES = {
+    "call": lambda model: model(BATCH[0]),
+    "predict": lambda model: model.predict(BATCH[0], verbose=0),
+    "fit": lambda model: model.fit(*BATCH, verbose=0),
+    "get_weights": lambda model: model.get_weights(),
+    "value": lambda model: model.weights[0].value,
+    "take again": kfb.TrainState.from_keras,
+}
+
+
+@pytest.mark.parametrize("touch", TOUCHES.values(), ids=TOUCHES)
+def test_touching_a_moved_model_names_the_variable(model, touch):
+    model.train_on_batch(*BATCH)
+    state = kfb.TrainState.from_keras(model, copy=False)
+    with pytest.raises(kfb.OwnershipError, match=r"dense/kernel.*assign_to"):
+        touch(model)
+    state.assign_to(model)
+    touch(model)
+
+
+def test_a_moved_model_still_makes_steps_and_saves(model, tmp_path):
+    state = kfb.TrainState.from_keras(model, copy=False)
+    state, _ = kfb.make_train_step(model)(state, BATCH)
+    kfb.save(tmp_path / "moved", state)
+    assert float(kfb.load_model(tmp_path / "moved").optimizer.learning_rate) == pytest.approx(1e-3)
+
+
+def test_a_buffer_shared_by_two_variables_can_be_donated(model):
+    kernel = model.get_layer("head").kernel
+    model.compile("adam", "sparse_categorical_crossentropy")
+    model.optimizer.build(model.trainable_variables)
+    model.optimizer._momentums[4].assign(kernel)
+    state = kfb.TrainState.from_keras(model, copy=False)
+    kfb.make_train_step(model)(state, BATCH)
+
+
+def test_a_donated_state_is_named(trained):
+    model, state = trained
+    kfb.make_train_step(model)(state, BATCH)
+    with pytest.raises(kfb.OwnershipError, match=r"state/.*donated"):
+        kfb.make_train_step(model)(state, BATCH)
+    with pytest.raises(kfb.OwnershipError, match="donated"):
+        state.assign_to(model)
+
+
+# --- assign_to
+
+
+def test_assign_to_a_second_build_takes_everything(trained):
+    _, state = trained
+    layers.Dropout(0.5)  # moves Keras's counters of names
+    other = contracts.SEQUENTIAL.build()
+    other.train_on_batch(*BATCH)
+    state.assign_to(other)
+    assert equal(weights(kfb.TrainState.from_keras(other)), weights(state))
+
+
+def test_assign_to_is_all_or_nothing(trained):
+    model, state = trained
+    state.assign_to(model)
+    before = weights(kfb.TrainState.from_keras(model))
+    broken = {**state.params, "head": {"kernel": jnp.ones((5, 4)), "bias": state.params["head"]["bias"] + 1}}
+    with pytest.raises(kfb.StructureMismatchError) as error:
+        state.replace(params=broken).assign_to(model)
+    assert "params/head/kernel  got float32[5,4], expected float32[5,3]" in str(error.value)
+    assert equal(weights(kfb.TrainState.from_keras(model)), before)
+
+
+def test_assign_to_writes_weights_alone_where_nothing_trains(trained):
+    _, state = trained
+    other = keras.models.clone_model(contracts.SEQUENTIAL.build())
+    plain = keras.Sequential([keras.Input((6,)), *other.layers])
+    state.assign_to(plain)
+    assert equal(kfb.TrainState.from_keras(plain, optimizer="sgd").params, state.params)
+
+
+def test_assign_to_gives_slots_to_a_given_optimizer():
+    model, optimizer = two_layers(), keras.optimizers.Adam()
+    state = kfb.TrainState.from_keras(model, optimizer=optimizer)
+    step = kfb.make_train_step(model, optimizer=optimizer, loss="sparse_categorical_crossentropy")
+    state, _ = step(state, BATCH)
+    state.assign_to(model, optimizer=optimizer)
+    assert int(optimizer.iterations.value) == 1
+    assert np.any(optimizer._momentums[0].numpy())
+
+
+def test_optax_slots_have_no_place_in_a_keras_optimizer(model):
+    state = kfb.TrainState.from_keras(model, optimizer=optax.sgd(0.1))
+    with pytest.warns(UserWarning, match="trained by optax") as warned:
+        state.assign_to(model)
+    assert warned[0].filename == __file__  # the line that assigns
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_garbage_collector_is_left_as_it_was(enabled, monkeypatch):
+    monkeypatch.setattr(gc, "isenabled", lambda: enabled)
+    calls = []
+    monkeypatch.setattr(gc, "disable", lambda: calls.append("disable"))
+    monkeypatch.setattr(gc, "enable", lambda: calls.append("enable"))
+    with pytest.raises(kfb.BridgeError):
+        kfb.TrainState.from_keras(keras.Sequential([layers.Dense(2)]))
+    assert calls == ["disable", *["enable"] * enabled]
+
+
+def test_statistics_that_a_layer_keeps_come_from_the_state():
+    x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
+    model, other = stateful.adapted(), stateful.adapted(shift=0.0)
+    state, wanted = kfb.TrainState.from_keras(model), model.predict(x, verbose=0)
+    assert not np.allclose(other.predict(x, verbose=0), wanted)
+    variables = {"params": state.params, "non_trainable": state.non_trainable}
+    abstract = kfb.TrainState.abstract(lambda: stateful.adapted(shift=0.0))
+    outputs = [
+        kfb.make_predict_step(other)(state, x),
+        kfb.TrainState.from_keras(other).apply_fn(variables, x),
+        abstract.apply_fn(variables, x),
+    ]
+    for y in outputs:
+        np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(other.predict(x, verbose=0), wanted)  # the calls left nothing behind in it
+    state.assign_to(other)
+    np.testing.assert_allclose(other.predict(x, verbose=0), wanted, rtol=1e-6, atol=1e-6)
+
+
+class Lookup(layers.Layer):
+    """A layer whose state is words, stored as Keras's own lookup layers store theirs."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.words = ["a", "b"]
+
+    def save_assets(self, folder):
+        raise NotImplementedError
+
+    def call(self, x):
+        return x
+
+
+def test_state_that_is_no_array_is_refused_by_name():
+    model = keras.Sequential([keras.Input((4,)), Lookup(name="words"), layers.Dense(1)])
+    model.compile("sgd", "mse")
+    for take in (kfb.TrainState.from_keras, kfb.ToNNX):
+        with pytest.raises(kfb.UnsupportedLayerError, match=r"'words'.*no array.*pipeline"):
+            take(model)
+
+
+# --- apply_fn and a Flax codebase's own step
+
+
+def flax_train_step(state, batch):
+    """A step as Flax code writes it, for a model without other state."""
+    x, y = batch
+
+    def loss_fn(params):
+        logits = state.apply_fn({"params": params}, x)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+    loss, grads = jax.value_and_grad(loss_fn)(state.params)
+    return state.apply_gradients(grads=grads), loss
+
+
+@pytest.mark.parametrize("optimizer", [optax.adam(1e-2), keras.optimizers.Adam(1e-2)], ids=["optax", "keras"])
+def test_flax_code_runs_unchanged(optimizer):
+    model = keras.Sequential(
+        [keras.Input((6,)), layers.Dense(4, "relu"), layers.Dropout(0.5), layers.Dense(3)]
+    )
+    state = kfb.TrainState.from_keras(model, optimizer=optimizer)
+    step, losses = jax.jit(flax_train_step), []
+    for _ in range(20):
+        state, loss = step(state, BATCH)
+        losses.append(float(loss))
+    assert losses[-1] < losses[0]
+    assert int(state.step) == 20
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        keras.optimizers.SGD(0.1, momentum=0.9),
+        keras.optimizers.Adam(),
+        keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1)),
+        keras.optimizers.SGD(0.1, loss_scale_factor=8.0),
+    ],
+    ids=["momentum", "adam", "dynamic scale", "fixed scale"],
+)
+def test_apply_gradients_is_exact_for_keras_optimizers(optimizer):
+    def build():
+        model = two_layers()
+        fresh = type(optimizer).from_config(optimizer.get_config())
+        model.compile(fresh, "sparse_categorical_crossentropy")
+        return model
+
+    def loss_fn(params, state):
+        y_pred = state.apply_fn({"params": params}, BATCH[0], training=True)
+        return jnp.mean(keras.losses.sparse_categorical_crossentropy(BATCH[1], y_pred))
+
+    model = build()
+    state = kfb.TrainState.from_keras(model)
+    grads = jax.jit(jax.grad(loss_fn))(state.params, state)
+    state = jax.jit(lambda s, g: s.apply_gradients(grads=g))(state, grads)
+    reference, _ = kfb.make_train_step(build())(kfb.TrainState.from_keras(build()), BATCH)
+    for path, leaf in flatten_tree((state.params, state.opt_state)).items():
+        wanted = flatten_tree((reference.params, reference.opt_state))[path]
+        # the same rule on gradients of two programs: XLA may round their sums differently
+        np.testing.assert_allclose(leaf, wanted, rtol=1e-5, atol=1e-7, err_msg=join_path(path))
+
+
+def test_apply_fn_returns_updates_and_losses(model):
+    state = kfb.TrainState.from_keras(model)
+    variables = {"params": state.params, "non_trainable": state.non_trainable}
+    plain = state.apply_fn(variables, BATCH[0])
+    outputs, updates = state.apply_fn(variables, BATCH[0], training=True, mutable=["non_trainable", "losses"])
+    assert plain.shape == outputs.shape == (8, 3)
+    assert not equal(updates["non_trainable"], state.non_trainable)
+    assert len(updates["losses"]) == 1  # the regularizer
+    assert int(updates["non_trainable"]["dropout"]["seed_generator_state"][1]) == 1
+
+
+def test_apply_fn_derives_seeds_from_a_key(model):
+    state = kfb.TrainState.from_keras(model)
+    variables = {"params": state.params, "non_trainable": state.non_trainable}
+    call = lambda key: state.apply_fn(variables, BATCH[0], training=True, rngs={"dropout": key})  # noqa: E731
+    one, again, other = call(jax.random.key(0)), call(jax.random.key(0)), call(jax.random.key(1))
+    assert np.array_equal(one, again)
+    assert not np.array_equal(one, other)
+
+
+def test_apply_fn_names_what_is_missing(model):
+    state = kfb.TrainState.from_keras(model)
+    with pytest.raises(kfb.StructureMismatchError, match="batch_normalization/moving_mean"):
+        state.apply_fn({"params": state.params}, BATCH[0])
+    no_seed = {k: v for k, v in state.non_trainable.items() if k != "dropout"}
+    state.apply_fn({"params": state.params, "non_trainable": no_seed}, BATCH[0])
+    with pytest.raises(kfb.StructureMismatchError, match="dropout/seed_generator_state"):
+        state.apply_fn({"params": state.params, "non_trainable": no_seed}, BATCH[0], training=True)
+    with pytest.raises(kfb.StructureMismatchError, match="batch_stats"):
+        state.apply_fn({"params": state.params}, BATCH[0], mutable=["batch_stats"])
+
+
+# --- copies, aliases, half-done work
+
+
+def test_a_state_that_could_not_be_made_leaves_the_model_its_weights(model):
+    broken = optax.GradientTransformation(lambda params: params["nothing"], lambda *a: a)
+    with pytest.raises(KeyError):
+        kfb.TrainState.from_keras(model, optimizer=broken, copy=False)
+    model.predict(BATCH[0], verbose=0)
+
+
+def test_a_transformation_that_keeps_the_weights_can_be_donated():
+    model, tx = two_layers(), optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.1))
+    state = kfb.TrainState.from_keras(model, optimizer=tx)
+    step = kfb.make_train_step(model, optimizer=tx, loss="sparse_categorical_crossentropy")
+    state, _ = step(state, BATCH)
+    assert int(state.step) == 1
+
+
+def test_a_deep_copy_is_a_state_of_its_own(trained):
+    model, state = trained
+    twin = copy.deepcopy(state)
+    assert jax.tree.structure(twin) == jax.tree.structure(state)
+    kfb.make_train_step(model)(state, BATCH)
+    kfb.make_train_step(model)(twin, BATCH)
+
+
+def test_a_float16_model_gets_its_loss_scaled_as_compile_would():
+    layer = layers.Dense(3, dtype="mixed_float16")
+    model = keras.Sequential([keras.Input((6,)), layer], name="half")
+    model.dtype_policy = keras.DTypePolicy("mixed_float16")
+    state = kfb.TrainState.from_keras(model, optimizer=keras.optimizers.SGD(0.1), loss="mse")
+    assert "dynamic_scale" in state.opt_state
+    model.compile("sgd", "mse")
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+
+
+# --- misuse
+
+
+def compiled(optimizer="sgd"):
+    model = two_layers()
+    model.compile(optimizer, "mse")
+    return model
+
+
+def stale_optimizer():
+    model = compiled()
+    model.optimizer.build(model.trainable_variables)
+    model.layers[0].trainable = False
+    return model
+
+
+def lazy_metric(metric=None):
+    model = two_layers()
+    model.compile("sgd", "mse", metrics=[metric or keras.metrics.F1Score()])
+    return model
+
+
+state_of = kfb.TrainState.from_keras
+
+
+def apply_fn():
+    return state_of(compiled()).apply_fn
+
+
+MISUSE = {
+    "unbuilt": (lambda: kfb.TrainState.from_keras(unbuilt()), kfb.NotBuiltError, "batch="),
+    "uncompiled": (lambda: kfb.TrainState.from_keras(two_layers()), kfb.NotBuiltError, "compile"),
+    "no optimizer": (lambda: kfb.make_train_step(two_layers()), kfb.NotBuiltError, "optimizer"),
+    "stale optimizer": (
+        lambda: kfb.TrainState.from_keras(stale_optimizer()),
+        kfb.StructureMismatchError,
+        "dense/kernel",
+    ),
+    "lazy metric with a variable": (
+        lambda: kfb.TrainState.from_keras(lazy_metric(keras.metrics.R2Score())),
+        kfb.NotBuiltError,
+        "r2_score",
+    ),
+    "model of before": (
+        lambda: kfb.TrainState.abstract(itertools.repeat(compiled()).__next__),
+        kfb.StructureMismatchError,
+        "from_keras",
+    ),
+    "no model": (
+        lambda: kfb.TrainState.from_keras("model.keras"),
+        kfb.StructureMismatchError,
+        "str|keras.Model",
+    ),
+    "abstract of none": (
+        lambda: kfb.TrainState.abstract(lambda: None),
+        kfb.StructureMismatchError,
+        "NoneType",
+    ),
+    "assign to none": (lambda: state_of(compiled()).assign_to(None), kfb.StructureMismatchError, "NoneType"),
+    "unknown optimizer": (
+        lambda: kfb.TrainState.from_keras(two_layers(), optimizer="adamm"),
+        kfb.StructureMismatchError,
+        "adamm",
+    ),
+    "unknown loss": (
+        lambda: kfb.TrainState.from_keras(two_layers(), optimizer="adam", loss="msee", batch=BATCH),
+        kfb.StructureMismatchError,
+        "msee",
+    ),
+    "wrong batch": (
+        lambda: kfb.TrainState.from_keras(unbuilt(), batch=(BATCH[0], BATCH[0], BATCH[0], BATCH[0])),
+        kfb.StructureMismatchError,
+        "4 parts",
+    ),
+    "batch that Keras can't take": (
+        lambda: kfb.TrainState.from_keras(unbuilt(), batch=(BATCH[0], np.ones((8, 7), "float32"))),
+        kfb.StructureMismatchError,
+        r"batch/1  float32\[8,7\]",
+    ),
+    "pickle": (lambda: pickle.dumps(state_of(compiled())), kfb.UnsupportedOptimizerError, r"kfb\.save"),
+    "extra arguments": (
+        lambda: flax_train_step(state_of(two_layers(), optimizer=optax.lbfgs()), BATCH),
+        kfb.UnsupportedOptimizerError,
+        "value",
+    ),
+    "incomplete gradients": (
+        lambda: state_of(two_layers(), optimizer=optax.sgd(0.1)).apply_gradients(grads={"dense": {}}),
+        kfb.StructureMismatchError,
+        "dense_1/kernel",
+    ),
+    "no variables": (
+        lambda: apply_fn()(None, BATCH[0]),
+        kfb.StructureMismatchError,
+        "'params': state.params",
+    ),
+    "a state as variables": (
+        lambda: apply_fn()(state_of(compiled()), BATCH[0]),
+        kfb.StructureMismatchError,
+        "TrainState",
+    ),
+    "Flax's word": (
+        lambda: apply_fn()({}, BATCH[0], train=True),
+        kfb.StructureMismatchError,
+        "training=True",
+    ),
+    "a number as a key": (
+        lambda: apply_fn()({"params": state_of(compiled()).params}, BATCH[0], rngs=3),
+        kfb.StructureMismatchError,
+        "rngs",
+    ),
+    "lazy metric": (lambda: kfb.TrainState.from_keras(lazy_metric()), kfb.NotBuiltError, "f1_score"),
+    "abstract": (
+        lambda: kfb.TrainState.abstract(compiled).assign_to(compiled()),
+        kfb.NotBuiltError,
+        "Restore",
+    ),
+}
+
+
+def unbuilt():
+    model = two_layers(built=False)
+    model.compile("sgd", "mse")
+    return model
+
+
+@pytest.mark.parametrize(("act", "kind", "words"), MISUSE.values(), ids=MISUSE)
+def test_misuse_is_explained(act, kind, words):
+    with pytest.raises(kind, match=words) as error:
+        act()
+    assert isinstance(error.value, ValueError)
