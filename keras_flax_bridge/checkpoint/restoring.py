@@ -71,7 +71,7 @@ def restore(
 
     Example:
         >>> import keras, tempfile
-        >>> from keras_flax_bridge import TrainState
+        >>> from keras_flax_bridge import TrainState, save
         >>> def build():
         ...     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
         ...     model.compile("adam", "mse")
@@ -168,7 +168,7 @@ def load_model(path: PathLike, *, step: int | None = None) -> keras.Model:
 
     Example:
         >>> import keras, tempfile
-        >>> from keras_flax_bridge import TrainState
+        >>> from keras_flax_bridge import TrainState, save
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
         >>> model.compile("adam", "mse")
         >>> path = tempfile.mkdtemp() + "/one"

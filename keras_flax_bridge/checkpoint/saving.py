@@ -82,6 +82,7 @@ def save(path: PathLike, state: PyTree, *, model: Models | None = None, layout: 
 
     Example:
         >>> import tempfile, jax.numpy as jnp
+        >>> from keras_flax_bridge import restore
         >>> path = tempfile.mkdtemp() + "/weights"
         >>> save(path, {"a": jnp.arange(3)})
         >>> restore(path, {"a": jnp.zeros(3, int)})

@@ -152,6 +152,7 @@ def verify(path: PathLike, *, step: int | None = None) -> VerifyReport:
 
     Example:
         >>> import tempfile, jax.numpy as jnp
+        >>> from keras_flax_bridge import save
         >>> path = tempfile.mkdtemp() + "/weights"
         >>> save(path, {"a": jnp.arange(3)})
         >>> verify(path).ok

@@ -51,7 +51,7 @@ class ShardingReport(NamedTuple):
         rules: one row for each rule and spec.
 
     Example:
-        >>> import jax.numpy as jnp
+        >>> import jax, jax.numpy as jnp
         >>> from jax.sharding import PartitionSpec as P
         >>> mesh = jax.make_mesh((1,), ("model",))
         >>> weights = {"params": {"kernel": jnp.zeros((4, 8)), "bias": jnp.zeros(8)}}
@@ -99,7 +99,7 @@ def sharding_report(state: PyTree, mesh: Mesh, rules: Rules) -> ShardingReport:
         StructureMismatchError: as `shardings_for`.
 
     Example:
-        >>> import jax.numpy as jnp
+        >>> import jax, jax.numpy as jnp
         >>> from jax.sharding import PartitionSpec as P
         >>> weights = {"params": {"kernel": jnp.zeros((4, 8))}}
         >>> sharding_report(weights, jax.make_mesh((1,), ("model",)), [("kernel", P())]).per_device

@@ -14,6 +14,7 @@ from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, join_path
 def spec_text(leaf: Any) -> str:
     """Dtype and shape in the notation of jax, such as ``float32[3,4]``.
 
+    >>> import jax
     >>> spec_text(jax.ShapeDtypeStruct((3, 4), "float32"))
     'float32[3,4]'
     """
