@@ -119,6 +119,17 @@ def _linked_member(path, kit):
             archive.writestr(info, content)
 
 
+for _by in (1, 1 << 20, (1 << 32) - 1):
+
+    @row(f"a directory {_by:,} bytes further back than it says", "keras", refused="all", slow=_by > 1)
+    def _directory(path, kit, by=_by):
+        whole = bytearray(path.read_bytes())
+        at = whole.rindex(b"PK\5\6") + 16  # where the end of an archive says that its directory begins
+        offset = int.from_bytes(whole[at : at + 4], "little")
+        whole[at : at + 4] = min(offset + by, (1 << 32) - 2).to_bytes(4, "little")
+        path.write_bytes(whole)
+
+
 # --- folders
 
 CHECKPOINTS = ("tree", "packed", "flax")

@@ -220,8 +220,10 @@ def _begins(path: FilePath, file: BinaryIO, infos: list[zipfile.ZipInfo], end: i
     """Where the bytes of each member begin; no two members share any."""
     found, last = {}, end
     for info in sorted(infos, key=lambda info: info.header_offset, reverse=True):
-        file.seek(info.header_offset)
-        header = file.read(_HEADER.size)
+        header = b""
+        if 0 <= info.header_offset < end:  # a forged directory may lead to before the file
+            file.seek(info.header_offset)
+            header = file.read(_HEADER.size)
         whole = len(header) == _HEADER.size and header[:4] == b"PK\3\4"
         _, name, extra = _HEADER.unpack(header) if whole else (b"", 0, 0)
         begin = info.header_offset + _HEADER.size + name + extra
