@@ -71,7 +71,7 @@ def set_position(iterator: Any, stored: dict[str, Any]) -> None:
 
     Args:
         iterator: the iterator.
-        stored: what `position` gave, checked by `_schema.position`.
+        stored: what `position` gave, checked by `schema.position`.
 
     Raises:
         CheckpointError: if it has no `set_state`.

@@ -30,7 +30,7 @@ class Weight(NamedTuple):
         key: the structural key of the Keras variable; relative to its layer in a rule.
         paths: where it lies below the native module; several where a transform splits it.
         transforms: what turns the Keras array into the native ones.
-        kind: what the variable is to Keras, as in `_variables`.
+        kind: what the variable is to Keras, as in `keras_internals`.
     """
 
     key: Path

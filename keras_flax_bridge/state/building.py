@@ -20,7 +20,7 @@ from keras_flax_bridge.errors import (
 from keras_flax_bridge.keras_internals.batches import check, described
 from keras_flax_bridge.optimizers.step_interface import require_model
 
-STATE_TREES = ("params", "non_trainable", "opt_state", "metrics")  # as `V.collect` gives them
+STATE_TREES = ("params", "non_trainable", "opt_state", "metrics")  # as `keras_internals.collect` gives them
 
 
 def built(trained: Any, batch: Any) -> Any:
@@ -75,7 +75,7 @@ def copied(optimizer: Any) -> Any:
     """Copies of Keras optimizers, also in a dict, for a model that is yet to be built; all else as it is.
 
     Raises:
-        UnsupportedOptimizerError: as `V.rebuilt_alone`.
+        UnsupportedOptimizerError: as `keras_internals.rebuilt_alone`.
     """
     if isinstance(optimizer, Mapping):
         return {name: copied(value) for name, value in optimizer.items()}
@@ -90,7 +90,7 @@ def match_copies(optimizer: Any, copies: Any) -> None:
     """Completes what `copied` made, when the model that it trains is built.
 
     Raises:
-        StructureMismatchError: as `V.match_exclusions`.
+        StructureMismatchError: as `keras_internals.match_exclusions`.
     """
     if isinstance(optimizer, Mapping):
         for name, value in optimizer.items():

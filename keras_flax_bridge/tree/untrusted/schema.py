@@ -145,7 +145,7 @@ def _below(field: str, name: str) -> str:
 
 
 def name(value: Any, field: str) -> None:
-    """A path as `_paths.join` writes it."""
+    """A path as `join_path` writes it."""
     _require(isinstance(value, str), value, field, "the path of a leaf")
     fits = len(value) <= LONGEST and value.count("/") < DEEPEST
     _require(fits, value, field, f"a path of at most {DEEPEST} names and {LONGEST} characters")
@@ -255,7 +255,7 @@ POSITION = record({"bytes": optional(text)})
 
 
 def position(value: Any, field: str) -> None:
-    """What `_iterators.told` gives."""
+    """What `data_positions.position` gives."""
     POSITION(value, field)
     encoded = value.get("bytes")
     _require(encoded is not None or "json" in value, value, field, "a position, under json or bytes")
