@@ -14,12 +14,15 @@ from keras_flax_bridge.checkpoint.restoring import restore as restore
 from keras_flax_bridge.checkpoint.saving import save as save
 from keras_flax_bridge.checkpoint.verifying import VerifyReport as VerifyReport
 from keras_flax_bridge.checkpoint.verifying import verify as verify
+from keras_flax_bridge.errors import ArgumentError as ArgumentError
 from keras_flax_bridge.errors import BackendError as BackendError
 from keras_flax_bridge.errors import BridgeError as BridgeError
 from keras_flax_bridge.errors import CheckpointError as CheckpointError
+from keras_flax_bridge.errors import CheckpointNotFoundError as CheckpointNotFoundError
 from keras_flax_bridge.errors import CorruptCheckpointError as CorruptCheckpointError
 from keras_flax_bridge.errors import NotBuiltError as NotBuiltError
 from keras_flax_bridge.errors import OwnershipError as OwnershipError
+from keras_flax_bridge.errors import StepAlreadyExistsError as StepAlreadyExistsError
 from keras_flax_bridge.errors import StructureMismatchError as StructureMismatchError
 from keras_flax_bridge.errors import UnsupportedLayerError as UnsupportedLayerError
 from keras_flax_bridge.errors import UnsupportedOptimizerError as UnsupportedOptimizerError

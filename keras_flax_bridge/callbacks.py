@@ -105,7 +105,8 @@ class TrainStateCheckpoint(keras.callbacks.Callback):
     ):
         super().__init__()
         allowed = save_freq == "epoch" or is_count(save_freq)
-        require(allowed, "save_freq", repr(save_freq), "'epoch', or a number of batches, 1 or more")
+        fix = "save_freq='epoch' saves after every epoch."
+        require(allowed, "save_freq", repr(save_freq), "'epoch', or a number of batches, 1 or more", fix)
         self._open = partial(
             CheckpointManager,
             directory,

@@ -160,9 +160,21 @@ class StructureMismatchError(BridgeError, ValueError):
         self.mismatched = tuple(mismatched)
 
 
+class ArgumentError(BridgeError, ValueError):
+    """An argument has a value that it can't have; nothing was read or written."""
+
+
 class CheckpointError(BridgeError):
     """A checkpoint can't be written, found or read."""
 
 
 class CorruptCheckpointError(CheckpointError):
     """A checkpoint is damaged; the message names the leaf."""
+
+
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """There is no checkpoint at a path, or not the step that was asked for."""
+
+
+class StepAlreadyExistsError(CheckpointError, FileExistsError):
+    """What is to be written is there already; it stays as it is."""

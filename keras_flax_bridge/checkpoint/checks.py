@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from keras_flax_bridge.checkpoint.orbax_io import FilePath
-from keras_flax_bridge.errors import CheckpointError
+from keras_flax_bridge.checkpoint.orbax_io import FilePath, steps_in
+from keras_flax_bridge.errors import ArgumentError, CheckpointError, StepAlreadyExistsError
 
 
 def is_count(value: Any) -> bool:
@@ -17,15 +17,21 @@ def best_rule(keep_best: str | tuple[str, str]) -> tuple[str, str]:
     """`keep_best` as the name of a metric and `"min"` or `"max"`."""
     if not isinstance(keep_best, str):
         pair = isinstance(keep_best, (tuple, list)) and len(keep_best) == 2
-        require(pair, "keep_best", repr(keep_best), "a name in the logs, or (name, 'min' or 'max')")
+        fix = "Write keep_best=('val_accuracy', 'max'), with the name that the logs have."
+        require(pair, "keep_best", repr(keep_best), "a name in the logs, or (name, 'min' or 'max')", fix)
         name, mode = keep_best
-        require(mode in ("min", "max"), "keep_best", f"mode {mode!r}", "'min' or 'max'")
+        fix = "Say 'min' where less is better, such as a loss, else 'max'."
+        require(mode in ("min", "max"), "keep_best", f"mode {mode!r}", "'min' or 'max'", fix)
         return name, mode
     for mode, words in _BETTER.items():
         if any(word in keep_best.lower() for word in words):
             return keep_best, mode
-    require(False, "keep_best", repr(keep_best), f"({keep_best!r}, 'min') or ({keep_best!r}, 'max')")
-    raise AssertionError  # unreachable
+    raise ArgumentError(
+        "keep_best",
+        got=repr(keep_best),
+        expected=f"({keep_best!r}, 'min') or ({keep_best!r}, 'max')",
+        fix="Its name doesn't say whether less of it is better: say so.",
+    )
 
 
 _BETTER = {
@@ -36,7 +42,8 @@ _BETTER = {
 
 def stale(directory: FilePath, step: int, newest: int) -> CheckpointError:
     """The error for a step that isn't newer than those in the folder."""
-    return CheckpointError(
+    kind = StepAlreadyExistsError if step in steps_in(directory) else CheckpointError
+    return kind(
         str(directory),
         got=f"step {step}",
         expected=f"a step after {newest}, the newest one in the folder",
@@ -45,13 +52,14 @@ def stale(directory: FilePath, step: int, newest: int) -> CheckpointError:
     )
 
 
-def require(condition: bool, where: str, got: str, expected: str) -> None:
-    """Raises a `CheckpointError` for an argument unless a condition holds."""
+def require(condition: bool, where: str, got: str, expected: str, fix: str) -> None:
+    """Raises an `ArgumentError` unless a condition holds."""
     if not condition:
-        raise CheckpointError(where, got=got, expected=expected, fix="Nothing was read or written.")
+        raise ArgumentError(where, got=got, expected=expected, fix=fix)
 
 
 def is_packed(layout: str) -> bool:
     """Whether a layout's name is ``"packed"``, not ``"tree"``."""
-    require(layout in ("tree", "packed"), "layout", repr(layout), "'tree' or 'packed'")
+    fix = "Take 'packed' where a state has thousands of small leaves, else leave layout= out."
+    require(layout in ("tree", "packed"), "layout", repr(layout), "'tree' or 'packed'", fix)
     return layout == "packed"

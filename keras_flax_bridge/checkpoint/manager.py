@@ -69,10 +69,14 @@ class CheckpointManager:
         save_every: int = 1,
         layout: str = "tree",
     ):
-        require(is_count(save_every), "save_every", repr(save_every), "a whole number of steps, 1 or more")
+        fix = "save_every=1 saves after every call of save."
+        require(
+            is_count(save_every), "save_every", repr(save_every), "a whole number of steps, 1 or more", fix
+        )
         for name, kept in {"max_to_keep": max_to_keep, "keep_every": keep_every}.items():
             allowed = kept is None or is_count(kept)
-            require(allowed, name, repr(kept), "None, or a whole number of steps, 1 or more")
+            fix = f"{name}=None sets no limit." if name == "max_to_keep" else f"Leave {name}= out."
+            require(allowed, name, repr(kept), "None, or a whole number of steps, 1 or more", fix)
         self.directory = orbax_io.absolute(directory)
         self._best = None if keep_best is None else best_rule(keep_best)
         self.save_every = save_every

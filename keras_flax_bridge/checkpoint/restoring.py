@@ -16,7 +16,12 @@ from keras_flax_bridge.checkpoint.leaf_kinds import given_back
 from keras_flax_bridge.checkpoint.matching import Include, Options, Rename, placement, plan
 from keras_flax_bridge.checkpoint.orbax_io import FilePath
 from keras_flax_bridge.checkpoint.targets import target_of
-from keras_flax_bridge.errors import CheckpointError, CorruptCheckpointError, printable
+from keras_flax_bridge.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    printable,
+)
 from keras_flax_bridge.state import gc_pause
 from keras_flax_bridge.tree.types import PathLike, Target
 
@@ -199,16 +204,30 @@ def candidates(path: Any, step: int | None) -> list[FilePath]:
     """The folders that hold what is asked for, the newest first: one, or all steps of a root.
 
     Raises:
-        CheckpointError: if there is none, or not that step.
+        CheckpointNotFoundError: if there is none, or not that step.
+        ArgumentError: for a step of what holds no steps.
     """
     folder = orbax_io.absolute(path)
     if keras_files.is_keras_file(folder):
         return [folder]
     if orbax_io.is_checkpoint(folder):
         named = step is None or (orbax_io.step_of(folder.name) == step)
-        require(named, str(folder), f"step={step} with the folder of one checkpoint", "a root folder")
+        fix = "Leave step= out, or give the folder above it."
+        require(named, str(folder), f"step={step} with the folder of one checkpoint", "a root folder", fix)
         return [folder]
     steps = orbax_io.steps_in(folder)
-    require(bool(steps), str(folder), "no checkpoint", "a checkpoint or a root folder of steps")
-    require(step is None or step in steps, str(folder), f"step={step}", f"one of the steps {list(steps)}")
+    if not steps:
+        raise CheckpointNotFoundError(
+            str(folder),
+            got="no checkpoint",
+            expected="a checkpoint or a root folder of steps",
+            fix="Look at the path; a save in the background is there after manager.wait().",
+        )
+    if step is not None and step not in steps:
+        raise CheckpointNotFoundError(
+            str(folder),
+            got=f"step={step}",
+            expected=f"one of the steps {list(steps)}",
+            fix="Leave step= out for the newest; max_to_keep= says how many stay.",
+        )
     return [steps[found] for found in reversed(steps) if step in (None, found)]

@@ -15,6 +15,7 @@ from flax import nnx
 from keras_flax_bridge.checkpoint import leaf_kinds, model_configs, orbax_io
 from keras_flax_bridge.checkpoint.checks import is_packed, require
 from keras_flax_bridge.checkpoint.targets import target_of
+from keras_flax_bridge.errors import StepAlreadyExistsError
 from keras_flax_bridge.tree.diff import spec_text
 from keras_flax_bridge.tree.leaves import require_values
 from keras_flax_bridge.tree.paths import Flat
@@ -30,17 +31,21 @@ def checked(state: Any) -> Flat:
     else:
         flat = leaf_kinds.flattened(state)
     tree = () not in flat and not isinstance(state, keras.Model)
-    require(tree, "state", f"a {type(state).__name__}", "a TrainState, an nnx.Module, or a tree of arrays")
+    fix = "Of a Keras model save TrainState.from_keras(model); put a single array into a dict."
+    expected = "a TrainState, an nnx.Module, or a tree of arrays"
+    require(tree, "state", f"a {type(state).__name__}", expected, fix)
     return leaf_kinds.to_disk(flat)
 
 
 def step_of(state: Any) -> int:
     """The number of a checkpoint, out of the state's own step."""
     step: Any = getattr(state, "step", None)
-    require(step is not None, "state", f"a {type(state).__name__} without a step", "a TrainState")
+    fix = "Pass step=, or save it by itself: kfb.save(path, state)."
+    require(step is not None, "state", f"a {type(state).__name__} without a step", "a TrainState", fix)
     require_values({("step",): step})
     whole = np.shape(step) == () and np.issubdtype(np.asarray(step).dtype, np.integer)
-    require(whole, "state.step", spec_text(step), "a whole number")
+    fix = "The number of a checkpoint is the state's own step: put an int32 scalar there."
+    require(whole, "state.step", spec_text(step), "a whole number", fix)
     return int(step)
 
 
@@ -89,6 +94,12 @@ def save(path: PathLike, state: PyTree, *, model: Models | None = None, layout: 
         {'a': Array([0, 1, 2], dtype=int32)}
     """
     folder = orbax_io.absolute(path)
-    require(not folder.exists(), str(folder), "a folder that exists", "a new one")
+    if folder.exists():
+        raise StepAlreadyExistsError(
+            str(folder),
+            got="a folder that exists",
+            expected="a new one",
+            fix="Take another path, or delete what is there; nothing was written.",
+        )
     packed = is_packed(layout)
     orbax_io.save(folder, checked(state), None, state_metadata(state, model), packed=packed)

@@ -160,6 +160,7 @@ def verify(path: PathLike, *, step: int | None = None) -> VerifyReport:
     """
     file = orbax_io.absolute(path)
     if file.is_file() and guards.kind(file):
-        require(step is None, str(file), f"step={step} with a file", "a root folder")
+        fix = "Leave step= out: a file holds one state."
+        require(step is None, str(file), f"step={step} with a file", "a root folder", fix)
         return verified(file)
     return verified(candidates(path, step)[0])

@@ -223,7 +223,7 @@ def test_a_folder_that_fit_did_not_write_is_refused(tmp_path):
     [({"save_freq": 0}, "save_freq"), ({"save_freq": "batch"}, "save_freq"), ({"layout": "x"}, "layout")],
 )
 def test_wrong_use_is_explained(tmp_path, options, words):
-    with pytest.raises(kfb.CheckpointError, match=words):
+    with pytest.raises(kfb.ArgumentError, match=words):
         kfb.callbacks.TrainStateCheckpoint(tmp_path, **options)
 
 

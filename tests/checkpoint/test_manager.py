@@ -154,23 +154,31 @@ def test_what_can_not_be_saved_is_explained(trained, tmp_path, wrong):
     with kfb.CheckpointManager(tmp_path) as manager, pytest.raises(kfb.BridgeError):
         manager.save(given)
     if wrong == "nothing":
-        with pytest.raises(kfb.CheckpointError, match="expected a TrainState"):
+        with pytest.raises(kfb.ArgumentError, match="expected a TrainState"):
             kfb.save(tmp_path / "one", given)
 
 
 WRONG = {
-    "a file": (lambda p: kfb.CheckpointManager(touched(p / "file")), "got a file"),
-    "a bucket": (lambda p: kfb.save("gs://bucket/x", {"a": jnp.ones(1)}), "a local path"),
-    "no path": (lambda p: kfb.restore(None, {"a": 1}), "a local path"),
-    "none kept": (lambda p: kfb.CheckpointManager(p, max_to_keep=0), "max_to_keep"),
-    "half saves": (lambda p: kfb.CheckpointManager(p, save_every=2.5), "save_every"),
-    "best of one": (lambda p: kfb.CheckpointManager(p, keep_best=("a",)), "keep_best"),
-    "no folder": (lambda p: kfb.restore(p / "none", {"a": 1}), "no checkpoint"),
-    "no checkpoint": (lambda p: kfb.restore(p, {"a": 1}), "no checkpoint"),
-    "exists": (lambda p: kfb.save(p, {"a": jnp.ones(1)}), "exists"),
-    "layout": (lambda p: kfb.CheckpointManager(p, layout="flat"), "'tree' or 'packed'"),
-    "layout of one": (lambda p: kfb.save(p / "x", {"a": 1}, layout="flat"), "'tree' or 'packed'"),
-    "best": (lambda p: kfb.CheckpointManager(p, keep_best="score"), "'min'"),
+    "a file": (kfb.CheckpointError, lambda p: kfb.CheckpointManager(touched(p / "file")), "got a file"),
+    "a bucket": (
+        kfb.CheckpointError,
+        lambda p: kfb.save("gs://bucket/x", {}),
+        "a local path",
+    ),
+    "no path": (kfb.CheckpointError, lambda p: kfb.restore(None, {"a": 1}), "a local path"),
+    "none kept": (kfb.ArgumentError, lambda p: kfb.CheckpointManager(p, max_to_keep=0), "max_to_keep"),
+    "half saves": (kfb.ArgumentError, lambda p: kfb.CheckpointManager(p, save_every=2.5), "save_every"),
+    "best of one": (kfb.ArgumentError, lambda p: kfb.CheckpointManager(p, keep_best=("a",)), "keep_best"),
+    "no folder": (kfb.CheckpointNotFoundError, lambda p: kfb.restore(p / "none", {"a": 1}), "no checkpoint"),
+    "no checkpoint": (kfb.CheckpointNotFoundError, lambda p: kfb.restore(p, {"a": 1}), "no checkpoint"),
+    "exists": (kfb.StepAlreadyExistsError, lambda p: kfb.save(p, {"a": jnp.ones(1)}), "exists"),
+    "layout": (kfb.ArgumentError, lambda p: kfb.CheckpointManager(p, layout="flat"), "'tree' or 'packed'"),
+    "layout of one": (
+        kfb.ArgumentError,
+        lambda p: kfb.save(p / "x", {"a": 1}, layout="flat"),
+        "'tree' or 'packed'",
+    ),
+    "best": (kfb.ArgumentError, lambda p: kfb.CheckpointManager(p, keep_best="score"), "'min'"),
 }
 
 
@@ -179,10 +187,11 @@ def touched(path):
     return path
 
 
-@pytest.mark.parametrize(("act", "words"), WRONG.values(), ids=WRONG)
-def test_wrong_use_is_explained(tmp_path, act, words):
-    with pytest.raises(kfb.CheckpointError, match=words):
+@pytest.mark.parametrize(("kind", "act", "words"), WRONG.values(), ids=WRONG)
+def test_wrong_use_is_explained(tmp_path, kind, act, words):
+    with pytest.raises(kfb.BridgeError, match=words) as raised:
         act(tmp_path)
+    assert type(raised.value) is kind
 
 
 def test_a_missing_step_names_those_that_exist(tmp_path):
@@ -190,5 +199,5 @@ def test_a_missing_step_names_those_that_exist(tmp_path):
         for state in states(2):
             manager.save(state)
         manager.wait()
-        with pytest.raises(kfb.CheckpointError, match=r"\[1, 2\]"):
+        with pytest.raises(kfb.CheckpointNotFoundError, match=r"\[1, 2\]"):
             manager.restore(state, step=7)

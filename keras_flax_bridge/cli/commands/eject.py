@@ -30,7 +30,8 @@ def run(options: Any) -> int:
     arguments.do_imports(options)
     source = orbax_io.absolute(options.source)
     weights = orbax_io.absolute(options.weights or source.with_name(f"{source.stem}_weights"))
-    require(source.suffix == ".py", str(source), "this name", "one that ends in .py")
+    fix = "OUT.py is the source; --weights says where the weights go."
+    require(source.suffix == ".py", str(source), "this name", "one that ends in .py", fix)
     file = orbax_io.absolute(options.model)
     with working(f"converting {options.model}"):
         model = keras_files.load_model(file)

@@ -10,26 +10,30 @@ from pathlib import Path
 
 from keras_flax_bridge.checkpoint import orbax_io
 from keras_flax_bridge.checkpoint.checks import require
-from keras_flax_bridge.errors import CheckpointError
+from keras_flax_bridge.errors import StepAlreadyExistsError
 
 
 def require_free(path: Path, *, source: Path, force: bool) -> None:
     """Checks that a path may be written, and that what is replaced is one file or one checkpoint.
 
     Raises:
-        CheckpointError: if something lies there, or `source` does.
+        StepAlreadyExistsError: if something lies there.
+        ArgumentError: if `source` does, or what lies there is no file and no checkpoint.
     """
-    require(path.parent.is_dir(), str(path), "no folder to write it in", "a folder that exists")
+    fix = "Make the folder first."
+    require(path.parent.is_dir(), str(path), "no folder to write it in", "a folder that exists", fix)
     nested = source == path or path in source.parents or source in path.parents
-    require(not nested, str(path), f"a place around, at or inside of {source}", "another place")
+    fix = "Write it beside the source."
+    require(not nested, str(path), f"a place around, at or inside of {source}", "another place", fix)
     if not path.exists():
         return
     if not force:
-        raise CheckpointError(
+        raise StepAlreadyExistsError(
             str(path), got="something that exists", expected="a new path", fix="--force replaces it."
         )
     one = path.is_file() or orbax_io.is_checkpoint(path)
-    require(one, str(path), "a folder of other things", "a file or one checkpoint to replace")
+    fix = "--force replaces one file or one checkpoint, never a folder of several things."
+    require(one, str(path), "a folder of other things", "a file or one checkpoint to replace", fix)
 
 
 @contextlib.contextmanager
