@@ -148,11 +148,12 @@ def require_inside(path: Path, folder: Path) -> None:
     Raises:
         CorruptCheckpointError: if it does not.
     """
-    allowed = [folder]
+    allowed = [Path(os.path.realpath(folder))]
     if "snapshots" in folder.parts:
-        allowed.append(Path(*folder.parts[: folder.parts.index("snapshots")], "blobs"))
+        last = len(folder.parts) - 1 - folder.parts[::-1].index("snapshots")
+        allowed.append(Path(os.path.realpath(Path(*folder.parts[:last])), "blobs"))  # no link itself
     real = Path(os.path.realpath(path))
-    if not any(real.is_relative_to(os.path.realpath(base)) for base in allowed):
+    if not any(real.is_relative_to(base) for base in allowed):
         raise CorruptCheckpointError(
             str(path),
             got="a link that leads out of the checkpoint",
