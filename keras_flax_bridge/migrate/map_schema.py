@@ -7,9 +7,7 @@ from typing import Any, NamedTuple
 from keras_flax_bridge.keras_internals import PARAM
 from keras_flax_bridge.migrate import transforms
 from keras_flax_bridge.migrate.transforms import Transform, from_json
-from keras_flax_bridge.tree.paths import (
-    Path,
-)
+from keras_flax_bridge.tree.paths import Path
 from keras_flax_bridge.tree.untrusted import schema
 from keras_flax_bridge.tree.untrusted.schema import Malformed
 

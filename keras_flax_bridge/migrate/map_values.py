@@ -13,13 +13,7 @@ from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import StructureMismatchError
 from keras_flax_bridge.keras_internals import SEED
 from keras_flax_bridge.tree.diff import diff_trees
-from keras_flax_bridge.tree.paths import (
-    Flat,
-    Path,
-    fill_tree,
-    flatten_tree,
-    join_path,
-)
+from keras_flax_bridge.tree.paths import Flat, Path, fill_tree, flatten_tree, join_path
 
 
 def whole_values(paths: Sequence[Path], flat: Flat) -> list[Any] | None:

@@ -22,14 +22,7 @@ from keras_flax_bridge.migrate.map_values import (
 )
 from keras_flax_bridge.migrate.transforms import forward, from_json, inverse, shapes, to_json
 from keras_flax_bridge.tree.diff import spec_text
-from keras_flax_bridge.tree.paths import (
-    Flat,
-    Path,
-    fill_tree,
-    join_path,
-    nest_paths,
-    split_path,
-)
+from keras_flax_bridge.tree.paths import Flat, Path, fill_tree, join_path, nest_paths, split_path
 from keras_flax_bridge.tree.types import PathLike, PyTree, Target
 from keras_flax_bridge.tree.untrusted import texts
 from keras_flax_bridge.tree.untrusted.schema import Malformed

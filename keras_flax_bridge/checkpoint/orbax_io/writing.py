@@ -46,7 +46,7 @@ def save(
             unfinished.hold()
             response.result()
         unfinished.release()
-    except Exception as error:
+    except Exception as error:  # Orbax raises many kinds; nothing half written stays
         unfinished.remove()
         raise failed(path, "saving", error, needed=needed) from error
 
