@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import keras
-import numpy as np
 
 from keras_flax_bridge import keras_internals
 from keras_flax_bridge.checkpoint import guards, model_configs, optimizer_extras
@@ -61,7 +60,7 @@ def load_model(path: FilePath) -> Any:
             fix="Build the model yourself and call restore(path, model).",
         )
     guards.require_loadable(path)
-    with _speaking(path), keras_internals.safe_mode(), keras_internals.bounded(_most(path), str(path)):
+    with _speaking(path), keras_internals.safe_mode():
         config = guards.config(path)
         untrusted.require_safe(config, path)
         return optimizer_extras.put_back(_filled(path, config), optimizer_extras.read(path), path)
@@ -69,12 +68,24 @@ def load_model(path: FilePath) -> Any:
 
 def _filled(path: FilePath, config: Any) -> Any:
     """The model of a config that was checked, with the weights in its file."""
+    most = _most(path)
+
+    def build() -> Any:
+        with keras_internals.bounded(most, str(path)):
+            return model_configs.build(config, path)
+
     with guards.weights_alone(path) as weights:
-        model = None if weights is None else model_configs.build(config, path)
-        if model is None or not model.built:
+        if weights is not None:
+
+            def fill(model: Any) -> None:
+                if model.built:
+                    model.load_weights(weights)  # array by array; Keras's loader holds the whole file twice
+
+            model = keras_internals.filled(build, fill)
+            if model.built:
+                return model
+        with keras_internals.bounded(most, str(path)), keras_internals.weights_on_disk():
             return keras.saving.load_model(path, safe_mode=True)
-        model.load_weights(weights)  # array by array; Keras's loader holds the whole file twice
-        return model
 
 
 def _most(path: FilePath) -> int:
@@ -131,19 +142,11 @@ def restore_weights(path: FilePath, model: Any) -> Any:
         CheckpointError: if the guards refuse the file, or Keras can't read it into the model; then
             the model is as before.
     """
-    if not isinstance(model, keras.Model) or not model.built:
-        raise StructureMismatchError(
-            str(path),
-            got=f"{'an unbuilt' if isinstance(model, keras.Model) else 'a'} {type(model).__name__}",
-            expected="a built keras.Model",
-            fix="Weights files have no structure of their own: restore into the model that was saved first.",
-        )
-    guards.require_loadable(path)
+    _require_built(path, model)
     variables = [entry.variable for found in receivers(model).values() for entry in found]
-    before = [np.array(variable.value) for variable in variables]
+    before = [variable.value for variable in variables]  # arrays of jax don't change
     try:
-        with _speaking(path):
-            model.load_weights(path)
+        read_weights(path, model)
     except CheckpointError:
         for variable, value in zip(variables, before, strict=True):
             variable.assign(value)
@@ -151,3 +154,26 @@ def restore_weights(path: FilePath, model: Any) -> Any:
     finally:
         keras_internals.refresh(model)
     return model
+
+
+def read_weights(path: FilePath, model: Any) -> None:
+    """A `.weights.h5` file into a model that is of no use where that fails.
+
+    Raises:
+        StructureMismatchError: if `model` is no Keras model.
+        CheckpointError: if the guards refuse the file, or Keras can't read it into the model.
+    """
+    _require_built(path, model)
+    guards.require_loadable(path)
+    with _speaking(path):
+        model.load_weights(path)
+
+
+def _require_built(path: FilePath, model: Any) -> None:
+    if not isinstance(model, keras.Model) or not model.built:
+        raise StructureMismatchError(
+            str(path),
+            got=f"{'an unbuilt' if isinstance(model, keras.Model) else 'a'} {type(model).__name__}",
+            expected="a built keras.Model",
+            fix="Weights files have no structure of their own: restore into the model that was saved first.",
+        )

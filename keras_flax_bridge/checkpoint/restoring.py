@@ -10,6 +10,7 @@ from typing import Any
 import keras
 from flax import nnx
 
+from keras_flax_bridge import keras_internals
 from keras_flax_bridge.checkpoint import foreign, keras_files, model_configs, optimizer_sides, orbax_io
 from keras_flax_bridge.checkpoint.checks import require
 from keras_flax_bridge.checkpoint.leaf_kinds import given_back
@@ -196,8 +197,11 @@ def _loaded(folder: FilePath) -> Any:
             expected="the config of a Keras model",
             fix="Build the model yourself and call restore(path, model), or save with model=.",
         )
-    model = model_configs.build(found["model"], folder, stored.specs)
-    return restore(folder, model, include=["params", "non_trainable", "opt_state"])
+
+    def fill(model: Any) -> None:
+        restore(folder, model, include=["params", "non_trainable", "opt_state"])
+
+    return keras_internals.filled(lambda: model_configs.build(found["model"], folder, stored.specs), fill)
 
 
 def candidates(path: Any, step: int | None) -> list[FilePath]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any, NoReturn
 
+from keras_flax_bridge.checkpoint.memory import return_freed
 from keras_flax_bridge.cli import output
 from keras_flax_bridge.cli.commands import convert, diff, doctor, eject, inspect, plan, verify
 from keras_flax_bridge.errors import BridgeError, CorruptCheckpointError, StructureMismatchError, said
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     debug = getattr(options, "debug", False)
+    return_freed()
     with output.calm(debug):
         code = _run(options, debug)
         if code == DIFFERENT and not debug:

@@ -22,6 +22,7 @@ from keras_flax_bridge.keras_internals.exclusions import Exclusions as Exclusion
 from keras_flax_bridge.keras_internals.exclusions import exclude as exclude
 from keras_flax_bridge.keras_internals.exclusions import excludes_variables as excludes_variables
 from keras_flax_bridge.keras_internals.exclusions import exclusions as exclusions
+from keras_flax_bridge.keras_internals.filling import filled as filled
 from keras_flax_bridge.keras_internals.graph import Node as Node
 from keras_flax_bridge.keras_internals.graph import application_layers as application_layers
 from keras_flax_bridge.keras_internals.graph import build_shapes as build_shapes
@@ -75,6 +76,7 @@ from keras_flax_bridge.keras_internals.slots import iterations as iterations
 from keras_flax_bridge.keras_internals.slots import optimizer_parts as optimizer_parts
 from keras_flax_bridge.keras_internals.slots import takes_up as takes_up
 from keras_flax_bridge.keras_internals.stored_names import names_in_files as names_in_files
+from keras_flax_bridge.keras_internals.stored_names import weights_on_disk as weights_on_disk
 from keras_flax_bridge.keras_internals.trainers import begin_fit_at as begin_fit_at
 from keras_flax_bridge.keras_internals.trainers import compilation as compilation
 from keras_flax_bridge.keras_internals.trainers import compiled_parts as compiled_parts

@@ -13,7 +13,7 @@ import keras
 from keras_flax_bridge.errors import CheckpointError
 
 SLACK = 1 << 24  # numbers that a model may make and not store, such as those of metrics
-_PATCHING = threading.RLock()
+PATCHING = threading.RLock()  # held while something of Keras's is replaced
 Made = Callable[..., None]  # Keras's `Variable.__init__`
 
 
@@ -34,7 +34,7 @@ def variables_made_by(make: Callable[[Made, Any, Any, Any, Any, dict[str, Any]],
         else:
             plain(self, initializer, shape=shape, dtype=dtype, **options)
 
-    with _PATCHING:
+    with PATCHING:
         own = "__init__" in vars(base)
         setattr(base, "__init__", __init__)  # noqa: B010, mypy knows no assignment to a method
         try:

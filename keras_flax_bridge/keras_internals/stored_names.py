@@ -1,12 +1,15 @@
-"""The names under which Keras's files hold the variables of a model."""
+"""Keras's files: the names under which they hold the variables of a model, and how they are written."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 from keras.src.saving import saving_lib
 
+from keras_flax_bridge.keras_internals.bounds import PATCHING
 from keras_flax_bridge.keras_internals.models import collect
 from keras_flax_bridge.tree.paths import Path
 
@@ -46,3 +49,19 @@ def names_in_files(model: Any) -> dict[Path, str]:
         for entry in entries
         if id(entry.variable) in recorder.names
     }
+
+
+@contextlib.contextmanager
+def weights_on_disk() -> Iterator[None]:
+    """Inside, Keras writes and unpacks the weights of a `.keras` file beside it, and not in memory.
+
+    That is what Keras does itself with weights that are large beside the free memory.
+    """
+    with PATCHING:
+        # `is_memory_sufficient`: nothing public decides it
+        before = saving_lib.is_memory_sufficient
+        saving_lib.is_memory_sufficient = lambda model: False
+        try:
+            yield
+        finally:
+            saving_lib.is_memory_sufficient = before

@@ -26,7 +26,7 @@ from keras_flax_bridge.migrate.source.writer import RESERVED, Source, write
 from keras_flax_bridge.migrate.transforms import forward
 from keras_flax_bridge.migrate.weight_map import WeightMap
 from keras_flax_bridge.tree.diff import diff_trees
-from keras_flax_bridge.tree.leaves import owned
+from keras_flax_bridge.tree.leaves import owned, strong
 from keras_flax_bridge.tree.paths import Path, join_path
 
 
@@ -139,10 +139,19 @@ def to_nnx(
     return converted(Conversion(model, class_name, fallback), rngs, check_outputs)
 
 
-def converted(conversion: Conversion, rngs: nnx.Rngs | None = None, check_outputs: bool = True) -> Any:
-    """The module of a conversion, with weights, map and report; see `to_nnx`."""
-    model = conversion.model
-    values = {e.path: owned(e.variable.value) for e in conversion.drawing.entries.values()}
+def converted(
+    conversion: Conversion,
+    rngs: nnx.Rngs | None = None,
+    check_outputs: bool = True,
+    *,
+    copies: bool = True,
+) -> Any:
+    """The module of a conversion, with weights, map and report; see `to_nnx`.
+
+    Without `copies` it holds the model's own arrays: for a model that nobody trains.
+    """
+    model, taken = conversion.model, owned if copies else strong
+    values = {e.path: taken(e.variable.value) for e in conversion.drawing.entries.values()}
     module = conversion.module(values, nnx.Rngs(0) if rngs is None else rngs)
     report = _report(conversion, None)
     if check_outputs:

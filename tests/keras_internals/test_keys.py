@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from keras.src.saving import saving_lib
 
 import keras_flax_bridge as kfb
 from keras_flax_bridge import keras_internals
@@ -236,6 +237,7 @@ def test_private_attributes_that_the_bridge_relies_on():
         (model._compile_loss, ["_user_loss_weights", "built"]),
         (model.weights[0], ["_value", "_dtype", "_shape", "_direct_assign", "_maybe_autocast"]),
         (keras.metrics.F1Score(), ["_built"]),
+        (saving_lib, ["_save_state", "is_memory_sufficient", "H5IOStore"]),
     ]
     for holder, names in holders:
         assert [name for name in names if not hasattr(holder, name)] == []

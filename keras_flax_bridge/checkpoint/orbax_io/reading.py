@@ -141,13 +141,16 @@ class Stored:
         small = {path: target for path, target in targets.items() if join_path(path) in self._index}
         wanted = {p: t for p, t in targets.items() if p not in small and p not in self._empty}
         wanted = {p: _host_bytes(t) if p in self._viewed else t for p, t in wanted.items()}
+        taken = {p: on_host(t) for p, t in wanted.items() if _is_on_cpu(t)}
+        wanted |= taken
         part = self._buffer_part(small) if small else None  # of a long buffer only what is needed
         loaded, whole = self._read(wanted, packed=bool(small) and part is None)
         buffer, start = part or (whole, 0)
-        packed = packing.unpack(buffer, self._index, small, start)
-        viewed = {p: leaf.view(self.specs[p].dtype) for p, leaf in loaded.items() if p in self._viewed}
-        empty = {p: np.zeros(t.shape, t.dtype) for p, t in targets.items() if p in self._empty}
-        return {**loaded, **_placed({**empty, **packed, **viewed}, targets)}
+        host = {p: np.zeros(t.shape, t.dtype) for p, t in targets.items() if p in self._empty}
+        host |= packing.unpack(buffer, self._index, small, start)
+        host |= {p: loaded.pop(p).view(self.specs[p].dtype) for p in self._viewed if p in loaded}
+        host |= {p: loaded.pop(p) for p in taken}
+        return {**loaded, **_placed(host, targets)}
 
     def _read(self, targets: Mapping[Path, Any], *, packed: bool) -> tuple[Flat, Any]:
         """Leaves out of Orbax's tree, and the array of the packed ones; all others are left out."""
@@ -358,14 +361,28 @@ def on_host(spec: Any) -> Any:
     return np.broadcast_to(np.zeros((), spec.dtype), spec.shape) if hasattr(spec, "shape") else spec
 
 
+def _is_on_cpu(target: Any) -> bool:
+    """Whether a leaf goes to one CPU: jax takes it over from numpy, and Orbax would keep a second copy."""
+    sharding = getattr(target, "sharding", None)
+    if not isinstance(sharding, jax.sharding.SingleDeviceSharding):
+        return False
+    devices: set[Any] = sharding.device_set
+    return all(device.platform == "cpu" for device in devices)
+
+
 def _host_bytes(target: Any) -> Any:
     """What Orbax is asked for to give the elements of a leaf on the host, as whole numbers."""
     return np.broadcast_to(np.zeros((), words(target.dtype)), target.shape)
 
 
 def _placed(values: Flat, targets: Mapping[Path, Any]) -> Flat:
-    """Values on the host, put where their targets say; one transfer for all."""
+    """Values on the host, put where their targets say: small ones in one transfer, each large one alone.
+
+    A large one that jax copies is let go before the next is copied: `values` is empty of them at the end.
+    """
     shardings = {path: getattr(targets[path], "sharding", None) for path in values}
-    paths = [path for path, sharding in shardings.items() if sharding is not None]
-    put = jax.device_put([values[path] for path in paths], [shardings[path] for path in paths])
-    return {**values, **dict(zip(paths, put, strict=True))}
+    placed = {path: values.pop(path) for path, sharding in shardings.items() if sharding is None}
+    for path in [path for path, leaf in values.items() if size_of(leaf) >= GROUP]:
+        placed[path] = jax.block_until_ready(jax.device_put(values.pop(path), shardings[path]))
+    put = jax.device_put(list(values.values()), [shardings[path] for path in values])
+    return {**placed, **dict(zip(values, put, strict=True))}

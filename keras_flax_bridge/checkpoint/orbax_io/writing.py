@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from keras_flax_bridge.checkpoint import checksums, packing
@@ -41,7 +42,9 @@ def save(
         with folder_of(path).turn():  # two threads that write one folder do so one after the other
             with OPERATIONS.starting():
                 first = OPERATIONS.folder_first(path.parent, needed)
-                with saving_context(needed, folder_first=first):
+                context = saving_context(needed, folder_first=first)
+                context.memory.deepcopy_host_arrays = False  # who waits for the save can't change them
+                with context:
                     response = ocp().save_checkpointables_async(path, items, custom_metadata=custom)
             unfinished.hold()
             response.result()
@@ -56,8 +59,16 @@ def size_on_disk(flat: Mapping[Path, Any]) -> int:
     return sum(getattr(leaf, "nbytes", 8) for leaf in flat.values())
 
 
+class _Uncopied(np.ndarray):
+    """An array that `StandardCheckpointer` writes as it is; it copies others first, to go on meanwhile."""
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self
+
+
 def save_plain(path: FilePath, tree: Any) -> None:
     """Writes a tree as Flax code does, with Orbax's `StandardCheckpointer`, and nothing of ours beside it."""
+    tree = jax.tree.map(lambda leaf: leaf.view(_Uncopied) if type(leaf) is np.ndarray else leaf, tree)
     with speaking(path, "saving"), OPERATIONS.starting(), legacy().StandardCheckpointer() as checkpointer:
         checkpointer.save(path, tree)
 

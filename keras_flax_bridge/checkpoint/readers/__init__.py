@@ -2,6 +2,7 @@
 
 from keras_flax_bridge.checkpoint.readers.contents import NOT_IN_KERAS_FILES as NOT_IN_KERAS_FILES
 from keras_flax_bridge.checkpoint.readers.contents import Contents as Contents
+from keras_flax_bridge.checkpoint.readers.contents import Held as Held
 from keras_flax_bridge.checkpoint.readers.opening import existing as existing
 from keras_flax_bridge.checkpoint.readers.opening import model_for as model_for
 from keras_flax_bridge.checkpoint.readers.opening import opened as opened

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_flax_bridge.checkpoint.slices import PART, flat_pieces, slices
 from keras_flax_bridge.keras_internals import SEED
 from keras_flax_bridge.state.report import METRIC, STEP, StateReport, rows
 from keras_flax_bridge.tree.leaves import on_disk
@@ -87,6 +88,22 @@ class Contents:
         named = f"the names are those in the file: {self.unnamed}" if self.unnamed else ""
         notes = tuple(note for note in (named, self.note) if note)
         return StateReport(f"{self.path}: {self.kind}", rows(self.specs, self.shardings()), notes)
+
+
+class Held(Contents):
+    """Leaves that are in memory already."""
+
+    def __init__(self, path: FilePath, flat: Mapping[Path, Any]):
+        super().__init__(path, "leaves in memory", dict(flat))
+
+    def some(self, paths: Iterable[Path]) -> Flat:
+        """Some leaves, as numpy."""
+        return {path: as_numpy(self.specs[path]) for path in paths}
+
+    def parts(self, path: Path) -> Iterator[np.ndarray]:
+        """A large leaf in one-dimensional parts."""
+        leaf = as_numpy(self.specs[path])
+        return flat_pieces(leaf[part] for part in slices(leaf.shape, PART // leaf.dtype.itemsize))
 
 
 def as_numpy(leaf: Any) -> Any:

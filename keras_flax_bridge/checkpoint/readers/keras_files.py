@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path as FilePath
 from typing import Any
 
+import jax
 import numpy as np
 
 from keras_flax_bridge.checkpoint import guards, keras_files, model_configs, optimizer_extras
@@ -78,8 +79,9 @@ class KerasModel(_File):
         if stored and not slots:
             self.note = "it holds slots of an optimizer, and the model isn't compiled"
         self.lacks = NOT_IN_KERAS_FILES if slots else {**NOT_IN_KERAS_FILES, SLOT: "it holds no slots"}
-        self._model = model
         self._places = names if _are_these(self.specs, names, arrays) else {}
+        self._initial = None if model is None else self._unstored(keras_files.KerasFile(path, model).specs)
+        self._model = None if self._places else model  # else nothing of it is needed any more
 
     def some(self, paths: Iterable[Path]) -> Flat:
         """The values of some leaves, as numpy."""
@@ -94,10 +96,13 @@ class KerasModel(_File):
 
     def initial(self) -> Flat:
         """The values that a new state has where this file holds none."""
-        kept = self._model
-        if guards.kind(self.path) == guards.KERAS:  # it can be loaded again, and would hold all weights
-            self._model = None
-        state = keras_files.KerasFile(self.path, kept).specs
+        if self._initial is not None:
+            return self._initial
+        self._model = None  # it can be loaded again, and would hold all weights
+        return self._unstored(keras_files.KerasFile(self.path).specs)
+
+    def _unstored(self, state: Flat) -> Flat:
+        """What the file holds nothing of, out of a state."""
         return {path: as_numpy(leaf) for path, leaf in state.items() if path not in self.specs}
 
     def _loaded(self) -> Flat:
@@ -138,5 +143,7 @@ def in_weights_file(path: FilePath, model: Any) -> Contents:
     """A `.weights.h5` file: by structural keys, if the model that it is of is given."""
     if model is None:
         return KerasArrays(path, "a weights file doesn't say of which model it is")
-    keras_files.restore_weights(path, model)
-    return KerasModel(path, keras_files.KerasFile(path, model).specs, keras_arrays.names(model), model)
+    keras_files.read_weights(path, model)
+    state = keras_files.KerasFile(path, model).specs
+    specs = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in state.items()}
+    return KerasModel(path, specs, keras_arrays.names(model), model)

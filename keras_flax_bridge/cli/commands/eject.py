@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from keras_flax_bridge.checkpoint import keras_files, orbax_io
+from keras_flax_bridge.checkpoint import orbax_io
 from keras_flax_bridge.checkpoint.checks import require
 from keras_flax_bridge.checkpoint.progress import working
 from keras_flax_bridge.cli import arguments, output
@@ -34,8 +34,7 @@ def run(options: Any) -> int:
     require(source.suffix == ".py", str(source), "this name", "one that ends in .py", fix)
     file = orbax_io.absolute(options.model)
     with working(f"converting {options.model}"):
-        model = keras_files.load_model(file)
-        done = ejecting.eject(model, file, source, weights, options.class_name, force=options.force)
+        done = ejecting.eject(file, source, weights, options.class_name, force=options.force)
     output.show(_told(done, source, weights))
     return 0
 

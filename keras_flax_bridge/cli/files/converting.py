@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path as FilePath
 from typing import Any, NamedTuple
 
-import numpy as np
-
+from keras_flax_bridge import keras_internals
 from keras_flax_bridge.checkpoint import keras_files, orbax_io
-from keras_flax_bridge.checkpoint.groups import groups, is_large
 from keras_flax_bridge.checkpoint.memory import give_back
 from keras_flax_bridge.checkpoint.progress import working
 from keras_flax_bridge.checkpoint.readers import Contents, model_for, opened
-from keras_flax_bridge.checkpoint.slices import PART, flat_pieces, slices, together
 from keras_flax_bridge.cli.files import writers
+from keras_flax_bridge.cli.files.comparing import unlike
+from keras_flax_bridge.cli.files.leaves import Leaves
 from keras_flax_bridge.cli.files.replacing import beside, require_free
 from keras_flax_bridge.errors import CheckpointError
-from keras_flax_bridge.state.report import kind_of
-from keras_flax_bridge.tree.diff import same_spec
-from keras_flax_bridge.tree.leaves import size_of
-from keras_flax_bridge.tree.paths import Flat, Path, join_path
+from keras_flax_bridge.tree.paths import Path, join_path
 
 SUFFIXES = {".keras": "keras", ".weights.h5": "weights.h5", ".safetensors": "safetensors"}
 KINDS = ("checkpoint", "flax", *SUFFIXES.values())
@@ -88,24 +84,20 @@ def convert(
         initial = source.initial() if kind == "checkpoint" else {}
         gc.collect()  # models hold themselves
         give_back()
-        values = source.values()
-    strange = {name: source.lacks[kind_of(name)] for name in values if kind_of(name) in source.lacks}
-    flat = {**{name: leaf for name, leaf in values.items() if name not in strange}, **initial}
-    job = writers.Job(flat, source, _models(source, model_file, path), model_file is not None, layout)
+    leaves = Leaves(source, initial)
+    job = writers.Job(leaves, _models(source, model_file, path), model_file is not None, layout)
     with beside(path) as draft:
         with working(f"writing {path}"):
             done = writers.WRITERS[kind](draft, job)
+        gc.collect()
+        give_back()
         with working("reading it back"):
-            _require_equal(draft, done, flat, job)
-    left = _by_reason({**strange, **done.left})
-    kept = [flat[name] for name in done.names.values()]
+            _require_equal(draft, done, job)
+    left = _by_reason({**leaves.strange, **done.left})
+    kept = list(done.names.values())
     notes = [*_started({**initial, **dict.fromkeys(sorted(done.started))}), *done.notes]
     notes += [source.note] if source.note else []
-    return Converted(path, kind, len(kept), sum(map(_size, kept)), left, notes)
-
-
-def _size(leaf: Any) -> int:
-    return len(leaf) if isinstance(leaf, str) else size_of(leaf)
+    return Converted(path, kind, len(kept), leaves.size(kept), left, notes)
 
 
 def _started(initial: Mapping[Path, Any]) -> list[str]:
@@ -143,13 +135,13 @@ def _require_named(source: Contents) -> None:
         )
 
 
-def _require_equal(draft: FilePath, done: writers.Written, flat: Flat, job: writers.Job) -> None:
+def _require_equal(draft: FilePath, done: writers.Written, job: writers.Job) -> None:
     """Checks that what was written is what was read, and that each leaf is there or said to be left out."""
-    back = opened(draft, model=job.model() if draft.name.endswith(".weights.h5") else None)
+    back = _opened(draft, job)
     accounted = {*done.names.values(), *done.left}
-    lost = [name for name in flat if name not in accounted]
+    lost = [name for name in job.leaves.specs if name not in accounted]
     lost += [kept for name, kept in done.names.items() if name not in back.specs]
-    differing = [done.names[name] for name in _unlike(back, done.names, flat)]
+    differing = [done.names[name] for name in unlike(back, done.names, job.leaves)]
     added = [name for name in back.specs if name not in done.names and name not in done.started]
     if lost or differing or added:
         raise CheckpointError(
@@ -160,29 +152,13 @@ def _require_equal(draft: FilePath, done: writers.Written, flat: Flat, job: writ
         )
 
 
-def _unlike(back: Contents, names: Mapping[Path, Path], flat: Flat) -> Iterator[Path]:
-    """The leaves that came back otherwise; a few are read at a time."""
-    there = {name: leaf for name, leaf in back.specs.items() if name in names}
-    with back.reading():
-        for group in groups(there, back.packed()):
-            if is_large(there[group[0]]):
-                yield from (name for name in group if not _same_parts(back, name, flat[names[name]]))
-                continue
-            values = back.some(group)
-            yield from (name for name in group if not _equal(values[name], flat[names[name]]))
-
-
-def _same_parts(back: Contents, name: Path, leaf: Any) -> bool:
-    if not same_spec(back.specs[name], leaf):
-        return False
-    pieces = flat_pieces(np.asarray(leaf)[part] for part in slices(leaf.shape, PART // leaf.dtype.itemsize))
-    return all(a.tobytes() == b.tobytes() for a, b in together(back.parts(name), pieces, PART))
-
-
-def _equal(a: Any, b: Any) -> bool:
-    if not hasattr(b, "dtype"):
-        return np.shape(a) == () and bool(a == b)
-    return same_spec(a, b) and np.asarray(a).tobytes() == np.asarray(b).tobytes()
+def _opened(draft: FilePath, job: writers.Job) -> Contents:
+    """What was written; a file of weights alone by the names of the model that it is of."""
+    if not draft.name.endswith(".weights.h5"):
+        return opened(draft)
+    found: list[Contents] = []
+    keras_internals.filled(job.model, lambda model: found.append(opened(draft, model=model)))
+    return found[-1]
 
 
 def _names(paths: Iterable[Path]) -> str:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from flax import nnx
 
-from keras_flax_bridge.checkpoint import orbax_io
-from keras_flax_bridge.checkpoint.restoring import restore
+from keras_flax_bridge.checkpoint import keras_files, orbax_io
+from keras_flax_bridge.checkpoint.memory import give_back
+from keras_flax_bridge.checkpoint.readers import Held, opened
 from keras_flax_bridge.checkpoint.saving import state_metadata
+from keras_flax_bridge.cli.files.comparing import unlike
 from keras_flax_bridge.cli.files.replacing import beside, require_free
 from keras_flax_bridge.errors import BridgeError, CheckpointError, said
-from keras_flax_bridge.migrate.convert import Conversion, converted
+from keras_flax_bridge.migrate.convert import Conversion, abstract, converted
 from keras_flax_bridge.migrate.map_schema import Pair
 from keras_flax_bridge.migrate.python_text import executed
 from keras_flax_bridge.migrate.source.writer import Source
 from keras_flax_bridge.migrate.weight_map import WeightMap
+from keras_flax_bridge.tree.diff import diff_trees
 from keras_flax_bridge.tree.leaves import on_disk
 from keras_flax_bridge.tree.paths import Flat, join_path
 
@@ -34,32 +37,41 @@ class Ejected(NamedTuple):
     report: Any
 
 
-def eject(model: Any, file: Path, source: Path, weights: Path, class_name: str, *, force: bool) -> Ejected:
-    """Writes the source and the weights, and reads both back.
+def eject(file: Path, source: Path, weights: Path, class_name: str, *, force: bool) -> Ejected:
+    """Writes the source and the weights of a Keras model, and reads both back.
 
     Args:
-        model: a Keras model.
-        file: where it comes from.
+        file: the model, a ``.keras`` file.
         source: the ``.py`` file to write.
         weights: the folder of the checkpoint to write; its leaves have the names of the module's.
         class_name: of the module.
         force: whether what lies there may be replaced.
 
     Raises:
-        CheckpointError: if either can't be written.
+        CheckpointError: if the file can't be read, or either can't be written.
         UnsupportedLayerError: naming the layers that can't be converted.
     """
     for path, other in ((source, file), (weights, file), (source, weights)):
         require_free(path, source=other, force=force)
+    made, flat, report = _converted(file, class_name)
+    gc.collect()  # models hold themselves
+    give_back()
+    with beside(source) as file_draft, beside(weights) as folder_draft:
+        file_draft.write_text(made.text, encoding="utf-8")
+        orbax_io.save(folder_draft, flat, None, _metadata(flat), packed=False)
+        _require_equal(made, file_draft, folder_draft, flat)
+    return Ejected(made.class_name, len(flat), report)
+
+
+def _converted(file: Path, class_name: str) -> tuple[Source, Flat, Any]:
+    """The source of a model, what its module holds, and the report; of the model nothing is kept."""
+    model = keras_files.load_model(file)
     with _converting(file):
         conversion = Conversion(model, class_name, "error")
-        module = converted(conversion)
-    flat = _flat(module)
-    with beside(source) as file_draft, beside(weights) as folder_draft:
-        file_draft.write_text(conversion.source.text, encoding="utf-8")
-        orbax_io.save(folder_draft, _saved(flat), None, _metadata(flat), packed=False)
-        _require_equal(_read_back(conversion.source, file_draft, folder_draft), flat, source)
-    return Ejected(type(module).__name__, len(flat), type(module).conversion_report)
+        module = converted(conversion, copies=False)
+    state = nnx.to_flat_state(nnx.state(module, _WEIGHTS))
+    flat = {("params", *map(str, path)): on_disk(leaf.get_value()) for path, leaf in state}
+    return conversion.source, flat, type(module).conversion_report
 
 
 @contextlib.contextmanager
@@ -78,40 +90,30 @@ def _converting(file: Path) -> Iterator[None]:
         ) from error
 
 
-def _flat(module: Any) -> Flat:
-    state = nnx.to_flat_state(nnx.state(module, _WEIGHTS))
-    return {tuple(map(str, path)): leaf.get_value() for path, leaf in state}
-
-
-def _saved(flat: Flat) -> Flat:
-    return {("params", *path): on_disk(leaf) for path, leaf in flat.items()}
-
-
 def _metadata(flat: Flat) -> dict[str, Any]:
     """What lets `kfb.restore` fill a module of the source: every leaf has the name that it has there."""
-    same = WeightMap([Pair((path,), (path,)) for path in flat])
+    same = WeightMap([Pair((path[1:],), (path[1:],)) for path in flat])
     return {**state_metadata(None, None), "weight_map": same.to_json()}
 
 
-def _read_back(source: Source, file: Path, weights: Path) -> Flat:
-    """The weights, as a module of what lies in the file has them; nothing else than the source is run."""
+def _require_equal(source: Source, file: Path, weights: Path, flat: Flat) -> None:
+    """Checks that a module of the text in the file takes every leaf, and that each came back bit for bit."""
     text = file.read_text(encoding="utf-8")
     if text != source.text:
         raise CheckpointError(
             str(file), got="another text than was written", expected="the same", fix="Check the disk."
         )
-    made = executed(text, str(file), {"__name__": "keras_flax_bridge_ejected"})
-    return _flat(restore(weights, made[source.class_name](rngs=nnx.Rngs(0))))
-
-
-def _require_equal(back: Flat, flat: Flat, source: Path) -> None:
-    differing = [
-        join_path(path) for path in flat if not np.array_equal(back[path], flat[path], equal_nan=True)
-    ]
-    if differing:
+    made = executed(text, str(file), {"__name__": "keras_flax_bridge_ejected"})  # nothing else is run
+    state = nnx.to_flat_state(nnx.state(abstract(made[source.class_name]), _WEIGHTS))
+    wanted = {("params", *map(str, path)): on_disk(leaf.get_value()) for path, leaf in state}
+    back = opened(weights)
+    difference = diff_trees(back.specs, wanted)
+    differing = list(unlike(back, {path: path for path in back.specs}, Held(file, flat)))
+    if difference or differing:
+        names = ", ".join(map(join_path, differing))
         raise CheckpointError(
-            str(source),
-            got=f"weights that came back otherwise: {', '.join(differing)}",
+            str(file),
+            got=difference.table() if difference else f"weights that came back otherwise: {names}",
             expected="those of the model, bit for bit",
             fix="Nothing was written. This is a mistake in the bridge: report it.",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -14,10 +15,13 @@ import numpy as np
 from keras_flax_bridge import keras_internals
 from keras_flax_bridge.checkpoint import model_configs, optimizer_extras, orbax_io
 from keras_flax_bridge.checkpoint.checks import is_packed
+from keras_flax_bridge.checkpoint.groups import groups
 from keras_flax_bridge.checkpoint.matching import Options, plan
+from keras_flax_bridge.checkpoint.memory import give_back
 from keras_flax_bridge.checkpoint.readers import NOT_IN_KERAS_FILES, Contents, save_tensors
 from keras_flax_bridge.checkpoint.saving import state_metadata
 from keras_flax_bridge.checkpoint.targets import target_of
+from keras_flax_bridge.cli.files.leaves import Leaves
 from keras_flax_bridge.errors import CheckpointError
 from keras_flax_bridge.state.report import SLOT, kind_of
 from keras_flax_bridge.tree.paths import Flat, Path, join_path, nest_paths
@@ -25,25 +29,30 @@ from keras_flax_bridge.tree.paths import Flat, Path, join_path, nest_paths
 
 @dataclass
 class Job:
-    """What is to be written: leaves, where they come from, what builds their model, a layout.
+    """What is to be written: leaves, what builds their model, a layout.
 
     `given` says whether the model was given beside the source.
     """
 
-    flat: Flat
-    source: Contents
+    leaves: Leaves
     model: Callable[[], Any]
     given: bool
     layout: str
+
+    @property
+    def source(self) -> Contents:
+        """Where the leaves come from."""
+        return self.leaves.source
 
     @cached_property
     def config(self) -> Any:
         """The config of the model: of the given one, if the leaves are of it; else the stored one."""
         if not self.given:
             return self.source.metadata.get("model")
-        model = self.model()
-        _fill(model, self.flat, f"the model of {self.source.path}")
-        return model_configs.of_model(model)
+        config = model_configs.of_model(_filled(self)[0])
+        gc.collect()  # models hold themselves
+        give_back()
+        return config
 
 
 class Written(NamedTuple):
@@ -70,7 +79,7 @@ def _to_checkpoint(path: FilePath, job: Job) -> Written:
     carried = {name: job.source.metadata[name] for name in _CARRIED if job.source.metadata.get(name)}
     carried |= {"model": job.config} if job.config else {}
     metadata = {**state_metadata(None, None), **carried}
-    orbax_io.save(path, job.flat, None, metadata, packed=is_packed(job.layout))
+    orbax_io.save(path, job.leaves.all(), None, metadata, packed=is_packed(job.layout))
     return _all(job, {}, ["the position of a Grain iterator stays behind"] if _has_grain(job) else [])
 
 
@@ -84,46 +93,59 @@ def _to_flax(path: FilePath, job: Job) -> Written:
         "no array": lambda x: isinstance(x, str),
     }
     left = _left(job, reasons)
-    kept = {name: leaf for name, leaf in job.flat.items() if name not in left}
-    orbax_io.save_plain(path, nest_paths(kept))
+    orbax_io.save_plain(path, nest_paths(_kept(job, left)))
     return _all(job, left, [_NO_CONFIG] if job.config else [])
 
 
 def _to_safetensors(path: FilePath, job: Job) -> Written:
     left = _left(job, {"no array": lambda leaf: isinstance(leaf, str)})
-    kept = {name: np.asarray(leaf) for name, leaf in job.flat.items() if name not in left}
-    numbers = [join_path(name) for name in kept if not hasattr(job.flat[name], "dtype")]
-    save_tensors(path, kept, {"model": job.config} if job.config else {})
+    metadata = {"model": job.config} if job.config else {}
+    kept = {name: np.asarray(leaf) for name, leaf in _kept(job, left).items()}
+    numbers = [join_path(name) for name in kept if not hasattr(job.leaves.specs[name], "dtype")]
+    save_tensors(path, kept, metadata)
     return _all(job, left, [f"numbers that are arrays now: {', '.join(numbers)}"] if numbers else [])
 
 
 def _left(job: Job, reasons: dict[str, Callable[[Any], bool]]) -> dict[Path, str]:
-    return {name: why for why, is_so in reasons.items() for name, leaf in job.flat.items() if is_so(leaf)}
+    specs = job.leaves.specs.items()
+    return {name: why for why, is_so in reasons.items() for name, leaf in specs if is_so(leaf)}
+
+
+def _kept(job: Job, left: dict[Path, str]) -> Flat:
+    return job.leaves.some(name for name in job.leaves.specs if name not in left)
 
 
 def _all(job: Job, left: dict[Path, str], notes: list[str]) -> Written:
-    return Written({name: name for name in job.flat if name not in left}, left, notes)
+    return Written({name: name for name in job.leaves.specs if name not in left}, left, notes)
 
 
 def _to_keras(path: FilePath, job: Job, *, save: Callable[[Any, FilePath], list[str]]) -> Written:
-    model = job.model()
-    left = {
-        name: NOT_IN_KERAS_FILES[kind_of(name)] for name in job.flat if kind_of(name) in NOT_IN_KERAS_FILES
+    model, done = _filled(job)
+    unknown = {
+        p: NOT_IN_KERAS_FILES[kind_of(p)] for p in job.leaves.specs if kind_of(p) in NOT_IN_KERAS_FILES
     }
-    filled = _fill(model, job.flat, f"the model of {job.source.path}")
-    return filled._replace(left={**left, **filled.left}, notes=save(model, path))
+    with keras_internals.weights_on_disk():
+        return done._replace(left={**unknown, **done.left}, notes=save(model, path))
 
 
 _NO_OPTIMIZER = "the model has no optimizer of Keras's with such slots"
 
 
-def _fill(model: Any, flat: Flat, where: str) -> Written:
-    """Puts leaves into a model; what it is given no slots for, starts.
+def _filled(job: Job) -> tuple[Any, Written]:
+    """The model with the leaves in it, and which of them it took."""
+    done: list[Written] = []
+    model = keras_internals.filled(job.model, lambda model: done.append(_fill(model, job.leaves)))
+    return model, done[-1]
+
+
+def _fill(model: Any, leaves: Leaves) -> Written:
+    """Puts leaves into a model, a few at a time; what it is given no slots for, starts.
 
     Raises:
         CheckpointError: if these are several models.
         StructureMismatchError: listing all leaves that are missing, unexpected or of another shape or dtype.
     """
+    where = f"the model of {leaves.source.path}"
     if not isinstance(model, keras.Model):
         raise CheckpointError(
             where,
@@ -131,11 +153,11 @@ def _fill(model: Any, flat: Flat, where: str) -> Written:
             expected="one, as Keras's files hold",
             fix="Load them with kfb.load_model, and save each.",
         )
-    given, weights = _parted(flat)
-    target = target_of(model, tops={path[0] for path in flat})
+    given, weights = _parted(leaves.specs)
+    target = target_of(model, tops={path[0] for path in leaves.specs})
     if not given.keys() & target.wanted.keys():  # another optimizer, or none on either side
         _restart(model)
-        target = target_of(model, tops={path[0] for path in flat})
+        target = target_of(model, tops={path[0] for path in leaves.specs})
         own, wanted = _parted(target.wanted)
         left, given = dict.fromkeys(given, _NO_OPTIMIZER), {}
     else:
@@ -143,7 +165,10 @@ def _fill(model: Any, flat: Flat, where: str) -> Written:
         wanted, own, left = {**wanted, **slots}, {}, {}
     stored = {**weights, **given}
     names = plan(stored, target._replace(wanted=wanted, scope=None), where, Options())
-    target.put({path: stored[place] for path, place in names.items()})
+    with leaves.reading():
+        for group in groups({path: stored[place] for path, place in names.items()}):
+            values = leaves.some(names[path] for path in group)
+            target.put({path: values[names[path]] for path in group})
     return Written(names, left, [], frozenset(own))
 
 
