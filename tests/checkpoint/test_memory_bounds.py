@@ -1,6 +1,7 @@
 """What the commands take, in processes of their own: no file makes them take more than is said."""
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -50,6 +51,13 @@ def arrays():
     return {"large": large, "half": half, "small": {str(i): np.full(3000, i, "f4") for i in range(400)}}
 
 
+def write_model(folder, widths, inputs):
+    model = keras.Sequential([keras.Input((inputs,)), *(keras.layers.Dense(width) for width in widths)])
+    model.save(folder / "m.keras")
+    model.save_weights(folder / "m.weights.h5")
+    kfb.save(folder / "model", kfb.TrainState.from_keras(model, optimizer="sgd"))
+
+
 @pytest.fixture(scope="module")
 def ordinary(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ordinary")
@@ -60,17 +68,13 @@ def ordinary(tmp_path_factory):
         checkpointer.save(folder / "foreign", state)
     many = {str(i): {"k": np.full((64, 64), i, "f4")} for i in range(6000)}
     kfb.save(folder / "many", many, layout="packed")
-    layers = [keras.layers.Dense(width) for width in (6000, 4000, 4000, 2500)]
-    model = keras.Sequential([keras.Input((3000,)), *layers])
-    model.save(folder / "m.keras")
-    model.save_weights(folder / "m.weights.h5")
+    write_model(folder, (6000, 4000, 4000, 2500), 3000)
     with (
         zipfile.ZipFile(folder / "m.keras") as stored,
         zipfile.ZipFile(folder / "p.keras", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as packed,
     ):
         for name in stored.namelist():
             packed.writestr(name, stored.read(name))
-    kfb.save(folder / "model", {"params": kfb.TrainState.from_keras(model, optimizer="sgd").params})
     with h5py.File(folder / "gzip.weights.h5", "w") as file:
         file.create_dataset("x", data=state["large"]["a"], compression=1, chunks=(1 << 20,))
     return folder
@@ -107,6 +111,47 @@ def test_ordinary_files_take_little(ordinary, row):
     codes, taken = child("run", *words)
     assert codes == [str(wanted)]
     assert taken <= MOST
+
+
+# --- commands and functions that hold the arrays: at most twice their bytes, above the same with a tiny model
+
+HOLDING = {
+    # name: what is typed, or called on which paths
+    "convert a Keras file to a checkpoint": "run convert m.keras new",
+    "convert a checkpoint to a Keras file": "run convert model new.keras",
+    "convert a checkpoint to another": "run convert model new --layout packed",
+    "convert a checkpoint to Flax's": "run convert model new --to flax",
+    "convert weights": "run convert m.weights.h5 new.safetensors --model m.keras",
+    "eject": "run eject m.keras new.py",
+    "load a Keras file": "called m.keras",
+    "load a checkpoint": "called model",
+    "restore into a model": "called model m.keras",
+    "restore weights into a model": "called m.weights.h5 m.keras",
+}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    write_model(folder, (6, 4, 4, 2), 3)
+    return folder
+
+
+@pytest.mark.parametrize("row", HOLDING)
+def test_what_holds_the_arrays_adds_at_most_twice_their_bytes(ordinary, tiny, tmp_path, row):
+    taken = {}
+    for folder in (tiny, ordinary):
+        place = lambda word, folder=folder: (tmp_path if word.startswith("new") else folder) / word  # noqa: E731
+        words = [
+            place(word) if word.partition(".")[0] in {"new", "m", "model"} else word
+            for word in HOLDING[row].split()
+        ]
+        codes, taken[folder] = child(*words)
+        assert codes == ["0"]
+        for path in tmp_path.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    declared = (ordinary / "m.weights.h5").stat().st_size / 2**20
+    assert taken[ordinary] - taken[tiny] <= 2 * declared
 
 
 # --- hostile ones
