@@ -23,6 +23,7 @@ from keras_flax_bridge.errors import (
     printable,
 )
 from keras_flax_bridge.state import gc_pause
+from keras_flax_bridge.state.trees import METRIC, names
 from keras_flax_bridge.tree.types import PathLike, Target
 
 log = logging.getLogger("keras_flax_bridge")
@@ -197,7 +198,7 @@ def _loaded(folder: FilePath) -> Any:
             fix="Build the model yourself and call restore(path, model), or save with model=.",
         )
     model = model_configs.build(found["model"], folder, stored.specs)
-    return restore(folder, model, include=["params", "non_trainable", "opt_state"])
+    return restore(folder, model, include=names(lambda tree: tree.variables and tree.kind != METRIC))
 
 
 def candidates(path: Any, step: int | None) -> list[FilePath]:
