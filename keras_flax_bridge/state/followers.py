@@ -7,7 +7,7 @@ from typing import Any
 
 from keras_flax_bridge.state import trees
 from keras_flax_bridge.state.trees import Follower
-from keras_flax_bridge.tree.diff import diff_trees, require_paths
+from keras_flax_bridge.tree.diff import diff_trees
 from keras_flax_bridge.tree.leaves import strong
 from keras_flax_bridge.tree.paths import Flat, fill_tree, flatten_tree, nest_paths
 from keras_flax_bridge.tree.types import PyTree
@@ -31,12 +31,19 @@ def advanced(name: str, follower: Follower, own: Flat, of: Flat, step: Any) -> F
     Raises:
         StructureMismatchError: if the two trees have different paths, or shapes or dtypes would change.
     """
-    require_paths(own, of, f"state.{name}", follower.of)
+    unlike = diff_trees(own, of)._replace(mismatched={})  # an average may be of another dtype
+    if unlike:
+        raise unlike.error(f"state.{name}", f"It follows {follower.of}: {_FIX}")
     new = flatten_tree(follower.update(nest_paths(own), nest_paths(of), step))
     difference = diff_trees(new, own)
     if difference:
-        raise difference.error(f"state.{name}", f"The update of {name!r} must keep paths, shapes and dtypes.")
+        raise difference.error(f"state.{name}", "Its update must keep paths, shapes and dtypes.")
     return {path: strong(new[path]) for path in own}
+
+
+_FIX = (
+    "start it from that tree, and after layers were frozen or unfrozen move it with state.repartition(model)."
+)
 
 
 def followed(state: Any, given: Container[str] = ()) -> dict[str, PyTree]:

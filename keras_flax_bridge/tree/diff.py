@@ -84,8 +84,8 @@ def same_spec(a: Any, b: Any) -> bool:
 dtype_name = cache(str)  # numpy takes microseconds for it
 
 
-def require_paths(tree: Any, like: Any, where: str, name: str = "params") -> None:
-    """Checks that a tree has the paths of another, which is called `name`, whatever its leaves are.
+def require_paths(tree: Any, like: Any, where: str) -> None:
+    """Checks that a tree has the paths of another, whatever its leaves are.
 
     Raises:
         StructureMismatchError: listing the paths that are missing and unexpected.
@@ -95,7 +95,7 @@ def require_paths(tree: Any, like: Any, where: str, name: str = "params") -> Non
         raise (
             diff_trees(got, expected)
             ._replace(mismatched={})
-            .error(where, f"It must have the structure of {name}.")
+            .error(where, "It must have the structure of params.")
         )
 
 
