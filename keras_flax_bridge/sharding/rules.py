@@ -44,13 +44,14 @@ def layouts(
         StructureMismatchError: naming a rule that matches nothing, or all leaves that a spec doesn't fit.
     """
     flat = flatten_tree(tree)
-    kinds = {path: trees.sharding_of(path) for path in flat}
-    weights = {path: leaf for path, leaf in flat.items() if kinds[path] == trees.BY_RULES}
+    wanted = {path: trees.sharding_of(path) for path in flat}
+    weights = {path: leaf for path, leaf in flat.items() if wanted[path] == trees.BY_RULES}
     found = _of_weights(tree, weights, rules, names)
     found = {path: layout for path, layout in found.items() if not _is_scalar(path, weights[path])}
     _require_fit({path: (flat[path], layout.spec) for path, layout in found.items()}, mesh)
-    params = {path[1:]: path for path in weights if path[0] == "params"}
-    owners = {path: _owner(path, params) for path in flat if kinds[path] == trees.WITH_PARAMS}
+    tails = {name: {path[1:]: path for path in weights if path[0] == name} for name in trees.WEIGHTS}
+    following = [path for path in flat if wanted[path] == trees.WITH_WEIGHTS]
+    owners = {path: _owner(path, tails[trees.followed_by(path)]) for path in following}
     for path, owner in owners.items():
         if owner in found and _shape(flat[owner]) == _shape(flat[path]):
             found[path] = found[owner]

@@ -13,7 +13,7 @@ from keras_flax_bridge.tree.paths import Path
 from keras_flax_bridge.tree.types import PyTree
 
 SLOT, METRIC, STEP = "slot", "metric", "step"
-BY_RULES, WITH_PARAMS, REPLICATED = "by rules", "with params", "replicated"
+BY_RULES, WITH_WEIGHTS, REPLICATED = "by rules", "with weights", "replicated"
 
 
 class Follower(NamedTuple):
@@ -37,7 +37,7 @@ class Tree(NamedTuple):
     Attributes:
         name: the field of the state, and the first name in the paths of its leaves.
         kind: what its leaves are, in the word of `report`.
-        sharding: `BY_RULES` (rules match its paths), `WITH_PARAMS` (a leaf is sharded as the weight that it
+        sharding: `BY_RULES` (rules match its paths), `WITH_WEIGHTS` (a leaf is sharded as the weight that it
             belongs to) or `REPLICATED`.
         variables: the collection of a model's variables that it holds values of; None if of none.
         called: whether the model is called on it, so that every step reads it.
@@ -73,7 +73,7 @@ _TABLE = (
         evaluated=True,
         kinds=_KINDS,
     ),
-    Tree("opt_state", SLOT, WITH_PARAMS, variables="opt_state", trained=True),
+    Tree("opt_state", SLOT, WITH_WEIGHTS, variables="opt_state", trained=True),
     Tree("metrics", METRIC, REPLICATED, variables="metrics", trained=True),
     Tree("eval_metrics", METRIC, REPLICATED, variables="metrics", evaluated=True),
 )
@@ -122,9 +122,19 @@ def sharding_of(path: Path) -> str:
     """How the tree of a leaf is sharded; what is no tree of a state is taken for weights.
 
     >>> sharding_of(("opt_state", "momentums", "dense", "kernel")), sharding_of(("batch_stats", "norm"))
-    ('with params', 'by rules')
+    ('with weights', 'by rules')
     """
     return TREES[path[0]].sharding if path[0] in TREES else BY_RULES
+
+
+def followed_by(path: Path) -> str:
+    """The tree of the weights that a leaf belongs to: `params`, if its own tree follows no other.
+
+    >>> followed_by(("opt_state", "momentums", "dense", "kernel"))
+    'params'
+    """
+    tree = TREES.get(path[0])
+    return tree.follows.of if tree and tree.follows else "params"
 
 
 class DeclaredTrees:

@@ -90,21 +90,15 @@ def _evaluated(model: Any) -> Sequence[Any]:
     return params, non_trainable, metrics
 
 
-def _is_called(tree: Tree) -> bool:
-    return tree.called
-
-
-def _is_trained(tree: Tree) -> bool:
-    return tree.trained
-
-
-def _is_evaluated(tree: Tree) -> bool:
-    return tree.evaluated
-
-
-TRAIN = Kind("train_step", _is_trained, _is_trained, training_variables, trains=True)
-EVALUATE = Kind("test_step", lambda tree: tree.called or tree.evaluated, _is_evaluated, _evaluated)
-PREDICT = Kind("predict_step", _is_called, lambda tree: False, keras_internals.collect_layer, batch="x")
+TRAIN = Kind(
+    "train_step", lambda tree: tree.trained, lambda tree: tree.trained, training_variables, trains=True
+)
+EVALUATE = Kind(
+    "test_step", lambda tree: tree.called or tree.evaluated, lambda tree: tree.evaluated, _evaluated
+)
+PREDICT = Kind(
+    "predict_step", lambda tree: tree.called, lambda tree: False, keras_internals.collect_layer, batch="x"
+)
 
 
 class KerasStep:
@@ -157,7 +151,7 @@ class KerasStep:
             collections, {n: [leaves[i] for i in own] for n, own in order.items()}, batch
         )
         after = list(leaves)
-        for name in collections.keys() & {*self.kind.gives}:
+        for name in (name for name in self.kind.gives if name in collections):
             for place, value in zip(order[name], strong(values[name]), strict=True):
                 after[place] = value
         if self.kind.trains:

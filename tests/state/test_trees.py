@@ -14,7 +14,7 @@ from keras_flax_bridge import keras_internals
 from keras_flax_bridge.checkpoint.orbax_io import Stored
 from keras_flax_bridge.errors import StructureMismatchError
 from keras_flax_bridge.state import trees
-from keras_flax_bridge.state.trees import REPLICATED, WITH_PARAMS, Follower, Tree
+from keras_flax_bridge.state.trees import REPLICATED, WITH_WEIGHTS, Follower, Tree
 from keras_flax_bridge.tree.paths import flatten_tree
 from tests.support.cases import differing
 
@@ -34,7 +34,7 @@ def copied(tree):
     return jax.tree.map(jax.numpy.copy, tree)
 
 
-AVERAGE = Tree("ema", "average", WITH_PARAMS, trained=True, follows=Follower("params", copied, average))
+AVERAGE = Tree("ema", "average", WITH_WEIGHTS, trained=True, follows=Follower("params", copied, average))
 
 
 def state_class(monkeypatch, tree):
@@ -275,6 +275,20 @@ def test_added_tree_is_sharded_with_the_weights(averaging):
         state, _ = step(state, batch)
         assert {path: leaf.sharding for path, leaf in flatten_tree(state.ema).items()} == wanted
     close(state.ema, by_hand(model)[1])
+
+
+def test_added_tree_may_follow_the_statistics(monkeypatch):
+    follower = Follower("non_trainable", copied, average)
+    kind = state_class(monkeypatch, AVERAGE._replace(follows=follower))
+    model, rules = build(), [("moving_mean", PartitionSpec("data")), ("kernel", PartitionSpec(None, "data"))]
+    state = kind.from_keras(model)
+    state = kfb.shard(state.replace(ema=copied(state.non_trainable)), MESH, rules)
+    after, _ = kfb.make_train_step(model, mesh=MESH, rules=rules, donate=False)(state, BATCHES[0])
+    for one in (state, after):
+        shardings = [leaf.sharding for leaf in jax.tree.leaves((one.ema, one.non_trainable))]
+        assert shardings[:2] == shardings[2:]
+        assert not shardings[0].is_fully_replicated
+    close(after.ema, average(state.non_trainable, after.non_trainable, 1))
 
 
 def test_added_tree_is_replicated_where_the_entry_asks_for_it(monkeypatch):
