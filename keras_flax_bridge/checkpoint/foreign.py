@@ -13,16 +13,17 @@ import keras
 from keras_flax_bridge import keras_internals
 from keras_flax_bridge.checkpoint import model_configs
 from keras_flax_bridge.checkpoint.orbax_io import Stored
-from keras_flax_bridge.checkpoint.targets import COLLECTIONS, Target, unboxed
+from keras_flax_bridge.checkpoint.targets import Target, unboxed
 from keras_flax_bridge.errors import CheckpointError, CorruptCheckpointError
 from keras_flax_bridge.keras_internals import VARIABLE_TREES
 from keras_flax_bridge.optimizers.step_interface import training_model
-from keras_flax_bridge.state.building import STATE_TREES, built
+from keras_flax_bridge.state import trees
+from keras_flax_bridge.state.building import built
 from keras_flax_bridge.state.multi_model import models_of
+from keras_flax_bridge.state.trees import COLLECTIONS
 from keras_flax_bridge.tree.paths import Path
 from keras_flax_bridge.tree.untrusted import schema, texts
 
-_TREES = {*STATE_TREES, "step", "eval_metrics"}
 CONFIG = "model_config"  # the item in which Keras stores the config of the model
 
 
@@ -42,7 +43,7 @@ def names(stored: Any, like: Any, target: Target) -> dict[Path, Path]:
 
 def _of_weights(found: dict[Path, Path], target: Target) -> dict[Path, Path]:
     """Names of a module's state, which has no ``params`` above it, as weights where those are wanted."""
-    if not target.of_weights or {path[0] for path in found} & (COLLECTIONS | _TREES):
+    if not target.of_weights or {path[0] for path in found} & {*COLLECTIONS, *trees.names()}:
         return found
     return {("params", *name): path for name, path in found.items()}
 
@@ -73,7 +74,9 @@ def _of_keras(stored: Stored, like: Any) -> dict[Path, Path]:
     if counter is not None:
         found[("step",)] = counter
     # Keras has one set of totals for training and evaluation, and resets it before each
-    totals = {("eval_metrics", *name[1:]): place for name, place in found.items() if name[0] == "metrics"}
+    others = [tree for tree in trees.of_metrics() if tree != "metrics"]
+    metrics = {name[1:]: place for name, place in found.items() if name[0] == "metrics"}
+    totals = {(tree, *name): place for tree in others for name, place in metrics.items()}
     stored.start_at_zero({name: stored.specs[place] for name, place in totals.items()})
     return {
         **found,

@@ -20,6 +20,7 @@ from keras_flax_bridge.errors import CheckpointError, StructureMismatchError, sa
 from keras_flax_bridge.keras_internals import SLACK
 from keras_flax_bridge.state.train_state import TrainState
 from keras_flax_bridge.state.transfer import receivers
+from keras_flax_bridge.state.trees import WEIGHTS
 from keras_flax_bridge.tree import untrusted
 from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree
 
@@ -106,9 +107,8 @@ class KerasFile:
         model = self.model
         state = TrainState.from_keras(model, optimizer=None if model.compiled else "sgd", copy=False)
         state.assign_to(model, copy=False)  # both hold the same buffers: nobody trains either
-        trees = ("params", "non_trainable") if not model.compiled else None
         flat = flatten_tree(state)
-        self._values = {p: leaf for p, leaf in flat.items() if trees is None or p[0] in trees}
+        self._values = {p: leaf for p, leaf in flat.items() if model.compiled or p[0] in WEIGHTS}
         self.path = path
         self.metadata = {"format": "keras"}
         self.specs: Flat = self._values

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from keras_flax_bridge.checkpoint.leaf_kinds import fits_device
-from keras_flax_bridge.checkpoint.targets import COLLECTIONS, WEIGHTS, Target, subtrees
+from keras_flax_bridge.checkpoint.targets import Target, subtrees
 from keras_flax_bridge.errors import StructureMismatchError, printable
-from keras_flax_bridge.state.building import STATE_TREES
+from keras_flax_bridge.state import trees
+from keras_flax_bridge.state.trees import COLLECTIONS, WEIGHTS
 from keras_flax_bridge.tree.diff import Diff, same_spec
 from keras_flax_bridge.tree.leaves import on_disk
 from keras_flax_bridge.tree.paths import Flat, Path, compiled_pattern, join_path, split_path
@@ -106,10 +107,10 @@ def _require_included(include: Include, paths: Iterable[Path], where: str) -> No
     """
     if include is None or isinstance(include, (str, re.Pattern)):
         return
-    trees = subtrees((*STATE_TREES, "step", "eval_metrics"))  # any of these may have no leaves
+    of_state = subtrees(trees.names())  # any of these may have no leaves
     roots = {prefix: split_path(prefix) for prefix in include}
     nothing = [
-        p for p, root in roots.items() if root not in trees and not any(_within(x, [root]) for x in paths)
+        p for p, root in roots.items() if root not in of_state and not any(_within(x, [root]) for x in paths)
     ]
     if nothing:
         raise StructureMismatchError(

@@ -24,6 +24,7 @@ from keras_flax_bridge.errors import (
     printable,
 )
 from keras_flax_bridge.state import gc_pause
+from keras_flax_bridge.state.trees import METRIC, names
 from keras_flax_bridge.tree.types import PathLike, Target
 
 log = logging.getLogger("keras_flax_bridge")
@@ -198,8 +199,10 @@ def _loaded(folder: FilePath) -> Any:
             fix="Build the model yourself and call restore(path, model), or save with model=.",
         )
 
+    include = names(lambda tree: tree.variables and tree.kind != METRIC)
+
     def fill(model: Any) -> None:
-        restore(folder, model, include=["params", "non_trainable", "opt_state"])
+        restore(folder, model, include=include)
 
     return keras_internals.filled(lambda: model_configs.build(found["model"], folder, stored.specs), fill)
 

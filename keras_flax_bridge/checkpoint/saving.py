@@ -16,6 +16,7 @@ from keras_flax_bridge.checkpoint import leaf_kinds, model_configs, orbax_io
 from keras_flax_bridge.checkpoint.checks import is_packed, require
 from keras_flax_bridge.checkpoint.targets import target_of
 from keras_flax_bridge.errors import StepAlreadyExistsError
+from keras_flax_bridge.state.trees import without_unsaved
 from keras_flax_bridge.tree.diff import spec_text
 from keras_flax_bridge.tree.leaves import require_values
 from keras_flax_bridge.tree.paths import Flat
@@ -29,7 +30,7 @@ def checked(state: Any) -> Flat:
     if isinstance(state, (nnx.Module, nnx.State)):
         flat = target_of(state).wanted  # by the names under which it is restored
     else:
-        flat = leaf_kinds.flattened(state)
+        flat = leaf_kinds.flattened(without_unsaved(state))
     tree = () not in flat and not isinstance(state, keras.Model)
     fix = "Of a Keras model save TrainState.from_keras(model); put a single array into a dict."
     expected = "a TrainState, an nnx.Module, or a tree of arrays"

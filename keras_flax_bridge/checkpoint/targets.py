@@ -10,13 +10,10 @@ from flax import nnx
 
 from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import StructureMismatchError
-from keras_flax_bridge.state.building import STATE_TREES
+from keras_flax_bridge.state import trees
 from keras_flax_bridge.state.transfer import receivers
+from keras_flax_bridge.state.trees import COLLECTIONS
 from keras_flax_bridge.tree.paths import Flat, Path, fill_tree, flatten_tree
-
-WEIGHTS = ("params", "non_trainable")
-# where a weight may lie: the trees of a TrainState, and the collections of Linen and of ToLinen
-COLLECTIONS = frozenset({*WEIGHTS, "batch_stats", "frozen", "seeds"})
 
 
 class Target(NamedTuple):
@@ -30,7 +27,7 @@ class Target(NamedTuple):
     ignored: frozenset[Path] = frozenset()  # structural keys that have no place in it
 
 
-def target_of(like: Any, *, tops: Iterable[str] = STATE_TREES, weights: Any = None) -> Target:
+def target_of(like: Any, *, tops: Iterable[str] = trees.WEIGHTS, weights: Any = None) -> Target:
     """The target that `like` stands for.
 
     Args:
@@ -47,7 +44,7 @@ def target_of(like: Any, *, tops: Iterable[str] = STATE_TREES, weights: Any = No
             return target(like, {(): like}, _weights(tops))
         if _are_all(like, kind):
             return target(like, {(name,): one for name, one in like.items()}, _weights(tops))
-    flat = flatten_tree(like)
+    flat = flatten_tree(trees.without_unsaved(like))
     places = unboxed(flat)
     leaves = {name: flat[place] for name, place in places.items()}
     if isinstance(like, nnx.State):
@@ -79,7 +76,7 @@ def unboxed(paths: Iterable[Path]) -> dict[Path, Path]:
 
 def _weights(tops: Iterable[str]) -> frozenset[Path]:
     """What must be used up by one who wants weights: they, and what isn't a tree of a state either."""
-    return subtrees(COLLECTIONS | (set(tops) - {*STATE_TREES, "step", "eval_metrics"}))
+    return subtrees(COLLECTIONS | (set(tops) - {*trees.names()}))
 
 
 def subtrees(names: Iterable[str]) -> frozenset[Path]:

@@ -11,28 +11,10 @@ import keras
 
 from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import StructureMismatchError
-from keras_flax_bridge.keras_internals import (
-    BATCH_STAT,
-    FROZEN,
-    OTHER,
-    PARAM,
-    SEED,
-    UNTRACKED,
-    Collection,
-    Entry,
-)
+from keras_flax_bridge.keras_internals import LINEN_COLLECTIONS, Collection, Entry
 from keras_flax_bridge.keras_internals.call import require_built, require_known, require_layer, stateless
 from keras_flax_bridge.tree.leaves import owned
 from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, nest_paths
-
-_COLLECTIONS = {
-    PARAM: "params",
-    FROZEN: "frozen",
-    BATCH_STAT: "batch_stats",
-    OTHER: "batch_stats",  # state that calls may change, such as counters
-    UNTRACKED: "batch_stats",  # and states of RNNs
-    SEED: "seeds",
-}
 
 
 class ToLinen(nn.Module):
@@ -162,7 +144,7 @@ def _require_static(training: Any) -> None:
 def _place(entry: Entry) -> Path:
     """Where a variable lies among Linen's collections."""
     first, *rest = entry.path
-    return (_COLLECTIONS[entry.kind], _name(first), *rest)
+    return (LINEN_COLLECTIONS[entry.kind], _name(first), *rest)
 
 
 def _name(first: str) -> str:

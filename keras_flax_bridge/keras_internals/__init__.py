@@ -9,6 +9,7 @@ from keras_flax_bridge.keras_internals.bounds import SLACK as SLACK
 from keras_flax_bridge.keras_internals.bounds import bounded as bounded
 from keras_flax_bridge.keras_internals.entries import BATCH_STAT as BATCH_STAT
 from keras_flax_bridge.keras_internals.entries import FROZEN as FROZEN
+from keras_flax_bridge.keras_internals.entries import LINEN_COLLECTIONS as LINEN_COLLECTIONS
 from keras_flax_bridge.keras_internals.entries import OTHER as OTHER
 from keras_flax_bridge.keras_internals.entries import PARAM as PARAM
 from keras_flax_bridge.keras_internals.entries import SEED as SEED

@@ -12,6 +12,14 @@ from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, nest_paths
 
 PARAM, FROZEN, BATCH_STAT, SEED, OTHER = "param", "frozen", "batch_stat", "seed", "other"
 UNTRACKED = "untracked"  # a variable that Keras has in no list, such as the state of an RNN
+LINEN_COLLECTIONS = {  # where a `linen.Module` keeps a variable, by its kind
+    PARAM: "params",
+    FROZEN: "frozen",
+    BATCH_STAT: "batch_stats",
+    OTHER: "batch_stats",  # state that calls may change, such as counters
+    UNTRACKED: "batch_stats",
+    SEED: "seeds",
+}
 
 
 class Entry(NamedTuple):

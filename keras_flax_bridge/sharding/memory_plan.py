@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import AbstractMesh, PartitionSpec
 
+from keras_flax_bridge.keras_internals import PARAM
 from keras_flax_bridge.sharding.rules import axis_parts, layouts
 from keras_flax_bridge.state.train_state import TrainState
+from keras_flax_bridge.state.trees import SLOT, kind_of
 from keras_flax_bridge.tree.leaves import size_of
 from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, join_path
 
@@ -41,7 +43,7 @@ def plans(state: Any, axes: Mapping[str, int]) -> list[Plan]:
 
 
 def _rules(flat: Flat, axes: Mapping[str, int]) -> Iterable[tuple[str, Rules]]:
-    weights = {path: leaf.shape for path, leaf in flat.items() if path[0] == "params"}
+    weights = {path: leaf.shape for path, leaf in flat.items() if kind_of(path) == PARAM}
     first, *others = axes
     yield "replicated: data parallel", []
     yield f"weights split over {first}: FSDP", _each(weights, [(first,)], axes)
@@ -78,9 +80,10 @@ def _plan(name: str, flat: Flat, found: Mapping[Path, Any], axes: Mapping[str, i
 
 
 def _kind(path: Path) -> str:
-    if path[0] == "opt_state":
+    kind = kind_of(path)
+    if kind == SLOT:
         return "averages" if any(name in _AVERAGES for name in path) else "slots"
-    return "params" if path[0] == "params" else "other"
+    return "params" if kind == PARAM else "other"
 
 
 def abstract(build: Callable[[], Any], optimizer: Any) -> Any:

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from keras_flax_bridge import keras_internals
 from keras_flax_bridge.sharding.rules import Rules, automatic, layouts, named_shardings
 from keras_flax_bridge.state.multi_model import models_of
+from keras_flax_bridge.state.trees import WEIGHTS
 from keras_flax_bridge.tree.leaves import is_abstract, owned, placed, require_values
 from keras_flax_bridge.tree.paths import Path, flatten_tree
 from keras_flax_bridge.tree.types import PyTree, Target
@@ -86,9 +87,7 @@ def keras_names(state: Any) -> dict[Path, str]:
     """How Keras itself calls the weights of a state, by path, where it is a state of Keras models."""
     found = {}
     for name, model in models_of(getattr(state, "apply_fn", None)).items():
-        for tree, entries in zip(
-            ("params", "non_trainable"), keras_internals.collect_layer(model), strict=True
-        ):
+        for tree, entries in zip(WEIGHTS, keras_internals.collect_layer(model), strict=True):
             prefix = (tree, name) if name else (tree,)
             found.update({(*prefix, *entry.path): entry.variable.path for entry in entries})
     return found

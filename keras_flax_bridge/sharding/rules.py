@@ -13,12 +13,12 @@ from flax import linen, nnx
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from keras_flax_bridge.errors import StructureMismatchError
+from keras_flax_bridge.state import trees
 from keras_flax_bridge.tree.diff import spec_text
 from keras_flax_bridge.tree.paths import Flat, Path, compiled_pattern, fill_tree, flatten_tree, join_path
 
 Rules = Sequence[tuple[str, PartitionSpec]] | Any  # or a keras LayoutMap, or None for Flax's metadata
 
-_REPLICATED = ("step", "metrics", "eval_metrics")  # trees that no rule reaches
 EVERYWHERE = "everywhere"  # what is said in place of a rule where none took a leaf
 
 
@@ -44,12 +44,14 @@ def layouts(
         StructureMismatchError: naming a rule that matches nothing, or all leaves that a spec doesn't fit.
     """
     flat = flatten_tree(tree)
-    weights = {path: leaf for path, leaf in flat.items() if path[0] not in (*_REPLICATED, "opt_state")}
+    wanted = {path: trees.sharding_of(path) for path in flat}
+    weights = {path: leaf for path, leaf in flat.items() if wanted[path] == trees.BY_RULES}
     found = _of_weights(tree, weights, rules, names)
     found = {path: layout for path, layout in found.items() if not _is_scalar(path, weights[path])}
     _require_fit({path: (flat[path], layout.spec) for path, layout in found.items()}, mesh)
-    params = {path[1:]: path for path in weights if path[0] == "params"}
-    owners = {path: _owner(path, params) for path in flat if path[0] == "opt_state"}
+    tails = {name: {path[1:]: path for path in weights if path[0] == name} for name in trees.WEIGHTS}
+    following = [path for path in flat if wanted[path] == trees.WITH_WEIGHTS]
+    owners = {path: _owner(path, tails[trees.followed_by(path)]) for path in following}
     for path, owner in owners.items():
         if owner in found and _shape(flat[owner]) == _shape(flat[path]):
             found[path] = found[owner]

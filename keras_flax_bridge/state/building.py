@@ -20,8 +20,6 @@ from keras_flax_bridge.errors import (
 from keras_flax_bridge.keras_internals.batches import check, described
 from keras_flax_bridge.optimizers.step_interface import require_model
 
-STATE_TREES = ("params", "non_trainable", "opt_state", "metrics")  # as `keras_internals.collect` gives them
-
 
 def built(trained: Any, batch: Any) -> Any:
     """The model, its metrics as far as `batch` tells, and its optimizer, built.

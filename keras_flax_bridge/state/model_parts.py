@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from keras_flax_bridge.state.building import STATE_TREES
+from keras_flax_bridge.state import trees
 from keras_flax_bridge.state.multi_model import joined, require_names, require_same_weights
 from keras_flax_bridge.tree.leaves import owned
-
-TREES = (*STATE_TREES, "eval_metrics")
+from keras_flax_bridge.tree.types import PyTree
 
 
 class ModelParts:
@@ -47,10 +46,11 @@ class ModelParts:
             (4, 2)
         """
         require_names([name], dict.fromkeys(self.parts), "part")
-        trees = {tree: getattr(self, tree)[name] for tree in TREES}
+        values = trees.of_state(self, trees.of_models())
+        own = {tree: _of_one(tree, value, name) for tree, value in values.items()}
         apply_fn: Any = self.apply_fn
         step = owned(self.step)
-        return self.replace(step=step, apply_fn=apply_fn.parts[name], tx=self.tx.parts[name], **trees)
+        return self.replace(step=step, apply_fn=apply_fn.parts[name], tx=self.tx.parts[name], **own)
 
     def with_parts(self: Any, **parts: Any) -> Any:
         """The state with some of its models' states replaced.
@@ -68,4 +68,9 @@ class ModelParts:
         present = {name: self.part(name) for name in self.parts}
         for name, part in parts.items():
             require_same_weights(part, present[name], name)
-        return self.replace(**joined({**present, **parts}, TREES))
+        return self.replace(**joined({**present, **parts}))
+
+
+def _of_one(tree: str, value: PyTree, name: str) -> PyTree:
+    """What a tree has of one model; one that follows another need not have each model."""
+    return value.get(name, {}) if trees.TREES[tree].follows else value[name]

@@ -11,6 +11,7 @@ import optax
 
 from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import StructureMismatchError
+from keras_flax_bridge.state import trees
 from keras_flax_bridge.state.apply_fn import KerasApply
 from keras_flax_bridge.tree.diff import diff_trees
 from keras_flax_bridge.tree.leaves import Whole
@@ -194,13 +195,15 @@ def _chosen(value: Any, name: str, models: Mapping[str, Any], argument: str) -> 
     return value.get(name)
 
 
-def joined(states: Mapping[str, Any], trees: Iterable[str]) -> dict[str, Any]:
+def joined(states: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of one state of several models; its step is that of the one that went furthest."""
+    own = {name: trees.of_state(state, trees.of_models()) for name, state in states.items()}
+    names = next(iter(own.values()))
     return {
         "step": reduce(jnp.maximum, [state.step for state in states.values()]),
         "apply_fn": PartsApply({name: state.apply_fn for name, state in states.items()}),
         "tx": PartsTransformation({name: state.tx for name, state in states.items()}),
-        **{tree: {name: getattr(state, tree) for name, state in states.items()} for tree in trees},
+        **{tree: {name: values.get(tree, {}) for name, values in own.items()} for tree in names},
     }
 
 

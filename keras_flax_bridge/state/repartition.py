@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
+
 from keras_flax_bridge import keras_internals
 from keras_flax_bridge.keras_internals import AVERAGES
 from keras_flax_bridge.optimizers.step_interface import (
@@ -12,6 +14,7 @@ from keras_flax_bridge.optimizers.step_interface import (
     training_model,
     transformation,
 )
+from keras_flax_bridge.state import followers, trees
 from keras_flax_bridge.state.apply_fn import KerasApply
 from keras_flax_bridge.state.building import built
 from keras_flax_bridge.state.transfer import unaliased, zeroed
@@ -34,15 +37,19 @@ def fields(state: Any, model: Any, batch: Any) -> dict[str, Any]:
     difference = diff_trees(flat, {e.path: keras_internals.variable_spec(e.variable) for e in weights})
     if difference:
         raise difference.error(f"model {model.name!r}", "It must be the model of this state.")
-    params = variables.params.tree([flat[entry.path] for entry in variables.params])
+    moved = {
+        name: collection.tree([flat[entry.path] for entry in collection])
+        for name, collection in zip(trees.WEIGHTS, variables[:2], strict=True)
+    }
+    params = moved["params"]
     tx = transformation(trained, variables)
     return {
         "apply_fn": KerasApply(trained),
         "tx": tx,
-        "params": params,
-        "non_trainable": variables.non_trainable.tree([flat[e.path] for e in variables.non_trainable]),
         "opt_state": unaliased(_slots(state, tx, params, model.compiled), params),
+        **moved,
         **_metrics(state, trained),
+        **_followers(state, moved),
     }
 
 
@@ -91,9 +98,16 @@ def _averaging(fresh: Any, params: Any) -> Any:
 def _metrics(state: Any, trained: Any) -> dict[str, Any]:
     """Metrics that the model still has go on, new ones start."""
     metrics = keras_internals.collect(trained).metrics
-    start, specs = zeroed(trained, metrics, metrics.tree()), metrics.specs()
-    trees = {name: flatten_tree(getattr(state, name)) for name in ("metrics", "eval_metrics")}
-    return {
-        name: fill_tree(start, {p: v for p, v in kept.items() if p in specs and specs[p].shape == v.shape})
-        for name, kept in trees.items()
-    }
+    start = zeroed(trained, metrics, metrics.tree())
+    before = trees.of_state(state, trees.of_metrics())
+    return {name: followers.refitted(tree, start) for name, tree in before.items()}
+
+
+def _followers(state: Any, weights: dict[str, Any]) -> dict[str, Any]:
+    """Trees that follow weights go on where these are still there, and start where they are new."""
+    found = {}
+    for name, follower in followers.following(trees.field_names(state)):
+        before, of = getattr(state, name), weights[follower.of]
+        if jax.tree.leaves(before):
+            found[name] = unaliased(followers.refitted(before, follower.start(of)), of)
+    return found

@@ -9,25 +9,16 @@ from typing import Any, NamedTuple
 import jax
 
 from keras_flax_bridge.errors import StructureMismatchError, printable
-from keras_flax_bridge.keras_internals import BATCH_STAT, FROZEN, OTHER, PARAM, SEED
+from keras_flax_bridge.state.trees import METRIC as METRIC
+from keras_flax_bridge.state.trees import SLOT as SLOT
+from keras_flax_bridge.state.trees import STEP as STEP
+from keras_flax_bridge.state.trees import kind_of as kind_of
+from keras_flax_bridge.state.trees import place_of
 from keras_flax_bridge.tree.diff import dtype_name
 from keras_flax_bridge.tree.leaves import size_of
 from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, join_path, split_path
 from keras_flax_bridge.tree.types import PyTree
 
-SLOT, METRIC, STEP = "slot", "metric", "step"
-# what the leaves of a tree are, by its first name; Linen's collections and ToLinen's among them
-_KINDS = {
-    "params": PARAM,
-    "opt_state": SLOT,
-    "metrics": METRIC,
-    "eval_metrics": METRIC,
-    "batch_stats": BATCH_STAT,
-    "frozen": FROZEN,
-    "seeds": SEED,
-    "step": STEP,
-}
-_ORDER = ("step", "params", "batch_stats", "non_trainable", "opt_state", "metrics", "eval_metrics")
 _WIDE = 10_000  # columns: a path is never broken
 COLUMNS = ("path", "kind", "dtype", "shape", "bytes", "sharding")
 
@@ -164,19 +155,6 @@ def _printed(report: StateReport, *, html: bool) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def kind_of(path: Path) -> str:
-    """What a leaf is, as far as its path says.
-
-    >>> kind_of(("non_trainable", "dropout", "seed_generator_state"))
-    'seed'
-    """
-    if path[0] != "non_trainable":
-        return _KINDS.get(path[0], "")
-    if path[-1].startswith("seed_generator_state"):
-        return SEED
-    return BATCH_STAT if path[-1].startswith("moving_") else OTHER
-
-
 def rows(flat: Flat, shardings: Mapping[Path, str] | None = None) -> tuple[LeafRow, ...]:
     """A row for every leaf, be it abstract.
 
@@ -197,11 +175,7 @@ def rows(flat: Flat, shardings: Mapping[Path, str] | None = None) -> tuple[LeafR
         )
         for path, leaf in flat.items()
     )
-    return tuple(sorted(made, key=lambda row: _place(row.collection)))
-
-
-def _place(collection: str) -> int:
-    return _ORDER.index(collection) if collection in _ORDER else len(_ORDER)
+    return tuple(sorted(made, key=lambda row: place_of(row.collection)))
 
 
 def _dtype(leaf: Any) -> str:

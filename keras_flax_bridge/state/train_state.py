@@ -19,11 +19,11 @@ from keras_flax_bridge.optimizers.step_interface import (
     training_model,
     transformation,
 )
-from keras_flax_bridge.state import assignments, gc_pause
+from keras_flax_bridge.state import assignments, followers, gc_pause, trees
 from keras_flax_bridge.state.apply_fn import KerasApply
 from keras_flax_bridge.state.building import abstracted, built
 from keras_flax_bridge.state.lazy_trees import LazyTrees
-from keras_flax_bridge.state.model_parts import TREES, ModelParts
+from keras_flax_bridge.state.model_parts import ModelParts
 from keras_flax_bridge.state.multi_model import (
     arguments,
     joined,
@@ -36,12 +36,13 @@ from keras_flax_bridge.state.multi_model import (
 from keras_flax_bridge.state.optimizer_switch import OptimizerSwitch
 from keras_flax_bridge.state.repartition import fields
 from keras_flax_bridge.state.transfer import take, unaliased, zeroed
+from keras_flax_bridge.state.trees import DeclaredTrees
 from keras_flax_bridge.tree.diff import require_paths
 from keras_flax_bridge.tree.leaves import explained, owned
 from keras_flax_bridge.tree.types import Batch, GivenOptimizer, Loss, Metrics, Params, PyTree
 
 
-class TrainState(LazyTrees, OptimizerSwitch, ModelParts, train_state.TrainState):
+class TrainState(LazyTrees, OptimizerSwitch, ModelParts, DeclaredTrees, train_state.TrainState):
     """A Keras model's whole training state, a subclass of Flax's `TrainState`.
 
     Leaves are keyed by their place in the model (``params["dense_1"]["kernel"]``), never by
@@ -123,7 +124,7 @@ class TrainState(LazyTrees, OptimizerSwitch, ModelParts, train_state.TrainState)
         if isinstance(model, Mapping):
             require_distinct(model)
             taken = {n: cls._taken(m, copy, **arguments(parts, n, model)) for n, m in model.items()}
-            state = cls(**joined({name: one for name, (one, _) in taken.items()}, TREES))
+            state = cls(**joined({name: one for name, (one, _) in taken.items()}))
             entries = [entry for _, own in taken.values() for entry in own]
         else:
             state, entries = cls._taken(model, copy, **parts)
@@ -274,12 +275,18 @@ class TrainState(LazyTrees, OptimizerSwitch, ModelParts, train_state.TrainState)
             require_names(grads, self.tx.parts, "grads")
             moved = {name: self.part(name).apply_gradients(grads=grads[name]) for name in grads}
             return self.with_parts(**moved).replace(**kwargs)
-        trees = {"grads": grads, "state": {"opt_state": self.opt_state, "params": self.params}}
+        after = self._after(grads, kwargs)
+        followed = followers.followed(after, kwargs)
+        return after.replace(**followed) if followed else after
+
+    def _after(self, grads: PyTree, kwargs: dict[str, Any]) -> TrainState:
+        """The state after the optimizer's step; trees that follow others are as before."""
+        given = {"grads": grads, "state": {"opt_state": self.opt_state, "params": self.params}}
         if not isinstance(self.tx, KerasTransformation):
             require_paths(grads, self.params, "grads")
-            with explained(trees), taking_no_extra_arguments(self.tx):
+            with explained(given), taking_no_extra_arguments(self.tx):
                 return super().apply_gradients(grads=grads, **kwargs)
-        with explained(trees):
+        with explained(given):
             params, opt_state = self.tx.apply(grads, self.opt_state, self.params)
         return self.replace(step=self.step + 1, params=params, opt_state=opt_state, **kwargs)
 
@@ -302,15 +309,12 @@ class TrainState(LazyTrees, OptimizerSwitch, ModelParts, train_state.TrainState)
         """
         if self.parts:
             return self.with_parts(**{name: self.part(name).reset_metrics() for name in self.parts})
+        totals = trees.of_state(self, trees.of_metrics())
         if not isinstance(self.apply_fn, KerasApply):
-            zeros = jax.tree.map(jnp.zeros_like, (self.metrics, self.eval_metrics))
-            return self.replace(metrics=zeros[0], eval_metrics=zeros[1])
+            return self.replace(**jax.tree.map(jnp.zeros_like, totals))
         model = self.apply_fn.model
         metrics = keras_internals.collect(model).metrics
-        return self.replace(
-            metrics=zeroed(model, metrics, self.metrics),
-            eval_metrics=zeroed(model, metrics, self.eval_metrics),
-        )
+        return self.replace(**{name: zeroed(model, metrics, tree) for name, tree in totals.items()})
 
     def repartition(self, model: keras.Model, *, batch: Batch | None = None) -> TrainState:
         """Moves leaves between `params` and `non_trainable` after layers were frozen or unfrozen.

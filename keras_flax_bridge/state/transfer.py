@@ -11,7 +11,8 @@ import keras
 from keras_flax_bridge import keras_internals
 from keras_flax_bridge.keras_internals import Collection, ModelVariables
 from keras_flax_bridge.optimizers.step_interface import require_model, training_model
-from keras_flax_bridge.state.building import STATE_TREES, built, require_built_model
+from keras_flax_bridge.state import trees
+from keras_flax_bridge.state.building import built, require_built_model
 from keras_flax_bridge.tree.leaves import owned, placed_like, strong
 
 
@@ -56,7 +57,7 @@ def receivers(model: Any, *, optimizer: Any = None, metrics: Any = None) -> dict
         require_model(model)
     if not getattr(model, "compiled", False) and optimizer is None:
         require_built_model(model)
-        return dict(zip(STATE_TREES, keras_internals.collect_layer(model), strict=False))  # the first two
+        return dict(zip(trees.WEIGHTS, keras_internals.collect_layer(model), strict=True))
     trained = built(training_model(model, optimizer=optimizer, metrics=metrics), None)
     if metrics is not None or keras_internals.metrics_built(trained):
         return keras_internals.collect(trained)._asdict()

@@ -20,9 +20,11 @@ from keras_flax_bridge.keras_internals.batches import (
     one_of,
 )
 from keras_flax_bridge.optimizers.step_interface import training_variables
+from keras_flax_bridge.state import followers, trees
 from keras_flax_bridge.state.building import build
 from keras_flax_bridge.state.multi_model import require_single
 from keras_flax_bridge.state.train_state import TrainState
+from keras_flax_bridge.state.trees import Tree
 from keras_flax_bridge.tree.leaves import explain_leaf, strong
 from keras_flax_bridge.tree.paths import Path
 
@@ -45,7 +47,7 @@ def fields_of(state: TrainState, names: tuple[str, ...]) -> Fields:
             fix="Take one with TrainState.from_keras(model).",
         )
     require_single(state.parts, "step")
-    return {name: getattr(state, name) for name in names}
+    return trees.of_state(state, names)
 
 
 class Kind(NamedTuple):
@@ -53,19 +55,34 @@ class Kind(NamedTuple):
 
     Attributes:
         method: what Keras calls it.
-        takes: the trees of a state that it takes, in Keras's order.
-        gives: those of them that it gives back.
-        variables: of a model, those of each tree.
+        is_taken: whether it takes a tree of a state.
+        is_given: whether it gives such a tree back.
+        variables: of a model, those of each tree that Keras knows of, in its order.
         trains: whether it counts as a step of training.
         batch: what errors call what it runs on.
     """
 
     method: str
-    takes: tuple[str, ...]
-    gives: tuple[str, ...]
+    is_taken: Callable[[Tree], object]
+    is_given: Callable[[Tree], object]
     variables: Callable[[Any], Sequence[Any]]
     trains: bool = False
     batch: str = "batch"
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """The trees that it takes, in Keras's order."""
+        return trees.names(self.is_taken)
+
+    @property
+    def gives(self) -> tuple[str, ...]:
+        """The trees that it gives back."""
+        return trees.names(self.is_given)
+
+    @property
+    def of_keras(self) -> tuple[str, ...]:
+        """The trees that it takes and Keras knows of, in its order."""
+        return trees.names(lambda tree: tree.variables and self.is_taken(tree))
 
 
 def _evaluated(model: Any) -> Sequence[Any]:
@@ -73,15 +90,15 @@ def _evaluated(model: Any) -> Sequence[Any]:
     return params, non_trainable, metrics
 
 
-_TRAINED = ("params", "non_trainable", "opt_state", "metrics")
-TRAIN = Kind("train_step", _TRAINED, _TRAINED, training_variables, trains=True)
-EVALUATE = Kind(
-    "test_step",
-    ("params", "non_trainable", "eval_metrics"),
-    ("non_trainable", "eval_metrics"),
-    _evaluated,
+TRAIN = Kind(
+    "train_step", lambda tree: tree.trained, lambda tree: tree.trained, training_variables, trains=True
 )
-PREDICT = Kind("predict_step", ("params", "non_trainable"), (), keras_internals.collect_layer, batch="x")
+EVALUATE = Kind(
+    "test_step", lambda tree: tree.called or tree.evaluated, lambda tree: tree.evaluated, _evaluated
+)
+PREDICT = Kind(
+    "predict_step", lambda tree: tree.called, lambda tree: False, keras_internals.collect_layer, batch="x"
+)
 
 
 class KerasStep:
@@ -128,16 +145,19 @@ class KerasStep:
 
     def _once(self, places: Places, count: Any, leaves: list[Any], batch: Any) -> tuple[Any, list, Any]:
         self._check(batch)
-        collections = dict(zip(self.kind.takes, self.kind.variables(self._model), strict=True))
+        collections = dict(zip(self.kind.of_keras, self.kind.variables(self._model), strict=True))
         order = {name: _order(c, places.get(name, {}), leaves, name) for name, c in collections.items()}
         values, logs = self._run(
             collections, {n: [leaves[i] for i in own] for n, own in order.items()}, batch
         )
         after = list(leaves)
-        for name in self.kind.gives:
+        for name in (name for name in self.kind.gives if name in collections):
             for place, value in zip(order[name], strong(values[name]), strict=True):
                 after[place] = value
-        return count if count is None else strong(count + 1), after, logs
+        if self.kind.trains:
+            count = strong(count + 1)
+            _follow(places, count, after)
+        return count, after, logs
 
     def _run(self, collections: Mapping[str, Any], lists: Mapping[str, list], batch: Any) -> tuple[Any, Any]:
         """Keras's own step on lists of values in its order: values after it by tree, logs or outputs."""
@@ -147,7 +167,7 @@ class KerasStep:
             if kind is PREDICT:
                 return {}, run(given, (batch,))[0]
             logs, values = run(given, batch)
-        return dict(zip(kind.takes, values, strict=True)), jax.tree.map(jnp.asarray, dict(logs))
+        return dict(zip(kind.of_keras, values, strict=True)), jax.tree.map(jnp.asarray, dict(logs))
 
     def _check(self, batch: Any) -> None:
         if self.kind is PREDICT:
@@ -191,3 +211,11 @@ def _order(collection: Any, places: Mapping[Path, int], leaves: Sequence[Any], n
     """Where the value of each variable is, in Keras's order, after checking that they are the model's."""
     flat = {path: leaves[place] for path, place in places.items()}
     return [places[path] for path in collection.order(flat, f"state.{name}")]
+
+
+def _follow(places: Places, count: Any, leaves: list[Any]) -> None:
+    """Puts in place the trees that follow others, as they are after a step that left these leaves."""
+    for name, follower in followers.following(places):
+        own, of = ({path: leaves[i] for path, i in places.get(n, {}).items()} for n in (name, follower.of))
+        for path, value in followers.advanced(name, follower, own, of, count).items():
+            leaves[places[name][path]] = value

@@ -15,6 +15,7 @@ from keras_flax_bridge.errors import BridgeError, StructureMismatchError
 from keras_flax_bridge.state import lazy_trees
 from keras_flax_bridge.state.multi_model import models_of
 from keras_flax_bridge.state.train_state import TrainState
+from keras_flax_bridge.state.trees import WEIGHTS
 from keras_flax_bridge.training.data import Feed
 from keras_flax_bridge.training.history import History
 from keras_flax_bridge.training.preemption import Preemption
@@ -260,9 +261,8 @@ class _Watch:
         self._list.on_train_end()
         if not self._users:
             return state
-        params, non_trainable = keras_internals.collect_layer(self._model)
-        trees = {"params": params, "non_trainable": non_trainable}
-        return state.replace(**{n: c.tree([owned(e.variable.value) for e in c]) for n, c in trees.items()})
+        weights = zip(WEIGHTS, keras_internals.collect_layer(self._model), strict=True)
+        return state.replace(**{n: c.tree([owned(e.variable.value) for e in c]) for n, c in weights})
 
     def _with_rates(self, state: TrainState) -> TrainState:
         """Learning rates that a callback set on the model's optimizer."""

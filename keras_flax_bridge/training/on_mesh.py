@@ -13,6 +13,7 @@ from keras_flax_bridge.keras_internals.batches import check_leaves
 from keras_flax_bridge.sharding.placement import shardings_for
 from keras_flax_bridge.sharding.rules import Rules, automatic, axis_parts
 from keras_flax_bridge.state.train_state import TrainState
+from keras_flax_bridge.state.trees import of_state
 from keras_flax_bridge.training.keras_step import Fields, Kind, fields_of
 from keras_flax_bridge.tree.diff import spec_text
 from keras_flax_bridge.tree.leaves import placed, require_values
@@ -70,7 +71,7 @@ class Meshed:
     def out_shardings(self, state: TrainState) -> tuple:
         """The shardings of a step's count, leaves and logs for such states; XLA chooses those of outputs."""
         layout = self._layout(state, jax.tree.structure(fields_of(state, self._names)))
-        given = jax.tree.leaves({name: layout[name] for name in self._kind.gives})
+        given = jax.tree.leaves({name: layout[name] for name in self._kind.gives if name in layout})
         logs = NamedSharding(self._mesh, PartitionSpec()) if self._kind.gives else None
         return layout.get("step"), given, logs
 
@@ -78,7 +79,7 @@ class Meshed:
         """Where the fields that the step takes shall lie; `tree` is theirs."""
         if tree not in self._layouts:
             wanted = shardings_for(state, self._mesh, self._rules)
-            self._layouts[tree] = {name: getattr(wanted, name) for name in self._names}
+            self._layouts[tree] = of_state(wanted, self._names)
         return self._layouts[tree]
 
     def batch(self, batch: Any) -> Any:

@@ -19,7 +19,7 @@ from tests.tables.contracts import ROWS, Row
 # most of the time goes to compilation: for programs that run once it is kept short
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
-TREES = ("params", "non_trainable", "opt_state", "metrics")
+TREES = keras_internals.ModelVariables._fields
 
 
 def parameters(rows: Iterable[Row]) -> list:

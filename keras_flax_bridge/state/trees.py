@@ -1,0 +1,177 @@
+"""The trees of a state: one table of their names, and of what is done with each."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from flax import struct
+
+from keras_flax_bridge.keras_internals import BATCH_STAT, LINEN_COLLECTIONS, OTHER, PARAM, SEED
+from keras_flax_bridge.tree.paths import Path
+from keras_flax_bridge.tree.types import PyTree
+
+SLOT, METRIC, STEP = "slot", "metric", "step"
+BY_RULES, WITH_WEIGHTS, REPLICATED = "by rules", "with weights", "replicated"
+
+
+class Follower(NamedTuple):
+    """How a tree that Keras knows nothing of follows another one, leaf by leaf.
+
+    Attributes:
+        of: the tree of weights that it follows, `params` or `non_trainable`; both have the same paths.
+        start: from that tree to the value that this one starts with.
+        update: ``update(own, of, step)``, what it is after a train step: from its value before, the other
+            tree and the count after the step. Shapes and dtypes stay.
+    """
+
+    of: str
+    start: Callable[[PyTree], PyTree]
+    update: Callable[[PyTree, PyTree, Any], PyTree]
+
+
+class Tree(NamedTuple):
+    """One tree of a `TrainState`.
+
+    Attributes:
+        name: the field of the state, and the first name in the paths of its leaves.
+        kind: what its leaves are, in the word of `report`.
+        sharding: `BY_RULES` (rules match its paths), `WITH_WEIGHTS` (a leaf is sharded as the weight that it
+            belongs to) or `REPLICATED`.
+        variables: the collection of a model's variables that it holds values of; None if of none.
+        called: whether the model is called on it, so that every step reads it.
+        trained: whether a train step takes it and gives it back.
+        evaluated: whether an eval step takes it and gives it back.
+        saved: whether checkpoints hold it.
+        kinds: the kinds of some leaves where they differ from `kind`, by how the leaf's own name begins.
+        follows: for a tree without `variables` that is trained, what a train step does with it.
+    """
+
+    name: str
+    kind: str
+    sharding: str = BY_RULES
+    variables: str | None = None
+    called: bool = False
+    trained: bool = False
+    evaluated: bool = False
+    saved: bool = True
+    kinds: tuple[tuple[str, str], ...] = ()
+    follows: Follower | None = None
+
+
+_KINDS = (("seed_generator_state", SEED), ("moving_", BATCH_STAT))
+_TABLE = (
+    Tree("step", STEP, REPLICATED),  # a count: a train step takes it beside the trees
+    Tree("params", PARAM, variables="params", called=True, trained=True),
+    Tree(
+        "non_trainable",
+        OTHER,
+        variables="non_trainable",
+        called=True,
+        trained=True,
+        evaluated=True,
+        kinds=_KINDS,
+    ),
+    Tree("opt_state", SLOT, WITH_WEIGHTS, variables="opt_state", trained=True),
+    Tree("metrics", METRIC, REPLICATED, variables="metrics", trained=True),
+    Tree("eval_metrics", METRIC, REPLICATED, variables="metrics", evaluated=True),
+)
+TREES = {tree.name: tree for tree in _TABLE}
+
+
+def names(chosen: Callable[[Tree], object] = bool) -> tuple[str, ...]:
+    """The names of all trees, or of those that are `chosen`, in the order of the table.
+
+    >>> names(lambda tree: tree.evaluated)
+    ('non_trainable', 'eval_metrics')
+    """
+    return tuple(tree.name for tree in TREES.values() if chosen(tree))
+
+
+WEIGHTS = names(lambda tree: tree.called)
+# where Linen and `ToLinen` keep what is in `non_trainable` here: the kind of each of their collections
+LINEN = {name: kind for kind, name in reversed(LINEN_COLLECTIONS.items()) if name not in TREES}
+COLLECTIONS = frozenset({*WEIGHTS, *LINEN})
+
+
+def kind_of(path: Path) -> str:
+    """What a leaf is, as far as its path says; ``""`` where that is not known.
+
+    >>> kind_of(("non_trainable", "dropout", "seed_generator_state"))
+    'seed'
+    """
+    tree = TREES.get(path[0])
+    if tree is None:
+        return LINEN.get(path[0], "")
+    return next((kind for start, kind in tree.kinds if path[-1].startswith(start)), tree.kind)
+
+
+def place_of(collection: str) -> int:
+    """Where a report has a tree: in the order of the table; a collection of Linen's with the state it is of.
+
+    >>> sorted(["opt_state", "batch_stats", "other", "params"], key=place_of)
+    ['params', 'batch_stats', 'opt_state', 'other']
+    """
+    order = list(TREES)
+    name = "non_trainable" if collection in LINEN else collection
+    return order.index(name) if name in order else len(order)
+
+
+def sharding_of(path: Path) -> str:
+    """How the tree of a leaf is sharded; what is no tree of a state is taken for weights.
+
+    >>> sharding_of(("opt_state", "momentums", "dense", "kernel")), sharding_of(("batch_stats", "norm"))
+    ('with weights', 'by rules')
+    """
+    return TREES[path[0]].sharding if path[0] in TREES else BY_RULES
+
+
+def followed_by(path: Path) -> str:
+    """The tree of the weights that a leaf belongs to: `params`, if its own tree follows no other.
+
+    >>> followed_by(("opt_state", "momentums", "dense", "kernel"))
+    'params'
+    """
+    tree = TREES.get(path[0])
+    return tree.follows.of if tree and tree.follows else "params"
+
+
+class DeclaredTrees:
+    """Gives a class of states a field for each tree of the table; without a value it is an empty dict."""
+
+    def __init_subclass__(cls, **kwargs: Any):
+        bases = (name for base in cls.__mro__[1:] for name in field_names(base))
+        declared = {*cls.__annotations__, *bases}
+        for name in TREES:
+            if name not in declared:
+                cls.__annotations__[name] = PyTree
+                setattr(cls, name, struct.field(default_factory=dict))
+        super().__init_subclass__(**kwargs)
+
+
+def field_names(kind: Any) -> tuple[str, ...]:
+    """The fields of a class of states, or of a state."""
+    return tuple(field.name for field in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else ()
+
+
+def of_models() -> tuple[str, ...]:
+    """The trees that have one subtree for each model in a state of several: all but the count of steps."""
+    return names(lambda tree: tree.kind != STEP)
+
+
+def of_metrics() -> tuple[str, ...]:
+    """The trees of values of metrics."""
+    return names(lambda tree: tree.variables == "metrics")
+
+
+def of_state(state: Any, wanted: tuple[str, ...]) -> dict[str, PyTree]:
+    """Some fields of a state by name, as far as its class has them."""
+    own = field_names(state)
+    return {name: getattr(state, name) for name in wanted if name in own}
+
+
+def without_unsaved(state: Any) -> Any:
+    """A state without the trees that checkpoints leave out; anything else as it is."""
+    left_out = names(lambda tree: not tree.saved) if isinstance(state, DeclaredTrees) else ()
+    return state.replace(**{name: {} for name in of_state(state, left_out)}) if left_out else state
