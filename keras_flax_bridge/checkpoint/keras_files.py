@@ -15,7 +15,7 @@ import keras
 import numpy as np
 
 from keras_flax_bridge import keras_internals
-from keras_flax_bridge.checkpoint import guards, model_configs, optimizer_extras
+from keras_flax_bridge.checkpoint import guards, model_configs, optimizer_extras, orbax_io
 from keras_flax_bridge.checkpoint.guards import archive as archive_module
 from keras_flax_bridge.errors import CheckpointError, StructureMismatchError, said
 from keras_flax_bridge.keras_internals import SLACK
@@ -99,7 +99,7 @@ class KerasFile:
         flat = flatten_tree(state)
         self._values = {p: leaf for p, leaf in flat.items() if trees is None or p[0] in trees}
         self.path = path
-        self.metadata = {"format": "keras"}
+        self.ours, self.metadata = True, orbax_io.Metadata()
         self.specs: Flat = self._values
 
     def load(self, targets: Mapping[Path, Any]) -> Flat:

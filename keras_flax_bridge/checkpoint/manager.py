@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 from collections.abc import Mapping
@@ -147,7 +148,8 @@ class CheckpointManager:
             with gc_pause.gc_paused():  # until it goes on in the background
                 flat = checked(state)
                 values = numbers(logs)
-                metadata = {**state_metadata(state, model), "data": data_positions.position(data)}
+                position = data_positions.position(data)
+                metadata = dataclasses.replace(state_metadata(state, model), data=position)
                 self._root.save(step, flat, data, values, metadata)
         return True, earlier
 

@@ -122,7 +122,7 @@ def restored(folder: FilePath, like: Any, data: Any, options: Options) -> Any:
 def _map_for(module: nnx.Module, stored: Any) -> Any:
     """The `WeightMap` of a module that `kfb.migrate` wrote, where other leaves than its own are stored."""
     target = target_of(module, tops=foreign.tops(stored))
-    if not stored.metadata or target.wanted.keys() <= stored.specs.keys() | target.optional:
+    if not stored.ours or target.wanted.keys() <= stored.specs.keys() | target.optional:
         return None
     from keras_flax_bridge.checkpoint.native_modules import map_for  # on first use: its tables take a while
 
@@ -131,7 +131,7 @@ def _map_for(module: nnx.Module, stored: Any) -> Any:
 
 def stored_position(path: Any) -> Any:
     """The position of a data iterator in the newest checkpoint that can be read, as it gave it; or None."""
-    read = from_newest(candidates(path, None), lambda folder: orbax_io.Stored(folder).metadata.get("data"))
+    read = from_newest(candidates(path, None), lambda folder: orbax_io.Stored(folder).metadata.data)
     return (read[0] or {}).get("json")
 
 
@@ -188,15 +188,16 @@ def _loaded(folder: FilePath) -> Any:
     if folder.is_file():
         return keras_files.load_model(folder)
     stored = orbax_io.Stored(folder)
-    found: dict[str, Any] = stored.metadata if stored.ours else {"model": foreign.config(stored)}
-    if not found.get("model"):
+    config = stored.metadata.model if stored.ours else foreign.config(stored)
+    if not config:
+        why = stored.metadata.no_model or "the state was not taken from a Keras model"
         raise CheckpointError(
             str(folder),
-            got=f"no model config ({found.get('no_model', 'the state was not taken from a Keras model')})",
+            got=f"no model config ({why})",
             expected="the config of a Keras model",
             fix="Build the model yourself and call restore(path, model), or save with model=.",
         )
-    model = model_configs.build(found["model"], folder, stored.specs)
+    model = model_configs.build(config, folder, stored.specs)
     return restore(folder, model, include=["params", "non_trainable", "opt_state"])
 
 

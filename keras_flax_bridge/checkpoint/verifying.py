@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from keras_flax_bridge.checkpoint import guards, orbax_io
@@ -82,7 +82,7 @@ def verified(place: FilePath) -> VerifyReport:
 
 def _of_checkpoint(folder: FilePath) -> VerifyReport:
     stored = orbax_io.Stored(folder)
-    written: Mapping[str, int] = stored.metadata.get("checksums", {})
+    written = stored.metadata.checksums
     damaged: dict[str, str] = {}
     for group in groups(stored.specs, stored.packed):
         damaged.update(_damaged(stored, group))

@@ -87,7 +87,7 @@ def test_the_reader_of_the_command_line_gives_every_value():
         assert {p: older.spec(leaf) for p, leaf in found.values().items()} == {
             p: older.spec(leaf) for p, leaf in state.items()
         }
-        assert found.metadata["model"]["class_name"] == "Sequential"
+        assert found.metadata.model["class_name"] == "Sequential"
 
 
 def test_a_manager_goes_on_in_the_folder(tmp_path):

@@ -6,4 +6,5 @@ from keras_flax_bridge.checkpoint.readers.opening import existing as existing
 from keras_flax_bridge.checkpoint.readers.opening import model_for as model_for
 from keras_flax_bridge.checkpoint.readers.opening import opened as opened
 from keras_flax_bridge.checkpoint.readers.opening import same_model as same_model
+from keras_flax_bridge.checkpoint.readers.safetensors import Header as Header
 from keras_flax_bridge.checkpoint.readers.safetensors import save_tensors as save_tensors

@@ -35,7 +35,7 @@ class Checkpoint(Contents):
         if self.of_keras:
             self.lacks = {METRIC: "metrics of Keras's callback have names of their own"}
             self._names, unnamed = _of_keras(stored, model)
-            metadata = {} if unnamed else {"model": foreign.config(stored)}
+            metadata = orbax_io.Metadata(model=None if unnamed else foreign.config(stored))
         else:
             self._names = foreign.names(stored, model, _NO_TARGET)
         specs = {name: stored.specs[place] for name, place in self._names.items()}
@@ -70,7 +70,7 @@ class Checkpoint(Contents):
 
 def _state(contents: Checkpoint) -> Any:
     """The state in which the model of Keras's callback starts; nothing for what others wrote."""
-    config = contents.metadata.get("model") if contents.of_keras else None
+    config = contents.metadata.model if contents.of_keras else None
     return TrainState.from_keras(model_configs.build(config, contents.path, contents.specs)) if config else {}
 
 
@@ -80,7 +80,7 @@ def _is_keras_s(stored: Any) -> bool:
 
 def _kind(stored: Any) -> str:
     if stored.ours:
-        return "checkpoint, packed" if stored.metadata.get("packed") else "checkpoint"
+        return "checkpoint, packed" if stored.metadata.packed else "checkpoint"
     return "checkpoint of Keras's callback" if _is_keras_s(stored) else "checkpoint of other Orbax code"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_flax_bridge.checkpoint.orbax_io import Metadata
 from keras_flax_bridge.keras_internals import SEED
 from keras_flax_bridge.state.report import METRIC, STEP, StateReport, rows
 from keras_flax_bridge.tree.leaves import on_disk
@@ -30,7 +31,7 @@ class Contents:
         path: the file, or the folder of the checkpoint.
         kind: what it is, in words.
         specs: every leaf, abstract, by its name.
-        metadata: what lies beside the leaves; the config of the model under ``model``.
+        metadata: what lies beside the leaves, such as the config of the model.
         lacks: kinds of leaves that are not there, or mean nothing elsewhere, and why.
         note: what else is to be said of it.
         unnamed: why the names are those in the file, and not structural keys; ``""`` where they are.
@@ -44,13 +45,13 @@ class Contents:
         path: FilePath,
         kind: str,
         specs: Flat,
-        metadata: Mapping[str, Any] | None = None,
+        metadata: Metadata | None = None,
         unnamed: str = "",
     ):
         self.path = path
         self.kind = kind
         self.specs = specs
-        self.metadata = dict(metadata or {})
+        self.metadata = metadata or Metadata()
         self.unnamed = unnamed
 
     def values(self) -> Flat:

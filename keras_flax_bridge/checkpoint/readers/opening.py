@@ -66,7 +66,7 @@ def _file(path: FilePath, step: int | None, model: Any) -> Contents:
 
 def model_for(contents: Contents) -> Any:
     """A model of the config that lies beside the leaves; None if there is none."""
-    config = contents.metadata.get("model")
+    config = contents.metadata.model
     return model_configs.build(config, contents.path, contents.specs) if config else None
 
 

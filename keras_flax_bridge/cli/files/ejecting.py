@@ -12,7 +12,7 @@ from flax import nnx
 
 from keras_flax_bridge.checkpoint import orbax_io
 from keras_flax_bridge.checkpoint.restoring import restore
-from keras_flax_bridge.checkpoint.saving import state_metadata
+from keras_flax_bridge.checkpoint.saving import versions
 from keras_flax_bridge.cli.files.replacing import beside, require_free
 from keras_flax_bridge.errors import BridgeError, CheckpointError, said
 from keras_flax_bridge.migrate.convert import Conversion, converted
@@ -87,10 +87,10 @@ def _saved(flat: Flat) -> Flat:
     return {("params", *path): on_disk(leaf) for path, leaf in flat.items()}
 
 
-def _metadata(flat: Flat) -> dict[str, Any]:
+def _metadata(flat: Flat) -> orbax_io.Metadata:
     """What lets `kfb.restore` fill a module of the source: every leaf has the name that it has there."""
     same = WeightMap([Pair((path,), (path,)) for path in flat])
-    return {**state_metadata(None, None), "weight_map": same.to_json()}
+    return orbax_io.Metadata(versions=versions(), weight_map=same.to_json())
 
 
 def _read_back(source: Source, file: Path, weights: Path) -> Flat:
