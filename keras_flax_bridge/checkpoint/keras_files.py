@@ -15,7 +15,7 @@ import keras
 import numpy as np
 
 from keras_flax_bridge import keras_internals
-from keras_flax_bridge.checkpoint import guards, model_configs, optimizer_extras, orbax_io
+from keras_flax_bridge.checkpoint import guards, model_configs, optimizer_extras
 from keras_flax_bridge.checkpoint.guards import archive as archive_module
 from keras_flax_bridge.errors import CheckpointError, StructureMismatchError, said
 from keras_flax_bridge.keras_internals import SLACK
@@ -87,7 +87,7 @@ def _most(path: FilePath) -> int:
 
 
 class KerasFile:
-    """A `.keras` file in the place of a checkpoint: the state of the model in it."""
+    """The state of the model in a `.keras` file."""
 
     def __init__(self, path: FilePath, model: Any = None):
         """`model` is one that holds what lies in the file; None to load it."""
@@ -98,8 +98,6 @@ class KerasFile:
         trees = ("params", "non_trainable") if not model.compiled else None
         flat = flatten_tree(state)
         self._values = {p: leaf for p, leaf in flat.items() if trees is None or p[0] in trees}
-        self.path = path
-        self.ours, self.metadata = True, orbax_io.Metadata()
         self.specs: Flat = self._values
 
     def load(self, targets: Mapping[Path, Any]) -> Flat:
@@ -108,19 +106,6 @@ class KerasFile:
             path: jax.device_put(self._values[path], getattr(target, "sharding", None))
             for path, target in targets.items()
         }
-
-    def require_whole(self, values: Flat) -> None:
-        """Nothing: a `.keras` file is a zip archive, which has checksums of its own."""
-
-    def load_data(self, iterator: Any) -> None:
-        """There is none.
-
-        Raises:
-            CheckpointError: always.
-        """
-        raise CheckpointError(
-            str(self.path), got="a Keras file", expected="a checkpoint", fix="Restore without data=."
-        )
 
 
 def restore_weights(path: FilePath, model: Any) -> Any:

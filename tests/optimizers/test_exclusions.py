@@ -18,8 +18,8 @@ from keras import optimizers as K
 import keras_flax_bridge as kfb
 from keras_flax_bridge import keras_internals
 from keras_flax_bridge.checkpoint import model_configs
+from keras_flax_bridge.checkpoint.locating import candidates
 from keras_flax_bridge.checkpoint.readers import opened
-from keras_flax_bridge.checkpoint.restoring import candidates
 from keras_flax_bridge.cli.files import converting
 from keras_flax_bridge.keras_internals import exclusions
 from keras_flax_bridge.tree.paths import flatten_tree, join_path

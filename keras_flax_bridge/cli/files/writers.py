@@ -14,7 +14,8 @@ import numpy as np
 from keras_flax_bridge import keras_internals
 from keras_flax_bridge.checkpoint import model_configs, optimizer_extras, orbax_io
 from keras_flax_bridge.checkpoint.checks import is_packed
-from keras_flax_bridge.checkpoint.matching import Options, plan
+from keras_flax_bridge.checkpoint.matching import plan
+from keras_flax_bridge.checkpoint.options import RestoreOptions
 from keras_flax_bridge.checkpoint.readers import NOT_IN_KERAS_FILES, Contents, Header, save_tensors
 from keras_flax_bridge.checkpoint.saving import versions
 from keras_flax_bridge.checkpoint.targets import target_of
@@ -40,7 +41,7 @@ class Job:
     def config(self) -> Any:
         """The config of the model: of the given one, if the leaves are of it; else the stored one."""
         if not self.given:
-            return self.source.metadata.model
+            return self.source.config
         model = self.model()
         _fill(model, self.flat, f"the model of {self.source.path}")
         return model_configs.of_model(model)
@@ -69,7 +70,7 @@ def _to_checkpoint(path: FilePath, job: Job) -> Written:
     found = job.source.metadata  # of it only what is true of the leaves wherever they lie
     metadata = orbax_io.Metadata(
         versions=versions(),
-        model=job.config or found.model or None,
+        model=job.config or job.source.config or None,
         no_model=found.no_model or None,
         weight_map=found.weight_map or None,
         data=found.data or None,
@@ -146,7 +147,7 @@ def _fill(model: Any, flat: Flat, where: str) -> Written:
         slots, wanted = _parted(target.wanted)
         wanted, own, left = {**wanted, **slots}, {}, {}
     stored = {**weights, **given}
-    names = plan(stored, target._replace(wanted=wanted, scope=None), where, Options())
+    names = plan(stored, target._replace(wanted=wanted, scope=None), where, RestoreOptions())
     target.put({path: stored[place] for path, place in names.items()})
     return Written(names, left, [], frozenset(own))
 
