@@ -19,7 +19,7 @@ from keras_flax_bridge.checkpoint.optimizer_sides import Aligned
 from keras_flax_bridge.checkpoint.options import Include, Rename, RestoreOptions
 from keras_flax_bridge.checkpoint.orbax_io import FilePath
 from keras_flax_bridge.checkpoint.readers import Checkpoint, Contents, restorable
-from keras_flax_bridge.checkpoint.targets import Target, target_of
+from keras_flax_bridge.checkpoint.targets import WEIGHTS, Target, target_of
 from keras_flax_bridge.errors import CheckpointError
 from keras_flax_bridge.state import gc_pause
 from keras_flax_bridge.tree import types
@@ -117,7 +117,12 @@ def _target(like: Any, source: Contents, options: RestoreOptions) -> Target:
     target = target_of(like, tops=tops, weights=options.weight_map)
     if options.rename is not None or not isinstance(like, nnx.Module):
         return target
-    if target.wanted.keys() <= source.specs.keys() | target.optional:
+    stored = {*source.specs, *target.optional}
+    if hasattr(
+        type(like), "weight_map"
+    ):  # it wants Keras's variables, which may be in either tree of weights
+        stored |= {("params", *name[1:]) for name in stored if name[0] in WEIGHTS}
+    if target.wanted.keys() <= stored:
         return target
     from keras_flax_bridge.checkpoint.native_modules import map_for  # on first use: its tables take a while
 
