@@ -66,12 +66,16 @@ def checks(kind: type[Record]) -> dict[str, Check]:
 
 def to_json(record: Record) -> dict[str, Any]:
     """A record as plain JSON types."""
-    content = {
+    return {FORMAT: record.FORMAT, WRITTEN_BY: _version(), **content(record)}
+
+
+def content(record: Record) -> dict[str, Any]:
+    """The fields of a record alone, for what the first versions read without letting other fields pass."""
+    return {
         one.name: (one.metadata["write"] or _as_is)(vars(record)[one.name])
         for one in dataclasses.fields(record)
         if vars(record)[one.name] is not None
     }
-    return {FORMAT: record.FORMAT, WRITTEN_BY: _version(), **content}
 
 
 @cache
