@@ -118,9 +118,7 @@ def _target(like: Any, source: Contents, options: RestoreOptions) -> Target:
     if options.rename is not None or not isinstance(like, nnx.Module):
         return target
     stored = {*source.specs, *target.optional}
-    if hasattr(
-        type(like), "weight_map"
-    ):  # it wants Keras's variables, which may be in either tree of weights
+    if hasattr(type(like), "weight_map"):  # it wants variables of Keras, from either tree of weights
         stored |= {("params", *name[1:]) for name in stored if name[0] in WEIGHTS}
     if target.wanted.keys() <= stored:
         return target

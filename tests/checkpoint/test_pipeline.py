@@ -10,7 +10,9 @@ import pytest
 
 import keras_flax_bridge as kfb
 from keras_flax_bridge.checkpoint import restoring
+from keras_flax_bridge.checkpoint.matching import placement
 from keras_flax_bridge.checkpoint.options import RestoreOptions
+from keras_flax_bridge.checkpoint.readers import restorable
 from tests.support import older_versions as older
 from tests.support.cases import differing
 
@@ -91,6 +93,16 @@ def test_load_model_opens_once():
         kfb.load_model(DATA / "model")
     called = Counter(call for call, _ in calls)
     assert (called[OPENED], called["checkpoint/targets.py:target_of"]) == (1, 1)
+
+
+def test_a_keras_file_is_read_by_the_same_interface():
+    source = restorable(DATA / "model.keras", None)
+    values = source.values()
+    placed = source.load({path: placement(spec, spec) for path, spec in source.specs.items()})
+    assert values.keys() == placed.keys()
+    assert [path for path in values if not np.array_equal(values[path], placed[path])] == []
+    with pytest.raises(kfb.CheckpointError, match="Restore without data="):
+        kfb.restore(DATA / "model.keras", older.build(), data=older.Counter())
 
 
 def test_the_manager_and_restore_share_their_options(monkeypatch, tmp_path):
