@@ -6,9 +6,10 @@ import random
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
@@ -18,22 +19,35 @@ from keras_flax_bridge.checkpoint import checksums
 from keras_flax_bridge.checkpoint.checks import is_count, require
 from keras_flax_bridge.checkpoint.manager import CheckpointManager
 from keras_flax_bridge.checkpoint.restoring import stored_position
-from keras_flax_bridge.errors import CheckpointError
+from keras_flax_bridge.errors import CheckpointError, CorruptCheckpointError
 from keras_flax_bridge.state.train_state import TrainState
 from keras_flax_bridge.training.preemption import Preemption
 from keras_flax_bridge.tree.types import Logs, PathLike
+from keras_flax_bridge.tree.untrusted import records, schema
+from keras_flax_bridge.tree.untrusted.records import Record, field
 
 
-class _Position(NamedTuple):
-    """Where `fit` stands, stored beside the state."""
+@dataclass(frozen=True, kw_only=True)
+class _Position(Record):
+    """Where `fit` stands, stored beside the state as the position of its data.
 
-    epoch: int = 0
-    batch: int = 0  # batches of this epoch that were trained on
-    iterations: int = 0  # of the optimizer
-    finished: bool = False  # whether `fit` came to its end
-    batches: int | None = None  # a fingerprint of the batches that come next
-    numpy: Any = None  # the global generators at the beginning of the epoch, from which `fit` shuffles
-    python: Any = None
+    Attributes:
+        epoch: which one.
+        batch: how many batches of this epoch were trained on.
+        iterations: of the optimizer.
+        finished: whether `fit` came to its end.
+        batches: a fingerprint of the batches that come next; None where none come.
+        numpy: numpy's global generator at the beginning of the epoch, from which `fit` shuffles.
+        python: Python's.
+    """
+
+    epoch: int = field(schema.whole())
+    batch: int = field(schema.whole())
+    iterations: int = field(schema.whole())
+    finished: bool = field(schema.flag)
+    batches: int | None = field(schema.optional(schema.whole()), default=None)
+    numpy: tuple[Any, ...] = field(schema.list_of(schema.anything), read=tuple, write=list)
+    python: tuple[Any, ...] = field(schema.list_of(schema.anything), read=tuple, write=list)
 
 
 class _Place:
@@ -44,10 +58,15 @@ class _Place:
 
     def get_state(self) -> dict[str, Any]:
         assert self.position is not None
-        return {"fit": self.position._asdict()}
+        return {"fit": records.content(self.position)}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        self.position = _Position(**state["fit"])
+        self.position = _read(state["fit"], "data/json/fit")
+
+
+def _read(found: Any, where: str) -> _Position:
+    fix = "Take another step, or another folder: fit did not write this one."
+    return records.from_json(_Position, found, where, fix=fix, error=CorruptCheckpointError)
 
 
 class TrainStateCheckpoint(keras.callbacks.Callback):
@@ -226,7 +245,8 @@ class TrainStateCheckpoint(keras.callbacks.Callback):
 
     def _go_on(self) -> None:
         """Restores the newest checkpoint, unless the model is already there or further."""
-        stored = (stored_position(self._manager.directory) or {}).get("fit")
+        position = stored_position(self._manager.directory)
+        stored = position.get("fit") if isinstance(position, dict) else None
         if stored is None:
             raise CheckpointError(
                 str(self._manager.directory),
@@ -235,7 +255,8 @@ class TrainStateCheckpoint(keras.callbacks.Callback):
                 fix="Take another folder; kfb.restore(directory, model) before fit takes over their values.",
             )
         seen = self._seen()
-        if seen > stored["iterations"] or (seen == stored["iterations"] and stored["finished"]):
+        at = _read(stored, f"{self._manager.directory}, data/json/fit")
+        if seen > at.iterations or (seen == at.iterations and at.finished):
             return
         place = _Place()
         self._manager.restore(self._fitted, data=place)
@@ -277,7 +298,16 @@ class TrainStateCheckpoint(keras.callbacks.Callback):
     def _save(self, batches: list[Any] | None, *, finished: bool = False) -> None:
         self._due = False
         pulled = None if batches is None else checksums.fingerprint(batches)
-        position = _Position(self._epoch, self._batch, self._seen(), finished, pulled, *self._generators)
+        numpy, python = self._generators
+        position = _Position(
+            epoch=self._epoch,
+            batch=self._batch,
+            iterations=self._seen(),
+            finished=finished,
+            batches=pulled,
+            numpy=numpy,
+            python=python,
+        )
         state = TrainState.from_keras(self._fitted).replace(step=np.int32(self._step))
         self._manager.save(state, data=_Place(position), logs=self._logs, now=True)
 

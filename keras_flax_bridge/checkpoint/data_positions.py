@@ -6,6 +6,7 @@ import base64
 import json
 import logging
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def _text(state: bytes | str) -> str:
     return state if isinstance(state, str) else state.decode(errors="replace")
 
 
-def set_position(iterator: Any, stored: dict[str, Any]) -> None:
+def set_position(iterator: Any, stored: Mapping[str, Any]) -> None:
     """Sets an iterator to where another stood.
 
     Args:

@@ -6,14 +6,15 @@ write it, one more level called ``value``; a module's state has no ``params`` ab
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import keras
 
 from keras_flax_bridge import keras_internals
 from keras_flax_bridge.checkpoint import model_configs
 from keras_flax_bridge.checkpoint.orbax_io import Stored
-from keras_flax_bridge.checkpoint.targets import Target, unboxed
+from keras_flax_bridge.checkpoint.targets import unboxed
 from keras_flax_bridge.errors import CheckpointError, CorruptCheckpointError
 from keras_flax_bridge.keras_internals import VARIABLE_TREES
 from keras_flax_bridge.optimizers.step_interface import training_model
@@ -21,31 +22,50 @@ from keras_flax_bridge.state import trees
 from keras_flax_bridge.state.building import built
 from keras_flax_bridge.state.multi_model import models_of
 from keras_flax_bridge.state.trees import COLLECTIONS
-from keras_flax_bridge.tree.paths import Path
+from keras_flax_bridge.tree.paths import Flat, Path
 from keras_flax_bridge.tree.untrusted import schema, texts
 
 CONFIG = "model_config"  # the item in which Keras stores the config of the model
 
 
-def tops(stored: Any) -> set[str]:
-    """The trees of a checkpoint, by our names."""
-    return {VARIABLE_TREES.get(path[0], path[0]) for path in stored.specs}
+class Naming(NamedTuple):
+    """What the leaves of a checkpoint are called among ours.
+
+    Attributes:
+        places: the stored path of each, by its name.
+        zeros: leaves that the writer had no need to store, since they are zeros, by name.
+    """
+
+    places: dict[Path, Path]
+    zeros: Flat = {}  # noqa: RUF012 - nobody changes it
 
 
-def names(stored: Any, like: Any, target: Target) -> dict[Path, Path]:
-    """What the leaves of a checkpoint are called among ours: the stored path by the name."""
-    if getattr(stored, "ours", True):
-        return _of_weights({path: path for path in stored.specs}, target)
-    if {path[0] for path in stored.specs} <= VARIABLE_TREES.keys():
+def of_keras(stored: Stored) -> bool:
+    """Whether Keras's callback wrote a checkpoint, whose names are those of one process."""
+    return not stored.ours and {path[0] for path in stored.specs} <= VARIABLE_TREES.keys()
+
+
+def naming(stored: Stored, like: Any) -> Naming:
+    """The names of the leaves of a checkpoint.
+
+    Args:
+        stored: the checkpoint.
+        like: what a Keras model may be taken from, whose variables those of Keras's callback are.
+
+    Raises:
+        CheckpointError: if Keras's callback wrote it, and the model is not known.
+    """
+    if of_keras(stored):
         return _of_keras(stored, like)
-    return _of_weights(unboxed(stored.specs), target)
+    return Naming({path: path for path in stored.specs} if stored.ours else unboxed(stored.specs))
 
 
-def _of_weights(found: dict[Path, Path], target: Target) -> dict[Path, Path]:
-    """Names of a module's state, which has no ``params`` above it, as weights where those are wanted."""
-    if not target.of_weights or {path[0] for path in found} & {*COLLECTIONS, *trees.names()}:
-        return found
-    return {("params", *name): path for name, path in found.items()}
+def weight_names(names: Iterable[Path]) -> dict[Path, Path]:
+    """Each name as that of a weight: of a module's state, which has no ``params`` above it, too."""
+    found = list(names)
+    if {name[0] for name in found} & {*COLLECTIONS, *trees.names()}:
+        return {name: name for name in found}
+    return {("params", *name): name for name in found}
 
 
 def config(stored: Stored) -> dict[str, Any] | None:
@@ -65,7 +85,7 @@ def config(stored: Stored) -> dict[str, Any] | None:
     return read
 
 
-def _of_keras(stored: Stored, like: Any) -> dict[Path, Path]:
+def _of_keras(stored: Stored, like: Any) -> Naming:
     model = _model_of(like) or _rebuilt(stored)
     found = keras_internals.found_again(model, stored.specs)
     left = set(stored.specs) - set(found.values())
@@ -77,12 +97,8 @@ def _of_keras(stored: Stored, like: Any) -> dict[Path, Path]:
     others = [tree for tree in trees.of_metrics() if tree != "metrics"]
     metrics = {name[1:]: place for name, place in found.items() if name[0] == "metrics"}
     totals = {(tree, *name): place for tree in others for name, place in metrics.items()}
-    stored.start_at_zero({name: stored.specs[place] for name, place in totals.items()})
-    return {
-        **found,
-        **{name: name for name in totals},
-        **{(VARIABLE_TREES[path[0]], *path[1:]): path for path in left},
-    }
+    zeros = {name: stored.specs[place] for name, place in totals.items()}
+    return Naming({**found, **{(VARIABLE_TREES[path[0]], *path[1:]): path for path in left}}, zeros)
 
 
 def _model_of(like: Any) -> Any:

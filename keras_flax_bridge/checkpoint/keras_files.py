@@ -99,7 +99,7 @@ def _most(path: FilePath) -> int:
 
 
 class KerasFile:
-    """A `.keras` file in the place of a checkpoint: the state of the model in it."""
+    """The state of the model in a `.keras` file."""
 
     def __init__(self, path: FilePath, model: Any = None):
         """`model` is one that holds what lies in the file; None to load it."""
@@ -109,8 +109,6 @@ class KerasFile:
         state.assign_to(model, copy=False)  # both hold the same buffers: nobody trains either
         flat = flatten_tree(state)
         self._values = {p: leaf for p, leaf in flat.items() if model.compiled or p[0] in WEIGHTS}
-        self.path = path
-        self.metadata = {"format": "keras"}
         self.specs: Flat = self._values
 
     def load(self, targets: Mapping[Path, Any]) -> Flat:
@@ -119,19 +117,6 @@ class KerasFile:
             path: jax.device_put(self._values[path], getattr(target, "sharding", None))
             for path, target in targets.items()
         }
-
-    def require_whole(self, values: Flat) -> None:
-        """Nothing: a `.keras` file is a zip archive, which has checksums of its own."""
-
-    def load_data(self, iterator: Any) -> None:
-        """There is none.
-
-        Raises:
-            CheckpointError: always.
-        """
-        raise CheckpointError(
-            str(self.path), got="a Keras file", expected="a checkpoint", fix="Restore without data=."
-        )
 
 
 def restore_weights(path: FilePath, model: Any) -> Any:

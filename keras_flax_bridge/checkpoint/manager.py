@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 from collections.abc import Mapping
@@ -10,8 +11,9 @@ from typing import Any
 
 from keras_flax_bridge.checkpoint import data_positions, orbax_io
 from keras_flax_bridge.checkpoint.checks import best_rule, is_count, is_packed, require, stale
-from keras_flax_bridge.checkpoint.matching import Include, Options, Rename
-from keras_flax_bridge.checkpoint.restoring import candidates, from_newest, restored
+from keras_flax_bridge.checkpoint.locating import candidates, from_newest
+from keras_flax_bridge.checkpoint.options import Include, Rename, RestoreOptions
+from keras_flax_bridge.checkpoint.restoring import restored
 from keras_flax_bridge.checkpoint.saving import checked, numbers, state_metadata, step_of
 from keras_flax_bridge.errors import CheckpointError
 from keras_flax_bridge.state import gc_pause
@@ -147,7 +149,8 @@ class CheckpointManager:
             with gc_pause.gc_paused():  # until it goes on in the background
                 flat = checked(state)
                 values = numbers(logs)
-                metadata = {**state_metadata(state, model), "data": data_positions.position(data)}
+                position = data_positions.position(data)
+                metadata = dataclasses.replace(state_metadata(state, model), data=position)
                 self._root.save(step, flat, data, values, metadata)
         return True, earlier
 
@@ -191,12 +194,12 @@ class CheckpointManager:
             CorruptCheckpointError: if it is damaged; with `step` None, if all are.
             StructureMismatchError: if not every leaf has its counterpart.
         """
-        options = Options(include, rename, partial, verify, cast)
+        options = RestoreOptions(include, rename, partial, verify, cast, data)
         with self._root.reading():
             self.wait()
             filled, folder, passed_over = from_newest(
                 candidates(self.directory, step),
-                lambda folder: restored(folder, like, data, options),
+                lambda folder: restored(folder, like, options),
             )
             self._root.put_aside(passed_over)
         self._root.take(int(folder.name))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from keras_flax_bridge.checkpoint.leaf_kinds import fits_device
+from keras_flax_bridge.checkpoint.options import Include, Rename, RestoreOptions
 from keras_flax_bridge.checkpoint.targets import Target, subtrees
 from keras_flax_bridge.errors import StructureMismatchError, printable
 from keras_flax_bridge.state import trees
@@ -22,21 +23,8 @@ from keras_flax_bridge.tree.paths import Flat, Path, compiled_pattern, join_path
 
 log = logging.getLogger("keras_flax_bridge")
 
-Include = str | re.Pattern | Sequence[str] | None
-Rename = Mapping[str, str] | Sequence[tuple[str, str]] | Callable[[str], str] | None
 
-
-class Options(NamedTuple):
-    """How a restore is to be done; the arguments of `restore`."""
-
-    include: Include = None
-    rename: Rename = None
-    partial: bool = False
-    verify: bool = True
-    cast: bool = False
-
-
-def plan(stored: Flat, target: Target, where: str, options: Options) -> dict[Path, Path]:
+def plan(stored: Flat, target: Target, where: str, options: RestoreOptions) -> dict[Path, Path]:
     """The stored path of every wanted leaf.
 
     A weight is looked for in both trees of weights, so one that was frozen or unfrozen since, and

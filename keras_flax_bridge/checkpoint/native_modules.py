@@ -8,6 +8,7 @@ from typing import Any
 from flax import nnx
 
 from keras_flax_bridge.checkpoint import model_configs
+from keras_flax_bridge.checkpoint.orbax_io import Metadata
 from keras_flax_bridge.errors import BridgeError
 from keras_flax_bridge.migrate.convert import Conversion
 from keras_flax_bridge.migrate.weight_map import WeightMap
@@ -15,7 +16,7 @@ from keras_flax_bridge.tree.paths import Path
 
 
 def map_for(
-    module: nnx.Module, metadata: Mapping[str, Any], folder: Any, stored: Mapping[Path, Any] | None = None
+    module: nnx.Module, metadata: Metadata, folder: Any, stored: Mapping[Path, Any] | None = None
 ) -> WeightMap | None:
     """The map from the variables of a checkpoint to a module of the source that `to_source` writes.
 
@@ -40,14 +41,12 @@ def map_for(
     return found if {path for pair in found.pairs for path in pair.flax} == paths else None
 
 
-def _map_of(metadata: Mapping[str, Any], folder: Any, stored: Mapping[Path, Any] | None) -> WeightMap | None:
-    if "weight_map" in metadata:
-        return WeightMap.from_json(metadata["weight_map"], f"{folder}, weight_map")
-    if not metadata.get("model"):
+def _map_of(metadata: Metadata, folder: Any, stored: Mapping[Path, Any] | None) -> WeightMap | None:
+    if metadata.weight_map is not None:
+        return WeightMap.from_json(metadata.weight_map, f"{folder}, weight_map")
+    if not metadata.model:
         return None
     try:
-        return Conversion(
-            model_configs.build(metadata["model"], folder, stored), "Model", "error"
-        ).weight_map()
+        return Conversion(model_configs.build(metadata.model, folder, stored), "Model", "error").weight_map()
     except BridgeError:  # a model that can't be rebuilt or converted made no such source
         return None

@@ -12,6 +12,7 @@ import json
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -21,6 +22,8 @@ from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import CheckpointError
 from keras_flax_bridge.keras_internals import Exclusions, exclusions
 from keras_flax_bridge.tree.paths import join_path
+from keras_flax_bridge.tree.untrusted import records, schema, texts
+from keras_flax_bridge.tree.untrusted.records import Record, field
 
 EXTRAS = "optimizer_extras"  # its name in the config of a model
 _DECAY, _NAMES, _VARIABLES = "exclude_from_weight_decay", "names", "variables"
@@ -125,7 +128,7 @@ def write(path: FilePath, model: Any) -> str | None:
     extras = of_model(model)
     if not extras:
         return None
-    comment = json.dumps({_OURS: extras}).encode()
+    comment = json.dumps({_OURS: records.to_json(Comment(**extras))}).encode()
     if len(comment) > zipfile.ZIP_MAX_COMMENT:
         return "exclusions from weight decay, which are too many for a .keras file, are left out"
     with zipfile.ZipFile(path, "a") as archive:
@@ -137,22 +140,25 @@ def read(path: FilePath) -> dict[str, Any]:
     """What `write` added to a `.keras` file, for `put_back`.
 
     Raises:
-        CheckpointError: if it is not JSON.
+        CheckpointError: if it is not JSON, or a newer version wrote it in a way of its own.
     """
     with zipfile.ZipFile(path) as archive:
         comment = archive.comment
     if not comment.startswith(_START):
         return {}
-    try:
-        return json.loads(comment)[_OURS]
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path}: {EXTRAS}",
-            got=f"the comment of a zip archive that is not JSON ({type(error).__name__})",
-            expected="what kfb wrote there",
-            fix="Load the file with keras.saving.load_model, and exclude from weight decay yourself.",
-        ) from error
+    where = f"{path}: the comment of the zip archive"
+    found = texts.parsed(comment.decode(errors="replace"), where, CheckpointError)
+    extras = records.from_json(Comment, found[_OURS], where, fix=_FIX).optimizer_extras
+    return {} if extras is None else {EXTRAS: extras}
 
 
 _OURS = "keras_flax_bridge"
 _START = f'{{"{_OURS}":'.encode()
+_FIX = "Load the file with keras.saving.load_model, and exclude from weight decay yourself."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comment(Record):
+    """What this package adds to a `.keras` file."""
+
+    optimizer_extras: Mapping[str, Any] | None = field(schema.table_of(schema.anything), default=None)

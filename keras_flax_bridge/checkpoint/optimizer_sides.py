@@ -11,64 +11,83 @@ import keras
 from keras_flax_bridge.errors import BridgeError
 from keras_flax_bridge.optimizers.step_interface import KerasTransformation
 from keras_flax_bridge.state.train_state import TrainState
+from keras_flax_bridge.state.transfer import receivers
 from keras_flax_bridge.tree.leaves import placed_like
 from keras_flax_bridge.tree.paths import Path, flatten_tree
 
 
-class Detour(NamedTuple):
-    """What to restore into instead, and what makes of it what was asked for."""
+class Aligned(NamedTuple):
+    """What is restored into.
 
-    like: TrainState
-    back: Callable[[Any], Any]
+    Attributes:
+        like: what was asked for, with the optimizer state of the library whose state is stored.
+        finish: makes what was asked for of the restored.
+    """
+
+    like: Any
+    finish: Callable[[Any], Any] = lambda restored: restored
 
 
-def detour(like: Any, wanted: Iterable[Path], stored: Iterable[Path]) -> Detour | None:
-    """The way through the other side, if what is stored is the state of that one and not of this.
+def align(like: Any, stored: Iterable[Path]) -> Aligned:
+    """What to restore into, so that the optimizer state is of the library whose state is stored.
 
     Args:
-        like: what was asked for: a `TrainState`, or a compiled model.
-        wanted: the paths of its leaves.
-        stored: the paths in the checkpoint.
+        like: what was asked for; only a `TrainState` and a compiled model have another side.
+        stored: the names in the checkpoint.
+
+    Returns:
+        `like` itself where its optimizer state has the names that are stored, or can't be converted: then it
+        is a mismatch, and is told as one.
     """
-    slots, own = ({path[1:] for path in paths if path[0] == "opt_state"} for paths in (stored, wanted))
-    if not slots or slots == own:
-        return None
+    slots = {name[1:] for name in stored if name[0] == "opt_state"}
+    own = _slots(like) if slots else None
+    if own is None or slots == own:
+        return Aligned(like)
     try:
-        return _of_model(like, slots) if isinstance(like, keras.Model) else _of_state(like, slots)
-    except BridgeError:  # it can't be converted: then it is a mismatch, and is told as one
-        return None
+        found = _of_model(like, slots) if isinstance(like, keras.Model) else _of_state(like, slots)
+    except BridgeError:
+        return Aligned(like)
+    return found or Aligned(like)
 
 
-def _of_state(like: Any, slots: set[Path]) -> Detour | None:
-    if not isinstance(like, TrainState) or like.parts:
-        return None
+def _slots(like: Any) -> set[Path] | None:
+    """The names in the optimizer state of what has one."""
+    if isinstance(like, TrainState):
+        return set(flatten_tree(like.opt_state)) if not like.parts else None
+    if (
+        isinstance(like, keras.Model)
+        and like.compiled
+        and isinstance(like.optimizer, keras.optimizers.Optimizer)
+    ):
+        return {entry.path for entry in receivers(like)["opt_state"]}
+    return None
+
+
+def _of_state(like: TrainState, slots: set[Path]) -> Aligned | None:
     is_keras = isinstance(like.tx, KerasTransformation)
     abstract = like.replace(opt_state=_shapes(like.opt_state))
     other = abstract.to_optax() if is_keras else abstract.to_keras()
     if slots != flatten_tree(other.opt_state).keys():
         return None
 
-    def back(state: Any) -> Any:
+    def finish(state: Any) -> Any:
         made = state.to_keras() if is_keras else state.to_optax()
         placed = jax.tree.map(placed_like, made.opt_state, like.opt_state)
         return made.replace(opt_state=placed, tx=like.tx, apply_fn=like.apply_fn)
 
-    return Detour(other, back)
+    return Aligned(other, finish)
 
 
-def _of_model(model: Any, slots: set[Path]) -> Detour | None:
-    if not model.compiled or not isinstance(model.optimizer, keras.optimizers.Optimizer):
-        return None
-    like = jax.eval_shape(lambda: TrainState.from_keras(model))
-    way = _of_state(like, slots)
-    if way is None:
+def _of_model(model: Any, slots: set[Path]) -> Aligned | None:
+    found = _of_state(jax.eval_shape(lambda: TrainState.from_keras(model)), slots)
+    if found is None:
         return None
 
-    def back(state: Any) -> Any:
+    def finish(state: Any) -> Any:
         state.to_keras(model).assign_to(model, copy=False)
         return model
 
-    return way._replace(back=back)
+    return found._replace(finish=finish)
 
 
 def _shapes(tree: Any) -> Any:

@@ -1,10 +1,11 @@
-"""Reads a checkpoint, or a file of Keras, into whatever is given."""
+"""Reads a checkpoint, or a file of Keras, into whatever is given.
+
+The stations of a restore: open, align the optimizer's side, target, plan, load, verify, finish.
+"""
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -12,27 +13,25 @@ from flax import nnx
 
 from keras_flax_bridge import keras_internals
 from keras_flax_bridge.checkpoint import foreign, keras_files, model_configs, optimizer_sides, orbax_io
-from keras_flax_bridge.checkpoint.checks import require
 from keras_flax_bridge.checkpoint.leaf_kinds import given_back
-from keras_flax_bridge.checkpoint.matching import Include, Options, Rename, placement, plan
+from keras_flax_bridge.checkpoint.locating import candidates, from_newest
+from keras_flax_bridge.checkpoint.matching import placement, plan
+from keras_flax_bridge.checkpoint.optimizer_sides import Aligned
+from keras_flax_bridge.checkpoint.options import Include, Rename, RestoreOptions
 from keras_flax_bridge.checkpoint.orbax_io import FilePath
-from keras_flax_bridge.checkpoint.targets import target_of
-from keras_flax_bridge.errors import (
-    CheckpointError,
-    CheckpointNotFoundError,
-    CorruptCheckpointError,
-    printable,
-)
-from keras_flax_bridge.state import gc_pause
-from keras_flax_bridge.state.trees import METRIC, names
-from keras_flax_bridge.tree.types import PathLike, Target
-
-log = logging.getLogger("keras_flax_bridge")
+from keras_flax_bridge.checkpoint.readers import Checkpoint, Contents, restorable
+from keras_flax_bridge.checkpoint.targets import Target, target_of
+from keras_flax_bridge.errors import CheckpointError
+from keras_flax_bridge.state import gc_pause, trees
+from keras_flax_bridge.state.trees import METRIC, WEIGHTS
+from keras_flax_bridge.tree import types
+from keras_flax_bridge.tree.paths import Path
+from keras_flax_bridge.tree.types import PathLike
 
 
 def restore(
     path: PathLike,
-    like: Target,
+    like: types.Target,
     *,
     step: int | None = None,
     data: Any = None,
@@ -41,7 +40,7 @@ def restore(
     partial: bool = False,
     verify: bool = True,
     cast: bool = False,
-) -> Target:
+) -> types.Target:
     """Restores a checkpoint into what `like` is; every leaf on both sides is accounted for.
 
     Args:
@@ -89,71 +88,61 @@ def restore(
         >>> bool((other.get_weights()[0] == model.get_weights()[0]).all())
         True
     """
-    options = Options(include, rename, partial, verify, cast)
-    return from_newest(candidates(path, step), lambda folder: restored(folder, like, data, options))[0]
+    options = RestoreOptions(include, rename, partial, verify, cast, data)
+    return from_newest(candidates(path, step), lambda folder: restored(folder, like, options))[0]
 
 
 @gc_pause.gc_paused()
-def restored(folder: FilePath, like: Any, data: Any, options: Options) -> Any:
-    """One checkpoint into what `like` is: planned, read and checked before anything is assigned."""
+def restored(folder: FilePath, like: Any, options: RestoreOptions) -> Any:
+    """One checkpoint into what `like` is."""
     if folder.name.endswith(".weights.h5"):
         return keras_files.restore_weights(folder, like)
-    stored: Any = keras_files.KerasFile(folder) if folder.is_file() else orbax_io.Stored(folder)
-    weights: Any = options.rename if hasattr(options.rename, "flax_values") else None  # a WeightMap
-    if weights is not None:
-        options = options._replace(rename=None)
-    elif options.rename is None and isinstance(like, nnx.Module):
-        weights = _map_for(like, stored)
-    target = target_of(like, tops=foreign.tops(stored), weights=weights)
-    names = foreign.names(stored, like, target)
-    specs = {name: stored.specs[place] for name, place in names.items()}
-    alike = options.include is None and options.rename is None and weights is None
-    way = optimizer_sides.detour(like, target.wanted, specs) if alike else None
-    if way is not None:
-        return way.back(restored(folder, way.like, data, options))
-    pairs = plan(specs, target, f"checkpoint {folder}", options)
-    places = {path: names[name] for path, name in pairs.items()}
-    values = stored.load({p: placement(stored.specs[p], target.wanted[w]) for w, p in places.items()})
+    return filled(restorable(folder, like), like, options)
+
+
+def filled(source: Contents, like: Any, options: RestoreOptions) -> Any:
+    """What was opened, into what `like` is: planned, read and checked before anything is assigned."""
+    like, finish = optimizer_sides.align(like, source.specs) if options.takes_all else Aligned(like)
+    target = _target(like, source, options)
+    names = _planned(source, target, options)
+    values = source.load({n: placement(source.specs[n], target.wanted[path]) for path, n in names.items()})
     if options.verify:
-        stored.require_whole(values)
-    if data is not None:
-        stored.load_data(data)
-    return target.put({path: given_back(values[p], target.wanted[path]) for path, p in places.items()})
+        source.require_whole(values)
+    if options.data is not None:
+        source.load_data(options.data)
+    return finish(target.put({path: given_back(values[n], target.wanted[path]) for path, n in names.items()}))
 
 
-def _map_for(module: nnx.Module, stored: Any) -> Any:
-    """The `WeightMap` of a module that `kfb.migrate` wrote, where other leaves than its own are stored."""
-    target = target_of(module, tops=foreign.tops(stored))
-    if not stored.metadata or target.wanted.keys() <= stored.specs.keys() | target.optional:
-        return None
+def _target(like: Any, source: Contents, options: RestoreOptions) -> Target:
+    """What is to be filled, by the names that the leaves have in the checkpoint."""
+    tops = {name[0] for name in source.specs}
+    target = target_of(like, tops=tops, weights=options.weight_map)
+    if options.rename is not None or not isinstance(like, nnx.Module):
+        return target
+    stored = {*source.specs, *target.optional}
+    if hasattr(type(like), "weight_map"):  # it wants variables of Keras, from either tree of weights
+        stored |= {("params", *name[1:]) for name in stored if name[0] in WEIGHTS}
+    if target.wanted.keys() <= stored:
+        return target
     from keras_flax_bridge.checkpoint.native_modules import map_for  # on first use: its tables take a while
 
-    return map_for(module, stored.metadata, stored.path, stored.specs)
+    weights = map_for(like, source.metadata, source.path, source.specs)
+    return target if weights is None else target_of(like, tops=tops, weights=weights)
+
+
+def _planned(source: Contents, target: Target, options: RestoreOptions) -> dict[Path, Path]:
+    """The name in the checkpoint of every leaf that is wanted and found."""
+    own = foreign.weight_names(source.specs) if target.of_weights else {name: name for name in source.specs}
+    specs = {name: source.specs[place] for name, place in own.items()}
+    options = options if options.weight_map is None else replace(options, rename=None)
+    found = plan(specs, target, f"checkpoint {source.path}", options)
+    return {path: own[name] for path, name in found.items()}
 
 
 def stored_position(path: Any) -> Any:
     """The position of a data iterator in the newest checkpoint that can be read, as it gave it; or None."""
-    read = from_newest(candidates(path, None), lambda folder: orbax_io.Stored(folder).metadata.get("data"))
+    read = from_newest(candidates(path, None), lambda folder: orbax_io.Stored(folder).metadata.data)
     return (read[0] or {}).get("json")
-
-
-def from_newest(
-    folders: Sequence[FilePath], read: Callable[[FilePath], Any]
-) -> tuple[Any, FilePath, Sequence[FilePath]]:
-    """What `read` makes of the newest folder that is not damaged, which that was, and which were.
-
-    Raises:
-        CorruptCheckpointError: if all are damaged.
-    """
-    for i, (folder, older) in enumerate(zip(folders, [*folders[1:], None], strict=True)):
-        try:
-            return read(folder), folder, folders[:i]
-        except CorruptCheckpointError as error:
-            if older is None:
-                raise
-            log.error("%s", error)
-            warnings.warn(printable(f"{folder} is damaged; going back to {older}"), stacklevel=3)
-    raise AssertionError  # there is at least one folder
 
 
 def load_model(path: PathLike, *, step: int | None = None) -> keras.Model:
@@ -190,51 +179,19 @@ def _loaded(folder: FilePath) -> Any:
     if folder.is_file():
         return keras_files.load_model(folder)
     stored = orbax_io.Stored(folder)
-    found: dict[str, Any] = stored.metadata if stored.ours else {"model": foreign.config(stored)}
-    if not found.get("model"):
+    config = stored.metadata.model if stored.ours else foreign.config(stored)
+    if not config:
+        why = stored.metadata.no_model or "the state was not taken from a Keras model"
         raise CheckpointError(
             str(folder),
-            got=f"no model config ({found.get('no_model', 'the state was not taken from a Keras model')})",
+            got=f"no model config ({why})",
             expected="the config of a Keras model",
             fix="Build the model yourself and call restore(path, model), or save with model=.",
         )
-
-    include = names(lambda tree: tree.variables and tree.kind != METRIC)
+    options = RestoreOptions(include=trees.names(lambda tree: tree.variables and tree.kind != METRIC))
 
     def fill(model: Any) -> None:
-        restore(folder, model, include=include)
+        with gc_pause.gc_paused():
+            filled(Checkpoint(stored, model), model, options)
 
-    return keras_internals.filled(lambda: model_configs.build(found["model"], folder, stored.specs), fill)
-
-
-def candidates(path: Any, step: int | None) -> list[FilePath]:
-    """The folders that hold what is asked for, the newest first: one, or all steps of a root.
-
-    Raises:
-        CheckpointNotFoundError: if there is none, or not that step.
-        ArgumentError: for a step of what holds no steps.
-    """
-    folder = orbax_io.absolute(path)
-    if keras_files.is_keras_file(folder):
-        return [folder]
-    if orbax_io.is_checkpoint(folder):
-        named = step is None or (orbax_io.step_of(folder.name) == step)
-        fix = "Leave step= out, or give the folder above it."
-        require(named, str(folder), f"step={step} with the folder of one checkpoint", "a root folder", fix)
-        return [folder]
-    steps = orbax_io.steps_in(folder)
-    if not steps:
-        raise CheckpointNotFoundError(
-            str(folder),
-            got="no checkpoint",
-            expected="a checkpoint or a root folder of steps",
-            fix="Look at the path; a save in the background is there after manager.wait().",
-        )
-    if step is not None and step not in steps:
-        raise CheckpointNotFoundError(
-            str(folder),
-            got=f"step={step}",
-            expected=f"one of the steps {list(steps)}",
-            fix="Leave step= out for the newest; max_to_keep= says how many stay.",
-        )
-    return [steps[found] for found in reversed(steps) if step in (None, found)]
+    return keras_internals.filled(lambda: model_configs.build(config, folder, stored.specs), fill)

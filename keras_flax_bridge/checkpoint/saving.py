@@ -14,6 +14,7 @@ from flax import nnx
 
 from keras_flax_bridge.checkpoint import leaf_kinds, model_configs, orbax_io
 from keras_flax_bridge.checkpoint.checks import is_packed, require
+from keras_flax_bridge.checkpoint.orbax_io import Metadata
 from keras_flax_bridge.checkpoint.targets import target_of
 from keras_flax_bridge.errors import StepAlreadyExistsError
 from keras_flax_bridge.state.trees import without_unsaved
@@ -21,8 +22,6 @@ from keras_flax_bridge.tree.diff import spec_text
 from keras_flax_bridge.tree.leaves import require_values
 from keras_flax_bridge.tree.paths import Flat
 from keras_flax_bridge.tree.types import Models, PathLike, PyTree
-
-_FORMAT = 1
 
 
 def checked(state: Any) -> Flat:
@@ -60,15 +59,16 @@ def _is_real(dtype: Any) -> bool:
     return any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer))
 
 
-def state_metadata(state: Any, model: Any) -> dict[str, Any]:
+def state_metadata(state: Any, model: Any) -> Metadata:
     """What lies beside the leaves: versions, and the config of the model where it has one."""
     weights = getattr(type(state), "weight_map", None)  # of a module that kfb.migrate made
-    mapped = {} if weights is None else {"weight_map": weights.to_json()}
-    return {"format": _FORMAT, "versions": _versions(), **mapped, **model_configs.of_state(state, model)}
+    mapped = None if weights is None else weights.to_json()
+    return Metadata(versions=versions(), weight_map=mapped, **model_configs.of_state(state, model))
 
 
 @cache
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of the packages that write a checkpoint, by name."""
     return {name: packages.version(name) for name in ("keras", "jax", "flax", "orbax-checkpoint")}
 
 

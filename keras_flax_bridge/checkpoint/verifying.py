@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from keras_flax_bridge.checkpoint import guards, orbax_io
@@ -10,8 +10,8 @@ from keras_flax_bridge.checkpoint.checks import require
 from keras_flax_bridge.checkpoint.groups import groups, is_large
 from keras_flax_bridge.checkpoint.guards import archive as archive_module
 from keras_flax_bridge.checkpoint.guards import tensors
+from keras_flax_bridge.checkpoint.locating import candidates
 from keras_flax_bridge.checkpoint.orbax_io import FilePath
-from keras_flax_bridge.checkpoint.restoring import candidates
 from keras_flax_bridge.errors import CheckpointError, printable, printed
 from keras_flax_bridge.state.report import counted, listed
 from keras_flax_bridge.tree.paths import Path, join_path
@@ -82,7 +82,7 @@ def verified(place: FilePath) -> VerifyReport:
 
 def _of_checkpoint(folder: FilePath) -> VerifyReport:
     stored = orbax_io.Stored(folder)
-    written: Mapping[str, int] = stored.metadata.get("checksums", {})
+    written = stored.metadata.checksums
     damaged: dict[str, str] = {}
     for group in groups(stored.specs, stored.packed):
         damaged.update(_damaged(stored, group))

@@ -1,17 +1,18 @@
-"""One pair of a weight map, and its JSON: what each field of it must be."""
+"""One pair of a weight map, and the JSON of the map: what each field of it must be."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from keras_flax_bridge.keras_internals import PARAM
 from keras_flax_bridge.migrate import transforms
-from keras_flax_bridge.migrate.transforms import Transform, from_json
-from keras_flax_bridge.tree.paths import Path
+from keras_flax_bridge.migrate.transforms import Transform, from_json, to_json
+from keras_flax_bridge.tree.paths import Path, join_path, split_path
 from keras_flax_bridge.tree.untrusted import schema
+from keras_flax_bridge.tree.untrusted.records import Record, field
 from keras_flax_bridge.tree.untrusted.schema import Malformed
-
-MAP_FORMAT = 1
 
 
 class Pair(NamedTuple):
@@ -30,7 +31,6 @@ class Pair(NamedTuple):
     kind: str = PARAM
 
 
-PATH_LISTS = ("seeds", "only_keras", "only_flax")
 _PAIR = schema.record(
     {
         "keras": schema.list_of(schema.name),
@@ -52,11 +52,48 @@ def _pair(value: Any, field: str) -> None:
         raise Malformed(field, sides, "as many as the transforms take and make")
 
 
-_FIELDS: dict[str, schema.Check] = {
-    "format": schema.choice_of(MAP_FORMAT),
-    "pairs": schema.list_of(_pair),
-    **dict.fromkeys(PATH_LISTS, schema.list_of(schema.name)),
-    "notes": schema.list_of(schema.text),
-    "linen": schema.flag,
-}
-check_map = schema.record(_FIELDS, required=[field for field in _FIELDS if field != "format"])
+def _read_pair(value: Any) -> Pair:
+    keras, flax = _split(value["keras"]), _split(value["flax"])
+    return Pair(keras, flax, tuple(map(from_json, value["transforms"])), value["kind"])
+
+
+def _write_pair(pair: Pair) -> dict[str, Any]:
+    keras, flax = _joined(pair.keras), _joined(pair.flax)
+    return {
+        "keras": keras,
+        "flax": flax,
+        "transforms": list(map(to_json, pair.transforms)),
+        "kind": pair.kind,
+    }
+
+
+def _split(names: Sequence[str]) -> tuple[Path, ...]:
+    return tuple(map(split_path, names))
+
+
+def _joined(paths: Sequence[Path]) -> list[str]:
+    return list(map(join_path, paths))
+
+
+def _read_pairs(values: Sequence[Any]) -> tuple[Pair, ...]:
+    return tuple(map(_read_pair, values))
+
+
+def _write_pairs(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+    return list(map(_write_pair, pairs))
+
+
+def _paths() -> Any:
+    return field(schema.list_of(schema.name), read=_split, write=_joined)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredMap(Record):
+    """A `WeightMap` as it is stored; its fields are those of the map."""
+
+    pairs: tuple[Pair, ...] = field(schema.list_of(_pair), read=_read_pairs, write=_write_pairs)
+    seeds: tuple[Path, ...] = _paths()
+    only_keras: tuple[Path, ...] = _paths()
+    only_flax: tuple[Path, ...] = _paths()
+    notes: tuple[str, ...] = field(schema.list_of(schema.text), read=tuple, write=list)
+    linen: bool = field(schema.flag)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -12,7 +13,7 @@ import keras
 from flax import nnx
 
 from keras_flax_bridge.errors import CheckpointError, StructureMismatchError, printed
-from keras_flax_bridge.migrate.map_schema import MAP_FORMAT, PATH_LISTS, Pair, check_map
+from keras_flax_bridge.migrate.map_schema import Pair, StoredMap
 from keras_flax_bridge.migrate.map_values import (
     flax_values,
     keras_values,
@@ -20,12 +21,11 @@ from keras_flax_bridge.migrate.map_values import (
     whole_values,
     with_values,
 )
-from keras_flax_bridge.migrate.transforms import forward, from_json, inverse, shapes, to_json
+from keras_flax_bridge.migrate.transforms import forward, inverse, shapes
 from keras_flax_bridge.tree.diff import spec_text
-from keras_flax_bridge.tree.paths import Flat, Path, fill_tree, join_path, nest_paths, split_path
+from keras_flax_bridge.tree.paths import Flat, Path, fill_tree, join_path, nest_paths
 from keras_flax_bridge.tree.types import PathLike, PyTree, Target
-from keras_flax_bridge.tree.untrusted import texts
-from keras_flax_bridge.tree.untrusted.schema import Malformed
+from keras_flax_bridge.tree.untrusted import records, texts
 
 
 class WeightMap:
@@ -181,21 +181,7 @@ class WeightMap:
         Raises:
             TypeError: if a transform has a setting that JSON has not.
         """
-        return {
-            "format": MAP_FORMAT,
-            "pairs": [
-                {
-                    "keras": list(map(join_path, pair.keras)),
-                    "flax": list(map(join_path, pair.flax)),
-                    "transforms": list(map(to_json, pair.transforms)),
-                    "kind": pair.kind,
-                }
-                for pair in self.pairs
-            ],
-            **{name: list(map(join_path, getattr(self, name))) for name in PATH_LISTS},
-            "notes": list(self.notes),
-            "linen": self.linen,
-        }
+        return records.to_json(StoredMap(**{name: getattr(self, name) for name in _STORED}))
 
     @classmethod
     def load(cls, path: PathLike) -> WeightMap:
@@ -229,28 +215,15 @@ class WeightMap:
             where: where they come from, for errors.
 
         Raises:
-            CheckpointError: naming the field that is missing or malformed.
+            CheckpointError: naming the field that is missing or malformed, or the newer version that wrote
+                the map.
         """
-        try:
-            check_map(found, "")
-        except Malformed as error:
-            raise CheckpointError(
-                where,
-                got=f"a map with {texts.clipped(error.field or 'no fields', 200)}: {error.got}",
-                expected=error.expected,
-                fix="Write it again with wmap.save(path).",
-            ) from error
-        pairs = [
-            Pair(
-                tuple(map(split_path, pair["keras"])),
-                tuple(map(split_path, pair["flax"])),
-                tuple(map(from_json, pair["transforms"])),
-                pair["kind"],
-            )
-            for pair in found["pairs"]
-        ]
-        lists = {name: tuple(map(split_path, found[name])) for name in PATH_LISTS}
-        return cls(pairs, **lists, notes=found["notes"], linen=found["linen"])
+        fix = "Write it again with wmap.save(path)."
+        stored = records.from_json(StoredMap, found, where, fix=fix, of="a map with ")
+        return cls(**{name: getattr(stored, name) for name in _STORED})
+
+
+_STORED = [one.name for one in fields(StoredMap)]
 
 
 def _moved(pair: Pair, arrays: list[Any], *, back: bool = False, abstract: bool = False) -> list[Any]:

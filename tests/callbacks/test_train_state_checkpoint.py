@@ -13,6 +13,7 @@ from keras import layers
 from orbax.checkpoint import v1
 
 import keras_flax_bridge as kfb
+from tests.attacks import goods
 from tests.support import resumable_runs as resuming
 from tests.support.cases import TREES, differing
 from tests.support.subprocesses import terminated
@@ -216,6 +217,43 @@ def test_a_folder_that_fit_did_not_write_is_refused(tmp_path):
     kfb.save(tmp_path / "3", kfb.TrainState.from_keras(small()))
     with pytest.raises(kfb.CheckpointError, match="something else than fit"):
         fit(tmp_path, DATA["arrays"], build=small)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epoch": -1},
+        {"batch": "1"},
+        {"iterations": 1.5},
+        {"finished": 1},
+        {"batches": []},
+        {"numpy": None},
+        {"python": {}},
+    ],
+)
+def test_a_malformed_position_of_fit_is_named(tmp_path, change):
+    fit(tmp_path, DATA["arrays"], build=small, epochs=1)
+    step = tmp_path / str(BATCHES)
+    found = goods.ours(step)
+    found["data"]["json"]["fit"].update(change)
+    goods.set_ours(step, found)
+    with pytest.raises(kfb.CorruptCheckpointError, match=f"data/json/fit: got '{next(iter(change))}'"):
+        fit(tmp_path, DATA["arrays"], build=small, epochs=2)
+
+
+def test_a_position_of_fit_with_a_field_of_a_newer_version_is_read(tmp_path):
+    fit(tmp_path, DATA["arrays"], build=small, epochs=1)
+    step = tmp_path / str(BATCHES)
+    found = goods.ours(step)
+    assert found["data"]["json"]["fit"].keys() == AS_FIRST_WRITTEN - {"batches"}
+    found["data"]["json"]["fit"]["of_tomorrow"] = 1
+    goods.set_ours(step, found)
+    state, _ = fit(tmp_path, DATA["arrays"], build=small, epochs=EPOCHS)
+    assert differing(trees(state), trees(unbroken(small, "arrays")[0])) == []
+
+
+# e447da4 reads a position with these fields and no others
+AS_FIRST_WRITTEN = {"epoch", "batch", "iterations", "finished", "batches", "numpy", "python"}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 import keras_flax_bridge as kfb
 from keras_flax_bridge.checkpoint import orbax_io
 from keras_flax_bridge.checkpoint.orbax_io import metadata
-from keras_flax_bridge.tree.untrusted import schema, texts
+from keras_flax_bridge.tree.untrusted import records, schema, texts
 from tests.attacks import goods, mutations
 
 TREE = {
@@ -28,9 +28,12 @@ def path(tmp_path, request):
     return tmp_path / "one"
 
 
+FIELDS = records.checks(metadata.Metadata)
+
 # of each field, a value that it may not have
 WRONG = {
     "format": (0, "1", None, True, 1.0),
+    "written_by": ([], 3, None),
     "versions": ([], {"keras": 3}, "3"),
     "leaves": (-1, 1.5, "4", None, 2**70),
     "specs": (
@@ -53,7 +56,7 @@ WRONG = {
 
 
 def test_every_field_that_is_written_is_checked(path):
-    assert goods.ours(path).keys() <= metadata.FIELDS.keys() == WRONG.keys()
+    assert goods.ours(path).keys() <= FIELDS.keys() == WRONG.keys()
 
 
 @pytest.mark.parametrize(("field", "value"), [(f, v) for f, values in WRONG.items() for v in values])
@@ -66,7 +69,7 @@ def test_a_field_that_is_wrong_is_named(path, field, value):
     assert not kfb.verify(path).ok
 
 
-@pytest.mark.parametrize("field", [None, *metadata.FIELDS])
+@pytest.mark.parametrize("field", [None, *FIELDS])
 def test_no_swapped_type_ends_in_a_traceback(path, field):
     found = goods.ours(path)
     for value in mutations.VALUES:
@@ -114,10 +117,20 @@ def test_packed_leaves_have_bytes_of_their_own(tmp_path, row):
 
 
 def test_a_format_of_the_future_asks_for_an_update(path):
-    goods.set_ours(path, {**goods.ours(path), "format": 2})
-    with pytest.raises(kfb.CheckpointError, match="update the package") as error:
+    written = {"format": 2, "written_by": "keras-flax-bridge 7.1.0", "checksums": "of a kind of its own"}
+    goods.set_ours(path, {**goods.ours(path), **written})
+    with pytest.raises(kfb.CheckpointError, match=r"7\.1\.0.*update the package") as error:
         kfb.restore(path, TREE)
     assert not isinstance(error.value, kfb.CorruptCheckpointError)
+    del written["written_by"]
+    goods.set_ours(path, {**written, "versions": []})
+    with pytest.raises(kfb.CheckpointError, match=r"got format 2, expected format 1"):
+        kfb.restore(path, TREE)
+
+
+def test_what_is_written_says_by_which_version(path):
+    assert goods.ours(path)["written_by"] == f"keras-flax-bridge {kfb.__version__}"
+    assert goods.ours(path)["format"] == metadata.Metadata.FORMAT == 1
 
 
 def test_a_field_of_a_newer_version_is_passed_over(path):
@@ -238,7 +251,7 @@ def test_checking_5000_leaves_takes_milliseconds():
     taken = []
     for _ in range(5):
         begin = time.process_time()
-        metadata.check(found)
+        records.require(metadata.Metadata, found)
         taken.append(time.process_time() - begin)
     assert min(taken) < 0.1  # it takes some 5 ms on an idle core
     print(f"{1e3 * min(taken):.1f} ms")

@@ -1,9 +1,11 @@
-"""What this package writes beside the leaves of a checkpoint: one table of its fields, checked when read."""
+"""What this package writes beside the leaves of a checkpoint: one record, checked when it is read."""
 
 from __future__ import annotations
 
+import json
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -11,10 +13,9 @@ from keras_flax_bridge.checkpoint.orbax_io.api import MARK, OURS, OURS_SUM, PACK
 from keras_flax_bridge.errors import CheckpointError, CorruptCheckpointError
 from keras_flax_bridge.tree.diff import dtype_name, spec_text
 from keras_flax_bridge.tree.paths import Path, split_path
-from keras_flax_bridge.tree.untrusted import schema, texts
-from keras_flax_bridge.tree.untrusted.schema import Check, Malformed, optional, table_of, table_of_leaves
-
-FORMAT = 1  # the only one there is
+from keras_flax_bridge.tree.untrusted import records, schema, texts
+from keras_flax_bridge.tree.untrusted.records import Record, field
+from keras_flax_bridge.tree.untrusted.schema import Malformed, optional, table_of, table_of_leaves
 
 
 def _leaf(value: Any, field: str) -> None:
@@ -32,38 +33,69 @@ def _empty(value: Any, field: str) -> None:
         raise Malformed(field, "the shape of an array with elements", "an array without elements")
 
 
-# every field, and what it must be; a checkpoint may lack any of them
-FIELDS: dict[str, Check] = {
-    "format": schema.whole(1),
-    "versions": table_of(schema.text),
-    "leaves": schema.whole(),
-    "specs": table_of_leaves(_leaf),  # of the stored tree, by the names on disk
-    "empty": table_of_leaves(_empty),
-    "packed": table_of_leaves(schema.place),
-    "bytes": table_of_leaves(schema.dtype),  # the dtypes of leaves that are stored as bytes
-    "checksums": table_of(schema.whole(0, 1 << 32)),
-    "model": optional(table_of(schema.anything)),  # checked where Keras builds it
-    "no_model": schema.text,
-    "weight_map": table_of(schema.anything),  # checked where it is read
-    "data": optional(schema.position),
-    "grain": optional(schema.whole(0, 1 << 32)),
-}
-_types = schema.record(FIELDS)
+@dataclass(frozen=True, kw_only=True)
+class Metadata(Record):
+    """What this package writes beside the leaves of a checkpoint; a checkpoint may lack any of it.
 
-
-def check(found: Any) -> None:
-    """Checks metadata: every field, then the tables of leaves against each other.
-
-    Raises:
-        Malformed: naming the field.
+    Attributes:
+        versions: of the packages that wrote it.
+        leaves: how many there are.
+        specs: dtype and shape of each array of the stored tree, a number of the type of any other leaf, by
+            the names on disk; None for the first versions, where Orbax tells the tree.
+        empty: dtypes and shapes of the leaves without elements, which Orbax can't store.
+        packed: where in the array of small leaves each of them begins, its dtype and its shape.
+        bytes: dtypes of leaves that are stored as whole numbers of the same size.
+        checksums: of leaves, by name.
+        model: the config of the Keras model, or a dict of configs; checked where Keras builds it.
+        no_model: why there is no config.
+        weight_map: the `WeightMap` of a native module; checked where it is read.
+        data: the position of a data iterator, as `data_positions.position` gives it.
+        grain: the checksum of the position of a Grain iterator, which Orbax stores.
     """
-    _types(found, "")
-    if found.get("format", FORMAT) == FORMAT:
-        _require_consistent(found)
+
+    versions: Mapping[str, str] | None = field(table_of(schema.text), default=None)
+    leaves: int | None = field(schema.whole(), default=None)
+    specs: Mapping[str, Any] | None = field(table_of_leaves(_leaf), default=None)
+    empty: Mapping[str, Any] = field(table_of_leaves(_empty), default_factory=dict)
+    packed: Mapping[str, Any] = field(table_of_leaves(schema.place), default_factory=dict)
+    bytes: Mapping[str, str] = field(table_of_leaves(schema.dtype), default_factory=dict)
+    checksums: Mapping[str, int] = field(table_of(schema.whole(0, 1 << 32)), default_factory=dict)
+    model: Mapping[str, Any] | None = field(optional(table_of(schema.anything)), default=None)
+    no_model: str | None = field(schema.text, default=None)
+    weight_map: Mapping[str, Any] | None = field(table_of(schema.anything), default=None)
+    data: Mapping[str, Any] | None = field(optional(schema.position), default=None)
+    grain: int | None = field(optional(schema.whole(0, 1 << 32)), default=None)
+
+    @classmethod
+    def require_consistent(cls, found: Mapping[str, Any]) -> None:
+        """Checks the tables of leaves against each other.
+
+        Raises:
+            Malformed: naming the field that the others contradict.
+        """
+        specs, packed, empty = (found.get(name, {}) for name in ("specs", "packed", "empty"))
+        stored = {_plain(place): leaf for place, leaf in specs.items() if place != PACKED}
+        schema.require_apart((stored, packed, empty), "leaves")
+        if len(stored) < len(specs) - (PACKED in specs):
+            raise Malformed("specs", "one name twice", "names that differ")
+        if "specs" not in found:
+            return
+        unknown = found.get("checksums", {}).keys() - stored.keys() - packed.keys() - empty.keys()
+        if unknown:
+            raise Malformed(f"checksums/{min(unknown)}", "a checksum of no leaf", "one of a leaf")
 
 
-def read(folder: FilePath) -> dict[str, Any]:
-    """The metadata of a checkpoint as it was written; nothing for one that others wrote.
+def written(metadata: Metadata) -> dict[str, str | int]:
+    """What lies in the file that Orbax writes last: a text, and a checksum of it.
+
+    Orbax would not keep every JSON type as it is.
+    """
+    text = json.dumps(records.to_json(metadata))
+    return {OURS: text, OURS_SUM: zlib.crc32(text.encode())}
+
+
+def read(folder: FilePath) -> Metadata | None:
+    """The metadata of a checkpoint as it was written; None for one that others wrote.
 
     Orbax reads damaged metadata as if there were none.
 
@@ -73,25 +105,17 @@ def read(folder: FilePath) -> dict[str, Any]:
     """
     mark = folder / MARK
     if not mark.exists():
-        return {}
+        return None
     texts.require_inside(mark, folder)
     custom = _mapping(_mapping(texts.read_json(mark), mark).get("custom_metadata"), mark)
     if OURS not in custom and OURS_SUM not in custom:
-        return {}
+        return None
     text = custom.get(OURS)
-    written = isinstance(text, str) and zlib.crc32(text.encode(errors="replace")) == custom.get(OURS_SUM)
-    if not written:
+    whole = isinstance(text, str) and zlib.crc32(text.encode(errors="replace")) == custom.get(OURS_SUM)
+    if not whole:
         raise _corrupt(mark, Malformed(OURS, "another checksum", "the one that was written"))
     found = texts.parsed(text, f"{mark}, {OURS}")
-    _checked(lambda: check(found), mark)
-    if found.get("format", FORMAT) != FORMAT:
-        raise CheckpointError(
-            str(mark),
-            got=f"format {found['format']}",
-            expected=f"format {FORMAT}",
-            fix="A newer version of keras-flax-bridge wrote it: update the package.",
-        )
-    return found
+    return records.from_json(Metadata, found, str(mark), fix=_FIX, error=CorruptCheckpointError)
 
 
 def require_marks(root: FilePath) -> None:
@@ -115,37 +139,12 @@ def _mapping(value: Any, mark: FilePath) -> dict[str, Any]:
     return value or {}
 
 
-def _checked(check: Callable[[], None], mark: FilePath) -> None:
-    try:
-        check()
-    except Malformed as error:
-        raise _corrupt(mark, error) from error
-
-
-def _require_consistent(found: dict[str, Any]) -> None:
-    """Checks the tables of leaves against each other.
-
-    Raises:
-        Malformed: naming the field that the others contradict.
-    """
-    specs, packed, empty = (found.get(field, {}) for field in ("specs", "packed", "empty"))
-    stored = {_plain(place): leaf for place, leaf in specs.items() if place != PACKED}
-    schema.require_apart((stored, packed, empty), "leaves")
-    if len(stored) < len(specs) - (PACKED in specs):
-        raise Malformed("specs", "one name twice", "names that differ")
-    if "specs" not in found:  # of the first versions: Orbax tells the tree
-        return
-    unknown = found.get("checksums", {}).keys() - stored.keys() - packed.keys() - empty.keys()
-    if unknown:
-        raise Malformed(f"checksums/{min(unknown)}", "a checksum of no leaf", "one of a leaf")
-
-
 def _plain(place: str) -> str:
     """The path of a leaf that lies at a place in the stored tree."""
     return place.replace("%2E", ".").replace("%25", "%") if "%" in place else place
 
 
-def require_buffer(found: Mapping[str, Any], specs: Mapping[Path, Any], buffer: Any, mark: FilePath) -> None:
+def require_buffer(found: Metadata, specs: Mapping[Path, Any], buffer: Any, mark: FilePath) -> None:
     """Checks what the metadata says of bytes against the arrays that hold them.
 
     Args:
@@ -158,17 +157,16 @@ def require_buffer(found: Mapping[str, Any], specs: Mapping[Path, Any], buffer: 
         CorruptCheckpointError: naming the leaf that the bytes can't be of.
     """
 
-    def check() -> None:
-        for name, dtype in found.get("bytes", {}).items():
+    try:
+        for name, dtype in found.bytes.items():
             spec = specs.get(split_path(name))
             if dtype_name(getattr(spec, "dtype", None)) != f"uint{8 * schema.itemsize(dtype)}":
                 raise Malformed(f"bytes/{name}", "a leaf that is not stored as its bytes", "one that is")
-        packed = found.get("packed", {})
-        if packed and not is_buffer(buffer):
+        if found.packed and not is_buffer(buffer):
             raise Malformed(PACKED, spec_text(buffer), "an array of bytes, in which packed leaves are")
-        schema.require_within(packed, buffer.shape[0] if packed else 0, "packed")
-
-    _checked(check, mark)
+        schema.require_within(found.packed, buffer.shape[0] if found.packed else 0, "packed")
+    except Malformed as fault:
+        raise _corrupt(mark, fault) from fault
 
 
 def is_buffer(spec: Any) -> bool:
@@ -176,10 +174,8 @@ def is_buffer(spec: Any) -> bool:
     return dtype_name(getattr(spec, "dtype", None)) == "uint8" and len(spec.shape) == 1
 
 
-def _corrupt(mark: FilePath, fault: Malformed) -> CorruptCheckpointError:
-    return CorruptCheckpointError(
-        str(mark),
-        got=f"{texts.clipped(fault.field, 200)}: {fault.got}",
-        expected=fault.expected,
-        fix="The metadata is damaged, or was not written by this package: take another step.",
-    )
+_FIX = "The metadata is damaged, or was not written by this package: take another step."
+
+
+def _corrupt(mark: FilePath, fault: Malformed) -> CheckpointError:
+    return records.malformed(fault, str(mark), fix=_FIX, error=CorruptCheckpointError)

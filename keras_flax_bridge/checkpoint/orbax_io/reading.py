@@ -25,6 +25,7 @@ from keras_flax_bridge.checkpoint.orbax_io.api import (
     speaking,
 )
 from keras_flax_bridge.checkpoint.orbax_io.background import OPERATIONS
+from keras_flax_bridge.checkpoint.orbax_io.metadata import Metadata
 from keras_flax_bridge.checkpoint.orbax_io.names import decode
 from keras_flax_bridge.checkpoint.progress import working
 from keras_flax_bridge.checkpoint.slices import GROUP, flat_pieces
@@ -54,17 +55,19 @@ class Stored:
         with speaking(path, "reading the metadata", CorruptCheckpointError):
             texts.require_files(path)
             self._root, self._item = _item(path)
-            self.metadata = metadata.read(self._root)
+            found = metadata.read(self._root)
+            self.ours = found is not None  # whether this package wrote it
+            self.metadata = found or Metadata()
             self._tree = self._specs()  # others keep lists in it, which Orbax wants to see again
             flat = flatten_tree(self._tree)
         _require_tree(path, flat, ours=self.ours)
-        self._index = self.metadata.get("packed", {})
+        self._index = self.metadata.packed
         # only beside an index: a leaf that a user called so is written otherwise, and read as any
         self._buffer: Any = flat.pop((PACKED,), None) if self.ours else None
         self._places = {decode(place) if self.ours else place: place for place in flat}
         self.specs = {path: flat[place] for path, place in self._places.items()}
-        self._empty = {split_path(n): _spec(*s) for n, s in self.metadata.get("empty", {}).items()}
-        self._viewed = {split_path(n): dtype for n, dtype in self.metadata.get("bytes", {}).items()}
+        self._empty = {split_path(n): _spec(*s) for n, s in self.metadata.empty.items()}
+        self._viewed = {split_path(n): dtype for n, dtype in self.metadata.bytes.items()}
         metadata.require_buffer(self.metadata, self.specs, self._buffer, self._root / MARK)
         self.specs.update({**self._empty, **packing.specs(self._index)})
         self._require_complete()
@@ -72,22 +75,17 @@ class Stored:
 
     def _specs(self) -> Any:
         """The stored tree, with specs for leaves. Where we wrote them, no array has to be opened for them."""
-        if "specs" not in self.metadata:
+        if self.metadata.specs is None:
             texts.read_json(self._leaves)
             return ocp().metadata(self._root, checkpointable_name=self._item).metadata
         texts.require_bounded(texts.read_text(self._leaves), str(self._leaves))
-        specs = self.metadata["specs"].items()
+        specs = self.metadata.specs.items()
         return nest_paths({split_path(p): _spec(*s) if isinstance(s, list) else s for p, s in specs})
 
     @property
     def _leaves(self) -> FilePath:
         """Orbax's list of the leaves, which it reads whole."""
         return (self._root if self._item is None else self._root / self._item) / LEAVES
-
-    @property
-    def ours(self) -> bool:
-        """Whether this package wrote it."""
-        return bool(self.metadata)
 
     def start_at_zero(self, specs: Mapping[Path, Any]) -> None:
         """Adds leaves that the writer had no need to store: they are zeros."""
@@ -118,7 +116,8 @@ class Stored:
 
     def _require_complete(self) -> None:
         """Checks that nothing of the metadata is lost."""
-        leaves = self.metadata.get("leaves", len(self.specs) or 1)
+        written = self.metadata.leaves
+        leaves = len(self.specs) or 1 if written is None else written
         if len(self.specs) != leaves:
             raise CorruptCheckpointError(
                 str(self.path),
@@ -211,7 +210,7 @@ class Stored:
 
     def _differing(self, path: Path, total: checksums.Running) -> dict[str, str]:
         name, value = join_path(path), total.value()
-        written = self.metadata.get("checksums", {}).get(name, value)
+        written = self.metadata.checksums.get(name, value)
         return {} if value == written else {name: checksums.difference(value, written)}
 
     def _pieces(self, path: Path) -> Iterator[np.ndarray]:
@@ -240,7 +239,7 @@ class Stored:
 
     def damaged(self, values: Flat) -> dict[str, str]:
         """What is wrong with values that were read, by path."""
-        return checksums.damaged(values, self.metadata.get("checksums", {}))
+        return checksums.damaged(values, self.metadata.checksums)
 
     def require_whole(self, values: Flat) -> None:
         """Checks values against the checksums that were written.
@@ -261,7 +260,7 @@ class Stored:
 
     def damaged_data(self) -> dict[str, str]:
         """What is wrong with the position of a Grain iterator; of several processes, with the first's."""
-        written = self.metadata.get("grain")
+        written = self.metadata.grain
         if written is None:
             return {}
         try:
@@ -278,7 +277,7 @@ class Stored:
             CheckpointError: if none was stored, or one of another kind.
             CorruptCheckpointError: if it is damaged.
         """
-        stored = self.metadata.get("data")
+        stored = self.metadata.data
         there = (self.path / DATA).is_dir() if is_grain(iterator) else stored is not None
         if not there:
             raise CheckpointError(

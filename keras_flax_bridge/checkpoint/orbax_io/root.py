@@ -15,7 +15,7 @@ import jax
 
 from keras_flax_bridge.checkpoint.orbax_io.api import FilePath, failed, ocp, speaking, steps_in
 from keras_flax_bridge.checkpoint.orbax_io.background import OPERATIONS, Failure, Failures, Pending, folder_of
-from keras_flax_bridge.checkpoint.orbax_io.metadata import require_marks
+from keras_flax_bridge.checkpoint.orbax_io.metadata import Metadata, require_marks
 from keras_flax_bridge.checkpoint.orbax_io.retention import Kept, Retention
 from keras_flax_bridge.checkpoint.orbax_io.unfinished import Unfinished
 from keras_flax_bridge.checkpoint.orbax_io.writing import saving_context, size_on_disk, written
@@ -78,9 +78,7 @@ class Root:
             default=None,
         )
 
-    def save(
-        self, step: int, flat: Mapping[Path, Any], data: Any, logs: Any, metadata: dict[str, Any]
-    ) -> None:
+    def save(self, step: int, flat: Mapping[Path, Any], data: Any, logs: Any, metadata: Metadata) -> None:
         """Starts to write a step; to be called in a `turn`."""
         if not self.path.is_dir():  # Orbax would wait minutes for a folder that nobody makes
             raise CheckpointError(

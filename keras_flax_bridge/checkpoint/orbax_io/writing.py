@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import zlib
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,8 +14,6 @@ from keras_flax_bridge.checkpoint.data_positions import checksum, is_grain
 from keras_flax_bridge.checkpoint.leaf_kinds import AS_WORDS, words
 from keras_flax_bridge.checkpoint.orbax_io.api import (
     DATA,
-    OURS,
-    OURS_SUM,
     PACKED,
     STATE,
     FilePath,
@@ -26,15 +23,15 @@ from keras_flax_bridge.checkpoint.orbax_io.api import (
     speaking,
 )
 from keras_flax_bridge.checkpoint.orbax_io.background import OPERATIONS, folder_of
+from keras_flax_bridge.checkpoint.orbax_io.metadata import Metadata
+from keras_flax_bridge.checkpoint.orbax_io.metadata import written as metadata_text
 from keras_flax_bridge.checkpoint.orbax_io.names import encode
 from keras_flax_bridge.checkpoint.orbax_io.unfinished import Unfinished
 from keras_flax_bridge.tree.diff import dtype_name
 from keras_flax_bridge.tree.paths import Flat, Path, join_path, nest_paths
 
 
-def save(
-    path: FilePath, flat: Mapping[Path, Any], data: Any, metadata: dict[str, Any], *, packed: bool
-) -> None:
+def save(path: FilePath, flat: Mapping[Path, Any], data: Any, metadata: Metadata, *, packed: bool) -> None:
     """Writes one checkpoint at `path` and returns when it is on disk."""
     items, custom = written(flat, data, metadata, packed=packed)
     unfinished, needed = Unfinished(path), size_on_disk(flat)
@@ -84,12 +81,9 @@ def saving_context(size: int, *, folder_first: bool = True) -> Any:
 
 
 def written(
-    flat: Mapping[Path, Any], data: Any, metadata: dict[str, Any], *, packed: bool
+    flat: Mapping[Path, Any], data: Any, metadata: Metadata, *, packed: bool
 ) -> tuple[dict[str, Any], dict[str, str | int]]:
-    """What Orbax stores, and our metadata.
-
-    That is text, since Orbax would not keep every JSON type as it is; a checksum of it lies beside.
-    """
+    """What Orbax stores, and our metadata with what it says of the leaves."""
     host = checksums.on_host(flat)
     stored = {path: leaf for path, leaf in flat.items() if not is_empty(leaf)}
     empty = {join_path(p): (str(leaf.dtype), leaf.shape) for p, leaf in flat.items() if p not in stored}
@@ -100,20 +94,18 @@ def written(
     tree = {encode(path): leaf for path, leaf in plain.items()}
     if index or not tree:
         tree[(PACKED,)] = buffer if index else np.zeros(1, np.uint8)  # Orbax stores no empty tree
-    ours = {
-        **metadata,
-        "leaves": len(flat),
-        "empty": empty,
-        "packed": index,
-        "bytes": viewed,
-        "specs": {join_path(place): _spec(leaf) for place, leaf in tree.items()},
-        "checksums": checksums.checksums(host),
-    }
-    items = {STATE: nest_paths(tree)}
-    if is_grain(data):
-        items[DATA], ours["grain"] = data, checksum(data.get_state())
-    text = json.dumps(ours)
-    return items, {OURS: text, OURS_SUM: zlib.crc32(text.encode())}
+    ours = dataclasses.replace(
+        metadata,
+        leaves=len(flat),
+        empty=empty,
+        packed=index,
+        bytes=viewed,
+        specs={join_path(place): _spec(leaf) for place, leaf in tree.items()},
+        checksums=checksums.checksums(host),
+        grain=checksum(data.get_state()) if is_grain(data) else None,
+    )
+    items = {STATE: nest_paths(tree), **({DATA: data} if is_grain(data) else {})}
+    return items, metadata_text(ours)
 
 
 def is_empty(leaf: Any) -> bool:

@@ -2,51 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator
-from pathlib import Path as FilePath
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from keras_flax_bridge.checkpoint import foreign, model_configs, orbax_io
 from keras_flax_bridge.checkpoint.readers.contents import Contents, as_numpy
-from keras_flax_bridge.checkpoint.targets import Target
 from keras_flax_bridge.errors import BridgeError
 from keras_flax_bridge.keras_internals import VARIABLE_TREES
 from keras_flax_bridge.state.report import METRIC, in_words, kind_of
 from keras_flax_bridge.state.train_state import TrainState
 from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree
 
-_NO_TARGET = Target({}, None, dict, of_weights=False)
-
 
 class Checkpoint(Contents):
     """A folder.
 
     Args:
-        path: the folder of one checkpoint.
-        model: whose variables those of Keras's callback are; None for one of the stored config.
+        stored: the checkpoint, opened.
+        like: a model, or what was taken from one, whose variables those of Keras's callback are; None for a
+            model of the stored config.
     """
 
-    def __init__(self, path: FilePath, model: Any = None):
-        self._stored = stored = orbax_io.Stored(path)
-        unnamed, metadata = "", stored.metadata
-        self.of_keras = _is_keras_s(stored)
+    def __init__(self, stored: orbax_io.Stored, like: Any = None):
+        self._stored = stored
+        self.of_keras = foreign.of_keras(stored)
         if self.of_keras:
             self.lacks = {METRIC: "metrics of Keras's callback have names of their own"}
-            self._names, unnamed = _of_keras(stored, model)
-            metadata = {} if unnamed else {"model": foreign.config(stored)}
-        else:
-            self._names = foreign.names(stored, model, _NO_TARGET)
+        naming, unnamed = _naming(stored, like)
+        stored.start_at_zero(naming.zeros)
+        self._names = {**naming.places, **{name: name for name in naming.zeros}}
         specs = {name: stored.specs[place] for name, place in self._names.items()}
-        super().__init__(path, _kind(stored), specs, metadata, unnamed)
+        super().__init__(stored.path, _kind(stored), specs, stored.metadata, unnamed)
+
+    @property
+    def config(self) -> Any:
+        """The config of the model, as this package or as Keras's callback stored it."""
+        return foreign.config(self._stored) if self.of_keras and not self.unnamed else super().config
+
+    def load(self, targets: Mapping[Path, Any]) -> Flat:
+        """The values of some leaves, placed as their targets say."""
+        places = {name: self._names[name] for name in targets}
+        found = self._stored.load({place: targets[name] for name, place in places.items()})
+        return {name: found[place] for name, place in places.items()}
+
+    def require_whole(self, values: Flat) -> None:
+        """Compares values with the checksums that were written."""
+        self._stored.require_whole({self._names[name]: leaf for name, leaf in values.items()})
+
+    def load_data(self, iterator: Any) -> None:
+        """Sets a data iterator to the position that was stored."""
+        self._stored.load_data(iterator)
 
     def some(self, paths: Iterable[Path]) -> Flat:
         """The values of some leaves, as numpy."""
-        places = {name: self._names[name] for name in paths}
-        found = self._stored.load({p: orbax_io.on_host(self._stored.specs[p]) for p in places.values()})
-        self._stored.require_whole(found)
-        return {name: as_numpy(found[place]) for name, place in places.items()}
+        found = self.load({path: orbax_io.on_host(self.specs[path]) for path in paths})
+        self.require_whole(found)
+        return {path: as_numpy(leaf) for path, leaf in found.items()}
 
     def parts(self, path: Path) -> Iterator[np.ndarray]:
         """One large leaf in one-dimensional parts."""
@@ -70,26 +83,22 @@ class Checkpoint(Contents):
 
 def _state(contents: Checkpoint) -> Any:
     """The state in which the model of Keras's callback starts; nothing for what others wrote."""
-    config = contents.metadata.get("model") if contents.of_keras else None
+    config = contents.config if contents.of_keras else None
     return TrainState.from_keras(model_configs.build(config, contents.path, contents.specs)) if config else {}
 
 
-def _is_keras_s(stored: Any) -> bool:
-    return not stored.ours and {path[0] for path in stored.specs} <= VARIABLE_TREES.keys()
-
-
-def _kind(stored: Any) -> str:
+def _kind(stored: orbax_io.Stored) -> str:
     if stored.ours:
-        return "checkpoint, packed" if stored.metadata.get("packed") else "checkpoint"
-    return "checkpoint of Keras's callback" if _is_keras_s(stored) else "checkpoint of other Orbax code"
+        return "checkpoint, packed" if stored.metadata.packed else "checkpoint"
+    return "checkpoint of Keras's callback" if foreign.of_keras(stored) else "checkpoint of other Orbax code"
 
 
-def _of_keras(stored: Any, model: Any) -> tuple[dict[Path, Path], str]:
+def _naming(stored: orbax_io.Stored, like: Any) -> tuple[foreign.Naming, str]:
     """The place of every leaf by structural key; else by Keras's own name, and why."""
     try:
-        return foreign.names(stored, model, _NO_TARGET), ""
+        return foreign.naming(stored, like), ""
     except BridgeError:
-        if model is not None:
+        if like is not None:
             raise
     own = {(VARIABLE_TREES[path[0]], *path[1:]): path for path in stored.specs}
-    return own, "the model that they are of isn't stored, or can't be built here"
+    return foreign.Naming(own), "the model that they are of isn't stored, or can't be built here"

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from keras_flax_bridge.checkpoint.orbax_io import Metadata
 from keras_flax_bridge.checkpoint.slices import PART, flat_pieces, slices
+from keras_flax_bridge.errors import CheckpointError
 from keras_flax_bridge.keras_internals import SEED
 from keras_flax_bridge.state.report import METRIC, STEP, StateReport, rows
 from keras_flax_bridge.tree.leaves import on_disk
@@ -31,7 +33,7 @@ class Contents:
         path: the file, or the folder of the checkpoint.
         kind: what it is, in words.
         specs: every leaf, abstract, by its name.
-        metadata: what lies beside the leaves; the config of the model under ``model``.
+        metadata: what lies beside the leaves, such as the config of the model.
         lacks: kinds of leaves that are not there, or mean nothing elsewhere, and why.
         note: what else is to be said of it.
         unnamed: why the names are those in the file, and not structural keys; ``""`` where they are.
@@ -45,14 +47,51 @@ class Contents:
         path: FilePath,
         kind: str,
         specs: Flat,
-        metadata: Mapping[str, Any] | None = None,
+        metadata: Metadata | None = None,
         unnamed: str = "",
     ):
         self.path = path
         self.kind = kind
         self.specs = specs
-        self.metadata = dict(metadata or {})
+        self.metadata = metadata or Metadata()
         self.unnamed = unnamed
+
+    @property
+    def config(self) -> Any:
+        """The config of the model, or of several by name; None if there is none."""
+        return self.metadata.model
+
+    # what a restore asks for
+
+    def load(self, targets: Mapping[Path, Any]) -> Flat:
+        """The values of some leaves, placed as their targets say.
+
+        Raises:
+            CorruptCheckpointError: naming the leaves that can't be read.
+        """
+        raise NotImplementedError
+
+    def require_whole(self, values: Flat) -> None:
+        """Compares values with checksums, where there are any that were not compared when they were read.
+
+        Raises:
+            CorruptCheckpointError: naming every leaf that differs.
+        """
+
+    def load_data(self, iterator: Any) -> None:
+        """Sets a data iterator to the position that was stored.
+
+        Raises:
+            CheckpointError: if none was stored.
+        """
+        raise CheckpointError(
+            str(self.path),
+            got=f"a {self.kind}",
+            expected="a checkpoint",
+            fix="Restore without data=.",
+        )
+
+    # what the command line asks for
 
     def values(self) -> Flat:
         """Every leaf, in the memory of this process."""

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from keras_flax_bridge.checkpoint import guards, keras_files, model_configs, optimizer_extras
+from keras_flax_bridge.checkpoint.orbax_io import Metadata
 from keras_flax_bridge.checkpoint.readers import keras_arrays
 from keras_flax_bridge.checkpoint.readers.contents import NOT_IN_KERAS_FILES, Contents, as_numpy
 from keras_flax_bridge.checkpoint.slices import GROUP, flat_pieces
@@ -74,7 +75,7 @@ class KerasModel(_File):
             config = model_configs.of_model(model)
         arrays = keras_arrays.datasets(path)
         stored = any(name[0] == "optimizer" for name in arrays)
-        super().__init__(path, kind(path), _written(specs, stored), {"model": config})
+        super().__init__(path, kind(path), _written(specs, stored), Metadata(model=config))
         slots = any(kind_of(name) == SLOT for name in self.specs)
         if stored and not slots:
             self.note = "it holds slots of an optimizer, and the model isn't compiled"

@@ -6,11 +6,12 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from keras_flax_bridge.checkpoint import model_configs, orbax_io
+from keras_flax_bridge.checkpoint.locating import candidates
 from keras_flax_bridge.checkpoint.readers.checkpoints import Checkpoint
 from keras_flax_bridge.checkpoint.readers.contents import Contents
 from keras_flax_bridge.checkpoint.readers.keras_files import in_keras_file, in_weights_file
+from keras_flax_bridge.checkpoint.readers.loaded import LoadedModel
 from keras_flax_bridge.checkpoint.readers.safetensors import Tensors
-from keras_flax_bridge.checkpoint.restoring import candidates
 from keras_flax_bridge.errors import CheckpointError
 
 
@@ -28,7 +29,20 @@ def opened(path: Any, *, step: int | None = None, model: Any = None) -> Contents
     place = existing(path)
     if place.is_file():
         return _file(place, step, model)
-    return Checkpoint(candidates(place, step)[0], model)
+    return Checkpoint(orbax_io.Stored(candidates(place, step)[0]), model)
+
+
+def restorable(path: FilePath, like: Any) -> Contents:
+    """A checkpoint, or a `.keras` file, as `restore` reads it.
+
+    Args:
+        path: the folder of one checkpoint, or the file.
+        like: what it is restored into.
+
+    Raises:
+        CheckpointError: if it can't be read.
+    """
+    return LoadedModel(path) if path.is_file() else Checkpoint(orbax_io.Stored(path), like)
 
 
 def existing(path: Any) -> FilePath:
@@ -66,7 +80,7 @@ def _file(path: FilePath, step: int | None, model: Any) -> Contents:
 
 def model_for(contents: Contents) -> Any:
     """A model of the config that lies beside the leaves; None if there is none."""
-    config = contents.metadata.get("model")
+    config = contents.config
     return model_configs.build(config, contents.path, contents.specs) if config else None
 
 

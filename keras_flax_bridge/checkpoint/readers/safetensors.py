@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -13,14 +14,24 @@ import numpy as np
 
 from keras_flax_bridge.checkpoint import guards
 from keras_flax_bridge.checkpoint.guards import tensors as tensors_module
+from keras_flax_bridge.checkpoint.orbax_io import Metadata
 from keras_flax_bridge.checkpoint.readers.contents import Contents
 from keras_flax_bridge.checkpoint.slices import GROUP
 from keras_flax_bridge.errors import BridgeError, CheckpointError
 from keras_flax_bridge.tree.paths import Flat, Path, join_path, split_path
-from keras_flax_bridge.tree.untrusted import schema, texts
+from keras_flax_bridge.tree.untrusted import records, schema, texts
+from keras_flax_bridge.tree.untrusted.records import Record, field
 from keras_flax_bridge.tree.untrusted.schema import Malformed
 
 _OURS = "keras_flax_bridge"  # the key of our metadata
+_FIX = "The file is damaged, or holds what numpy and jax do not have in common."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header(Record):
+    """What this package writes into the header of a file: the config of the model, if it has one."""
+
+    model: Mapping[str, Any] | None = field(schema.optional(schema.table_of(schema.anything)), default=None)
 
 
 class Tensors(Contents):
@@ -29,19 +40,14 @@ class Tensors(Contents):
     def __init__(self, path: FilePath):
         found = tensors_module(path)
         text = found.metadata.get(_OURS, "{}")
-        metadata = texts.parsed(text, f"{path}, __metadata__/{_OURS}", CheckpointError)
+        where = f"{path}, __metadata__/{_OURS}"
+        header = records.from_json(Header, texts.parsed(text, where, CheckpointError), where, fix=_FIX)
         try:
-            _METADATA(metadata, _OURS)
             self._tensors = _by_path(found.arrays)
-        except Malformed as error:
-            raise CheckpointError(
-                str(path),
-                got=f"{texts.clipped(error.field, 200)}: {error.got}",
-                expected=error.expected,
-                fix="The file is damaged, or holds what numpy and jax do not have in common.",
-            ) from error
+        except Malformed as fault:
+            raise records.malformed(fault, str(path), fix=_FIX) from fault
         specs = {name: jax.ShapeDtypeStruct(t.shape, t.dtype) for name, t in self._tensors.items()}
-        super().__init__(path, "safetensors file", specs, metadata)
+        super().__init__(path, "safetensors file", specs, Metadata(model=header.model))
 
     def some(self, paths: Iterable[Path]) -> Flat:
         """The values of some leaves, as numpy."""
@@ -62,9 +68,6 @@ class Tensors(Contents):
             yield self._read(path, begin, min(step, size - begin)).reshape(-1)
 
 
-_METADATA = schema.record({"model": schema.optional(schema.table_of(schema.anything))})
-
-
 def _by_path(arrays: Mapping[str, guards.Tensor]) -> dict[Path, guards.Tensor]:
     """Arrays by path: others do not write ~ in a name as this package does."""
     found: dict[Path, str] = {}
@@ -76,7 +79,7 @@ def _by_path(arrays: Mapping[str, guards.Tensor]) -> dict[Path, guards.Tensor]:
     return {path: arrays[name] for path, name in found.items()}
 
 
-def save_tensors(path: FilePath, flat: Mapping[Path, np.ndarray], metadata: Mapping[str, Any]) -> None:
+def save_tensors(path: FilePath, flat: Mapping[Path, np.ndarray], header: Header) -> None:
     """Writes a file.
 
     Raises:
@@ -94,7 +97,7 @@ def save_tensors(path: FilePath, flat: Mapping[Path, np.ndarray], metadata: Mapp
             fix="Convert to a checkpoint, or to flax.",
         )
     tensors = {join_path(name): np.ascontiguousarray(leaf).reshape(leaf.shape) for name, leaf in flat.items()}
-    safetensors.numpy.save_file(tensors, path, metadata={_OURS: json.dumps(dict(metadata))})
+    safetensors.numpy.save_file(tensors, path, metadata={_OURS: json.dumps(records.to_json(header))})
 
 
 def _library() -> Any:

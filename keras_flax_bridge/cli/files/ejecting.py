@@ -13,7 +13,7 @@ from flax import nnx
 from keras_flax_bridge.checkpoint import keras_files, orbax_io
 from keras_flax_bridge.checkpoint.memory import give_back
 from keras_flax_bridge.checkpoint.readers import Held, opened
-from keras_flax_bridge.checkpoint.saving import state_metadata
+from keras_flax_bridge.checkpoint.saving import versions
 from keras_flax_bridge.cli.files.comparing import unlike
 from keras_flax_bridge.cli.files.replacing import beside, require_free
 from keras_flax_bridge.errors import BridgeError, CheckpointError, said
@@ -90,10 +90,10 @@ def _converting(file: Path) -> Iterator[None]:
         ) from error
 
 
-def _metadata(flat: Flat) -> dict[str, Any]:
+def _metadata(flat: Flat) -> orbax_io.Metadata:
     """What lets `kfb.restore` fill a module of the source: every leaf has the name that it has there."""
     same = WeightMap([Pair((path[1:],), (path[1:],)) for path in flat])
-    return {**state_metadata(None, None), "weight_map": same.to_json()}
+    return orbax_io.Metadata(versions=versions(), weight_map=same.to_json())
 
 
 def _require_equal(source: Source, file: Path, weights: Path, flat: Flat) -> None:

@@ -16,10 +16,11 @@ from keras_flax_bridge import keras_internals
 from keras_flax_bridge.checkpoint import model_configs, optimizer_extras, orbax_io
 from keras_flax_bridge.checkpoint.checks import is_packed
 from keras_flax_bridge.checkpoint.groups import groups
-from keras_flax_bridge.checkpoint.matching import Options, plan
+from keras_flax_bridge.checkpoint.matching import plan
 from keras_flax_bridge.checkpoint.memory import give_back
-from keras_flax_bridge.checkpoint.readers import NOT_IN_KERAS_FILES, Contents, save_tensors
-from keras_flax_bridge.checkpoint.saving import state_metadata
+from keras_flax_bridge.checkpoint.options import RestoreOptions
+from keras_flax_bridge.checkpoint.readers import NOT_IN_KERAS_FILES, Contents, Header, save_tensors
+from keras_flax_bridge.checkpoint.saving import versions
 from keras_flax_bridge.checkpoint.targets import target_of
 from keras_flax_bridge.cli.files.leaves import Leaves
 from keras_flax_bridge.errors import CheckpointError
@@ -48,7 +49,7 @@ class Job:
     def config(self) -> Any:
         """The config of the model: of the given one, if the leaves are of it; else the stored one."""
         if not self.given:
-            return self.source.metadata.get("model")
+            return self.source.config
         config = model_configs.of_model(_filled(self)[0])
         gc.collect()  # models hold themselves
         give_back()
@@ -71,20 +72,24 @@ class Written(NamedTuple):
     started: frozenset[Path] = frozenset()
 
 
-_CARRIED = ("model", "no_model", "weight_map", "data")  # what lies beside the leaves, and stays with them
 _NO_CONFIG = "the config of the model has no place in a plain tree: keep the source, or the model's code"
 
 
 def _to_checkpoint(path: FilePath, job: Job) -> Written:
-    carried = {name: job.source.metadata[name] for name in _CARRIED if job.source.metadata.get(name)}
-    carried |= {"model": job.config} if job.config else {}
-    metadata = {**state_metadata(None, None), **carried}
+    found = job.source.metadata  # of it only what is true of the leaves wherever they lie
+    metadata = orbax_io.Metadata(
+        versions=versions(),
+        model=job.config or job.source.config or None,
+        no_model=found.no_model or None,
+        weight_map=found.weight_map or None,
+        data=found.data or None,
+    )
     orbax_io.save(path, job.leaves.all(), None, metadata, packed=is_packed(job.layout))
     return _all(job, {}, ["the position of a Grain iterator stays behind"] if _has_grain(job) else [])
 
 
 def _has_grain(job: Job) -> bool:
-    return job.source.metadata.get("grain") is not None
+    return job.source.metadata.grain is not None
 
 
 def _to_flax(path: FilePath, job: Job) -> Written:
@@ -99,10 +104,10 @@ def _to_flax(path: FilePath, job: Job) -> Written:
 
 def _to_safetensors(path: FilePath, job: Job) -> Written:
     left = _left(job, {"no array": lambda leaf: isinstance(leaf, str)})
-    metadata = {"model": job.config} if job.config else {}
+    header = Header(model=job.config or None)
     kept = {name: np.asarray(leaf) for name, leaf in _kept(job, left).items()}
     numbers = [join_path(name) for name in kept if not hasattr(job.leaves.specs[name], "dtype")]
-    save_tensors(path, kept, metadata)
+    save_tensors(path, kept, header)
     return _all(job, left, [f"numbers that are arrays now: {', '.join(numbers)}"] if numbers else [])
 
 
@@ -164,7 +169,7 @@ def _fill(model: Any, leaves: Leaves) -> Written:
         slots, wanted = _parted(target.wanted)
         wanted, own, left = {**wanted, **slots}, {}, {}
     stored = {**weights, **given}
-    names = plan(stored, target._replace(wanted=wanted, scope=None), where, Options())
+    names = plan(stored, target._replace(wanted=wanted, scope=None), where, RestoreOptions())
     with leaves.reading():
         for group in groups({path: stored[place] for path, place in names.items()}):
             values = leaves.some(names[path] for path in group)

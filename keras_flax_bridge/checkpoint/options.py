@@ -1,0 +1,33 @@
+"""How a restore is to be done: the arguments that `restore` and `CheckpointManager.restore` share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Include = str | re.Pattern | Sequence[str] | None
+Rename = Mapping[str, str] | Sequence[tuple[str, str]] | Callable[[str], str] | None
+
+
+@dataclass(frozen=True)
+class RestoreOptions:
+    """The arguments of `restore`, whose docstring says what each means, but for what is read into what."""
+
+    include: Include = None
+    rename: Rename = None  # or a `WeightMap`
+    partial: bool = False
+    verify: bool = True
+    cast: bool = False
+    data: Any = None
+
+    @property
+    def weight_map(self) -> Any:
+        """The `WeightMap` that is given in the place of names; None if there is none."""
+        return self.rename if hasattr(self.rename, "flax_values") else None
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether every leaf is restored, by the name that it has."""
+        return self.include is None and self.rename is None
