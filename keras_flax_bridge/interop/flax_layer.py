@@ -72,7 +72,7 @@ class FlaxLayer(keras.layers.Layer):
         self,
         module: Any,
         *,
-        args: tuple = (),
+        args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
         method: str = "__call__",
         seed: int | None = None,
@@ -89,7 +89,7 @@ class FlaxLayer(keras.layers.Layer):
         """Makes the module; its class."""
         raise NotImplementedError
 
-    def _run(self, args: tuple, kwargs: dict[str, Any], training: bool) -> Any:
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool) -> Any:
         raise NotImplementedError
 
     @property
@@ -269,7 +269,7 @@ def _kind(leaf: Leaf) -> str | None:
     return SEED if leaf.is_key and leaf.spec.shape == (2,) else None
 
 
-def _hand_on_mask(args: tuple, outputs: Any) -> None:
+def _hand_on_mask(args: tuple[Any, ...], outputs: Any) -> None:
     inputs = keras.tree.flatten(args)
     mask = keras_internals.mask_of(inputs[0]) if inputs else None
     if mask is None:

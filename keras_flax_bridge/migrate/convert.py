@@ -139,11 +139,11 @@ def to_nnx(
     return converted(Conversion(model, class_name, fallback), rngs, check_outputs)
 
 
-def converted(conversion: Conversion, rngs: nnx.Rngs | None = None, check_outputs: bool = True) -> Any:
+def converted(conversion: Conversion, rngs: nnx.Rngs | None = None, check_outputs: bool = True) -> nnx.Module:
     """The module of a conversion, with weights, map and report; see `to_nnx`."""
     model = conversion.model
     values = {e.path: owned(e.variable.value) for e in conversion.drawing.entries.values()}
-    module = conversion.module(values, nnx.Rngs(0) if rngs is None else rngs)
+    module: nnx.Module = conversion.module(values, nnx.Rngs(0) if rngs is None else rngs)
     report = _report(conversion, None)
     if check_outputs:
         report = _report(conversion, check(model, module, conversion.graph_model))
@@ -243,7 +243,7 @@ def fill(module: Any, values: dict[Path, Any], rngs: nnx.Rngs) -> None:
             leaf.set_value(values[path])
 
 
-def _names(path: tuple) -> Path:
+def _names(path: tuple[Any, ...]) -> Path:
     return tuple(map(str, path))
 
 

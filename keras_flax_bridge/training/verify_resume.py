@@ -92,7 +92,7 @@ def verify_resume(
     return ResumeReport(steps, len(finals[0]), tuple(differing))
 
 
-def _in_a_new_process(target: Callable, *args: Any) -> None:
+def _in_a_new_process(target: Callable[..., Any], *args: Any) -> None:
     process = multiprocessing.get_context("spawn").Process(target=target, args=args[:-1])
     try:
         process.start()

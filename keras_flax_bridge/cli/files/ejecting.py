@@ -53,7 +53,7 @@ def eject(model: Any, file: Path, source: Path, weights: Path, class_name: str, 
         require_free(path, source=other, force=force)
     with _converting(file):
         conversion = Conversion(model, class_name, "error")
-        module = converted(conversion)
+        module: Any = converted(conversion)
     flat = _flat(module)
     with beside(source) as file_draft, beside(weights) as folder_draft:
         file_draft.write_text(conversion.source.text, encoding="utf-8")
