@@ -194,6 +194,7 @@ class CheckpointManager:
         options = Options(include, rename, partial, verify, cast)
         with self._root.reading():
             self.wait()
+            filled: Target
             filled, folder, passed_over = from_newest(
                 candidates(self.directory, step),
                 lambda folder: restored(folder, like, data, options),

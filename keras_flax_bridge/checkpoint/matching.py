@@ -21,7 +21,7 @@ from keras_flax_bridge.tree.paths import Flat, Path, compiled_pattern, join_path
 
 log = logging.getLogger("keras_flax_bridge")
 
-Include = str | re.Pattern | Sequence[str] | None
+Include = str | re.Pattern[str] | Sequence[str] | None
 Rename = Mapping[str, str] | Sequence[tuple[str, str]] | Callable[[str], str] | None
 
 
@@ -191,7 +191,7 @@ def _renamer(rename: Rename) -> Callable[[str], str]:
     return lambda name: _substituted(name, compiled)
 
 
-def _substituted(name: str, pairs: Iterable[tuple[re.Pattern, str]]) -> str:
+def _substituted(name: str, pairs: Iterable[tuple[re.Pattern[str], str]]) -> str:
     for pattern, replacement in pairs:
         name = pattern.sub(replacement, name)
     return name

@@ -144,7 +144,8 @@ def read(path: FilePath) -> dict[str, Any]:
     if not comment.startswith(_START):
         return {}
     try:
-        return json.loads(comment)[_OURS]
+        extras: dict[str, Any] = json.loads(comment)[_OURS]
+        return extras
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: {EXTRAS}",

@@ -88,7 +88,9 @@ def restore(
         True
     """
     options = Options(include, rename, partial, verify, cast)
-    return from_newest(candidates(path, step), lambda folder: restored(folder, like, data, options))[0]
+    found = from_newest(candidates(path, step), lambda folder: restored(folder, like, data, options))
+    filled: Target = found[0]
+    return filled
 
 
 @gc_pause.gc_paused()

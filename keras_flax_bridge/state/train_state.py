@@ -195,7 +195,7 @@ class TrainState(LazyTrees, OptimizerSwitch, ModelParts, train_state.TrainState)
             ShapeDtypeStruct(shape=(4, 2), dtype=float32)
         """
         given = {"batch": batch, "loss": loss, "metrics": metrics}
-        state = abstracted(cls.from_keras, model_fn, optimizer, given)
+        state: TrainState = abstracted(cls.from_keras, model_fn, optimizer, given)
         for model in models_of(state.apply_fn).values():
             keras_internals.forget_traced(model)
         return state
@@ -273,12 +273,14 @@ class TrainState(LazyTrees, OptimizerSwitch, ModelParts, train_state.TrainState)
         if self.parts:
             require_names(grads, self.tx.parts, "grads")
             moved = {name: self.part(name).apply_gradients(grads=grads[name]) for name in grads}
-            return self.with_parts(**moved).replace(**kwargs)
+            whole: TrainState = self.with_parts(**moved)
+            return whole.replace(**kwargs)
         trees = {"grads": grads, "state": {"opt_state": self.opt_state, "params": self.params}}
         if not isinstance(self.tx, KerasTransformation):
             require_paths(grads, self.params, "grads")
             with explained(trees), taking_no_extra_arguments(self.tx):
-                return super().apply_gradients(grads=grads, **kwargs)
+                stepped: TrainState = super().apply_gradients(grads=grads, **kwargs)  # type: ignore[no-untyped-call]
+                return stepped
         with explained(trees):
             params, opt_state = self.tx.apply(grads, self.opt_state, self.params)
         return self.replace(step=self.step + 1, params=params, opt_state=opt_state, **kwargs)
@@ -301,7 +303,8 @@ class TrainState(LazyTrees, OptimizerSwitch, ModelParts, train_state.TrainState)
             0.0
         """
         if self.parts:
-            return self.with_parts(**{name: self.part(name).reset_metrics() for name in self.parts})
+            whole: TrainState = self.with_parts(**{n: self.part(n).reset_metrics() for n in self.parts})
+            return whole
         if not isinstance(self.apply_fn, KerasApply):
             zeros = jax.tree.map(jnp.zeros_like, (self.metrics, self.eval_metrics))
             return self.replace(metrics=zeros[0], eval_metrics=zeros[1])
@@ -348,6 +351,7 @@ class TrainState(LazyTrees, OptimizerSwitch, ModelParts, train_state.TrainState)
             require_same(model, self.parts)
             batches = {name: arguments({"batch": batch}, name, model) for name in model}
             moved = {name: self.part(name).repartition(model[name], **batches[name]) for name in model}
-            return self.with_parts(**moved)
+            whole: TrainState = self.with_parts(**moved)
+            return whole
         require_single(self.parts, "repartition")
         return self.replace(**fields(self, model, batch))

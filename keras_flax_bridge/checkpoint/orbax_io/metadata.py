@@ -82,7 +82,7 @@ def read(folder: FilePath) -> dict[str, Any]:
     written = isinstance(text, str) and zlib.crc32(text.encode(errors="replace")) == custom.get(OURS_SUM)
     if not written:
         raise _corrupt(mark, Malformed(OURS, "another checksum", "the one that was written"))
-    found = texts.parsed(text, f"{mark}, {OURS}")
+    found: dict[str, Any] = texts.parsed(text, f"{mark}, {OURS}")
     _checked(lambda: check(found), mark)
     if found.get("format", FORMAT) != FORMAT:
         raise CheckpointError(
