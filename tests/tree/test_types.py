@@ -1,11 +1,14 @@
 """Public signatures have types: `Any` stands only where nothing better can be said."""
 
+import ast
 import importlib
 import inspect
+import re
 
 import pytest
 
-from tests.test_public import shown
+from keras_flax_bridge.tree import types
+from tests.test_public import API, shown
 
 # what really takes anything
 ARGUMENTS = {
@@ -80,6 +83,16 @@ def test_results_have_types():
     untyped = {name for name, signature in SIGNATURES.items() if signature.return_annotation == "Any"}
     assert untyped == RETURNS
     assert len(RETURNS) <= 3
+
+
+def test_the_page_of_the_api_explains_each_name():
+    table = API.read_text().split("## Types in signatures")[1]
+    cells = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
+    body = ast.parse(inspect.getsource(types)).body
+    classes = {node.name for node in body if isinstance(node, ast.ClassDef)}
+    aliases = {node.target.id for node in body if isinstance(node, ast.AnnAssign)}
+    variables = {node.targets[0].id for node in body if isinstance(node, ast.Assign)}
+    assert set(re.findall(r"`(\w+)", " ".join(cells))) == classes | aliases | variables
 
 
 @pytest.mark.parametrize("name", ["restore", "TrainState.from_keras", "TrainState.to_optax"])
