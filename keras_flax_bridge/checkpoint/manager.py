@@ -197,6 +197,7 @@ class CheckpointManager:
         options = RestoreOptions(include, rename, partial, verify, cast, data)
         with self._root.reading():
             self.wait()
+            filled: Target
             filled, folder, passed_over = from_newest(
                 candidates(self.directory, step),
                 lambda folder: restored(folder, like, options),

@@ -180,7 +180,7 @@ def _renamer(rename: Rename) -> Callable[[str], str]:
     return lambda name: _substituted(name, compiled)
 
 
-def _substituted(name: str, pairs: Iterable[tuple[re.Pattern, str]]) -> str:
+def _substituted(name: str, pairs: Iterable[tuple[re.Pattern[str], str]]) -> str:
     for pattern, replacement in pairs:
         name = pattern.sub(replacement, name)
     return name

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-Include = str | re.Pattern | Sequence[str] | None
+Include = str | re.Pattern[str] | Sequence[str] | None
 Rename = Mapping[str, str] | Sequence[tuple[str, str]] | Callable[[str], str] | None
 
 

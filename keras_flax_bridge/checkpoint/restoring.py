@@ -89,7 +89,9 @@ def restore(
         True
     """
     options = RestoreOptions(include, rename, partial, verify, cast, data)
-    return from_newest(candidates(path, step), lambda folder: restored(folder, like, options))[0]
+    found = from_newest(candidates(path, step), lambda folder: restored(folder, like, options))
+    filled: types.Target = found[0]
+    return filled
 
 
 @gc_pause.gc_paused()

@@ -125,9 +125,10 @@ def _nnx_target(like: Any, modules: Mapping[Path, nnx.Module], weights: frozense
     return Target({p: v.get_value() for p, v in named.items()}, weights, put, optional=optional)
 
 
-def _nnx_variables(module: Any) -> dict[Path, nnx.Variable]:
+def _nnx_variables(module: Any) -> dict[Path, nnx.Variable[Any]]:
     if hasattr(module, "variables_by_path"):  # ToNNX says which key an attribute stands for
-        return module.variables_by_path()
+        variables: dict[Path, nnx.Variable[Any]] = module.variables_by_path()
+        return variables
     return {tuple(map(str, path)): variable for path, variable in nnx.to_flat_state(nnx.state(module))}
 
 

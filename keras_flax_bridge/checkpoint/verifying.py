@@ -97,7 +97,8 @@ def _of_checkpoint(folder: FilePath) -> VerifyReport:
 def _damaged(stored: Any, group: list[Path]) -> dict[str, str]:
     """What is wrong with leaves that are read together; with a large one, which comes alone, in parts."""
     if is_large(stored.specs[group[0]]):
-        return stored.damaged_large(group[0])
+        damaged: dict[str, str] = stored.damaged_large(group[0])
+        return damaged
     read, failed = stored.load_each({path: orbax_io.on_host(stored.specs[path]) for path in group})
     return {**failed, **stored.damaged(read)}
 

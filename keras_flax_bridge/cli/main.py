@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: Any, debug: bool) -> int:
     """Runs the command; an error is told, unless it is looked for."""
     try:
-        code = options.run(options)
+        code: int = options.run(options)
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # the reader has had enough, as `head` has

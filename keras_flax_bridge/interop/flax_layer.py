@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Self
 
 import jax.numpy as jnp
 import keras
@@ -19,6 +19,7 @@ from keras_flax_bridge.keras_internals.call import require_known
 from keras_flax_bridge.tree import untrusted
 from keras_flax_bridge.tree.diff import diff_trees
 from keras_flax_bridge.tree.paths import Path
+from keras_flax_bridge.tree.types import PyTree
 
 # Flax's words for what Keras calls training, and what each is then
 FLAGS = {"training": True, "train": True, "deterministic": False, "use_running_average": False}
@@ -72,7 +73,7 @@ class FlaxLayer(keras.layers.Layer):
         self,
         module: Any,
         *,
-        args: tuple = (),
+        args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
         method: str = "__call__",
         seed: int | None = None,
@@ -89,11 +90,11 @@ class FlaxLayer(keras.layers.Layer):
         """Makes the module; its class."""
         raise NotImplementedError
 
-    def _run(self, args: tuple, kwargs: dict[str, Any], training: bool) -> Any:
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool) -> Any:
         raise NotImplementedError
 
     @property
-    def call(self) -> Any:
+    def call(self) -> Callable[..., PyTree]:
         """Calls the module; the signature is that of the module."""
         return _Call(self, _keras_signature(self._held.signature))
 
@@ -106,7 +107,7 @@ class FlaxLayer(keras.layers.Layer):
         _hand_on_mask(args, outputs)
         return outputs
 
-    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> PyTree:
         """Shapes and dtypes of outputs, by tracing the module without numbers."""
         try:
             return super().compute_output_spec(*args, **kwargs)
@@ -119,7 +120,7 @@ class FlaxLayer(keras.layers.Layer):
         )
         return keras.tree.map_structure(_common, one, two)
 
-    def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
+    def compute_mask(self, inputs: PyTree, previous_mask: PyTree) -> None:
         """None: a call hands the mask on, to outputs that have a vector for every entry of it."""
 
     # --- variables
@@ -190,7 +191,7 @@ class FlaxLayer(keras.layers.Layer):
         return {**super().get_config(), **own}
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Any:
+    def from_config(cls, config: dict[str, Any]) -> Self:
         """The layer that a config describes."""
         maker = config["module"]
         if not isinstance(maker, Maker):  # the config is out of a file, in which nothing else may stand
@@ -269,7 +270,7 @@ def _kind(leaf: Leaf) -> str | None:
     return SEED if leaf.is_key and leaf.spec.shape == (2,) else None
 
 
-def _hand_on_mask(args: tuple, outputs: Any) -> None:
+def _hand_on_mask(args: tuple[Any, ...], outputs: Any) -> None:
     inputs = keras.tree.flatten(args)
     mask = keras_internals.mask_of(inputs[0]) if inputs else None
     if mask is None:

@@ -103,7 +103,7 @@ class ToLinen(nn.Module):
         return nest_paths({_place(e): owned(e.variable.value) for e in params + non_trainable})
 
     @nn.nowrap
-    def _boxes(self, entries: Collection) -> dict[tuple[str, str], nn.Variable]:
+    def _boxes(self, entries: Collection) -> dict[tuple[str, str], nn.Variable[Any]]:
         """One Linen variable for each first name in each collection; it holds the subtree below."""
         drawn = self._draw() if self.is_initializing() else {}
         trees = nest_paths({_place(entry): drawn.get(entry.path) for entry in entries})
@@ -123,7 +123,9 @@ class ToLinen(nn.Module):
         return not self.is_initializing() and self.has_rng("dropout")
 
     @nn.nowrap
-    def _store(self, boxes: Mapping, values: Mapping, key: jax.Array | None) -> None:
+    def _store(
+        self, boxes: Mapping[tuple[str, str], Any], values: Mapping[str, Any], key: jax.Array | None
+    ) -> None:
         """Writes what the call changed into the collections that the caller made mutable."""
         for (collection, name), box in boxes.items():
             derived = collection == "seeds" and key is not None

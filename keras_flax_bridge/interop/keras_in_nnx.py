@@ -26,7 +26,7 @@ class KerasSeed(nnx.RngState):
     """The state of a Keras `SeedGenerator`, ``uint32[2]``: a seed and a counter."""
 
 
-class Frozen(nnx.Variable):
+class Frozen(nnx.Variable[Any]):
     """A weight that Keras keeps from training."""
 
 
@@ -59,7 +59,7 @@ class _Held:
         self.complete = complete  # whether all sublayers are built, so that no call makes variables
 
     @cached_property
-    def _key(self) -> tuple:
+    def _key(self) -> tuple[Any, ...]:
         variables = ((id(entry.variable), entry.kind) for entry in self.entries)
         return (id(self.layer), self.complete, *variables)
 
@@ -73,7 +73,7 @@ class _Held:
     def __hash__(self) -> int:
         return self._hash
 
-    def __deepcopy__(self, memo: dict) -> _Held:
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Held:
         return self
 
     @cached_property
@@ -131,7 +131,7 @@ class ToNNX(nnx.Module):
 
     @classmethod
     def _pytree__unflatten(cls, static: Any, node_attrs: Any) -> ToNNX:
-        module = super()._pytree__unflatten(static, node_attrs)
+        module: ToNNX = super()._pytree__unflatten(static, node_attrs)
         _COPIES.add(module)
         return module
 
@@ -192,7 +192,7 @@ class ToNNX(nnx.Module):
             )
         return raised.losses
 
-    def variables_by_path(self) -> dict[Path, nnx.Variable]:
+    def variables_by_path(self) -> dict[Path, nnx.Variable[Any]]:
         """The module's variables by structural path."""
         return {e.path: v for e, v in zip(self._held.entries, _variables(self), strict=True)}
 
@@ -269,7 +269,7 @@ def _take_up(module: ToNNX, key: jax.Array | None, *, complete: bool) -> None:
         setattr(node, _attribute(node, entry.path[-1]), _TYPES[entry.kind](value, **_metadata(entry)))
 
 
-def _build(module: ToNNX, args: tuple, kwargs: dict[str, Any]) -> None:
+def _build(module: ToNNX, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Builds what isn't built of a module's layer, for these inputs."""
     if module in _COPIES and _is_tracing((args, kwargs)):
         raise NotBuiltError(
@@ -293,7 +293,7 @@ def _metadata(entry: Entry) -> dict[str, Any]:
     return {**placed, "optional": True} if entry.kind == UNTRACKED else placed
 
 
-def _variables(module: ToNNX) -> list[nnx.Variable]:
+def _variables(module: ToNNX) -> list[nnx.Variable[Any]]:
     """The module's variables in the order of its entries.
 
     No method: `nnx.tabulate` replaces all public methods, and traces each for itself.
@@ -352,12 +352,12 @@ def _require_same_variables(held: _Held) -> None:
 class _Raised:
     """The losses of a call, and the values that the module had after it."""
 
-    def __init__(self, losses: list[jax.Array], variables: Sequence[nnx.Variable]):
+    def __init__(self, losses: list[jax.Array], variables: Sequence[nnx.Variable[Any]]):
         self.losses = losses
         # weak, for old weights not to be kept
         self.values = [weakref.ref(v.get_value()) for v in variables] if losses else []
 
-    def is_stale(self, variables: Sequence[nnx.Variable]) -> bool:
+    def is_stale(self, variables: Sequence[nnx.Variable[Any]]) -> bool:
         pairs = zip(self.values, variables, strict=False)
         return any(value() is not variable.get_value() for value, variable in pairs)
 

@@ -107,7 +107,7 @@ class LinenLayer(FlaxLayer):
         held.module = held.maker.make(nn.Module)
         return type(held.module)
 
-    def _run(self, args: tuple, kwargs: dict[str, Any], training: bool) -> Any:
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool) -> Any:
         held, (*before, seed) = self._held, self._read()
         assert held.tree is not None
         module, flags = _with_flags(held, training)

@@ -22,7 +22,7 @@ from keras_flax_bridge.tree import untrusted
 class Maker:
     """A module, or a class or function that makes one, and what to call it with."""
 
-    def __init__(self, target: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None):
+    def __init__(self, target: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None):
         self.target, self.args, self.kwargs = target, tuple(args), dict(kwargs or {})
         self._linen: nn.Module | None = None
 
@@ -88,7 +88,8 @@ class Maker:
         """
         makers = LIVING.get()
         if makers is not None:
-            return makers[config["living"]]
+            maker: Maker = makers[config["living"]]
+            return maker
         args, kwargs = config.get("args", []), config.get("kwargs", {})
         return cls(
             _target(config["target"]),
@@ -97,7 +98,9 @@ class Maker:
         )
 
 
-def maker_of(module: Any, kind: type, other: type, args: tuple, kwargs: Mapping[str, Any] | None) -> Maker:
+def maker_of(
+    module: Any, kind: type, other: type, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None
+) -> Maker:
     """The maker for what a layer was given.
 
     Raises:

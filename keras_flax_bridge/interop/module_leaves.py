@@ -86,7 +86,7 @@ def _leaf(path: Path, value: Any, trainable: bool, is_rng: bool) -> Leaf:
     return Leaf(path, spec, trainable and not typed, impl, is_rng)
 
 
-def nnx_tree(state: nnx.State) -> Tree:
+def nnx_tree(state: nnx.State[Any, Any]) -> Tree:
     """The state of an NNX module: `nnx.Param` trains, all else does not."""
     kinds = [
         kind

@@ -87,7 +87,7 @@ class NNXLayer(FlaxLayer):
         held.source = Source(nnx_tree(state), draw)
         return type(made)
 
-    def _run(self, args: tuple, kwargs: dict[str, Any], training: bool) -> Any:
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool) -> Any:
         held, before = self._held, self._read()
         assert held.tree is not None
         module = nnx.merge(held.module, held.tree.unflatten(before))

@@ -102,17 +102,17 @@ def check_inputs(model: Any, x: Any) -> None:
             raise _mismatch(where, f"shape {found}", f"shape {shape} of input {name!r}")
 
 
-def _input_shapes(model: Any) -> list[tuple[str, tuple]] | None:
+def _input_shapes(model: Any) -> list[tuple[str, tuple[Any, ...]]] | None:
     """Name and shape of every input; None for a model that doesn't say."""
     inputs = getattr(model, "inputs", None)
     return [(tensor.name, tuple(tensor.shape)) for tensor in inputs] if inputs else None
 
 
-def _named(inputs: list[tuple[str, tuple]]) -> str:
+def _named(inputs: list[tuple[str, tuple[Any, ...]]]) -> str:
     return ", ".join(f"{name} {shape}" for name, shape in inputs)
 
 
-def _fits(found: tuple, wanted: tuple) -> bool:
+def _fits(found: tuple[Any, ...], wanted: tuple[Any, ...]) -> bool:
     """Whether a shape is one that Keras accepts: it adds or drops a last axis of size 1."""
     candidates = [found, (*found, 1)] + ([found[:-1]] if found[-1:] == (1,) else [])
     return any(

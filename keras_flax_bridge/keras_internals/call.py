@@ -14,11 +14,15 @@ from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import NotBuiltError, StructureMismatchError, UnsupportedLayerError
 from keras_flax_bridge.keras_internals import SEED, Collection, Entry, seeds
 from keras_flax_bridge.tree.leaves import explained
-from keras_flax_bridge.tree.paths import flatten_tree, join_path, nest_paths
+from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, join_path, nest_paths
 
 
 def call(
-    layer: Any, entries: Sequence[Entry], values: Sequence[Any], args: tuple, kwargs: Mapping[str, Any]
+    layer: Any,
+    entries: Sequence[Entry],
+    values: Sequence[Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
 ) -> tuple[Any, list[Any], list[Any]]:
     """Calls a layer on given values: its outputs, the values afterwards, the losses it raised."""
     mapping = [(entry.variable, value) for entry, value in zip(entries, values, strict=True)]
@@ -77,7 +81,7 @@ def stateless(
     layer: Any,
     state: tuple[Collection, Collection],
     variables: Mapping[str, Any],
-    args: tuple,
+    args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     rngs: Any,
 ) -> tuple[Any, tuple[dict[str, Any], dict[str, Any]], list[Any]]:
@@ -109,7 +113,7 @@ def stateless(
     return outputs, (params.tree(values[: len(params)]), non_trainable.tree(after)), losses
 
 
-def _derived(rngs: Any, collection: Collection) -> dict:
+def _derived(rngs: Any, collection: Collection) -> Flat:
     if rngs is None or (isinstance(rngs, Mapping) and not rngs):
         return {}
     key = rngs.get("dropout", next(iter(rngs.values()))) if isinstance(rngs, Mapping) else rngs
@@ -153,11 +157,11 @@ def require_known(kwargs: Mapping[str, Any], model: Any, where: str) -> None:
         )
 
 
-def _lacks_seed(entry: Entry, given: Mapping) -> bool:
+def _lacks_seed(entry: Entry, given: Mapping[Path, Any]) -> bool:
     return entry.kind == SEED and entry.path not in given
 
 
-def _refuse_placeholders(drawn: Sequence[Entry], absent: Mapping) -> None:
+def _refuse_placeholders(drawn: Sequence[Entry], absent: Mapping[Path, Any]) -> None:
     """A seed that was left out must not have been drawn from."""
     missing = [join_path(("non_trainable", *e.path)) for e in drawn if e.path in absent]
     if missing:

@@ -36,10 +36,10 @@ class Node(NamedTuple):
     """
 
     operation: Any
-    args: tuple
+    args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    inputs: tuple
-    outputs: tuple
+    inputs: tuple[Any, ...]
+    outputs: tuple[Any, ...]
     key: int
 
     def argument(self, name: str) -> Any:
@@ -122,7 +122,8 @@ def application_layers() -> dict[str, type]:
 
 def own_name(operation: Any) -> str:
     """The name that the user gave, else the class in snake case: never what Keras counted."""
-    return to_snake_case(type(operation).__name__) if has_auto_name(operation) else operation.name
+    name: str = to_snake_case(type(operation).__name__) if has_auto_name(operation) else operation.name
+    return name
 
 
 def child_names(layer: Any) -> dict[int, str]:

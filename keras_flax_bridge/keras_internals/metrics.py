@@ -59,8 +59,10 @@ def _metric_name(metric: Any) -> str:
     # `_fn`: what a metric made of a loss calls; the metric has the name of the loss
     for named in (metric, getattr(metric, "_fn", None)):
         if isinstance(named, (keras.Metric, keras.Loss)) and has_auto_name(named):
-            return to_snake_case(type(named).__name__)
-    return metric.name
+            name: str = to_snake_case(type(named).__name__)
+            return name
+    name = metric.name
+    return name
 
 
 def _compiled_metrics(container: Any, outputs: Mapping[str, str]) -> Iterator[tuple[str, Any]]:

@@ -111,7 +111,8 @@ class _Copies:
         elif not isinstance(learning_rate(optimizer), keras.Variable):
             vars(reader)["_learning_rate"] = 0.0
         with keras.StatelessScope(self._values) if self._values else contextlib.nullcontext():
-            return reader.get_config()
+            config: dict[str, Any] = reader.get_config()
+            return config
 
 
 def _loss_scale(optimizer: Any, config: dict[str, Any], again: Callable[[Any], Any]) -> Any:

@@ -38,7 +38,7 @@ def is_overwritten(variable: Any) -> bool:
 def is_decayed(optimizer: Any, variable: Any) -> bool:
     """Whether weight decay applies to a variable, or to anything with a variable's name."""
     # `_use_weight_decay`: no public method or config has what exclude_from_weight_decay was given
-    answer = optimizer._use_weight_decay(variable)
+    answer: bool = optimizer._use_weight_decay(variable)
     if variable.__class__ is NamedLeaf:  # kept by id, which another object may have tomorrow
         optimizer._exclude_from_weight_decay_cache.pop(id(variable), None)
     return answer
@@ -46,16 +46,18 @@ def is_decayed(optimizer: Any, variable: Any) -> bool:
 
 def takes_adam(muon: Any, variable: Any) -> bool:
     """Whether Muon updates a variable by Adam."""
-    return muon._should_use_adamw(variable)  # its rule on shapes and paths stands nowhere else
+    answer: bool = muon._should_use_adamw(variable)  # its rule on shapes and paths stands nowhere else
+    return answer
 
 
 def group_of(multi: Any, variable: Any) -> int:
     """Which of a MultiOptimizer's optimizers has a variable."""
     # `_var_to_optimizer_idx`, `_optimizer_map`: who gets what, after and before it is built
-    indices = getattr(multi, "_var_to_optimizer_idx", {})
+    indices: dict[int, int] = getattr(multi, "_var_to_optimizer_idx", {})
     if id(variable) in indices:
         return indices[id(variable)]
-    return multi.optimizers.index(multi._optimizer_map(variable))
+    optimizers: list[Any] = multi.optimizers
+    return optimizers.index(multi._optimizer_map(variable))
 
 
 class NamedLeaf:

@@ -69,7 +69,8 @@ def compilation(model: Any) -> tuple[Any, ...]:
 def takes_training(layer: Any) -> bool:
     """Whether the call of a layer has an argument `training`."""
     # `_call_has_training_arg`: what Keras's own step asks before it passes `training`
-    return layer._call_has_training_arg
+    answer: bool = layer._call_has_training_arg
+    return answer
 
 
 def is_overridden(model: Any, method: str) -> bool:
@@ -88,7 +89,7 @@ def metrics_built(model: Any) -> bool:
     # `_compile_metrics`, `_compile_loss`: they make their metrics only once they saw data
     metrics, loss = model._compile_metrics, model._compile_loss
     if metrics is not None:
-        return metrics.built  # then so is the loss, unless an own compute_loss leaves it aside
+        return bool(metrics.built)  # then so is the loss, unless an own compute_loss leaves it aside
     return loss is None or loss.built or is_overridden(model, "compute_loss")
 
 

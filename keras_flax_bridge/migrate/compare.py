@@ -84,7 +84,7 @@ def _said(difference: Difference) -> str:
 
 def compare(
     model: keras.Model,
-    target: nnx.Module | Callable,
+    target: nnx.Module | Callable[..., Any],
     x: Batch,
     *,
     layers: bool = False,

@@ -145,14 +145,14 @@ def converted(
     check_outputs: bool = True,
     *,
     copies: bool = True,
-) -> Any:
+) -> nnx.Module:
     """The module of a conversion, with weights, map and report; see `to_nnx`.
 
     Without `copies` it holds the model's own arrays: for a model that nobody trains.
     """
     model, taken = conversion.model, owned if copies else strong
     values = {e.path: taken(e.variable.value) for e in conversion.drawing.entries.values()}
-    module = conversion.module(values, nnx.Rngs(0) if rngs is None else rngs)
+    module: nnx.Module = conversion.module(values, nnx.Rngs(0) if rngs is None else rngs)
     report = _report(conversion, None)
     if check_outputs:
         report = _report(conversion, check(model, module, conversion.graph_model))
@@ -252,7 +252,7 @@ def fill(module: Any, values: dict[Path, Any], rngs: nnx.Rngs) -> None:
             leaf.set_value(values[path])
 
 
-def _names(path: tuple) -> Path:
+def _names(path: tuple[Any, ...]) -> Path:
     return tuple(map(str, path))
 
 

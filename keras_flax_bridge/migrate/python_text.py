@@ -175,7 +175,7 @@ def _powers(text: str) -> str:
     return re.sub(rf"(?<![\w.)\]]){simple} \*\* -?{simple}(?![\w.(\[])", _closed_up, text)
 
 
-def _closed_up(found: re.Match) -> str:
+def _closed_up(found: re.Match[str]) -> str:
     return found.group(0).replace(" ** ", "**")
 
 

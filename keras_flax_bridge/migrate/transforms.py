@@ -121,10 +121,11 @@ def shapes(transforms: Sequence[Transform], specs: Arrays, *, back: bool = False
     if not transforms:
         return list(specs)
     step = inverse if back else forward
-    return jax.eval_shape(lambda arrays: step(transforms, arrays), list(specs))
+    found: Arrays = jax.eval_shape(lambda arrays: step(transforms, arrays), list(specs))
+    return found
 
 
-def to_json(transform: Transform) -> list:
+def to_json(transform: Transform) -> list[Any]:
     """A transform as plain JSON: its kind and its numbers."""
     kind = next(name for name, cls in KINDS.items() if type(transform) is cls)
     return [kind, *(list(n) if isinstance(n, tuple) else n for n in transform)]
@@ -183,7 +184,7 @@ def count_after(transforms: Sequence[Transform], count: int) -> int | None:
     return count
 
 
-def from_json(data: Sequence) -> Transform:
+def from_json(data: Sequence[Any]) -> Transform:
     """The transform that `to_json` wrote.
 
     Raises:
@@ -194,4 +195,5 @@ def from_json(data: Sequence) -> Transform:
     """
     check(data, "transforms")
     kind, *numbers = data
-    return KINDS[kind](*(tuple(n) if isinstance(n, list) else n for n in numbers))
+    transform: Transform = KINDS[kind](*(tuple(n) if isinstance(n, list) else n for n in numbers))
+    return transform

@@ -46,7 +46,7 @@ def weight_map(module: nnx.Module) -> WeightMap:
     return found
 
 
-def to_nnx_state(model_or_state: keras.Model | TrainState) -> nnx.State:
+def to_nnx_state(model_or_state: keras.Model | TrainState) -> nnx.State[Any, Any]:
     """The weights of a Keras model as the state of the module that `to_nnx` or `to_source` makes.
 
     Args:
@@ -77,7 +77,7 @@ def to_nnx_state(model_or_state: keras.Model | TrainState) -> nnx.State:
     return nnx.from_flat_state(leaves)
 
 
-def _keys(path: Path) -> tuple:
+def _keys(path: Path) -> tuple[Any, ...]:
     """NNX counts the items of lists by number."""
     return tuple(int(name) if name.isascii() and name.isdigit() else name for name in path)
 
@@ -112,10 +112,11 @@ def to_keras(module: nnx.Module, like: Target) -> Target:
         >>> model.layers[0].bias.numpy().tolist()
         [1.0, 1.0]
     """
-    return weight_map(module).to_keras(module, like=like)
+    filled: Target = weight_map(module).to_keras(module, like=like)
+    return filled
 
 
-def slots_to_nnx(module: nnx.Module, state: TrainState) -> dict[str, nnx.State]:
+def slots_to_nnx(module: nnx.Module, state: TrainState) -> dict[str, nnx.State[Any, Any]]:
     """The optimizer slots of a `TrainState` as states shaped like the parameters of a module.
 
     Args:

@@ -82,7 +82,7 @@ class Adapter(Whole, optax.GradientTransformationExtraArgs):
             updates = [(n - p).astype(p.dtype) for n, p in zip(new, flat.values(), strict=True)]
             return jax.tree.unflatten(jax.tree.structure(params), updates), _shaped(made.slots, slots, params)
 
-        self = super().__new__(cls, init, update)
+        self: Adapter = super().__new__(cls, init, update)
         self.optimizer, self._model = optimizer, model
         return self
 

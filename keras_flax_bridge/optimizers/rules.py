@@ -18,6 +18,7 @@ from keras_flax_bridge import keras_internals
 from keras_flax_bridge.optimizers import update_rules
 from keras_flax_bridge.optimizers.update_rules import Schedule, Transformation
 from keras_flax_bridge.optimizers.variable_lookup import Leaves
+from keras_flax_bridge.tree.paths import Flat
 
 Convert = Callable[[Any, Any], Any]
 
@@ -73,7 +74,7 @@ class Rule(NamedTuple):
     stock: Stock | None
     betas: tuple[str, ...] = ()
     rounded: str = ""
-    derived: Callable[[dict, dict], dict] | None = None
+    derived: Callable[[Flat, Flat], Flat] | None = None
 
 
 def _slots(**fields: str) -> dict[str, Slot]:
@@ -169,7 +170,7 @@ def _vector_only(value: Any, param: Any) -> Any:
     return jnp.zeros((1,), param.dtype) if len(param.shape) > 1 else value
 
 
-def _second_moments(slots: dict, params: dict) -> dict:
+def _second_moments(slots: Flat, params: Flat) -> Flat:
     """What r and c stand for, which Keras keeps as well and never reads: of the parameters that r has."""
     factored = {path for path, param in params.items() if len(param.shape) > 1 and ("r", *path) in slots}
     return {

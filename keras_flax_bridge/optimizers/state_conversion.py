@@ -65,7 +65,7 @@ def specs_of(params: Any) -> Flat:
     return {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in flatten_tree(params).items()}
 
 
-def _distinct(tree: Any) -> Any:
+def _distinct(tree: dict[str, Any]) -> dict[str, Any]:
     """With a buffer of its own for every leaf, so that all can be donated."""
     seen: set[int] = set()
 
@@ -75,7 +75,8 @@ def _distinct(tree: Any) -> Any:
         seen.add(id(leaf))
         return leaf
 
-    return jax.tree.map(once, tree)
+    distinct: dict[str, Any] = jax.tree.map(once, tree)
+    return distinct
 
 
 def _packed(like: Any, scope: Scope, leaves: Flat) -> Any:

@@ -77,8 +77,8 @@ class OptaxInKeras:
         return loss
 
     def stateless_apply(
-        self, optimizer_variables: list, grads: list, trainable_variables: list
-    ) -> tuple[list, list]:
+        self, optimizer_variables: list[Any], grads: list[Any], trainable_variables: list[Any]
+    ) -> tuple[list[Any], list[Any]]:
         """One update; `optimizer_variables` are the leaves of optax's state."""
         params, _ = keras_internals.collect_layer(self._model)
         slots = OptaxSlots(self.tx, params)
@@ -165,7 +165,7 @@ class KerasTransformation(Whole, optax.GradientTransformationExtraArgs):
             new, state = self.apply(grads, state, params)
             return jax.tree.map(jnp.subtract, new, params), state
 
-        self = super().__new__(cls, init, update)
+        self: KerasTransformation = super().__new__(cls, init, update)
         self.optimizer = optimizer
         self._variables = variables
         self._key = (id(optimizer), *(id(entry.variable) for entry in variables.params))
@@ -191,7 +191,7 @@ class KerasTransformation(Whole, optax.GradientTransformationExtraArgs):
         )
         return owned.tree(new), slots.tree(new_slots)
 
-    def _scaled(self, gradient: Any, slot_values: list) -> Any:
+    def _scaled(self, gradient: Any, slot_values: list[Any]) -> Any:
         mapping = [(e.variable, v) for e, v in zip(self._variables.opt_state, slot_values, strict=True)]
         with keras.StatelessScope(mapping):
             scaled = self.optimizer.scale_loss(gradient)

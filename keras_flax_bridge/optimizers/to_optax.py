@@ -53,7 +53,7 @@ class Native(Whole, optax.GradientTransformationExtraArgs):
     model: Any
     label: Label
     fresh: Callable[[Any], Any]  # init without its warnings
-    _key: tuple
+    _key: tuple[Any, ...]
 
     def __new__(cls, optimizer: Any, model: Any, unscaled: bool = False) -> Native:
         """Converts; `unscaled` says that gradients are those of the loss itself, whatever scales it."""
@@ -72,9 +72,10 @@ class Native(Whole, optax.GradientTransformationExtraArgs):
                     "params", got="None", expected="the parameters", fix="Call update(grads, state, params)."
                 )
             require_paths(grads, params, "grads")
-            return inner.update(grads, state, params)
+            updated: tuple[Any, Any] = inner.update(grads, state, params)
+            return updated
 
-        self = super().__new__(cls, init, update)
+        self: Native = super().__new__(cls, init, update)
         self.optimizer, self.model, self.label = optimizer, model, label_of(optimizer)
         self.fresh = inner.init
         self._key = (id(optimizer), id(model), unscaled)

@@ -64,7 +64,7 @@ def flatten(tree: Any) -> tuple[list[Any], Any]:
     return jax.tree.flatten(tree)
 
 
-def map_columns(count: int, function: Callable[..., tuple], tree: Any, *rest: Any) -> list[Any]:
+def map_columns(count: int, function: Callable[..., tuple[Any, ...]], tree: Any, *rest: Any) -> list[Any]:
     """Maps a function that returns `count` values over trees; one tree for each of the values."""
     leaves, treedef = flatten(tree)
     rows = [function(*args) for args in zip(leaves, *map(treedef.flatten_up_to, rest), strict=True)]
@@ -162,7 +162,7 @@ def scale_by_keras_nadam(b1: float, b2: float, eps: float) -> Transformation:
         count = optax.safe_increment(state.count)
         product = state.u_product * momentum(count, state.u_product.dtype)
 
-        def moments(g: Any, m: Any, v: Any) -> tuple:
+        def moments(g: Any, m: Any, v: Any) -> tuple[Any, ...]:
             # rounded to the dtype before 1 - b, as Keras does: 1 - float32(.999) is not .001
             decays = jnp.asarray(b1, m.dtype), jnp.asarray(b2, m.dtype)
             return _moment(decays[0], 1)(g, m), _moment(decays[1], 2)(g, v)
@@ -187,7 +187,7 @@ def scale_by_keras_factored_rms(beta_2_decay: float, eps: float) -> Transformati
     """
 
     def init(params: Any) -> Any:
-        def zeros(x: Any) -> tuple:
+        def zeros(x: Any) -> tuple[Any, ...]:
             factored = x.shape[:-1], x.shape[:-2] + x.shape[-1:], (1,)  # (1,): what optax holds for nothing
             shapes = factored if x.ndim > 1 else ((1,), (1,), x.shape)
             return tuple(jnp.zeros(shape, x.dtype) for shape in shapes)
@@ -198,7 +198,7 @@ def scale_by_keras_factored_rms(beta_2_decay: float, eps: float) -> Transformati
     def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         count = optax.safe_increment(state.count)
 
-        def scaled(g: Any, row: Any, column: Any, whole: Any) -> tuple:
+        def scaled(g: Any, row: Any, column: Any, whole: Any) -> tuple[Any, ...]:
             g = g.astype(row.dtype)
             decay = 1 - count.astype(g.dtype) ** beta_2_decay
             square = jnp.square(g) + eps
@@ -287,7 +287,7 @@ def ftrl(
     def update(grads: Any, state: FtrlState, params: Any = None) -> tuple[Any, FtrlState]:
         now = lr(state.count)
 
-        def solved(g: Any, n: Any, z: Any, p: Any) -> tuple:
+        def solved(g: Any, n: Any, z: Any, p: Any) -> tuple[Any, ...]:
             g, rate = g.astype(p.dtype), jnp.asarray(now, p.dtype)
             new = n + jnp.square(g)
             z = z + (g + 2 * l2_shrinkage * p - (new**-power - n**-power) / rate * p)

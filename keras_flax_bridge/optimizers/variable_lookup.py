@@ -56,7 +56,7 @@ class Leaves:
         keys, treedef = jax.tree_util.tree_flatten_with_path(tree)
         return treedef.unflatten(self._answers(keys, question, what))
 
-    def _answers(self, keys: list, question: Callable[[Any], Any], what: str) -> list[Any]:
+    def _answers(self, keys: list[Any], question: Callable[[Any], Any], what: str) -> list[Any]:
         everyone = [question(variable) for variable in self.variables]
         if everyone and all(_same(answer, everyone[0]) for answer in everyone):
             return [everyone[0]] * len(keys)  # then any tree will do, such as that of a Flax module

@@ -126,7 +126,7 @@ def accumulate_gradients(inner: Transformation, steps: int) -> Transformation:
         total = jax.tree.map(lambda a, g: a + g.astype(a.dtype), state.total, grads)
         zeros = optax.tree.zeros_like(total)
 
-        def due(_: Any) -> tuple:
+        def due(_: Any) -> tuple[Any, ...]:
             mean = jax.tree.map(lambda a: a / steps, total)
             updates, inner_state = inner.update(mean, state.inner, params)
             return jax.tree.map(lambda u, z: u.astype(z.dtype), updates, zeros), zeros, inner_state
@@ -203,17 +203,18 @@ def dynamic_loss_scale(
             grads = jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads)
         finite = [jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(grads)]
 
-        def apply(_: Any) -> tuple:
+        def apply(_: Any) -> tuple[Any, ...]:
             updates, inner_state = inner.update(jax.tree.map(lambda g: g / scale, grads), state.inner, params)
             grows = counter == growth_steps - 1
             new = jnp.where(grows, 0, counter + 1), jnp.where(grows, scale * 2, scale)
             updates = jax.tree.map(lambda u, p: u.astype(p.dtype), updates, params)
             return updates, LossScaleState(*new, inner_state)
 
-        def skip(_: Any) -> tuple:
+        def skip(_: Any) -> tuple[Any, ...]:
             zeros = jax.tree.map(lambda g, p: jnp.zeros(g.shape, p.dtype), grads, params)
             return zeros, LossScaleState(jnp.zeros_like(counter), scale * 0.5, state.inner)
 
-        return jax.lax.cond(jnp.all(jnp.stack(finite)), apply, skip, None)
+        updated: tuple[Any, LossScaleState] = jax.lax.cond(jnp.all(jnp.stack(finite)), apply, skip, None)
+        return updated
 
     return optax.GradientTransformation(init, update)

@@ -80,7 +80,8 @@ def shard(state: Target, mesh: Mesh, rules: Rules) -> Target:
     """
     require_values({path: leaf for path, leaf in flatten_tree(state).items() if not is_abstract(leaf)})
     shardings = shardings_for(state, mesh, rules)
-    return jax.tree.map(lambda x, to: placed(x if is_abstract(x) else owned(x), to), state, shardings)
+    put: Target = jax.tree.map(lambda x, to: placed(x if is_abstract(x) else owned(x), to), state, shardings)
+    return put
 
 
 def keras_names(state: Any) -> dict[Path, str]:

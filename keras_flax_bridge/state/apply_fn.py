@@ -26,7 +26,7 @@ class KerasApply:
     def __hash__(self) -> int:
         return hash((KerasApply, id(self.model)))
 
-    def __deepcopy__(self, memo: dict) -> KerasApply:
+    def __deepcopy__(self, memo: dict[int, Any]) -> KerasApply:
         return self  # a copy of a state calls the same model
 
     def __repr__(self) -> str:

@@ -12,6 +12,8 @@ import threading
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from keras_flax_bridge.tree.types import State
+
 _KEY = "_flat"
 _BUILDING = threading.RLock()
 
@@ -67,7 +69,7 @@ def set_leaves(state: Any, step: Any, lazy: Leaves) -> None:
     object.__setattr__(state, "__dict__", _fields(state, step, lazy))
 
 
-def next_state(state: Any, step: Any, lazy: Leaves) -> Any:
+def next_state(state: State, step: Any, lazy: Leaves) -> State:
     """The state after a step, holding leaves; `state.replace` would take ten times as long."""
     new = object.__new__(type(state))
     object.__setattr__(new, "__dict__", _fields(state, step, lazy))
@@ -91,7 +93,7 @@ def _can_hold(kind: Any, names: tuple[str, ...]) -> bool:
 
 def materialise(state: Any) -> dict[str, Any]:
     """The fields of a state, its trees built of the leaves that it may hold; what was set since stays."""
-    own = vars(state)
+    own: dict[str, Any] = vars(state)
     if own.get(_KEY) is not None:
         with _BUILDING:
             lazy = own.get(_KEY)

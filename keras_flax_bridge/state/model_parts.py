@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 from keras_flax_bridge.state import trees
 from keras_flax_bridge.state.multi_model import joined, require_names, require_same_weights
@@ -13,12 +13,19 @@ from keras_flax_bridge.tree.types import PyTree
 class ModelParts:
     """What a `TrainState` knows about the models in it."""
 
+    if TYPE_CHECKING:  # what it has of Flax's class
+        apply_fn: Any
+        tx: Any
+        step: Any
+
+        def replace(self, **fields: Any) -> Self: ...  # noqa: D102
+
     @property
-    def parts(self: Any) -> tuple[str, ...]:
+    def parts(self) -> tuple[str, ...]:
         """The names of the models in a state of several; empty for a state of one."""
         return tuple(getattr(self.apply_fn, "parts", ()))
 
-    def part(self: Any, name: str) -> Any:
+    def part(self, name: str) -> Self:
         """The state of one model out of several, as `from_keras` of that model alone would give it.
 
         All that works on a state of one model works on it: steps, `apply_gradients`, `apply_fn`.
@@ -52,7 +59,7 @@ class ModelParts:
         step = owned(self.step)
         return self.replace(step=step, apply_fn=apply_fn.parts[name], tx=self.tx.parts[name], **own)
 
-    def with_parts(self: Any, **parts: Any) -> Any:
+    def with_parts(self, **parts: Any) -> Self:
         """The state with some of its models' states replaced.
 
         Args:

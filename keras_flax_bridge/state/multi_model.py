@@ -81,7 +81,7 @@ class PartsTransformation(Whole, optax.GradientTransformationExtraArgs):
             updates = {name: update for name, (update, _) in both.items()}
             return updates, {**state, **{name: new for name, (_, new) in both.items()}}
 
-        self = super().__new__(cls, init, update)
+        self: PartsTransformation = super().__new__(cls, init, update)
         self.parts = dict(parts)
         return self
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Self
 
 from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import UnsupportedOptimizerError, printable
@@ -16,6 +16,7 @@ from keras_flax_bridge.state.apply_fn import KerasApply
 from keras_flax_bridge.state.building import built
 from keras_flax_bridge.state.multi_model import require_names
 from keras_flax_bridge.tree.leaves import explained
+from keras_flax_bridge.tree.types import Models
 
 log = logging.getLogger("keras_flax_bridge")
 
@@ -23,7 +24,7 @@ log = logging.getLogger("keras_flax_bridge")
 class OptimizerSwitch:
     """What a `TrainState` knows about changing its optimizer's side; everything else in it stays."""
 
-    def to_optax(self: Any, model: Any = None) -> Any:
+    def to_optax(self, model: Models | None = None) -> Self:
         """The state with native optax for the Keras optimizer, in the middle of training.
 
         ``state.tx`` is `to_optax` of the optimizer and ``state.opt_state`` its state; parameters,
@@ -52,9 +53,10 @@ class OptimizerSwitch:
             >>> int(state.to_keras(model).opt_state["iteration"])
             1
         """
-        return _moved(self, model, _to_optax)
+        moved: Self = _moved(self, model, _to_optax)
+        return moved
 
-    def to_keras(self: Any, model: Any = None) -> Any:
+    def to_keras(self, model: Models | None = None) -> Self:
         """The state with the optimizer of a compiled model in place of optax, in the middle of training.
 
         Args:
@@ -70,7 +72,8 @@ class OptimizerSwitch:
             StructureMismatchError: if slots are missing, or are those of other parameters.
             UnsupportedOptimizerError: if the state is not that of the optimizer's rule.
         """
-        return _moved(self, model, _to_keras)
+        moved: Self = _moved(self, model, _to_keras)
+        return moved
 
 
 def _moved(state: Any, model: Any, move: Callable[[Any, Any], dict[str, Any]]) -> Any:

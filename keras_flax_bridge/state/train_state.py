@@ -196,7 +196,7 @@ class TrainState(LazyTrees, OptimizerSwitch, ModelParts, DeclaredTrees, train_st
             ShapeDtypeStruct(shape=(4, 2), dtype=float32)
         """
         given = {"batch": batch, "loss": loss, "metrics": metrics}
-        state = abstracted(cls.from_keras, model_fn, optimizer, given)
+        state: TrainState = abstracted(cls.from_keras, model_fn, optimizer, given)
         for model in models_of(state.apply_fn).values():
             keras_internals.forget_traced(model)
         return state
@@ -274,7 +274,8 @@ class TrainState(LazyTrees, OptimizerSwitch, ModelParts, DeclaredTrees, train_st
         if self.parts:
             require_names(grads, self.tx.parts, "grads")
             moved = {name: self.part(name).apply_gradients(grads=grads[name]) for name in grads}
-            return self.with_parts(**moved).replace(**kwargs)
+            whole: TrainState = self.with_parts(**moved)
+            return whole.replace(**kwargs)
         after = self._after(grads, kwargs)
         followed = followers.followed(after, kwargs)
         return after.replace(**followed) if followed else after
@@ -285,7 +286,8 @@ class TrainState(LazyTrees, OptimizerSwitch, ModelParts, DeclaredTrees, train_st
         if not isinstance(self.tx, KerasTransformation):
             require_paths(grads, self.params, "grads")
             with explained(given), taking_no_extra_arguments(self.tx):
-                return super().apply_gradients(grads=grads, **kwargs)
+                stepped: TrainState = super().apply_gradients(grads=grads, **kwargs)  # type: ignore[no-untyped-call]
+                return stepped
         with explained(given):
             params, opt_state = self.tx.apply(grads, self.opt_state, self.params)
         return self.replace(step=self.step + 1, params=params, opt_state=opt_state, **kwargs)
@@ -308,7 +310,8 @@ class TrainState(LazyTrees, OptimizerSwitch, ModelParts, DeclaredTrees, train_st
             0.0
         """
         if self.parts:
-            return self.with_parts(**{name: self.part(name).reset_metrics() for name in self.parts})
+            whole: TrainState = self.with_parts(**{n: self.part(n).reset_metrics() for n in self.parts})
+            return whole
         totals = trees.of_state(self, trees.of_metrics())
         if not isinstance(self.apply_fn, KerasApply):
             return self.replace(**jax.tree.map(jnp.zeros_like, totals))
@@ -352,6 +355,7 @@ class TrainState(LazyTrees, OptimizerSwitch, ModelParts, DeclaredTrees, train_st
             require_same(model, self.parts)
             batches = {name: arguments({"batch": batch}, name, model) for name in model}
             moved = {name: self.part(name).repartition(model[name], **batches[name]) for name in model}
-            return self.with_parts(**moved)
+            whole: TrainState = self.with_parts(**moved)
+            return whole
         require_single(self.parts, "repartition")
         return self.replace(**fields(self, model, batch))

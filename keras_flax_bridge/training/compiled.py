@@ -79,7 +79,7 @@ class Runner:
         leaves, tree = self._flattened(state)
         program = self._program(state, tree)
         count = state.step if self._step.kind.trains else None
-        done: deque = deque()
+        done: deque[Any] = deque()
         try:
             # one call into C: a Ctrl-C comes before the buffers are taken over, or when the result is kept
             done.extend(map(program.call, (count,), (leaves,), (batch,)))

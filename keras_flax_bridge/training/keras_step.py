@@ -117,7 +117,9 @@ class KerasStep:
         self._compilation = keras_internals.compilation(model) if kind is not PREDICT else None
         self._is_built = kind is PREDICT
 
-    def __call__(self, places: Places, count: Any, leaves: list[Any], batch: Any) -> tuple[Any, list, Any]:
+    def __call__(
+        self, places: Places, count: Any, leaves: list[Any], batch: Any
+    ) -> tuple[Any, list[Any], Any]:
         """Runs the step, or several.
 
         Args:
@@ -136,14 +138,14 @@ class KerasStep:
             return self._once(places, count, leaves, batch)
         check_leading_axis(batch, self.steps_per_call)
 
-        def body(carry: tuple[Any, list], one: Any) -> tuple[tuple[Any, list], Any]:
+        def body(carry: tuple[Any, list[Any]], one: Any) -> tuple[tuple[Any, list[Any]], Any]:
             count, leaves, logs = self._once(places, *carry, one)
             return (count, leaves), logs
 
         (count, leaves), logs = jax.lax.scan(body, (count, leaves), batch)
         return count, leaves, jax.tree.map(lambda values: values[-1], logs)
 
-    def _once(self, places: Places, count: Any, leaves: list[Any], batch: Any) -> tuple[Any, list, Any]:
+    def _once(self, places: Places, count: Any, leaves: list[Any], batch: Any) -> tuple[Any, list[Any], Any]:
         self._check(batch)
         collections = dict(zip(self.kind.of_keras, self.kind.variables(self._model), strict=True))
         order = {name: _order(c, places.get(name, {}), leaves, name) for name, c in collections.items()}
@@ -159,7 +161,9 @@ class KerasStep:
             _follow(places, count, after)
         return count, after, logs
 
-    def _run(self, collections: Mapping[str, Any], lists: Mapping[str, list], batch: Any) -> tuple[Any, Any]:
+    def _run(
+        self, collections: Mapping[str, Any], lists: Mapping[str, list[Any]], batch: Any
+    ) -> tuple[Any, Any]:
         """Keras's own step on lists of values in its order: values after it by tree, logs or outputs."""
         given, kind = tuple(lists.values()), self.kind
         run = getattr(self._model, kind.method)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -21,9 +21,7 @@ from keras_flax_bridge.training.history import History
 from keras_flax_bridge.training.preemption import Preemption
 from keras_flax_bridge.tree.leaves import owned
 from keras_flax_bridge.tree.paths import fill_tree
-from keras_flax_bridge.tree.types import Batch, BatchIterator, Step
-
-Logs = Mapping[str, Any]
+from keras_flax_bridge.tree.types import Batch, BatchIterator, Logs, Step
 
 
 def train(
@@ -34,7 +32,7 @@ def train(
     steps: int | None = None,
     epochs: int | None = None,
     eval_step: Step[TrainState] | None = None,
-    eval_data: Iterable[Any] | None = None,
+    eval_data: Iterable[Batch] | None = None,
     manager: CheckpointManager | None = None,
     callbacks: Iterable[keras.callbacks.Callback] = (),
     verbose: int = 1,
@@ -111,7 +109,9 @@ def train(
 class _Run:
     """The state as it goes through the batches; it counts steps without waiting for the device."""
 
-    def __init__(self, state: TrainState, train_step: Any, feed: Feed, manager: CheckpointManager | None):
+    def __init__(
+        self, state: TrainState, train_step: Step[TrainState], feed: Feed, manager: CheckpointManager | None
+    ):
         self.state = state
         self.count = int(state.step)
         self._stride = 0  # steps of a call: known after the first
@@ -199,11 +199,14 @@ def _require_end(feed: Feed, steps: int | None, epochs: int | None, manager: Any
         )
 
 
-def _evaluated(state: TrainState, eval_step: Any, eval_data: Any) -> dict[str, Any]:
+def _evaluated(
+    state: TrainState, eval_step: Step[TrainState] | None, eval_data: Iterable[Batch] | None
+) -> dict[str, Any]:
     """The logs of an evaluation; the state that it leaves is of no use."""
     if eval_step is None or eval_data is None:
         return {}
-    state, logs = state.reset_metrics(), {}
+    state = state.reset_metrics()
+    logs: Logs = {}
     for batch in eval_data:
         state, logs = eval_step(state, batch)
     return {f"val_{name}": value for name, value in logs.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -66,9 +67,10 @@ class Meshed:
                 require_values(flatten_tree({"state": fields}))
             return state
         require_values(flatten_tree(state))
-        return jax.tree.map(placed, state, shardings_for(state, self._mesh, self._rules))
+        put: TrainState = jax.tree.map(placed, state, shardings_for(state, self._mesh, self._rules))
+        return put
 
-    def out_shardings(self, state: TrainState) -> tuple:
+    def out_shardings(self, state: TrainState) -> tuple[Any, ...]:
         """The shardings of a step's count, leaves and logs for such states; XLA chooses those of outputs."""
         layout = self._layout(state, jax.tree.structure(fields_of(state, self._names)))
         given = jax.tree.leaves({name: layout[name] for name in self._kind.gives if name in layout})
@@ -92,7 +94,7 @@ class Meshed:
                 self._require_rows(batch)
                 raise
         self._require_rows(batch)
-        make = jax.make_array_from_process_local_data
+        make: Callable[..., jax.Array] = jax.make_array_from_process_local_data
         return jax.tree.map(
             lambda x: x if isinstance(x, jax.Array) else make(self._batches, np.asarray(x)), batch
         )

@@ -15,9 +15,7 @@ from keras_flax_bridge.state.train_state import TrainState
 from keras_flax_bridge.training.compiled import Runner
 from keras_flax_bridge.training.keras_step import EVALUATE, PREDICT, TRAIN, KerasStep, Logs
 from keras_flax_bridge.training.on_mesh import Meshed
-from keras_flax_bridge.tree.types import GivenOptimizer, Loss, Metrics
-
-Step = Callable[[TrainState, Any], tuple[TrainState, Logs]]
+from keras_flax_bridge.tree.types import Batch, GivenOptimizer, Loss, Metrics, PyTree, Step
 
 
 def make_train_step(
@@ -32,7 +30,7 @@ def make_train_step(
     mesh: Mesh | None = None,
     rules: Rules = (),
     batch_spec: PartitionSpec | None = None,
-) -> Step:
+) -> Step[TrainState]:
     """Makes ``train_step(state, batch) -> (state, logs)``.
 
     The step is the model's own ``train_step``, Keras's or an overridden one, run on the state: the
@@ -81,7 +79,7 @@ def make_train_step(
     step = KerasStep(TRAIN, trained, steps_per_call)
     runner = _runner(step, jit, mesh, rules, batch_spec, donate=donate)
 
-    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Logs]:
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Logs]:
         return runner.step(state, batch)
 
     return train_step
@@ -96,7 +94,7 @@ def make_eval_step(
     mesh: Mesh | None = None,
     rules: Rules = (),
     batch_spec: PartitionSpec | None = None,
-) -> Step:
+) -> Step[TrainState]:
     """Makes ``eval_step(state, batch) -> (state, logs)``.
 
     The step is the model's own ``test_step``. Its metrics accumulate in `state.eval_metrics`, so
@@ -133,7 +131,7 @@ def make_eval_step(
     trained = training_model(model, loss=loss, optimizer=placeholder, metrics=metrics)
     runner = _runner(KerasStep(EVALUATE, trained), jit, mesh, rules, batch_spec)
 
-    def eval_step(state: TrainState, batch: Any) -> tuple[TrainState, Logs]:
+    def eval_step(state: TrainState, batch: Batch) -> tuple[TrainState, Logs]:
         return runner.step(state, batch)
 
     return eval_step
@@ -146,7 +144,7 @@ def make_predict_step(
     mesh: Mesh | None = None,
     rules: Rules = (),
     batch_spec: PartitionSpec | None = None,
-) -> Callable[[TrainState, Any], Any]:
+) -> Callable[[TrainState, Batch], PyTree]:
     """Makes ``predict_step(state, x) -> outputs``.
 
     Args:
@@ -175,7 +173,7 @@ def make_predict_step(
     require_model(model)
     runner = _runner(KerasStep(PREDICT, model), jit, mesh, rules, batch_spec)
 
-    def predict_step(state: TrainState, x: Any) -> Any:
+    def predict_step(state: TrainState, x: Batch) -> PyTree:
         return runner.step(state, x)[1]
 
     return predict_step

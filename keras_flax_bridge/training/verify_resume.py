@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 
 from keras_flax_bridge.checkpoint import orbax_io
@@ -20,6 +21,7 @@ from keras_flax_bridge.errors import BridgeError, printable, said
 from keras_flax_bridge.state.train_state import TrainState
 from keras_flax_bridge.training.steps import make_train_step
 from keras_flax_bridge.tree.paths import Flat, join_path
+from keras_flax_bridge.tree.types import BatchIterator
 
 
 class ResumeReport(NamedTuple):
@@ -54,7 +56,10 @@ class ResumeReport(NamedTuple):
 
 
 def verify_resume(
-    model_fn: Callable[[], Any], data_fn: Callable[[], Any], *, steps: tuple[int, int] = (3, 3)
+    model_fn: Callable[[], keras.Model],
+    data_fn: Callable[[], BatchIterator],
+    *,
+    steps: tuple[int, int] = (3, 3),
 ) -> ResumeReport:
     """Trains once without a break and once with one, and compares the two to the bit.
 
@@ -92,7 +97,7 @@ def verify_resume(
     return ResumeReport(steps, len(finals[0]), tuple(differing))
 
 
-def _in_a_new_process(target: Callable, *args: Any) -> None:
+def _in_a_new_process(target: Callable[..., Any], *args: Any) -> None:
     process = multiprocessing.get_context("spawn").Process(target=target, args=args[:-1])
     try:
         process.start()

@@ -99,7 +99,7 @@ def require_paths(tree: Any, like: Any, where: str) -> None:
         )
 
 
-def _shape_dtype(leaf: Any) -> tuple:
+def _shape_dtype(leaf: Any) -> tuple[Any, ...]:
     return tuple(getattr(leaf, "shape", ())), dtype_name(getattr(leaf, "dtype", type(leaf).__name__))
 
 

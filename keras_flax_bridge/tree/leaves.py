@@ -71,13 +71,14 @@ def size_of(leaf: Any) -> int:
     if not hasattr(leaf, "dtype"):
         return 4
     stored = jax.eval_shape(jax.random.key_data, leaf) if is_key(leaf) else leaf
-    return math.prod(stored.shape) * jnp.dtype(stored.dtype).itemsize
+    size: int = math.prod(stored.shape) * jnp.dtype(stored.dtype).itemsize
+    return size
 
 
 class Whole:
     """What a state carries beside its leaves: a copy of the state shares it, and it can't be pickled."""
 
-    def __deepcopy__(self, memo: dict) -> Any:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return self  # it holds nothing that a step changes
 
     def __reduce__(self) -> Any:
@@ -96,7 +97,7 @@ def is_key(leaf: Any) -> bool:
 
 @cache  # it takes microseconds, and a state has thousands of leaves
 def _is_key_dtype(dtype: Any) -> bool:
-    return jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+    return jnp.issubdtype(dtype, jax.dtypes.prng_key)
 
 
 def on_disk(leaf: Any) -> Any:
@@ -137,7 +138,8 @@ def key_kind(key: Any) -> str:
     """The name of jax's for the kind of a typed key, which may be abstract; or what was registered."""
     kinds: list[Any] = []
     jax.eval_shape(lambda traced: kinds.append(jax.random.key_impl(traced)), key)
-    return kinds[0]
+    kind: str = kinds[0]
+    return kind
 
 
 def _as(value: Any, dtype: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
@@ -12,6 +12,7 @@ from keras_flax_bridge.errors import StructureMismatchError
 
 Path = tuple[str, ...]
 Flat = dict[Path, Any]
+Tree = TypeVar("Tree")
 
 
 def join_path(path: Sequence[str]) -> str:
@@ -91,17 +92,18 @@ def _not_nested(path: Path) -> StructureMismatchError:
     )
 
 
-def fill_tree(like: Any, flat: Mapping[Path, Any]) -> Any:
+def fill_tree(like: Tree, flat: Mapping[Path, Any]) -> Tree:
     """A tree of the structure of `like`, with the leaves of `flat`; a leaf it lacks stays as it is.
 
     >>> fill_tree({"a": (1, 2)}, {("a", "1"): 5})
     {'a': (1, 5)}
     """
     leaves, treedef = jax.tree_util.tree_flatten_with_path(like)
-    return jax.tree.unflatten(treedef, [flat.get(_key_path(keys), leaf) for keys, leaf in leaves])
+    filled: Tree = jax.tree.unflatten(treedef, [flat.get(_key_path(keys), leaf) for keys, leaf in leaves])
+    return filled
 
 
-def compiled_pattern(text: Any, where: str, fix: str) -> re.Pattern:
+def compiled_pattern(text: Any, where: str, fix: str) -> re.Pattern[str]:
     """A regular expression that a user gave, to be searched for in paths.
 
     Raises:

@@ -18,7 +18,8 @@ def test_make_targets_that_a_page_names_exist(page):
     assert named <= targets
 
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]
+DOCS = [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "decisions").glob("*.md")]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *DOCS]
 
 
 def anchors(page):
@@ -48,3 +49,11 @@ def test_every_page_is_in_the_table_of_contents():
 
 def test_the_figure_of_the_floors_is_that_of_the_test():
     assert floors_figure.figure() == floors_figure.FIGURE.read_text(), "python -m docs.generate.rooms"
+
+
+def test_the_changelog_keeps_its_form():
+    headings = re.findall(r"^##+ .*$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    version = r"## \[Unreleased\]|## \[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d"
+    kind = r"### (Added|Changed|Deprecated|Removed|Fixed|Security)"
+    assert headings[0] == "## [Unreleased]"
+    assert [line for line in headings if not re.fullmatch(f"{version}|{kind}", line)] == []

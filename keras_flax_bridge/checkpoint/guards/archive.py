@@ -179,7 +179,7 @@ class _Part(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         wanted = max(0, min(len(buffer), self._size - self._at))
         self._file.seek(self._begin + self._at)
-        got = self._file.readinto(memoryview(buffer)[:wanted])  # type: ignore[attr-defined]
+        got: int = self._file.readinto(memoryview(buffer)[:wanted])  # type: ignore[attr-defined]
         self._at += got
         return got
 

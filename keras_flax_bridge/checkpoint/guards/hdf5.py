@@ -185,7 +185,7 @@ def _of_chunks(
 ) -> int:
     """The bytes of all chunks as they are in memory, after checking that all are there."""
     shape = item.shape
-    wanted = math.prod(-(-n // part) for n, part in zip(shape, chunk, strict=True))
+    wanted: int = math.prod(-(-n // part) for n, part in zip(shape, chunk, strict=True))
     size = math.prod(chunk) * width
     if size > max(declared, limits.CHUNK):
         raise refusal(path, name, f"chunks of {size:,} bytes", f"at most the {declared:,} of the array")

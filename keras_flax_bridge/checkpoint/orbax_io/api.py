@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import pathlib
 import re
 import shutil
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path as FilePath
 from typing import Any
 
 from keras_flax_bridge.errors import CheckpointError
 from keras_flax_bridge.tree.untrusted import texts
+
+FilePath = pathlib.Path
 
 STATE, DATA = "state", "data"  # names of the checkpointables; Orbax's default name has changed before
 PACKED = "%packed"  # no path can have this name: a % in a name is written %25

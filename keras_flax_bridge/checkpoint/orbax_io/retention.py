@@ -63,6 +63,7 @@ def _ranking(name: str, mode: str) -> Callable[[Any], float]:
         value = (metrics or {}).get(name)
         if value is None or math.isnan(value):
             return -math.inf
-        return value if mode == "max" else -value
+        number = float(value)
+        return number if mode == "max" else -number
 
     return rank

@@ -67,7 +67,7 @@ def _builder(model: str) -> Callable[[], Any]:
         config = {**guards.config(Path(model)), "compile_config": None}  # its weights are not needed
         return lambda: model_configs.build(config, model)
     module, _, function = model.partition(":")
-    built = getattr(arguments.import_from_here(module, "MODEL"), function, None)
+    built: Callable[[], Any] | None = getattr(arguments.import_from_here(module, "MODEL"), function, None)
     if built is None:
         raise StructureMismatchError(
             "MODEL",

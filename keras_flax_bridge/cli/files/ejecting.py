@@ -68,7 +68,7 @@ def _converted(file: Path, class_name: str) -> tuple[Source, Flat, Any]:
     model = keras_files.load_model(file)
     with _converting(file):
         conversion = Conversion(model, class_name, "error")
-        module = converted(conversion, copies=False)
+        module: Any = converted(conversion, copies=False)
     state = nnx.to_flat_state(nnx.state(module, _WEIGHTS))
     flat = {("params", *map(str, path)): on_disk(leaf.get_value()) for path, leaf in state}
     return conversion.source, flat, type(module).conversion_report

@@ -189,7 +189,7 @@ class GraphBuilder:
         for tensor, value in zip(node.outputs, outs, strict=True):
             self.texts[id(tensor)] = str(value)
 
-    def _codes(self, node: Node) -> str | None:
+    def _codes(self, node: Node) -> Any:
         operation = node.operation
         if not isinstance(operation, keras.layers.Layer):
             return operation_code(Site(self, node))

@@ -43,8 +43,9 @@ def drawn(builder: Any, node: Node) -> list[Any]:
         rerun = keras_internals.rerun(inner, args[0] if args else next(iter(kwargs.values())))
         builder.aliases |= rerun.aliases
         builder.drawing.kept.append(rerun)
-        return keras.tree.flatten(rerun.outputs)
-    outputs = keras.tree.flatten(_both_modes(layer, args, kwargs))
+        leaves: list[Any] = keras.tree.flatten(rerun.outputs)
+        return leaves
+    outputs: list[Any] = keras.tree.flatten(_both_modes(layer, args, kwargs))
     builder.drawing.kept += outputs
     return outputs
 

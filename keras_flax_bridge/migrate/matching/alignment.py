@@ -96,7 +96,7 @@ def linen_leaves(variables: Mapping[str, Any]) -> Iterator[tuple[Path, Shape]]:
         yield path, tuple(flat[path].shape)
 
 
-def _natural(name: str) -> tuple:
+def _natural(name: str) -> tuple[Any, ...]:
     return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name))
 
 
@@ -193,7 +193,9 @@ def assign(ours: list[Group], theirs: list[Group]) -> list[tuple[int, int, Fit]]
     return found_pairs
 
 
-def unfused(ours: list[Group], theirs: list[Group]) -> Iterator[tuple[list[Group], Group, dict[str, tuple]]]:
+def unfused(
+    ours: list[Group], theirs: list[Group]
+) -> Iterator[tuple[list[Group], Group, dict[str, tuple[Any, ...]]]]:
     """Rows of three groups of ours, such as query, key and value, that one of theirs holds joined.
 
     Yields:

@@ -48,7 +48,11 @@ class Ours(NamedTuple):
 
 
 def match(
-    model: keras.Model, target: PyTree, *, sample: Batch | None = None, apply: Callable | None = None
+    model: keras.Model,
+    target: PyTree,
+    *,
+    sample: Batch | None = None,
+    apply: Callable[..., Any] | None = None,
 ) -> WeightMap:
     """Finds where every variable of a Keras model lies in a Flax model with other names.
 
@@ -118,9 +122,9 @@ def _ours(model: Any) -> Ours:
     return Ours(grouped(leaves), behind, module, conversion.weight_map().seeds)
 
 
-def _fused(ours: list[Group], theirs: list[Group]) -> tuple[list, list[Group], list[Group]]:
+def _fused(ours: list[Group], theirs: list[Group]) -> tuple[list[Any], list[Group], list[Group]]:
     """Query, key and value that the target holds in one array; and what is left on both sides."""
-    found: list[tuple[list[Group], Group, dict[str, tuple]]] = []
+    found: list[tuple[list[Group], Group, dict[str, tuple[Any, ...]]]] = []
     for row, other, steps in unfused(ours, theirs):
         used = [group for earlier, one, _ in found for group in [*earlier, one]]
         if not any(group in used for group in [*row, other]):
@@ -129,7 +133,7 @@ def _fused(ours: list[Group], theirs: list[Group]) -> tuple[list, list[Group], l
     return found, [g for g in ours if g not in taken], [g for g in theirs if g not in taken]
 
 
-def _require_all(ours: list[Group], theirs: list[Group], found: list) -> None:
+def _require_all(ours: list[Group], theirs: list[Group], found: list[Any]) -> None:
     """Every module has its counterpart.
 
     Raises:
@@ -180,7 +184,7 @@ def _open_note(places: list[int]) -> str:
 class _Maker:
     """Makes the map of an alignment."""
 
-    def __init__(self, model: Any, ours: Ours, fused: list, paths: list[Path], linen: bool):
+    def __init__(self, model: Any, ours: Ours, fused: list[Any], paths: list[Path], linen: bool):
         self.model, self.ours, self.fused, self.paths, self.linen = model, ours, fused, paths, linen
 
     def __call__(self, pairs: Pairs, notes: list[str], flips: dict[int, Any] | None = None) -> WeightMap:
@@ -253,7 +257,7 @@ def _equal(a: Any, b: Any) -> bool:
         value = tuple(value) if isinstance(value, list) else value
         return value[0] if isinstance(value, tuple) and len(set(map(str, value))) == 1 else value
 
-    return plain(a) == plain(b)
+    return bool(plain(a) == plain(b))
 
 
 def _by_numbers(
@@ -263,7 +267,7 @@ def _by_numbers(
     ours: Ours,
     target: Any,
     sample: Any,
-    apply: Callable | None,
+    apply: Callable[..., Any] | None,
 ) -> WeightMap:
     """The alignment under which both models give the same numbers on a sample."""
     model, limit = make.model, tolerance_of(make.model)
@@ -297,7 +301,7 @@ def _exchanges(pairs: Pairs, open_groups: list[list[int]]) -> Iterator[Pairs]:
         yield changed
 
 
-def _run(target: Any, wmap: WeightMap, sample: Any, apply: Callable | None) -> Any:
+def _run(target: Any, wmap: WeightMap, sample: Any, apply: Callable[..., Any] | None) -> Any:
     values = flatten_tree(wmap.to_flax())
     if isinstance(target, nnx.Module):
         module = nnx.clone(target)

@@ -58,7 +58,8 @@ CONV: dict[str, Any] = {
 
 
 def _depth(site: Site) -> int:
-    return site.channels * site.layer.depth_multiplier
+    depth: int = site.channels * site.layer.depth_multiplier
+    return depth
 
 
 def _depthwise(site: Site, shape: tuple[int, ...]) -> tuple[Transform, ...]:

@@ -81,7 +81,8 @@ class Rule(NamedTuple):
 
     def targets(self, site: Site) -> Mapping[str, str | To]:
         """Where every variable goes."""
-        return self.weights(site) if callable(self.weights) else self.weights
+        found: Mapping[str, str | To] = self.weights(site) if callable(self.weights) else self.weights
+        return found
 
 
 def target(to: str | To, site: Site, shape: Shape) -> tuple[tuple[str, ...], tuple[Transform, ...]]:

@@ -107,7 +107,8 @@ class Site:
     @property
     def compute_dtype(self) -> str:
         """The dtype that the layer computes in."""
-        return self.layer.compute_dtype
+        dtype: str = self.layer.compute_dtype
+        return dtype
 
     @property
     def channels_first(self) -> bool:

@@ -28,7 +28,7 @@ class ClassDef:
     name: str
     instances: list[Graph]
     parameters: list[tuple[str, list[Any]]] = field(default_factory=list)
-    holes: dict[tuple, str] = field(default_factory=dict)
+    holes: dict[tuple[Any, ...], str] = field(default_factory=dict)
     places: list[Path] = field(default_factory=list)
 
     @property
@@ -84,7 +84,7 @@ class Classes:
                 made.parameters.append((names[key], values))
             made.holes[place] = names[key]
 
-    def _arguments(self, graph: Graph) -> Iterator[tuple[tuple, str, Any]]:
+    def _arguments(self, graph: Graph) -> Iterator[tuple[tuple[Any, ...], str, Any]]:
         """Place, parameter and value of every argument in the constructors of a graph's children."""
         for position, child in enumerate(graph.children):
             if isinstance(child.call, Graph):
@@ -94,7 +94,7 @@ class Classes:
                 yield from _literals((position,), child.call)
 
 
-def _literals(place: tuple, call: Call) -> Iterator[tuple[tuple, str, Any]]:
+def _literals(place: tuple[Any, ...], call: Call) -> Iterator[tuple[tuple[Any, ...], str, Any]]:
     for name, value in call.arguments.items():
         if isinstance(value, Call):
             yield from _literals((*place, name), value)
@@ -134,7 +134,7 @@ def _inner_first(graph: Graph) -> Iterator[Graph]:
     return walk(graph)
 
 
-def signature(graph: Graph) -> tuple:
+def signature(graph: Graph) -> tuple[Any, ...]:
     """Equal for graphs that are one class: all but the numbers in their constructors."""
     order: dict[int, int] = {}
     for value in graph.inputs:
@@ -151,15 +151,15 @@ def signature(graph: Graph) -> tuple:
     return tuple(steps), kinds, result, _structure(graph.arguments)
 
 
-def child_signature(child: Child) -> tuple:
+def child_signature(child: Child) -> tuple[Any, ...]:
     """What two modules have in common when only numbers tell them apart."""
     made = signature(child.call) if isinstance(child.call, Graph) else call_signature(child.call)
     return made, child.frozen
 
 
-def call_signature(call: Call) -> tuple:
+def call_signature(call: Call) -> tuple[Any, ...]:
     """The constructor and its arguments, numbers by their type alone."""
-    parts: list[tuple] = []
+    parts: list[tuple[Any, ...]] = []
     for name, value in call.arguments.items():
         if isinstance(value, Call):
             parts.append((name, call_signature(value)))

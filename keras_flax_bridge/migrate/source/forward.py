@@ -119,7 +119,7 @@ class Forward:
         self.taken.add(name)
         return name
 
-    def _unpack(self, structure: Any, text: str, names: dict[int, str], lines: list) -> None:
+    def _unpack(self, structure: Any, text: str, names: dict[int, str], lines: list[Any]) -> None:
         items = (
             [(f"{text}[{literal(key)}]", value) for key, value in structure.items()]
             if isinstance(structure, dict)

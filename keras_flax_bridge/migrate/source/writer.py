@@ -134,7 +134,7 @@ def _jnp() -> ModuleType:
     return jnp
 
 
-def call_text(call: Call, hole: Any = lambda *place: None, place: tuple = ()) -> str:
+def call_text(call: Call, hole: Any = lambda *place: None, place: tuple[Any, ...] = ()) -> str:
     """A constructor call with Flax's defaults left out."""
     if call.function.startswith("islands["):
         return call.function
@@ -163,7 +163,7 @@ def call_text(call: Call, hole: Any = lambda *place: None, place: tuple = ()) ->
     return f"{call.function}({', '.join([*positional, *named])})"
 
 
-def _argument(value: Any, hole: Any, place: tuple) -> str:
+def _argument(value: Any, hole: Any, place: tuple[Any, ...]) -> str:
     return call_text(value, hole, place) if isinstance(value, Call) else literal(value)
 
 
