@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import chain, islice
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import keras
 import numpy as np
@@ -21,6 +21,7 @@ from keras_flax_bridge.checkpoint.restoring import stored_position
 from keras_flax_bridge.errors import CheckpointError
 from keras_flax_bridge.state.train_state import TrainState
 from keras_flax_bridge.training.preemption import Preemption
+from keras_flax_bridge.tree import words
 from keras_flax_bridge.tree.types import Logs, PathLike
 
 
@@ -50,6 +51,7 @@ class _Place:
         self.position = _Position(**state["fit"])
 
 
+@words.doors(methods=False)
 class TrainStateCheckpoint(keras.callbacks.Callback):
     """Saves the whole state of `model.fit`, and goes on from the newest checkpoint, to the bit.
 
@@ -317,3 +319,9 @@ def _set_generators(position: _Position) -> None:
     np.random.set_state((name, np.array(keys, np.uint32), *rest))
     version, words, gauss = position.python
     random.setstate((version, tuple(words), gauss))
+
+
+if not TYPE_CHECKING:  # a module with a `__getattr__` would have any name
+
+    def __getattr__(name):
+        raise words.unknown_name("kfb.callbacks", name, globals())

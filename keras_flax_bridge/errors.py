@@ -164,6 +164,14 @@ class ArgumentError(BridgeError, ValueError):
     """An argument has a value that it can't have; nothing was read or written."""
 
 
+class SignatureError(ArgumentError, TypeError):
+    """A call does not fit the signature: an unknown argument, too many of them, or one that is missing."""
+
+
+class UnknownNameError(BridgeError, ValueError, AttributeError):
+    """A module, a class or an object has no attribute of that name."""
+
+
 class CheckpointError(BridgeError):
     """A checkpoint can't be written, found or read."""
 

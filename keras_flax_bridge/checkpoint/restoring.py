@@ -23,11 +23,13 @@ from keras_flax_bridge.errors import (
     printable,
 )
 from keras_flax_bridge.state import gc_pause
+from keras_flax_bridge.tree import words
 from keras_flax_bridge.tree.types import PathLike, Target
 
 log = logging.getLogger("keras_flax_bridge")
 
 
+@words.door
 def restore(
     path: PathLike,
     like: Target,
@@ -150,10 +152,11 @@ def from_newest(
             if older is None:
                 raise
             log.error("%s", error)
-            warnings.warn(printable(f"{folder} is damaged; going back to {older}"), stacklevel=3)
+            warnings.warn(printable(f"{folder} is damaged; going back to {older}"), stacklevel=4)
     raise AssertionError  # there is at least one folder
 
 
+@words.door
 def load_model(path: PathLike, *, step: int | None = None) -> keras.Model:
     """Rebuilds a Keras model from its stored config, with weights and optimizer in place.
 

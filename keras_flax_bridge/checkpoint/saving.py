@@ -16,6 +16,7 @@ from keras_flax_bridge.checkpoint import leaf_kinds, model_configs, orbax_io
 from keras_flax_bridge.checkpoint.checks import is_packed, require
 from keras_flax_bridge.checkpoint.targets import target_of
 from keras_flax_bridge.errors import StepAlreadyExistsError
+from keras_flax_bridge.tree import words
 from keras_flax_bridge.tree.diff import spec_text
 from keras_flax_bridge.tree.leaves import require_values
 from keras_flax_bridge.tree.paths import Flat
@@ -71,6 +72,7 @@ def _versions() -> dict[str, str]:
     return {name: packages.version(name) for name in ("keras", "jax", "flax", "orbax-checkpoint")}
 
 
+@words.door
 def save(path: PathLike, state: PyTree, *, model: Models | None = None, layout: str = "tree") -> None:
     """Saves one checkpoint, without a manager; returns when it is on disk.
 

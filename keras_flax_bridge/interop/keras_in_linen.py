@@ -22,6 +22,7 @@ from keras_flax_bridge.keras_internals import (
     Entry,
 )
 from keras_flax_bridge.keras_internals.call import require_built, require_known, require_layer, stateless
+from keras_flax_bridge.tree import words
 from keras_flax_bridge.tree.leaves import owned
 from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, nest_paths
 
@@ -35,6 +36,7 @@ _COLLECTIONS = {
 }
 
 
+@words.doors()
 class ToLinen(nn.Module):
     """A Keras layer or model as a `linen.Module`.
 

@@ -10,6 +10,7 @@ import jax
 
 from keras_flax_bridge.errors import StructureMismatchError, printable
 from keras_flax_bridge.keras_internals import BATCH_STAT, FROZEN, OTHER, PARAM, SEED
+from keras_flax_bridge.tree import words
 from keras_flax_bridge.tree.diff import dtype_name
 from keras_flax_bridge.tree.leaves import size_of
 from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, join_path, split_path
@@ -32,6 +33,7 @@ _WIDE = 10_000  # columns: a path is never broken
 COLUMNS = ("path", "kind", "dtype", "shape", "bytes", "sharding")
 
 
+@words.doors()
 class LeafRow(NamedTuple):
     """One leaf.
 
@@ -62,6 +64,7 @@ class LeafRow(NamedTuple):
         return split_path(self.path)[0]
 
 
+@words.doors()
 class StateReport(NamedTuple):
     """The leaves of a state or a checkpoint; printed, a table by collection, with totals.
 
@@ -225,6 +228,7 @@ def in_words(spec: Sequence[Any], axes: Mapping[str, int]) -> str:
     return f"{tuple(spec)} of {mesh}"
 
 
+@words.door
 def report(state: PyTree) -> StateReport:
     """What a state holds, leaf by leaf: kind, dtype, shape, bytes, how it lies on devices.
 

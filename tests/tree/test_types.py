@@ -13,6 +13,7 @@ ARGUMENTS = {
     "keras_flax_bridge.CheckpointManager.restore data",
     "keras_flax_bridge.restore data",
     "keras_flax_bridge.NNXLayer.__init__ module",  # a module, a class, or a function that makes one
+    "keras_flax_bridge.LinenLayer.__init__ module",
     "keras_flax_bridge.OptaxOptimizer.__init__ transformation",  # a name, a function, or a transformation
     "keras_flax_bridge.OptaxOptimizer.__init__ learning_rate",
 }
