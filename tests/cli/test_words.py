@@ -3,7 +3,8 @@
 import pytest
 
 from keras_flax_bridge import cli
-from keras_flax_bridge.tree.words.table import OPTIONS, WORDS
+from keras_flax_bridge.tree.words.table import WORDS
+from keras_flax_bridge.tree.words.word import OPTIONS
 
 PLACES = {"inspect": "a", "verify": "a", "diff": "a b", "convert": "a b", "eject": "a b", "plan": "a"}
 ROWS = [

@@ -16,7 +16,8 @@ from flax import linen, nnx
 import keras_flax_bridge as kfb
 from keras_flax_bridge.optimizers.optax_factories import OPTIONS as KERAS_OPTIONS
 from keras_flax_bridge.tree import words
-from keras_flax_bridge.tree.words.table import ANY, ARGUMENTS, ATTRIBUTES, PLACES, WORDS
+from keras_flax_bridge.tree.words.table import WORDS
+from keras_flax_bridge.tree.words.word import ANY, ARGUMENTS, ATTRIBUTES, PLACES
 from tests.tables.wrong_words import GUESSES
 
 ROOTS = {"kfb": kfb, "keras": keras, "nnx": nnx}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any, NamedTuple
 
-from keras_flax_bridge.tree.words.table import ANY, WORDS, Word
+from keras_flax_bridge.tree.words.word import ANY, Word
 
 _ROOMS = {
     "migrate": "kfb.migrate.",
@@ -37,6 +37,8 @@ class Answer(NamedTuple):
 
 @cache
 def _table(kind: str) -> dict[tuple[str, str], Word]:
+    from keras_flax_bridge.tree.words.table import WORDS  # an error alone needs it
+
     rows = ((word, word.doors.split(), word.guesses.split()) for word in WORDS[kind])
     return {(door, guess): word for word, doors, guesses in rows for door in doors for guess in guesses}
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from keras_flax_bridge.errors import SignatureError
 from keras_flax_bridge.tree.words.lookup import Answer, about_argument, answer, known
-from keras_flax_bridge.tree.words.table import ARGUMENTS, PLACES
+from keras_flax_bridge.tree.words.word import ARGUMENTS, PLACES
 
 Parameter = inspect.Parameter
 _NAMED = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)

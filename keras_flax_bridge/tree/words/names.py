@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from keras_flax_bridge.errors import UnknownNameError
 from keras_flax_bridge.tree.words.lookup import answer, known
-from keras_flax_bridge.tree.words.table import ATTRIBUTES, OPTIONS
+from keras_flax_bridge.tree.words.word import ATTRIBUTES, OPTIONS
 
 
 def unknown_name(where: str, name: str, names: Iterable[str]) -> AttributeError:

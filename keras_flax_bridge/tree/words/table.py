@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from keras_flax_bridge.tree.words.word import ANY as ANY
-from keras_flax_bridge.tree.words.word import PLACES as PLACES
-from keras_flax_bridge.tree.words.word import Word as Word
+from keras_flax_bridge.tree.words.word import ARGUMENTS, ATTRIBUTES, OPTIONS
 from keras_flax_bridge.tree.words.words_of_calls import CALLS
 from keras_flax_bridge.tree.words.words_of_checkpoints import CHECKPOINTS
 from keras_flax_bridge.tree.words.words_of_commands import COMMANDS
 from keras_flax_bridge.tree.words.words_of_conversions import CONVERSIONS
 from keras_flax_bridge.tree.words.words_of_names import NAMES
 
-ARGUMENTS, ATTRIBUTES, OPTIONS = "arguments", "attributes", "options"
 WORDS = {ARGUMENTS: (*CALLS, *CHECKPOINTS, *CONVERSIONS), ATTRIBUTES: NAMES, OPTIONS: COMMANDS}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+ARGUMENTS, ATTRIBUTES, OPTIONS = "arguments", "attributes", "options"  # the kinds of words
 PLACES = "*"  # positional arguments that are too many
 ANY = "**"  # any argument that nothing else answers
 
