@@ -22,8 +22,10 @@ from keras_flax_bridge.errors import CheckpointNotFoundError as CheckpointNotFou
 from keras_flax_bridge.errors import CorruptCheckpointError as CorruptCheckpointError
 from keras_flax_bridge.errors import NotBuiltError as NotBuiltError
 from keras_flax_bridge.errors import OwnershipError as OwnershipError
+from keras_flax_bridge.errors import SignatureError as SignatureError
 from keras_flax_bridge.errors import StepAlreadyExistsError as StepAlreadyExistsError
 from keras_flax_bridge.errors import StructureMismatchError as StructureMismatchError
+from keras_flax_bridge.errors import UnknownNameError as UnknownNameError
 from keras_flax_bridge.errors import UnsupportedLayerError as UnsupportedLayerError
 from keras_flax_bridge.errors import UnsupportedOptimizerError as UnsupportedOptimizerError
 from keras_flax_bridge.interop.keras_in_linen import ToLinen as ToLinen
@@ -53,14 +55,16 @@ from keras_flax_bridge.training.steps import make_predict_step as make_predict_s
 from keras_flax_bridge.training.steps import make_train_step as make_train_step
 from keras_flax_bridge.training.verify_resume import ResumeReport as ResumeReport
 from keras_flax_bridge.training.verify_resume import verify_resume as verify_resume
+from keras_flax_bridge.tree import words as _words
 
-if typing.TYPE_CHECKING:
+if typing.TYPE_CHECKING:  # a module with a `__getattr__` would have any name
     from keras_flax_bridge import migrate as migrate
+else:
+
+    def __getattr__(name):
+        if name == "migrate":  # on first use: its tables take a while to load
+            return importlib.import_module("keras_flax_bridge.migrate")
+        raise _words.unknown_name("kfb", name, [*globals(), "migrate"])
+
 
 __version__ = "0.1.0"
-
-
-def __getattr__(name: str) -> object:
-    if name == "migrate":  # on first use: its tables take a while to load
-        return importlib.import_module("keras_flax_bridge.migrate")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -22,6 +22,7 @@ from keras_flax_bridge.checkpoint.restoring import stored_position
 from keras_flax_bridge.errors import CheckpointError, CorruptCheckpointError
 from keras_flax_bridge.state.train_state import TrainState
 from keras_flax_bridge.training.preemption import Preemption
+from keras_flax_bridge.tree import words
 from keras_flax_bridge.tree.types import Logs, PathLike
 from keras_flax_bridge.tree.untrusted import records, schema
 from keras_flax_bridge.tree.untrusted.records import Record, field
@@ -69,6 +70,7 @@ def _read(found: Any, where: str) -> _Position:
     return records.from_json(_Position, found, where, fix=fix, error=CorruptCheckpointError)
 
 
+@words.doors(methods=False)
 class TrainStateCheckpoint(keras.callbacks.Callback):
     """Saves the whole state of `model.fit`, and goes on from the newest checkpoint, to the bit.
 
@@ -347,3 +349,9 @@ def _set_generators(position: _Position) -> None:
     np.random.set_state((name, np.array(keys, np.uint32), *rest))
     version, words, gauss = position.python
     random.setstate((version, tuple(words), gauss))
+
+
+if not TYPE_CHECKING:  # a module with a `__getattr__` would have any name
+
+    def __getattr__(name):
+        raise words.unknown_name("kfb.callbacks", name, globals())

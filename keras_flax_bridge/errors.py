@@ -69,6 +69,8 @@ def _shown(text: str | None) -> str | None:
 class BridgeError(Exception):
     """Base of every error that the bridge raises.
 
+    What to do: what `fix` says.
+
     Args:
         where: the path or the name of the thing that is wrong, such as ``params/dense/kernel``.
         got: what was found there; a kind, a shape and a dtype, never array contents.
@@ -99,29 +101,47 @@ class BridgeError(Exception):
 
 
 class BackendError(BridgeError, ValueError):
-    """Keras runs, or is set to run, on another backend than JAX."""
+    """Keras runs, or is set to run, on another backend than JAX.
+
+    What to do: set the environment variable ``KERAS_BACKEND=jax`` before the first import of Keras.
+    """
 
 
 class NotBuiltError(BridgeError, ValueError):
-    """A model, an optimizer or a metric has no variables yet, or a model was never compiled."""
+    """A model, an optimizer or a metric has no variables yet, or a model was never compiled.
+
+    What to do: pass ``batch=``, call the model on data, or compile it.
+    """
 
 
 class OwnershipError(BridgeError, ValueError):
-    """A buffer is used by one who no longer holds it: it moved into a state, or was donated."""
+    """A buffer is used by one who no longer holds it: it moved into a state, or was donated.
+
+    What to do: use the state that the step returned; write a moved one back with ``state.assign_to(model)``.
+    """
 
 
 class UnsupportedLayerError(BridgeError, ValueError):
-    """A layer that can't cross the bridge; the message names it and says why."""
+    """A layer that can't cross the bridge; the message names it and says why.
+
+    What to do: register a rule, keep the layer as a Keras layer, or leave it in the data pipeline.
+    """
 
 
 class UnsupportedOptimizerError(BridgeError, ValueError):
-    """An optimizer, or an option of one, that can't cross the bridge."""
+    """An optimizer, or an option of one, that can't cross the bridge.
+
+    What to do: use ``kfb.as_optax``, which runs any Keras optimizer.
+    """
 
 
 class StructureMismatchError(BridgeError, ValueError):
     """Two things don't fit: the leaves of two trees, a batch and a model, an argument and its use.
 
     Lists all leaves that differ; nothing was assigned.
+
+    What to do: read the list from the top; `restore` takes ``rename=`` for other names, ``include=`` and
+    ``partial=`` for parts, ``cast=`` for dtypes.
 
     Args:
         where: what was compared, such as ``checkpoint /runs/7``.
@@ -161,20 +181,49 @@ class StructureMismatchError(BridgeError, ValueError):
 
 
 class ArgumentError(BridgeError, ValueError):
-    """An argument has a value that it can't have; nothing was read or written."""
+    """An argument has a value that it can't have; nothing was read or written.
+
+    What to do: pass a value that the message names.
+    """
+
+
+class SignatureError(ArgumentError, TypeError):
+    """A call does not fit the signature: an unknown argument, too many of them, or one that is missing.
+
+    What to do: use the argument that the message names.
+    """
+
+
+class UnknownNameError(BridgeError, ValueError, AttributeError):
+    """A module, a class or an object has no attribute of that name.
+
+    What to do: use the name that the message gives.
+    """
 
 
 class CheckpointError(BridgeError):
-    """A checkpoint can't be written, found or read."""
+    """A checkpoint can't be written, found or read.
+
+    What to do: give each run a folder of its own; the message says what could not be read or written.
+    """
 
 
 class CorruptCheckpointError(CheckpointError):
-    """A checkpoint is damaged; the message names the leaf."""
+    """A checkpoint is damaged; the message names the leaf.
+
+    What to do: restore another step; ``kfb.verify(path)`` lists what is damaged.
+    """
 
 
 class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
-    """There is no checkpoint at a path, or not the step that was asked for."""
+    """There is no checkpoint at a path, or not the step that was asked for.
+
+    What to do: check the path: a step folder and the root folder of a run both work.
+    """
 
 
 class StepAlreadyExistsError(CheckpointError, FileExistsError):
-    """What is to be written is there already; it stays as it is."""
+    """What is to be written is there already; it stays as it is.
+
+    What to do: continue that run with ``manager.restore``, or take another folder.
+    """

@@ -8,6 +8,7 @@ import pytest
 
 import keras_flax_bridge as kfb
 from docs.generate import coverage
+from docs.generate import errors as error_table
 from docs.generate import optimizers as optimizer_table
 from keras_flax_bridge import errors
 
@@ -124,6 +125,11 @@ def test_the_page_on_coverage_is_that_of_the_contract_table():
 def test_the_page_on_optimizers_is_that_of_the_table_of_rules():
     page = optimizer_table.PAGE.read_text()
     assert optimizer_table.written(page) == page, "python -m docs.generate.optimizers"
+
+
+def test_the_table_of_errors_is_that_of_their_classes():
+    page = error_table.PAGE.read_text()
+    assert error_table.written(page) == page, "python -m docs.generate.errors"
 
 
 API = Path(__file__).parents[1] / "docs" / "api.md"

@@ -63,5 +63,5 @@ def from_newest(
             if older is None:
                 raise
             log.error("%s", error)
-            warnings.warn(printable(f"{folder} is damaged; going back to {older}"), stacklevel=3)
+            warnings.warn(printable(f"{folder} is damaged; going back to {older}"), stacklevel=4)
     raise AssertionError  # there is at least one folder

@@ -17,12 +17,14 @@ from keras_flax_bridge.checkpoint.restoring import restored
 from keras_flax_bridge.checkpoint.saving import checked, numbers, state_metadata, step_of
 from keras_flax_bridge.errors import CheckpointError
 from keras_flax_bridge.state import gc_pause
+from keras_flax_bridge.tree import words
 from keras_flax_bridge.tree.types import Models, PathLike, PyTree, Target
 
 log = logging.getLogger("keras_flax_bridge")
 
 
-class CheckpointManager:
+@words.doors()
+class CheckpointManager(metaclass=words.AnsweringType):
     """A folder of checkpoints, numbered by the state's own step.
 
     Saves run in the background. If one fails, the next call of `save`, `wait`, `restore` or `close` raises

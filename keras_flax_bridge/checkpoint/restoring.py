@@ -24,11 +24,12 @@ from keras_flax_bridge.checkpoint.targets import Target, target_of
 from keras_flax_bridge.errors import CheckpointError
 from keras_flax_bridge.state import gc_pause, trees
 from keras_flax_bridge.state.trees import METRIC, WEIGHTS
-from keras_flax_bridge.tree import types
+from keras_flax_bridge.tree import types, words
 from keras_flax_bridge.tree.paths import Path
 from keras_flax_bridge.tree.types import PathLike
 
 
+@words.door
 def restore(
     path: PathLike,
     like: types.Target,
@@ -147,6 +148,7 @@ def stored_position(path: Any) -> Any:
     return (read[0] or {}).get("json")
 
 
+@words.door
 def load_model(path: PathLike, *, step: int | None = None) -> keras.Model:
     """Rebuilds a Keras model from its stored config, with weights and optimizer in place.
 

@@ -18,6 +18,7 @@ from keras_flax_bridge.checkpoint.orbax_io import Metadata
 from keras_flax_bridge.checkpoint.targets import target_of
 from keras_flax_bridge.errors import StepAlreadyExistsError
 from keras_flax_bridge.state.trees import without_unsaved
+from keras_flax_bridge.tree import words
 from keras_flax_bridge.tree.diff import spec_text
 from keras_flax_bridge.tree.leaves import require_values
 from keras_flax_bridge.tree.paths import Flat
@@ -72,6 +73,7 @@ def versions() -> dict[str, str]:
     return {name: packages.version(name) for name in ("keras", "jax", "flax", "orbax-checkpoint")}
 
 
+@words.door
 def save(path: PathLike, state: PyTree, *, model: Models | None = None, layout: str = "tree") -> None:
     """Saves one checkpoint, without a manager; returns when it is on disk.
 

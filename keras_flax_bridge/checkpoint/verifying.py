@@ -14,12 +14,14 @@ from keras_flax_bridge.checkpoint.locating import candidates
 from keras_flax_bridge.checkpoint.orbax_io import FilePath
 from keras_flax_bridge.errors import CheckpointError, printable, printed
 from keras_flax_bridge.state.report import counted, listed
+from keras_flax_bridge.tree import words
 from keras_flax_bridge.tree.paths import Path, join_path
 from keras_flax_bridge.tree.types import PathLike
 
 OURS, ZIP = "checksums in the checkpoint", "the CRC-32 of the zip archive"
 
 
+@words.doors()
 class VerifyReport(NamedTuple):
     """What `verify` found.
 
@@ -132,6 +134,7 @@ def _of_tensors(path: FilePath) -> VerifyReport:
 _FILES = {".keras": _of_archive, ".weights.h5": _of_file, ".safetensors": _of_tensors}
 
 
+@words.door
 def verify(path: PathLike, *, step: int | None = None) -> VerifyReport:
     """Reads every leaf and compares it with the checksum that was written, a few leaves at a time.
 

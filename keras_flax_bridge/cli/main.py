@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import gc
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -16,6 +17,7 @@ from keras_flax_bridge.cli import output
 from keras_flax_bridge.cli.commands import convert, diff, doctor, eject, inspect, plan, verify
 from keras_flax_bridge.errors import BridgeError, CorruptCheckpointError, StructureMismatchError, said
 from keras_flax_bridge.startup.begin import is_command
+from keras_flax_bridge.tree import words
 
 _COMMANDS = (inspect, verify, diff, convert, eject, plan, doctor)
 FINE, DIFFERENT, WRONG, BROKEN_PIPE, INTERRUPTED = 0, 1, 2, 141, 130
@@ -35,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: with code 2, if the command line is wrong; with code 0 after ``--help``.
     """
-    options = _parser().parse_args(arguments)
+    options = _parser().read(arguments)
     debug = getattr(options, "debug", False)
     return_freed()
     with output.calm(debug):
@@ -83,14 +85,33 @@ def _close(stream: Any) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are a line too."""
+    """A parser whose errors are a line too, with the right word for a wrong one."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(**settings)
+        self.commands: dict[str, _Parser] = {}
+
+    def read(self, arguments: Sequence[str] | None) -> argparse.Namespace:
+        """Reads a command line; what a command does not take is an error."""
+        options, rest = self.parse_known_args(arguments)
+        if rest:
+            self.commands[options.command].error(f"unrecognized arguments: {' '.join(rest)}")
+        return options
 
     def error(self, message: str) -> NoReturn:
-        output.complain(f"{message}. {self.prog} --help says how it is used.")
+        output.complain(f"{message}. {self._answer(message) or f'{self.prog} --help says how it is used.'}")
         sys.exit(WRONG)
 
+    def _answer(self, message: str) -> str:
+        kind = r"invalid choice: '([\w-]+)'" if self.commands else r"arguments: .*?(?<!\S)(-[\w-]+)"
+        wrong = re.search(kind, message)
+        if wrong is None:
+            return ""
+        names = self.commands or re.findall(r"--[\w-]+", self.format_help())
+        return words.answer_option(self.prog, wrong[1], names)
 
-def _parser() -> argparse.ArgumentParser:
+
+def _parser() -> _Parser:
     common = _Parser(add_help=False)
     said = "show the traceback of an error, and what libraries log"
     common.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=said)
@@ -102,7 +123,8 @@ def _parser() -> argparse.ArgumentParser:
         about = rest.strip().splitlines()[0]
         added = commands.add_parser(name, help=about, description=about, epilog=_CODES, parents=[common])
         command.add_arguments(added)
-        added.set_defaults(run=command.run)
+        added.set_defaults(run=command.run, command=name)
+        parser.commands[name] = added
     return parser
 
 

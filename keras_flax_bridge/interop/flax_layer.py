@@ -16,7 +16,7 @@ from keras_flax_bridge.interop.module_config import Maker, maker_of
 from keras_flax_bridge.interop.module_leaves import Leaf, Source, Tree
 from keras_flax_bridge.keras_internals import SEED
 from keras_flax_bridge.keras_internals.call import require_known
-from keras_flax_bridge.tree import untrusted
+from keras_flax_bridge.tree import untrusted, words
 from keras_flax_bridge.tree.diff import diff_trees
 from keras_flax_bridge.tree.paths import Path
 from keras_flax_bridge.tree.types import PyTree
@@ -50,6 +50,13 @@ class Held:
         return {name: training == word for name, word in FLAGS.items() if name in known}
 
 
+_OPTIONS = (
+    *list(inspect.signature(keras.layers.Layer.__init__).parameters)[1:-1],
+    "input_shape",
+    "input_dim",
+)
+
+
 class _Call:
     """`call` of a layer, with the signature of its module's."""
 
@@ -79,11 +86,18 @@ class FlaxLayer(keras.layers.Layer):
         seed: int | None = None,
         **options: Any,
     ):
-        maker = maker_of(module, self._kind, self._other, args, kwargs)
-        held = Held(maker, method, seed)
-        held.signature = _signature(self._prepare(held), method)
-        self._held = held
-        super().__init__(**options)
+        try:
+            maker = maker_of(module, self._kind, self._other, args, kwargs)
+            held = Held(maker, method, seed)
+            held.signature = _signature(self._prepare(held), method)
+            self._held = held
+            super().__init__(**options)
+        except (
+            TypeError,
+            ValueError,
+        ):  # of a class that lacks arguments, or of Keras, which knows no such option
+            words.require_known(f"kfb.{type(self).__name__}", options, _OPTIONS, type(self).__init__)
+            raise
         self.supports_masking = True  # `__call__` hands masks on
 
     def _prepare(self, held: Held) -> type:

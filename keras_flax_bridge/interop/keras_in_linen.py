@@ -13,10 +13,12 @@ from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import StructureMismatchError
 from keras_flax_bridge.keras_internals import LINEN_COLLECTIONS, Collection, Entry
 from keras_flax_bridge.keras_internals.call import require_built, require_known, require_layer, stateless
+from keras_flax_bridge.tree import words
 from keras_flax_bridge.tree.leaves import owned
 from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, nest_paths
 
 
+@words.doors()
 class ToLinen(nn.Module):
     """A Keras layer or model as a `linen.Module`.
 

@@ -16,6 +16,7 @@ from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import NotBuiltError, StructureMismatchError
 from keras_flax_bridge.keras_internals import BATCH_STAT, FROZEN, OTHER, PARAM, SEED, UNTRACKED, Entry
 from keras_flax_bridge.keras_internals.call import call, require_built, require_known, require_layer
+from keras_flax_bridge.tree import words
 from keras_flax_bridge.tree.diff import diff_trees
 from keras_flax_bridge.tree.leaves import owned, require_values
 from keras_flax_bridge.tree.paths import Path
@@ -81,6 +82,7 @@ class _Held:
         return frozenset(id(entry.variable) for entry in self.entries)
 
 
+@words.doors()
 class ToNNX(nnx.Module):
     """A Keras layer or model as an `nnx.Module`; no environment flag is needed.
 

@@ -16,9 +16,11 @@ from keras_flax_bridge import keras_internals
 from keras_flax_bridge.interop.flax_layer import FLAGS, FlaxLayer, Held
 from keras_flax_bridge.interop.module_leaves import Source, linen_tree
 from keras_flax_bridge.keras_internals import seeds
+from keras_flax_bridge.tree import words
 from keras_flax_bridge.tree.types import Shape
 
 
+@words.doors(methods=False)
 @keras.saving.register_keras_serializable("keras_flax_bridge")
 class LinenLayer(FlaxLayer):
     """A Flax Linen module as a Keras layer.

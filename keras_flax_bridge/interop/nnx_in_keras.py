@@ -15,9 +15,11 @@ from keras_flax_bridge.errors import UnsupportedLayerError
 from keras_flax_bridge.interop.flax_layer import FlaxLayer, Held
 from keras_flax_bridge.interop.module_config import Maker
 from keras_flax_bridge.interop.module_leaves import Source, nnx_tree
+from keras_flax_bridge.tree import words
 from keras_flax_bridge.tree.types import Shape
 
 
+@words.doors(methods=False)
 @keras.saving.register_keras_serializable("keras_flax_bridge")
 class NNXLayer(FlaxLayer):
     """A Flax NNX module as a Keras layer.
@@ -58,8 +60,17 @@ class NNXLayer(FlaxLayer):
 
     _kind, _other = nnx.Module, nn.Module
 
-    def __init__(self, module: Any, **options: Any):
-        super().__init__(module, **options)
+    def __init__(
+        self,
+        module: Any,
+        *,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        method: str = "__call__",
+        seed: int | None = None,
+        **options: Any,
+    ):
+        super().__init__(module, args=args, kwargs=kwargs, method=method, seed=seed, **options)
         self.build(None)
 
     def build(self, input_shape: Shape | None = None) -> None:

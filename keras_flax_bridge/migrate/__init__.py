@@ -1,5 +1,7 @@
 """Migration to native Flax: the same model, the same weights, no Keras at call time."""
 
+import typing
+
 import keras_flax_bridge.migrate.rules.attention as _attention  # noqa: F401 - fills the table
 import keras_flax_bridge.migrate.rules.conv as _conv  # noqa: F401
 import keras_flax_bridge.migrate.rules.core as _core  # noqa: F401
@@ -18,3 +20,9 @@ from keras_flax_bridge.migrate.weights import slots_to_nnx as slots_to_nnx
 from keras_flax_bridge.migrate.weights import to_keras as to_keras
 from keras_flax_bridge.migrate.weights import to_nnx_state as to_nnx_state
 from keras_flax_bridge.migrate.weights import weight_map as weight_map
+from keras_flax_bridge.tree import words as _words
+
+if not typing.TYPE_CHECKING:  # a module with a `__getattr__` would have any name
+
+    def __getattr__(name):
+        raise _words.unknown_name("kfb.migrate", name, globals())

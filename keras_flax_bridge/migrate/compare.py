@@ -17,6 +17,7 @@ from keras_flax_bridge.migrate.convert import Conversion
 from keras_flax_bridge.migrate.map_values import flax_values, keras_values
 from keras_flax_bridge.migrate.selfcheck import tolerance_of
 from keras_flax_bridge.migrate.weight_map import WeightMap
+from keras_flax_bridge.tree import words
 from keras_flax_bridge.tree.types import Batch
 
 
@@ -36,6 +37,7 @@ class Difference(NamedTuple):
     note: str = ""
 
 
+@words.doors()
 class ComparisonReport(NamedTuple):
     """What `compare` found.
 
@@ -82,6 +84,7 @@ def _said(difference: Difference) -> str:
     return f"{name}  {note or f'max abs {absolute:.1e}, relative {relative:.1e}'}"
 
 
+@words.door
 def compare(
     model: keras.Model,
     target: nnx.Module | Callable[..., Any],

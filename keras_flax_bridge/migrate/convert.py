@@ -25,6 +25,7 @@ from keras_flax_bridge.migrate.selfcheck import check, tolerance_of
 from keras_flax_bridge.migrate.source.writer import RESERVED, Source, write
 from keras_flax_bridge.migrate.transforms import forward
 from keras_flax_bridge.migrate.weight_map import WeightMap
+from keras_flax_bridge.tree import words
 from keras_flax_bridge.tree.diff import diff_trees
 from keras_flax_bridge.tree.leaves import owned, strong
 from keras_flax_bridge.tree.paths import Path, join_path
@@ -94,6 +95,7 @@ class Conversion:
             yield from zip(weight.paths, arrays, strict=True)
 
 
+@words.door
 def to_nnx(
     model: keras.Model,
     *,
@@ -162,6 +164,7 @@ def converted(
     return module
 
 
+@words.door
 def to_source(model: keras.Model, *, class_name: str = "Model") -> str:
     """Writes a Keras model as standalone Python that imports only jax and flax.
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from keras_flax_bridge.errors import printed
+from keras_flax_bridge.tree import words
 
 
+@words.doors()
 class ConversionReport(NamedTuple):
     """What `to_nnx` did.
 

@@ -22,13 +22,15 @@ from keras_flax_bridge.migrate.map_values import (
     with_values,
 )
 from keras_flax_bridge.migrate.transforms import forward, inverse, shapes
+from keras_flax_bridge.tree import words
 from keras_flax_bridge.tree.diff import spec_text
 from keras_flax_bridge.tree.paths import Flat, Path, fill_tree, join_path, nest_paths
 from keras_flax_bridge.tree.types import PathLike, PyTree, Target
 from keras_flax_bridge.tree.untrusted import records, texts
 
 
-class WeightMap:
+@words.doors()
+class WeightMap(metaclass=words.AnsweringType):
     """Where every Keras variable lies in a Flax model.
 
     It moves weights, gradients and optimizer slots, in both directions and bit for bit. Print it

@@ -16,6 +16,7 @@ from keras_flax_bridge.migrate.rules.modules import Frozen
 from keras_flax_bridge.migrate.weight_map import WeightMap
 from keras_flax_bridge.state.apply_fn import KerasApply
 from keras_flax_bridge.state.train_state import TrainState
+from keras_flax_bridge.tree import words
 from keras_flax_bridge.tree.diff import require_paths
 from keras_flax_bridge.tree.paths import Path, flatten_tree
 from keras_flax_bridge.tree.types import Target
@@ -23,6 +24,7 @@ from keras_flax_bridge.tree.types import Target
 _TYPES = {PARAM: nnx.Param, BATCH_STAT: nnx.BatchStat}
 
 
+@words.door
 def weight_map(module: nnx.Module) -> WeightMap:
     """Where every variable of the Keras model lies in a module that `to_nnx` made.
 
@@ -46,6 +48,7 @@ def weight_map(module: nnx.Module) -> WeightMap:
     return found
 
 
+@words.door
 def to_nnx_state(model_or_state: keras.Model | TrainState) -> nnx.State[Any, Any]:
     """The weights of a Keras model as the state of the module that `to_nnx` or `to_source` makes.
 
@@ -87,6 +90,7 @@ def _model_of(model_or_state: Any) -> Any:
     return apply.model if isinstance(apply, KerasApply) else model_or_state
 
 
+@words.door
 def to_keras(module: nnx.Module, like: Target) -> Target:
     """Writes the weights of a module that `to_nnx` made back into Keras, bit for bit.
 
@@ -116,6 +120,7 @@ def to_keras(module: nnx.Module, like: Target) -> Target:
     return filled
 
 
+@words.door
 def slots_to_nnx(module: nnx.Module, state: TrainState) -> dict[str, nnx.State[Any, Any]]:
     """The optimizer slots of a `TrainState` as states shaped like the parameters of a module.
 
@@ -150,6 +155,7 @@ def slots_to_nnx(module: nnx.Module, state: TrainState) -> dict[str, nnx.State[A
     }
 
 
+@words.door
 def slots_to_keras(module: nnx.Module, slots: dict[str, Any], state: TrainState) -> TrainState:
     """A `TrainState` with optimizer slots that were trained as states of a module.
 

@@ -15,6 +15,7 @@ from keras_flax_bridge.errors import BridgeError, StructureMismatchError, Unsupp
 from keras_flax_bridge.keras_internals import Collection, Twin
 from keras_flax_bridge.optimizers.to_optax import inner_optimizers, warn_of_rounding
 from keras_flax_bridge.optimizers.variable_lookup import Leaves
+from keras_flax_bridge.tree import words
 from keras_flax_bridge.tree.diff import require_paths
 from keras_flax_bridge.tree.leaves import Whole, strong
 from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, join_path, nest_paths
@@ -95,6 +96,7 @@ class Adapter(Whole, optax.GradientTransformationExtraArgs):
         return hash((Adapter, id(self.optimizer), id(self._model)))
 
 
+@words.door
 def as_optax(
     optimizer: keras.optimizers.Optimizer, *, model: keras.Model | None = None
 ) -> optax.GradientTransformationExtraArgs:

@@ -10,11 +10,13 @@ import keras
 from keras_flax_bridge.optimizers.rules import RULES
 from keras_flax_bridge.optimizers.state_conversion import described, packed, unpacked
 from keras_flax_bridge.optimizers.to_optax import Label, Native
+from keras_flax_bridge.tree import words
 from keras_flax_bridge.tree.diff import diff_trees
 from keras_flax_bridge.tree.paths import flatten_tree
 from keras_flax_bridge.tree.types import Leaf, OptState, Params
 
 
+@words.door
 def opt_state_to_optax(
     optimizer: keras.optimizers.Optimizer,
     opt_state: OptState,
@@ -54,6 +56,7 @@ def opt_state_to_optax(
     return packed(Native(optimizer, model), opt_state, params)
 
 
+@words.door
 def opt_state_from_optax(
     optimizer: keras.optimizers.Optimizer,
     opt_state: OptState,

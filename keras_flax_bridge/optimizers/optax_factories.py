@@ -11,7 +11,7 @@ import keras
 from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import UnsupportedOptimizerError
 from keras_flax_bridge.optimizers.step_interface import is_optax
-from keras_flax_bridge.tree import untrusted
+from keras_flax_bridge.tree import untrusted, words
 
 OPTIONS = (
     "weight_decay",
@@ -148,15 +148,21 @@ def split(factory: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     own = () if factory is None else inspect.signature(factory).parameters
     arguments = {name: value for name, value in given.items() if name in own}
     options = {name: value for name, value in given.items() if name not in own}
-    unknown = options.keys() - set(OPTIONS)
+    unknown = sorted(options.keys() - set(OPTIONS))
     if unknown:
+        names = [*own, *OPTIONS]
+        expected, fix = words.answer_arguments("kfb.OptaxOptimizer", unknown, names, _about)
         raise UnsupportedOptimizerError(
-            f"argument {', '.join(sorted(unknown))}",
+            f"argument {', '.join(unknown)}",
             got="a name that neither the transformation nor Keras's optimizers have",
-            expected=f"one of {', '.join([*own, *OPTIONS])}",
-            fix="Correct the name; a transformation that was made already takes no arguments of its own.",
+            expected=expected,
+            fix=f"{fix} A transformation that was made already takes no arguments of its own.",
         )
     return arguments, options
+
+
+def _about(name: str) -> str:
+    return f"{name}= is {'an option of Keras' if name in OPTIONS else 'an argument of the transformation'}."
 
 
 def takes_rate(factory: Any) -> bool:

@@ -24,10 +24,12 @@ from keras_flax_bridge.optimizers.optax_factories import (
     takes_rate,
 )
 from keras_flax_bridge.optimizers.step_interface import taking_no_extra_arguments
+from keras_flax_bridge.tree import words
 from keras_flax_bridge.tree.leaves import from_disk, on_disk
 from keras_flax_bridge.tree.paths import Path, flatten_tree
 
 
+@words.doors(methods=False)
 @keras.saving.register_keras_serializable("keras_flax_bridge")
 class OptaxOptimizer(WholeTreeOptimizer):
     """An optax transformation as a `keras.optimizers.Optimizer`.

@@ -18,11 +18,13 @@ from keras_flax_bridge.optimizers import wrappers as W
 from keras_flax_bridge.optimizers.rules import RULES, Rule
 from keras_flax_bridge.optimizers.update_rules import Schedule, Transformation
 from keras_flax_bridge.optimizers.variable_lookup import Leaves
+from keras_flax_bridge.tree import words
 from keras_flax_bridge.tree.diff import require_paths
 from keras_flax_bridge.tree.leaves import Whole
 from keras_flax_bridge.tree.paths import flatten_tree, join_path
 
 
+@words.doors()
 class Label(NamedTuple):
     """How exact a conversion is, and what in optax comes near.
 
@@ -100,6 +102,7 @@ def to_optax(
 ) -> tuple[optax.GradientTransformationExtraArgs, Label]: ...
 
 
+@words.door
 def to_optax(
     optimizer: keras.optimizers.Optimizer, *, model: keras.Model | None = None, label: bool = False
 ) -> optax.GradientTransformationExtraArgs | tuple[optax.GradientTransformationExtraArgs, Label]:

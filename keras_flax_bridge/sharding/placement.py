@@ -11,11 +11,13 @@ from keras_flax_bridge import keras_internals
 from keras_flax_bridge.sharding.rules import Rules, automatic, layouts, named_shardings
 from keras_flax_bridge.state.multi_model import models_of
 from keras_flax_bridge.state.trees import WEIGHTS
+from keras_flax_bridge.tree import words
 from keras_flax_bridge.tree.leaves import is_abstract, owned, placed, require_values
 from keras_flax_bridge.tree.paths import Path, flatten_tree
 from keras_flax_bridge.tree.types import PyTree, Target
 
 
+@words.door
 def shardings_for(state: PyTree, mesh: Mesh, rules: Rules) -> PyTree:
     """The sharding of every leaf of a state, as rules on the paths of its weights say.
 
@@ -52,6 +54,7 @@ def shardings_for(state: PyTree, mesh: Mesh, rules: Rules) -> PyTree:
     return named_shardings(state, mesh, layouts(state, mesh, rules, names))
 
 
+@words.door
 def shard(state: Target, mesh: Mesh, rules: Rules) -> Target:
     """Puts a copy of a state on the devices of a mesh; see `shardings_for` for the rules.
 

@@ -11,11 +11,13 @@ from jax.sharding import Mesh, PartitionSpec
 from keras_flax_bridge.errors import printed
 from keras_flax_bridge.sharding.placement import keras_names
 from keras_flax_bridge.sharding.rules import Layout, Rules, axis_parts, layouts
+from keras_flax_bridge.tree import words
 from keras_flax_bridge.tree.leaves import size_of
 from keras_flax_bridge.tree.paths import Path, flatten_tree, join_path
 from keras_flax_bridge.tree.types import PyTree
 
 
+@words.doors()
 class RuleReport(NamedTuple):
     """What one rule took.
 
@@ -43,6 +45,7 @@ class RuleReport(NamedTuple):
     per_device: int
 
 
+@words.doors()
 class ShardingReport(NamedTuple):
     """What each rule took; printed, a table.
 
@@ -84,6 +87,7 @@ class ShardingReport(NamedTuple):
         return printed([head, *lines, total])
 
 
+@words.door
 def sharding_report(state: PyTree, mesh: Mesh, rules: Rules) -> ShardingReport:
     """What each rule takes of a state, in leaves, devices and bytes.
 

@@ -69,5 +69,5 @@ def _warn_foreign_slots(model: Any) -> None:
         warnings.warn(
             f"model {model.name!r}: the state was trained by optax, so the slots of the compiled "
             f"{type(model.optimizer).__name__} stay as they are",
-            stacklevel=6,  # the caller of assign_to
+            stacklevel=7,  # the caller of assign_to
         )

@@ -12,6 +12,7 @@ import threading
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from keras_flax_bridge.tree import words
 from keras_flax_bridge.tree.types import State
 
 _KEY = "_flat"
@@ -44,7 +45,12 @@ class LazyTrees:
 
         def __getattr__(self, name: str) -> Any:
             own = materialise(self)
-            return own[name] if name in own else object.__getattribute__(self, name)  # says what is wrong
+            if name in own:
+                return own[name]
+            try:
+                return object.__getattribute__(self, name)  # says what is wrong
+            except AttributeError as error:
+                raise words.missing_attribute(self, name, error) from None
 
     def __getstate__(self) -> dict[str, Any]:  # of a copy, or a pickle
         return {name: value for name, value in materialise(self).items() if name != _KEY}

@@ -14,6 +14,7 @@ from keras_flax_bridge.state.trees import SLOT as SLOT
 from keras_flax_bridge.state.trees import STEP as STEP
 from keras_flax_bridge.state.trees import kind_of as kind_of
 from keras_flax_bridge.state.trees import place_of
+from keras_flax_bridge.tree import words
 from keras_flax_bridge.tree.diff import dtype_name
 from keras_flax_bridge.tree.leaves import size_of
 from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, join_path, split_path
@@ -23,6 +24,7 @@ _WIDE = 10_000  # columns: a path is never broken
 COLUMNS = ("path", "kind", "dtype", "shape", "bytes", "sharding")
 
 
+@words.doors()
 class LeafRow(NamedTuple):
     """One leaf.
 
@@ -53,6 +55,7 @@ class LeafRow(NamedTuple):
         return split_path(self.path)[0]
 
 
+@words.doors()
 class StateReport(NamedTuple):
     """The leaves of a state or a checkpoint; printed, a table by collection, with totals.
 
@@ -199,6 +202,7 @@ def in_words(spec: Sequence[Any], axes: Mapping[str, int]) -> str:
     return f"{tuple(spec)} of {mesh}"
 
 
+@words.door
 def report(state: PyTree) -> StateReport:
     """What a state holds, leaf by leaf: kind, dtype, shape, bytes, how it lies on devices.
 

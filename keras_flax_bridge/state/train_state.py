@@ -37,12 +37,21 @@ from keras_flax_bridge.state.optimizer_switch import OptimizerSwitch
 from keras_flax_bridge.state.repartition import fields
 from keras_flax_bridge.state.transfer import take, unaliased, zeroed
 from keras_flax_bridge.state.trees import DeclaredTrees
+from keras_flax_bridge.tree import words
 from keras_flax_bridge.tree.diff import require_paths
 from keras_flax_bridge.tree.leaves import explained, owned
 from keras_flax_bridge.tree.types import Batch, GivenOptimizer, Loss, Metrics, Params, PyTree
 
 
-class TrainState(LazyTrees, OptimizerSwitch, ModelParts, DeclaredTrees, train_state.TrainState):
+@words.doors(also=("create", "replace"))
+class TrainState(
+    LazyTrees,
+    OptimizerSwitch,
+    ModelParts,
+    DeclaredTrees,
+    train_state.TrainState,
+    metaclass=words.AnsweringType,
+):
     """A Keras model's whole training state, a subclass of Flax's `TrainState`.
 
     Leaves are keyed by their place in the model (``params["dense_1"]["kernel"]``), never by

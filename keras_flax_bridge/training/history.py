@@ -7,10 +7,12 @@ from typing import Any
 import keras
 
 from keras_flax_bridge.errors import BridgeError, StructureMismatchError, printable
+from keras_flax_bridge.tree import words
 
 _HELD_OUT = "val_"
 
 
+@words.doors(methods=False)
 class History(keras.callbacks.History):
     """Keras's History of a run, which can draw its curves.
 

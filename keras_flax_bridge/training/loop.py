@@ -19,11 +19,13 @@ from keras_flax_bridge.state.trees import WEIGHTS
 from keras_flax_bridge.training.data import Feed
 from keras_flax_bridge.training.history import History
 from keras_flax_bridge.training.preemption import Preemption
+from keras_flax_bridge.tree import words
 from keras_flax_bridge.tree.leaves import owned
 from keras_flax_bridge.tree.paths import fill_tree
 from keras_flax_bridge.tree.types import Batch, BatchIterator, Logs, Step
 
 
+@words.door
 def train(
     state: TrainState,
     train_step: Step[TrainState],

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 from jax.sharding import Mesh, PartitionSpec
@@ -15,9 +16,13 @@ from keras_flax_bridge.state.train_state import TrainState
 from keras_flax_bridge.training.compiled import Runner
 from keras_flax_bridge.training.keras_step import EVALUATE, PREDICT, TRAIN, KerasStep, Logs
 from keras_flax_bridge.training.on_mesh import Meshed
+from keras_flax_bridge.tree import words
 from keras_flax_bridge.tree.types import Batch, GivenOptimizer, Loss, Metrics, PyTree, Step
 
+F = TypeVar("F", bound=Callable[..., Any])
 
+
+@words.door
 def make_train_step(
     model: keras.Model,
     *,
@@ -79,12 +84,17 @@ def make_train_step(
     step = KerasStep(TRAIN, trained, steps_per_call)
     runner = _runner(step, jit, mesh, rules, batch_spec, donate=donate)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Logs]:
+    def train_step(
+        state: TrainState = _LACKING, batch: Batch = _LACKING, *others: Any, **unknown: Any
+    ) -> tuple[TrainState, Logs]:
+        if others or unknown or batch is _LACKING or state is _LACKING:
+            raise _misfit(train_step, {"state": state, "batch": batch}, others, unknown)
         return runner.step(state, batch)
 
-    return train_step
+    return _signed(train_step)
 
 
+@words.door
 def make_eval_step(
     model: keras.Model,
     *,
@@ -131,12 +141,17 @@ def make_eval_step(
     trained = training_model(model, loss=loss, optimizer=placeholder, metrics=metrics)
     runner = _runner(KerasStep(EVALUATE, trained), jit, mesh, rules, batch_spec)
 
-    def eval_step(state: TrainState, batch: Batch) -> tuple[TrainState, Logs]:
+    def eval_step(
+        state: TrainState = _LACKING, batch: Batch = _LACKING, *others: Any, **unknown: Any
+    ) -> tuple[TrainState, Logs]:
+        if others or unknown or batch is _LACKING or state is _LACKING:
+            raise _misfit(eval_step, {"state": state, "batch": batch}, others, unknown)
         return runner.step(state, batch)
 
-    return eval_step
+    return _signed(eval_step)
 
 
+@words.door
 def make_predict_step(
     model: keras.Model,
     *,
@@ -173,10 +188,37 @@ def make_predict_step(
     require_model(model)
     runner = _runner(KerasStep(PREDICT, model), jit, mesh, rules, batch_spec)
 
-    def predict_step(state: TrainState, x: Batch) -> PyTree:
+    def predict_step(
+        state: TrainState = _LACKING, x: PyTree = _LACKING, *others: Any, **unknown: Any
+    ) -> PyTree:
+        if others or unknown or x is _LACKING or state is _LACKING:
+            raise _misfit(predict_step, {"state": state, "x": x}, others, unknown)
         return runner.step(state, x)[1]
 
-    return predict_step
+    return _signed(predict_step)
+
+
+# A decorator, as other public functions have, would add a frame, in which a Ctrl-C could lose the new state.
+_LACKING: Any = object()  # in place of an argument that was not passed
+
+
+def _misfit(
+    step: Callable[..., Any], given: dict[str, Any], others: tuple[Any, ...], unknown: dict[str, Any]
+) -> Exception:
+    """The error for a call of a step with other arguments than its two."""
+    passed = {name: value for name, value in given.items() if value is not _LACKING}
+    args, kwargs = ((*given.values(), *others), unknown) if others else ((), {**passed, **unknown})
+    wrong = words.misfit(step, step.__name__, args, kwargs)
+    assert wrong is not None
+    return wrong
+
+
+def _signed(step: F) -> F:
+    """A step whose signature shows its two arguments, both of which are needed."""
+    parameters = list(inspect.signature(step).parameters.values())[:2]
+    own = [parameter.replace(default=inspect.Parameter.empty) for parameter in parameters]
+    step.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
+    return step
 
 
 def _runner(

@@ -20,10 +20,12 @@ from keras_flax_bridge.checkpoint.saving import save
 from keras_flax_bridge.errors import BridgeError, printable, said
 from keras_flax_bridge.state.train_state import TrainState
 from keras_flax_bridge.training.steps import make_train_step
+from keras_flax_bridge.tree import words
 from keras_flax_bridge.tree.paths import Flat, join_path
 from keras_flax_bridge.tree.types import BatchIterator
 
 
+@words.doors()
 class ResumeReport(NamedTuple):
     """What `verify_resume` found.
 
@@ -55,6 +57,7 @@ class ResumeReport(NamedTuple):
         )
 
 
+@words.door
 def verify_resume(
     model_fn: Callable[[], keras.Model],
     data_fn: Callable[[], BatchIterator],

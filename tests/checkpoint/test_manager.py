@@ -161,11 +161,17 @@ def test_what_can_not_be_saved_is_explained(trained, tmp_path, wrong):
 WRONG = {
     "a file": (kfb.CheckpointError, lambda p: kfb.CheckpointManager(touched(p / "file")), "got a file"),
     "a bucket": (
-        kfb.CheckpointError,
+        kfb.ArgumentError,
         lambda p: kfb.save("gs://bucket/x", {}),
         "a local path",
     ),
-    "no path": (kfb.CheckpointError, lambda p: kfb.restore(None, {"a": 1}), "a local path"),
+    "no path": (kfb.ArgumentError, lambda p: kfb.restore(None, {"a": 1}), "a local path"),
+    "no home": (kfb.ArgumentError, lambda p: kfb.restore("~nobody-at-all/x", {}), "without ~"),
+    "swapped": (
+        kfb.ArgumentError,
+        lambda p: kfb.save({"a": 1}, p),
+        "path: got a dict, expected a local path",
+    ),
     "none kept": (kfb.ArgumentError, lambda p: kfb.CheckpointManager(p, max_to_keep=0), "max_to_keep"),
     "half saves": (kfb.ArgumentError, lambda p: kfb.CheckpointManager(p, save_every=2.5), "save_every"),
     "best of one": (kfb.ArgumentError, lambda p: kfb.CheckpointManager(p, keep_best=("a",)), "keep_best"),

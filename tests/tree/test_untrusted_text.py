@@ -14,6 +14,7 @@ import pytest
 import keras_flax_bridge as kfb
 from keras_flax_bridge import cli, migrate
 from keras_flax_bridge.errors import printable
+from keras_flax_bridge.migrate.compare import Difference
 from tests.support import hostile
 
 PACKAGE = Path(kfb.__file__).parent
@@ -56,9 +57,7 @@ TEXTS = {
     "a difference": difference,
     "a map": lambda: migrate.WeightMap([migrate.map_schema.Pair(((E_,),), ((E_,),))], notes=[E_]).table(),
     "a conversion": lambda: migrate.report.ConversionReport(E_, ((E_, E_),), (E_,), None, None),
-    "a comparison": lambda: migrate.compare.__globals__["ComparisonReport"](
-        (migrate.compare.__globals__["Difference"](E_, 0, 0, E_),), (), 1
-    ),
+    "a comparison": lambda: migrate.ComparisonReport((Difference(E_, 0, 0, E_),), (), 1),
     "rules": lambda: kfb.ShardingReport(
         1, (kfb.RuleReport(E_, jax.sharding.PartitionSpec(E_), 1, E_, 1, 1, 1),)
     ),

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from keras_flax_bridge.errors import CheckpointError
+from keras_flax_bridge.errors import ArgumentError, CheckpointError
 from keras_flax_bridge.tree.untrusted import texts
 
 FilePath = pathlib.Path
@@ -99,21 +99,23 @@ def absolute(path: Any) -> FilePath:
     """A local path as an absolute one.
 
     Raises:
-        CheckpointError: if it is not a local path, or one that can't be looked for.
+        ArgumentError: if it is not a local path.
+        CheckpointError: if it can't be looked for.
     """
+    where, expected = "path", "a local path"
+    if isinstance(path, (str, FilePath)) and "://" in str(path):
+        fix = "Copy what is there to a folder, and pass the path of the folder."
+        raise ArgumentError(where, got=repr(path), expected=expected, fix=fix)
     try:
-        if "://" not in str(path):
-            found = FilePath(path).expanduser().absolute()
-            texts.require_reachable(found)
-            return found
-    except (TypeError, RuntimeError):
-        pass
-    raise CheckpointError(
-        repr(path),
-        got=f"a {type(path).__name__}",
-        expected="a local path",
-        fix="Pass a str or a pathlib.Path.",
-    )
+        found = FilePath(path).expanduser().absolute()
+    except TypeError:
+        fix = "Pass a str or a pathlib.Path; a path is the first argument."
+        raise ArgumentError(where, got=f"a {type(path).__name__}", expected=expected, fix=fix) from None
+    except RuntimeError:  # of expanduser
+        fix = "Write the path without ~."
+        raise ArgumentError(where, got=f"{path!r}, an unknown home", expected=expected, fix=fix) from None
+    texts.require_reachable(found)
+    return found
 
 
 def is_checkpoint(path: FilePath) -> bool:

@@ -28,6 +28,7 @@ from keras_flax_bridge.migrate.matching.alignment import (
 from keras_flax_bridge.migrate.selfcheck import difference, tolerance_of
 from keras_flax_bridge.migrate.transforms import Merge, Reshape, Split, Transform, Transpose
 from keras_flax_bridge.migrate.weight_map import WeightMap
+from keras_flax_bridge.tree import words
 from keras_flax_bridge.tree.paths import Path, fill_tree, flatten_tree, join_path
 from keras_flax_bridge.tree.types import Batch, PyTree
 
@@ -47,6 +48,7 @@ class Ours(NamedTuple):
     seeds: tuple[Path, ...]
 
 
+@words.door
 def match(
     model: keras.Model,
     target: PyTree,

@@ -13,6 +13,7 @@ from keras_flax_bridge.migrate.ir import Call
 from keras_flax_bridge.migrate.python_text import dtype_name
 from keras_flax_bridge.migrate.rules.site import Refusal, Site
 from keras_flax_bridge.migrate.transforms import Transform
+from keras_flax_bridge.tree import words
 
 Shape = tuple[int, ...]
 Transforms = Callable[[Site, Shape], tuple[Transform, ...]]
@@ -119,6 +120,7 @@ def rule_for(layer: Any) -> Rule | None:
     return RULES.get(type(layer))
 
 
+@words.door
 def register_rule(
     layer: type,
     module: str | type | None = None,

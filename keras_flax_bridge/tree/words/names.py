@@ -1,0 +1,48 @@
+"""Names that a module, a class or an object does not have, and those of the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from keras_flax_bridge.errors import UnknownNameError
+from keras_flax_bridge.tree.words.lookup import answer, known
+from keras_flax_bridge.tree.words.word import ATTRIBUTES, OPTIONS
+
+
+def unknown_name(where: str, name: str, names: Iterable[str]) -> AttributeError:
+    """The error for an attribute that is not there.
+
+    Libraries ask for names with an underscore in front to see what an object can do: of these only what is in
+    the table is answered.
+
+    Args:
+        where: what was asked: ``"kfb"``, ``"kfb.CheckpointManager"``.
+        name: the attribute.
+        names: those that it has.
+    """
+    plain = f"{where} has no attribute {name!r}"
+    if name.startswith("_") and known(ATTRIBUTES, where, name) is None:
+        return AttributeError(plain)
+    public = sorted(own for own in names if not own.startswith("_"))
+    found = answer(ATTRIBUTES, where, name, public, lambda right: f"Correct the name: {where}.{right}.")
+    return UnknownNameError(
+        f"{where}.{name}",
+        got=f"a name that {where} does not have",
+        expected=found.right or "one of its public names",
+        fix=found.why or f"dir({where}) lists them.",
+    )
+
+
+def answer_option(program: str, name: str, names: Iterable[str]) -> str:
+    """What to type in place of an unknown command or option; "" if nothing comes near.
+
+    >>> answer_option("keras-flax-bridge verify", "--latest", ["--step", "--json"])
+    'Type --step. It is a step of a root folder; without it the newest.'
+
+    Args:
+        program: the program, or with its command.
+        name: what was typed.
+        names: what there is.
+    """
+    found = answer(OPTIONS, program.split()[-1], name, names, lambda right: "")
+    return f"Type {found.right}. {found.why}".strip() if found.right else ""
