@@ -69,14 +69,13 @@ def answer(kind: str, door: str, guess: str, names: Iterable[str], about: Callab
 def _similar(guess: str, names: Iterable[str]) -> str:
     lower = {name.lower(): name for name in names}
     close: list[str] = difflib.get_close_matches(guess.lower(), lower, n=1, cutoff=0.7)
-    found: str = lower[close[0]] if close else ""
-    return found
+    return lower[close[0]] if close else ""
 
 
 def public_name(thing: Any) -> str:
     """The name of a public function or class of the package, as its documentation writes it."""
     room = thing.__module__.split(".")[1]
-    return _ROOMS.get(room, "kfb.") + thing.__qualname__
+    return f"{_ROOMS.get(room, 'kfb.')}{thing.__qualname__}"
 
 
 def about_argument(function: Any, name: str) -> str:
