@@ -20,9 +20,10 @@ test: $(VENV)/ready
 test-slow: $(VENV)/ready
 	$(PYTEST) -m "slow and not full" $(ARGS)
 
-# The attacks and the fuzzer with thousands of artifacts; may take hours.
+# The attacks and the fuzzer with thousands of artifacts; may take hours. Writes docs/full-run.md.
 test-full: $(VENV)/ready
-	$(PYTEST) -m full $(ARGS)
+	$(PYTEST) -m full --junitxml=.cache/full-run.xml $(ARGS)
+	$(BIN)/python -m docs.generate.full_run .cache/full-run.xml
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

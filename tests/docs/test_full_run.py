@@ -1,0 +1,33 @@
+"""The page of the last full run, and what writes it."""
+
+import re
+
+import keras_flax_bridge as kfb
+from docs.generate import full_run
+
+RECORDED = """<?xml version="1.0"?><testsuites><testsuite name="pytest">
+<testcase classname="tests.attacks.test_fuzz" name="test_right_or_told[full-10]" time="30"/>
+<testcase classname="tests.attacks.test_fuzz" name="test_right_or_told[full-30]" time="90"><failure>x</failure></testcase>
+<testcase classname="tests.attacks.test_attacks" name="test_nothing_runs[a]" time="6"><skipped/></testcase>
+<testcase classname="tests.attacks.test_attacks" name="test_nothing_runs[b]" time="6"><error>x</error></testcase>
+</testsuite></testsuites>"""
+
+
+def test_the_table_counts_what_pytest_recorded(tmp_path):
+    (tmp_path / "full.xml").write_text(RECORDED)
+    lines = full_run.table(full_run.read(tmp_path / "full.xml"), "abc", "Python 3").splitlines()
+    assert lines[0] == "Commit `abc`, Python 3."
+    assert lines[4:] == [
+        "| `tests/attacks/test_attacks.py: test_nothing_runs` | 0 | 1 | 1 | 0.2 |",
+        "| `tests/attacks/test_fuzz.py: test_right_or_told` | 1 | 1 | 0 | 2.0 |",
+        "| all | 1 | 2 | 1 | 2.2 |",
+    ]
+
+
+def test_the_page_is_of_this_version_and_nothing_failed():
+    page = full_run.PAGE.read_text()
+    assert f"keras-flax-bridge {kfb.__version__}," in page
+    assert re.search(r"^Commit `[0-9a-f]{12}`", page, re.MULTILINE)
+    passed, failed = re.search(r"^\| all \| ([\d,]+) \| (\d+) \|", page, re.MULTILINE).groups()
+    assert int(passed.replace(",", "")) > 0
+    assert failed == "0"
