@@ -12,12 +12,27 @@ from keras_flax_bridge.checkpoint.guards import archive as archive_module
 from keras_flax_bridge.checkpoint.guards import tensors
 from keras_flax_bridge.checkpoint.orbax_io import FilePath
 from keras_flax_bridge.checkpoint.restoring import candidates
-from keras_flax_bridge.errors import CheckpointError, printable, printed
+from keras_flax_bridge.errors import CheckpointError, printed
 from keras_flax_bridge.state.report import counted, listed
 from keras_flax_bridge.tree.paths import Path, join_path
+from keras_flax_bridge.tree.reports import Table, table_of
 from keras_flax_bridge.tree.types import PathLike
 
 OURS, ZIP = "checksums in the checkpoint", "the CRC-32 of the zip archive"
+
+
+class VerifyRow(NamedTuple):
+    """A leaf that could not be verified.
+
+    Attributes:
+        path: of the leaf; of a file inside an archive its name; ``""`` where nothing could be read.
+        status: ``damaged`` or ``unchecked``.
+        what: what is wrong; ``""`` for a leaf that has no checksum.
+    """
+
+    path: str
+    status: str
+    what: str
 
 
 class VerifyReport(NamedTuple):
@@ -51,23 +66,47 @@ class VerifyReport(NamedTuple):
         """Whether every leaf was compared with a checksum, there is at least one, and nothing is damaged."""
         return 0 < self.leaves == self.checked and not self.damaged and not self.unchecked
 
+    @property
+    def rows(self) -> tuple[VerifyRow, ...]:
+        """One row for each leaf that is damaged, then one for each that has no checksum."""
+        damaged = [VerifyRow(path, "damaged", what) for path, what in self.damaged.items()]
+        return (*damaged, *(VerifyRow(path, "unchecked", "") for path in self.unchecked))
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON types."""
+        counts = {"leaves": self.leaves, "checked": self.checked}
+        found = {"damaged": dict(self.damaged), "unchecked": list(self.unchecked), "by": self.by}
+        return {"path": str(self.path), "ok": self.ok, **counts, **found}
+
     def __str__(self) -> str:
+        lines = [f"  {path}  {what}" for path, what in self.damaged.items()]
+        return printed([self._head(), *lines, *self._notes()])
+
+    def _head(self) -> str:
         head = f"{self.path}: {counted(self.leaves, 'leaf')}"
         if self.ok:
-            by = f", by {self.by}" if self.by != OURS else ""
-            return printable(f"{head}, 0 unchecked, whole{by}")
-        counts = f"{self.checked} checked, {len(self.unchecked)} unchecked, {len(self.damaged)} damaged"
-        lines = [f"  {path}  {what}" for path, what in self.damaged.items()]
+            return f"{head}, 0 unchecked, whole{f', by {self.by}' if self.by != OURS else ''}"
+        unchecked, damaged = len(self.unchecked), len(self.damaged)
+        return f"{head}, {self.checked} checked, {unchecked} unchecked, {damaged} damaged"
+
+    def _notes(self) -> list[str]:
         if self.unchecked:
-            lines += [self._unchecked()]
-        elif not self.leaves:
-            lines += ["no leaf was read: not verified"]
-        return printed([f"{head}, {counts}", *lines])
+            return [self._unchecked()]
+        return [] if self.leaves else ["no leaf was read: not verified"]
 
     def _unchecked(self) -> str:
         has = "has" if len(self.unchecked) == 1 else "have"
         said = f"{len(self.unchecked)} of {counted(self.leaves, 'leaf')} {has} no checksum: not verified"
         return f"{said} ({listed(self.unchecked)})"
+
+    def _table(self) -> Table:
+        return table_of(self._head(), VerifyRow._fields, self.rows, self._notes())
+
+    def __rich__(self) -> Table:
+        return self._table()
+
+    def _repr_html_(self) -> str:
+        return self._table().to_html()
 
 
 def verified(place: FilePath) -> VerifyReport:

@@ -17,6 +17,7 @@ from keras_flax_bridge.migrate.convert import Conversion
 from keras_flax_bridge.migrate.map_values import flax_values, keras_values
 from keras_flax_bridge.migrate.selfcheck import tolerance_of
 from keras_flax_bridge.migrate.weight_map import WeightMap
+from keras_flax_bridge.tree.reports import Table, as_json, table_of
 from keras_flax_bridge.tree.types import Batch
 
 
@@ -34,6 +35,26 @@ class Difference(NamedTuple):
     absolute: float
     relative: float
     note: str = ""
+
+
+class ComparisonRow(NamedTuple):
+    """How far an output, or what a layer gives, is from Keras's.
+
+    Attributes:
+        kind: ``output`` or ``layer``.
+        name: the output's path, or the layer's.
+        absolute: the largest difference.
+        relative: the same, relative to the largest value of the Keras side.
+        ok: whether it is rounding.
+        note: why the two can't be compared; empty where they can.
+    """
+
+    kind: str
+    name: str
+    absolute: float
+    relative: float
+    ok: bool
+    note: str
 
 
 class ComparisonReport(NamedTuple):
@@ -69,12 +90,35 @@ class ComparisonReport(NamedTuple):
         """Whether a difference is rounding."""
         return not difference.note and difference.relative <= self.tolerance
 
+    @property
+    def rows(self) -> tuple[ComparisonRow, ...]:
+        """One row for each output, then one for each layer, in the order in which they run."""
+        kinds = [*(("output", d) for d in self.outputs), *(("layer", d) for d in self.layers)]
+        return tuple(
+            ComparisonRow(kind, d.name, d.absolute, d.relative, self.is_close(d), d.note) for kind, d in kinds
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON types; a difference that is not finite is ``"inf"`` or ``"nan"``."""
+        return {"ok": self.ok, "tolerance": as_json(self.tolerance), "rows": as_json(self.rows)}
+
+    def _head(self) -> str:
+        return f"{'ok: within' if self.ok else 'not ok: differs by more than'} {self.tolerance:g}"
+
     def __str__(self) -> str:
-        word = "ok: within" if self.ok else "not ok: differs by more than"
-        lines = [f"{word} {self.tolerance:g}"]
+        lines = [self._head()]
         lines += [f"  output {_said(difference)}" for difference in self.outputs]
         lines += [f"  {'layer ' if self.is_close(d) else 'DIFFERS '}{_said(d)}" for d in self.layers]
         return printed(lines)
+
+    def _table(self) -> Table:
+        return table_of(self._head(), ComparisonRow._fields, self.rows)
+
+    def __rich__(self) -> Table:
+        return self._table()
+
+    def _repr_html_(self) -> str:
+        return self._table().to_html()
 
 
 def _said(difference: Difference) -> str:

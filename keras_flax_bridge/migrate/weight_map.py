@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import keras
@@ -23,9 +23,24 @@ from keras_flax_bridge.migrate.map_values import (
 from keras_flax_bridge.migrate.transforms import forward, from_json, inverse, shapes, to_json
 from keras_flax_bridge.tree.diff import spec_text
 from keras_flax_bridge.tree.paths import Flat, Path, fill_tree, join_path, nest_paths, split_path
+from keras_flax_bridge.tree.reports import Table, table_of
 from keras_flax_bridge.tree.types import PathLike, PyTree, Target
 from keras_flax_bridge.tree.untrusted import texts
 from keras_flax_bridge.tree.untrusted.schema import Malformed
+
+
+class MapRow(NamedTuple):
+    """A pair of the map, or a variable that only one of the models has.
+
+    Attributes:
+        keras: structural keys, joined by `` + ``; ``""`` where the Keras model lacks it.
+        flax: paths, joined alike; ``""`` where the Flax model lacks it.
+        transforms: what turns the Keras values into the Flax values.
+    """
+
+    keras: str
+    flax: str
+    transforms: str = ""
 
 
 class WeightMap:
@@ -72,19 +87,42 @@ class WeightMap:
         self.model = model
 
     def __repr__(self) -> str:
-        return f"WeightMap of {len(self.pairs)} pairs\n{self.table()}"
+        return f"{self._head()}\n{self.table()}"
+
+    def _head(self) -> str:
+        return f"WeightMap of {len(self.pairs)} pairs"
+
+    @property
+    def ok(self) -> bool:
+        """Whether every variable has a counterpart, and the map has no note."""
+        return not (self.only_keras or self.only_flax or self.notes)
+
+    @property
+    def rows(self) -> tuple[MapRow, ...]:
+        """One row for each pair, then one for each variable that only one of the models has."""
+        alone = [MapRow(join_path(path), "") for path in self.only_keras]
+        return (*self._pairs(), *alone, *(MapRow("", join_path(path)) for path in self.only_flax))
+
+    def _pairs(self) -> list[MapRow]:
+        return [
+            MapRow(_listed(pair.keras), _listed(pair.flax), ", ".join(map(str, pair.transforms)))
+            for pair in self.pairs
+        ]
 
     def table(self) -> str:
         """One line for every pair, then what one side lacks, then what else differs."""
-        rows = [
-            (_listed(pair.keras), _listed(pair.flax), ", ".join(map(str, pair.transforms)))
-            for pair in self.pairs
-        ]
-        width = max((len(row[0]) for row in rows), default=0)
+        rows = self._pairs()
+        width = max((len(row.keras) for row in rows), default=0)
         lines = [f"{a:<{width}}  ->  {b}{f'  ({how})' if how else ''}" for a, b, how in rows]
         lines += [f"only in Keras: {join_path(path)}" for path in self.only_keras]
         lines += [f"only in Flax: {join_path(path)}" for path in self.only_flax]
         return printed([*lines, *(f"note: {note}" for note in self.notes)])
+
+    def __rich__(self) -> Table:
+        return table_of(self._head(), MapRow._fields, self.rows, [f"note: {note}" for note in self.notes])
+
+    def _repr_html_(self) -> str:
+        return self.__rich__().to_html()
 
     def to_flax(self, source: PyTree = None) -> dict[str, Any]:
         """Keras values in the places and shapes that they have in the Flax model.

@@ -13,6 +13,7 @@ from keras_flax_bridge.sharding.placement import keras_names
 from keras_flax_bridge.sharding.rules import Layout, Rules, axis_parts, layouts
 from keras_flax_bridge.tree.leaves import size_of
 from keras_flax_bridge.tree.paths import Path, flatten_tree, join_path
+from keras_flax_bridge.tree.reports import Table, as_json, table_of
 from keras_flax_bridge.tree.types import PyTree
 
 
@@ -66,9 +67,24 @@ class ShardingReport(NamedTuple):
     rules: tuple[RuleReport, ...]
 
     @property
+    def rows(self) -> tuple[RuleReport, ...]:
+        """One row for each rule and spec: `rules`."""
+        return self.rules
+
+    @property
+    def ok(self) -> bool:
+        """True: `sharding_report` raises for a rule that matches no leaf, or whose spec doesn't fit one."""
+        return True
+
+    @property
     def per_device(self) -> int:
         """Bytes that lie on each device."""
         return sum(row.per_device for row in self.rules)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON types; a spec is a list of axis names and nulls."""
+        rows = [as_json(row._replace(spec=tuple(row.spec))) for row in self.rules]  # type: ignore[arg-type]
+        return {"ok": self.ok, "devices": self.devices, "per_device": self.per_device, "rows": rows}
 
     def __str__(self) -> str:
         specs = [str(tuple(row.spec)) for row in self.rules]
@@ -79,9 +95,21 @@ class ShardingReport(NamedTuple):
             f"{row.size:11}  {row.per_device:11}  {row.example}"
             for row, spec in zip(self.rules, specs, strict=True)
         ]
+        return printed([head, *lines, self._total()])
+
+    def _total(self) -> str:
         leaves, size = (sum(getattr(row, name) for row in self.rules) for name in ("leaves", "size"))
-        total = f"{leaves} leaves on {self.devices} devices: {size} bytes, {self.per_device} on each device"
-        return printed([head, *lines, total])
+        return f"{leaves} leaves on {self.devices} devices: {size} bytes, {self.per_device} on each device"
+
+    def _table(self) -> Table:
+        rows = [(*row[:1], str(tuple(row.spec)), *row[2:]) for row in self.rules]
+        return table_of("sharding", RuleReport._fields, rows, [self._total()])
+
+    def __rich__(self) -> Table:
+        return self._table()
+
+    def _repr_html_(self) -> str:
+        return self._table().to_html()
 
 
 def sharding_report(state: PyTree, mesh: Mesh, rules: Rules) -> ShardingReport:

@@ -16,8 +16,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from keras_flax_bridge.errors import BackendError
+from keras_flax_bridge.errors import BackendError, printed
 from keras_flax_bridge.startup.backend import WRITTEN_BY_KERAS, config_path, ensure_jax
+from keras_flax_bridge.tree.reports import Table, table_of
 
 _OWN = "keras-flax-bridge"
 _NEEDED = ("keras", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "rich")
@@ -31,27 +32,62 @@ class Clash(NamedTuple):
     fix: str
 
 
+class Found(NamedTuple):
+    """A package that is installed, or a setting that is chosen."""
+
+    name: str
+    value: str
+
+
 class Health(NamedTuple):
     """What was found.
 
     Attributes:
         found: what is installed and chosen, by name.
         clashes: what doesn't work together.
+
+    Example:
+        >>> print(Health({"python": "3.11.2"}, [Clash("jax is not installed", "pip install jax")]))
+        python  3.11.2
+        clash: jax is not installed. pip install jax
+        clashes: 1
     """
 
     found: dict[str, str]
     clashes: list[Clash]
 
+    @property
+    def rows(self) -> tuple[Found, ...]:
+        """One row for each package and setting."""
+        return tuple(Found(*item) for item in self.found.items())
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing clashes."""
+        return not self.clashes
+
     def to_json(self) -> dict[str, Any]:
-        """What was found as plain JSON types."""
+        """What was found as JSON types."""
         clashes = [clash._asdict() for clash in self.clashes]
-        return {"ok": not self.clashes, "found": self.found, "clashes": clashes}
+        return {"ok": self.ok, "found": dict(self.found), "clashes": clashes}
 
     def __str__(self) -> str:
         width = max(map(len, self.found))
         lines = [f"{name:<{width}}  {value}" for name, value in self.found.items()]
-        lines += [f"clash: {clash.what}. {clash.fix}" for clash in self.clashes]
-        return "\n".join([*lines, f"clashes: {len(self.clashes) or 'none'}"])
+        return printed([*lines, *self._notes()])
+
+    def _notes(self) -> list[str]:
+        clashes = [f"clash: {clash.what}. {clash.fix}" for clash in self.clashes]
+        return [*clashes, f"clashes: {len(self.clashes) or 'none'}"]
+
+    def _table(self) -> Table:
+        return table_of("environment", Found._fields, self.rows, self._notes())
+
+    def __rich__(self) -> Table:
+        return self._table()
+
+    def _repr_html_(self) -> str:
+        return self._table().to_html()
 
 
 def examined() -> Health:
@@ -183,10 +219,10 @@ def run(*, as_json: bool) -> int:
     health = examined()
     if as_json:
         print(json.dumps(health.to_json(), indent=1))
-        return 1 if health.clashes else 0
+        return 0 if health.ok else 1
     for line in str(health).splitlines():
         say(line, sys.stdout, red=line.startswith("clash:"))
-    return 1 if health.clashes else 0
+    return 0 if health.ok else 1
 
 
 def say(text: str, stream: Any, *, red: bool) -> None:

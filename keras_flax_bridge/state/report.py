@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
-from keras_flax_bridge.errors import StructureMismatchError, printable
+from keras_flax_bridge.errors import StructureMismatchError
 from keras_flax_bridge.keras_internals import BATCH_STAT, FROZEN, OTHER, PARAM, SEED
 from keras_flax_bridge.tree.diff import dtype_name
 from keras_flax_bridge.tree.leaves import size_of
 from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, join_path, split_path
+from keras_flax_bridge.tree.reports import Line, Table
 from keras_flax_bridge.tree.types import PyTree
 
 SLOT, METRIC, STEP = "slot", "metric", "step"
@@ -28,7 +28,6 @@ _KINDS = {
     "step": STEP,
 }
 _ORDER = ("step", "params", "batch_stats", "non_trainable", "opt_state", "metrics", "eval_metrics")
-_WIDE = 10_000  # columns: a path is never broken
 COLUMNS = ("path", "kind", "dtype", "shape", "bytes", "sharding")
 
 
@@ -80,6 +79,11 @@ class StateReport(NamedTuple):
     rows: tuple[LeafRow, ...]
     notes: tuple[str, ...] = ()
 
+    @property
+    def ok(self) -> bool:
+        """True: a list of leaves has nothing that could be wrong."""
+        return True
+
     def totals(self) -> dict[str, tuple[int, int]]:
         """How many leaves and bytes each collection has."""
         found: dict[str, tuple[int, int]] = {}
@@ -89,7 +93,7 @@ class StateReport(NamedTuple):
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """The report as plain JSON types."""
+        """The report as JSON types: the leaves, totals of each collection and of all, the notes."""
         totals = {name: {"leaves": n, "bytes": size} for name, (n, size) in self.totals().items()}
         leaves = [
             {"path": row.path, "kind": row.kind, "dtype": row.dtype, "shape": list(row.shape)}
@@ -97,50 +101,38 @@ class StateReport(NamedTuple):
             for row in self.rows
         ]
         whole = {"leaves": len(self.rows), "bytes": sum(row.size for row in self.rows)}
-        return {"title": self.title, "leaves": leaves, "collections": totals, "total": whole} | {
-            "notes": list(self.notes)
-        }
+        found = {"leaves": leaves, "collections": totals, "total": whole, "notes": list(self.notes)}
+        return {"title": self.title, "ok": self.ok, **found}
 
-    def __rich__(self) -> Any:
-        from rich.console import Group  # on first use: it takes a while to load
-        from rich.text import Text
-
-        return Group(self._table(), *(Text(printable(note)) for note in self.notes))
-
-    def _table(self) -> Any:
-        from rich.table import Table
-        from rich.text import Text
-
+    def _table(self) -> Table:
         columns = COLUMNS if any(row.sharding for row in self.rows) else COLUMNS[:-1]
-        table = Table(title=Text(printable(self.title)), title_justify="left", box=None, pad_edge=False)
-        for name in columns:
-            table.add_column(name, justify="right" if name in ("shape", "bytes") else "left", overflow="fold")
-        for cells, style in self._lines():
-            table.add_row(*(Text(cell, style=style) for cell in cells[: len(columns)]))
-        return table
+        lines = (line._replace(cells=line.cells[: len(columns)]) for line in self._lines())
+        return Table(self.title, columns, tuple(lines), self.notes, {"shape", "bytes"})
 
-    def _lines(self) -> Iterator[tuple[list[str], str]]:
-        """The cells of every line of the table, and its style: each collection, its total, all together."""
+    def _lines(self) -> Iterator[Line]:
+        """Every line of the table: the leaves of each collection, its total, all together."""
         for collection, (leaves, size) in self.totals().items():
-            yield from ((_cells(row), "") for row in self.rows if row.collection == collection)
-            yield _total(collection, leaves, size), "bold"
-        yield _total("all", len(self.rows), sum(row.size for row in self.rows)), "bold"
+            yield from (_line(row) for row in self.rows if row.collection == collection)
+            yield _total(collection, leaves, size)
+        yield _total("all", len(self.rows), sum(row.size for row in self.rows))
 
     def __str__(self) -> str:
-        return _printed(self, html=False)
+        return str(self._table())
+
+    def __rich__(self) -> Table:
+        return self._table()
 
     def _repr_html_(self) -> str:
-        return _printed(self, html=True)
+        return self._table().to_html()
 
 
-def _cells(row: LeafRow) -> list[str]:
+def _line(row: LeafRow) -> Line:
     shape = "x".join(map(str, row.shape)) or "scalar"
-    cells = [f"  {row.path}", row.kind, row.dtype, shape, f"{row.size:,}", row.sharding]
-    return list(map(printable, cells))
+    return Line((f"  {row.path}", row.kind, row.dtype, shape, f"{row.size:,}", row.sharding))
 
 
-def _total(what: str, leaves: int, size: int) -> list[str]:
-    return [f"{printable(what)}: {counted(leaves, 'leaf')}", "", "", "", f"{size:,}", ""]
+def _total(what: str, leaves: int, size: int) -> Line:
+    return Line((f"{what}: {counted(leaves, 'leaf')}", "", "", "", f"{size:,}", ""), is_total=True)
 
 
 def counted(number: int, what: str) -> str:
@@ -151,17 +143,6 @@ def counted(number: int, what: str) -> str:
     """
     plural = {"leaf": "leaves"}.get(what, f"{what}s")
     return f"{number:,} {what if number == 1 else plural}"
-
-
-def _printed(report: StateReport, *, html: bool) -> str:
-    from rich.console import Console
-
-    console = Console(file=io.StringIO(), width=_WIDE, record=html, color_system=None)
-    console.print(report)
-    if html:
-        return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
-    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def kind_of(path: Path) -> str:

@@ -20,6 +20,17 @@ from keras_flax_bridge.errors import BridgeError, printable, said
 from keras_flax_bridge.state.train_state import TrainState
 from keras_flax_bridge.training.steps import make_train_step
 from keras_flax_bridge.tree.paths import Flat, join_path
+from keras_flax_bridge.tree.reports import Table, as_json, table_of
+
+
+class ResumeRow(NamedTuple):
+    """A leaf that an interruption changed.
+
+    Attributes:
+        path: such as ``params/dense/kernel``.
+    """
+
+    path: str
 
 
 class ResumeReport(NamedTuple):
@@ -44,6 +55,15 @@ class ResumeReport(NamedTuple):
         """Whether all leaves are the same bits."""
         return not self.differing
 
+    @property
+    def rows(self) -> tuple[ResumeRow, ...]:
+        """One row for each leaf that differs: its ``path``."""
+        return tuple(map(ResumeRow, self.differing))
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON types."""
+        return {"ok": self.ok, "steps": list(self.steps), "leaves": self.leaves, "rows": as_json(self.rows)}
+
     def __str__(self) -> str:
         first = f", first {self.differing[0]}" if self.differing else ""
         before, after = self.steps
@@ -51,6 +71,15 @@ class ResumeReport(NamedTuple):
             f"{before} steps, a new process, {after} steps: "
             f"{len(self.differing)} of {self.leaves} leaves differ{first}"
         )
+
+    def _table(self) -> Table:
+        return table_of(str(self), ("differs",), self.rows)
+
+    def __rich__(self) -> Table:
+        return self._table()
+
+    def _repr_html_(self) -> str:
+        return self._table().to_html()
 
 
 def verify_resume(

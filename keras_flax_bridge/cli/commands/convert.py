@@ -7,7 +7,6 @@ from typing import Any
 from keras_flax_bridge.checkpoint import orbax_io
 from keras_flax_bridge.cli import arguments, output
 from keras_flax_bridge.cli.files import converting
-from keras_flax_bridge.state.report import counted
 
 
 def add_arguments(parser: Any) -> None:
@@ -32,7 +31,7 @@ def run(options: Any) -> int:
     arguments.do_imports(options)
     target = orbax_io.absolute(options.target)
     kind = converting.kind_for(target, options.to)
-    done = converting.convert(
+    report = converting.convert(
         arguments.opened_with(options.source, options, step=options.step),
         target,
         kind,
@@ -40,11 +39,5 @@ def run(options: Any) -> int:
         layout=options.layout,
         force=options.force,
     )
-    output.say(
-        f"{done.path}: {done.kind}, {counted(done.leaves, 'leaf')}, {done.size:,} bytes, read back the same"
-    )
-    for why, names in done.left.items():
-        output.say(f"left out: {', '.join(names)} ({why})")
-    for note in done.notes:
-        output.say(f"note: {note}")
+    output.show(str(report))
     return 0

@@ -25,10 +25,7 @@ def run(options: Any) -> int:
     with working(f"reading {options.path}"):
         report = verify(existing(options.path), step=options.step)
     if options.json:
-        output.show_json(
-            {"path": str(report.path), "ok": report.ok, "leaves": report.leaves, "checked": report.checked}
-            | {"damaged": report.damaged, "unchecked": list(report.unchecked), "by": report.by}
-        )
+        output.show_json(report.to_json())
     else:
         output.show(str(report))
     return 0 if report.ok else 1

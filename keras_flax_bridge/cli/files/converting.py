@@ -17,18 +17,41 @@ from keras_flax_bridge.checkpoint.readers import Contents, model_for, opened
 from keras_flax_bridge.checkpoint.slices import PART, flat_pieces, slices, together
 from keras_flax_bridge.cli.files import writers
 from keras_flax_bridge.cli.files.replacing import beside, require_free
-from keras_flax_bridge.errors import CheckpointError
-from keras_flax_bridge.state.report import kind_of
+from keras_flax_bridge.errors import CheckpointError, printed
+from keras_flax_bridge.state.report import counted, kind_of
 from keras_flax_bridge.tree.diff import same_spec
 from keras_flax_bridge.tree.leaves import size_of
 from keras_flax_bridge.tree.paths import Flat, Path, join_path
+from keras_flax_bridge.tree.reports import Table, table_of
 
 SUFFIXES = {".keras": "keras", ".weights.h5": "weights.h5", ".safetensors": "safetensors"}
 KINDS = ("checkpoint", "flax", *SUFFIXES.values())
 
 
+class LeftOut(NamedTuple):
+    """A leaf that the target can't hold, and why."""
+
+    path: str
+    why: str
+
+
 class Converted(NamedTuple):
-    """What was converted: how many leaves and bytes, what was left out and why, and what else to know."""
+    """What was converted.
+
+    Attributes:
+        path: the file or the folder that was written.
+        kind: one of `KINDS`.
+        leaves: how many leaves it holds.
+        size: their bytes.
+        left: paths of leaves that were left out, by the reason.
+        notes: what else to know.
+
+    Example:
+        >>> left = {"Keras's files hold no seeds": ["seed"]}
+        >>> print(Converted(FilePath("a.keras"), "keras", 2, 60, left, []))
+        a.keras: keras, 2 leaves, 60 bytes, read back the same
+        left out: seed (Keras's files hold no seeds)
+    """
 
     path: FilePath
     kind: str
@@ -36,6 +59,41 @@ class Converted(NamedTuple):
     size: int
     left: dict[str, list[str]]
     notes: list[str]
+
+    @property
+    def rows(self) -> tuple[LeftOut, ...]:
+        """One row for each leaf that was left out."""
+        return tuple(LeftOut(path, why) for why, paths in self.left.items() for path in paths)
+
+    @property
+    def ok(self) -> bool:
+        """True: `convert` raises where what was written does not read back the same."""
+        return True
+
+    def to_json(self) -> dict[str, Any]:
+        """The conversion as JSON types."""
+        head = {"path": str(self.path), "ok": self.ok, "kind": self.kind}
+        return {**head, "leaves": self.leaves, "bytes": self.size, "left_out": self.left, "notes": self.notes}
+
+    def __str__(self) -> str:
+        left = [f"left out: {', '.join(paths)} ({why})" for why, paths in self.left.items()]
+        return printed([self._head(), *left, *self._notes()])
+
+    def _head(self) -> str:
+        leaves = counted(self.leaves, "leaf")
+        return f"{self.path}: {self.kind}, {leaves}, {self.size:,} bytes, read back the same"
+
+    def _notes(self) -> list[str]:
+        return [f"note: {note}" for note in self.notes]
+
+    def _table(self) -> Table:
+        return table_of(self._head(), ("left out", "why"), self.rows, self._notes())
+
+    def __rich__(self) -> Table:
+        return self._table()
+
+    def _repr_html_(self) -> str:
+        return self._table().to_html()
 
 
 def kind_for(path: FilePath, to: str | None) -> str:
