@@ -210,15 +210,16 @@ class TrainStateCheckpoint(keras.callbacks.Callback):
         return self._function(state, iter(batches))
 
     def _check(self, at: _Position, batches: list[Any]) -> None:
-        """Warns if the first batches after the break are others than they were to be."""
+        """Warns if the first batches after the interruption differ from those of an uninterrupted run."""
         if at.epoch != self._epoch:
             return
         self._batch = at.batch
         if at.batches not in (None, checksums.fingerprint(batches)):
             warnings.warn(
-                f"{self._manager.directory}: the data of epoch {at.epoch} is another than before the break, "
-                "so this run sees other batches than one without a break; weights, optimizer and metrics "
-                "are exact. fit can't set the position of such data: kfb.train can, with a Grain iterator",
+                f"{self._manager.directory}: the data of epoch {at.epoch} differs from before the "
+                "interruption, so this run trains on different batches than an uninterrupted one; weights, "
+                "optimizer and metrics are exact. fit can't set the position of such data: kfb.train can, "
+                "with a Grain iterator",
                 stacklevel=2,
             )
 

@@ -107,7 +107,7 @@ class NotBuiltError(BridgeError, ValueError):
 
 
 class OwnershipError(BridgeError, ValueError):
-    """A buffer is used by one who no longer holds it: it moved into a state, or was donated."""
+    """A buffer was used after it moved into a state or was donated."""
 
 
 class UnsupportedLayerError(BridgeError, ValueError):

@@ -43,14 +43,14 @@ def get_position(iterator: Any) -> dict[str, Any]:
         return {"bytes": base64.b64encode(state).decode()}
     try:
         plain = json.loads(json.dumps(state))
-        unchanged = bool(plain == state)  # a tuple becomes a list, a number as a key a word
+        unchanged = bool(plain == state)  # a tuple becomes a list, a key that is a number becomes a string
     except (TypeError, ValueError):
         unchanged = False
     if not unchanged:
         raise CheckpointError(
             "data",
             got=f"a {type(iterator).__name__} whose get_state() gives what JSON doesn't keep as it is",
-            expected="bytes, or lists, dicts with words as keys, words, numbers, bools and None",
+            expected="bytes or JSON types: lists, dicts with string keys, strings, numbers, bools, None",
             fix="Give arrays and tuples as lists, or encode the state as bytes.",
         )
     return {"json": plain}

@@ -24,8 +24,8 @@ from keras_flax_bridge.tree.paths import Path
 FLAGS = {"training": True, "train": True, "deterministic": False, "use_running_average": False}
 
 
-class Held:
-    """What a layer holds beside its variables, in one object, of which Keras tracks nothing."""
+class ModuleHandle:
+    """The Flax module of a layer and what belongs to it, in one object, so that Keras tracks none of it."""
 
     def __init__(self, maker: Maker, method: str, seed: int | None):
         self.maker, self.method, self.given_seed = maker, method, seed
@@ -79,13 +79,13 @@ class FlaxLayer(keras.layers.Layer):
         **options: Any,
     ):
         maker = maker_of(module, self._kind, self._other, args, kwargs)
-        held = Held(maker, method, seed)
+        held = ModuleHandle(maker, method, seed)
         held.signature = _signature(self._prepare(held), method)
         self._held = held
         super().__init__(**options)
         self.supports_masking = True  # `__call__` hands masks on
 
-    def _prepare(self, held: Held) -> type:
+    def _prepare(self, held: ModuleHandle) -> type:
         """Makes the module; its class."""
         raise NotImplementedError
 

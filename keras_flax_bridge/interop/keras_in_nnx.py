@@ -50,8 +50,8 @@ class _Node(nnx.Module):
             raise (IndexError if isinstance(key, int) else KeyError)(key) from error
 
 
-class _Held:
-    """What a `ToNNX` calls; two modules of one layer are one type to jit."""
+class _LayerHandle:
+    """The Keras layer of a `ToNNX`; handles of the same layer compare equal, so that jit compiles once."""
 
     def __init__(self, layer: Any, entries: Sequence[Entry] = (), *, complete: bool = False):
         self.layer = layer
@@ -68,12 +68,12 @@ class _Held:
         return hash(self._key)  # jit asks for it at every call
 
     def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, _Held) and self._key == other._key)
+        return self is other or (isinstance(other, _LayerHandle) and self._key == other._key)
 
     def __hash__(self) -> int:
         return self._hash
 
-    def __deepcopy__(self, memo: dict) -> _Held:
+    def __deepcopy__(self, memo: dict) -> _LayerHandle:
         return self
 
     @cached_property
@@ -122,7 +122,7 @@ class ToNNX(nnx.Module):
         if shape is not None and not keras_internals.is_complete(layer):
             keras_internals.build_layer(layer, keras_internals.shapes_to_specs(layer, shape))
         self.deterministic = True
-        self._held = _Held(layer)
+        self._held = _LayerHandle(layer)
         key = None if rngs is None else rngs.params()
         if layer.built:
             _take_up(self, key, complete=keras_internals.is_complete(layer))
@@ -260,7 +260,7 @@ def _take_up(module: ToNNX, key: jax.Array | None, *, complete: bool) -> None:
     """Gives a module the variables of its layer that it lacks: with present values, or drawn by a key."""
     layer, known = module._held.layer, module._held.variables
     params, non_trainable = keras_internals.collect_state(layer)
-    module._held = _Held(layer, params + non_trainable, complete=complete)
+    module._held = _LayerHandle(layer, params + non_trainable, complete=complete)
     fresh = [entry for entry in module._held.entries if id(entry.variable) not in known]
     drawn = None if key is None or not fresh else keras_internals.initial_values(layer, key)
     for entry in fresh:
@@ -336,7 +336,7 @@ def _require_filled(module: ToNNX) -> None:
         )
 
 
-def _require_same_variables(held: _Held) -> None:
+def _require_same_variables(held: _LayerHandle) -> None:
     new = [variable.path for variable in held.layer.variables if id(variable) not in held.variables]
     if new:
         raise StructureMismatchError(

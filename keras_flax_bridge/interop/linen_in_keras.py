@@ -13,7 +13,7 @@ from flax import nnx
 from flax.errors import InvalidRngError
 
 from keras_flax_bridge import keras_internals
-from keras_flax_bridge.interop.flax_layer import FLAGS, FlaxLayer, Held
+from keras_flax_bridge.interop.flax_layer import FLAGS, FlaxLayer, ModuleHandle
 from keras_flax_bridge.interop.module_leaves import Source, linen_tree
 from keras_flax_bridge.keras_internals import seeds
 from keras_flax_bridge.tree.types import Shape
@@ -103,7 +103,7 @@ class LinenLayer(FlaxLayer):
         self._held.inputs = tuple(map(_spec_from_config, config["args"])), _spec_from_config(config["kwargs"])
         self.build(None)
 
-    def _prepare(self, held: Held) -> type:
+    def _prepare(self, held: ModuleHandle) -> type:
         held.module = held.maker.make(nn.Module)
         return type(held.module)
 
@@ -138,7 +138,7 @@ class LinenLayer(FlaxLayer):
         return call(rngs), seed + jnp.array([0, 1], seed.dtype)
 
 
-def _with_flags(held: Held, training: bool) -> tuple[Any, dict[str, bool]]:
+def _with_flags(held: ModuleHandle, training: bool) -> tuple[Any, dict[str, bool]]:
     """The Linen module with its fields, and the arguments, that say whether it trains."""
     fields = {name: training == word for name, word in FLAGS.items() if hasattr(held.module, name)}
     # what a field says, no argument may say again

@@ -14,7 +14,7 @@ from flax import linen as nn
 from flax import nnx
 
 from keras_flax_bridge.errors import StructureMismatchError, UnsupportedLayerError
-from keras_flax_bridge.keras_internals.config_scope import LIVING
+from keras_flax_bridge.keras_internals.config_scope import IN_PROCESS
 from keras_flax_bridge.tree import untrusted
 
 
@@ -60,7 +60,7 @@ class Maker:
         Raises:
             UnsupportedLayerError: if the module can't be written so.
         """
-        makers = LIVING.get()
+        makers = IN_PROCESS.get()
         if makers is not None:
             makers.append(self)
             return {"living": len(makers) - 1}
@@ -86,7 +86,7 @@ class Maker:
         Raises:
             UnsupportedLayerError: if the config names what may not be named, or isn't of this form.
         """
-        makers = LIVING.get()
+        makers = IN_PROCESS.get()
         if makers is not None:
             return makers[config["living"]]
         args, kwargs = config.get("args", []), config.get("kwargs", {})
@@ -151,7 +151,7 @@ def _encoded(value: Any) -> Any:
         return (
             {type(value).__name__: [_encoded(item) for item in value]}
             if type(value) in (list, tuple)
-            else _no(value)
+            else _refuse(value)
         )
     if isinstance(value, Mapping):
         return {"dict": [[_encoded(key), _encoded(item)] for key, item in value.items()]}
@@ -159,10 +159,10 @@ def _encoded(value: Any) -> Any:
         return {"linen": _name(type(value)), "fields": _fields(value)}
     if _is_dtype(value):
         return {"dtype": jnp.dtype(value).name}
-    return {"name": _name(value)} if callable(value) else _no(value)
+    return {"name": _name(value)} if callable(value) else _refuse(value)
 
 
-def _no(value: Any) -> Any:
+def _refuse(value: Any) -> Any:
     raise _unwritable(
         type(value).__name__,
         "an argument of a kind that Keras's files can't hold",

@@ -39,7 +39,7 @@ class Leaf(NamedTuple):
         return jax.random.key_data(value) if self.impl is not None else jnp.asarray(value)
 
     def read(self, value: Any) -> Any:
-        """The opposite."""
+        """The inverse of `stored`."""
         return value if self.impl is None else jax.random.wrap_key_data(value, impl=self.impl)
 
 
@@ -139,7 +139,7 @@ class Source:
         return self.tree.leaves if self._seed is None else (*self.tree.leaves, SEED)
 
     def initializer(self, index: int) -> Initializer:
-        """That of one leaf."""
+        """The initializer of leaf `index`."""
         return Initializer(self, index)
 
     @cached_property

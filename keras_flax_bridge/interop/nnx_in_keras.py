@@ -12,7 +12,7 @@ from flax import nnx
 
 from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import UnsupportedLayerError
-from keras_flax_bridge.interop.flax_layer import FlaxLayer, Held
+from keras_flax_bridge.interop.flax_layer import FlaxLayer, ModuleHandle
 from keras_flax_bridge.interop.module_config import Maker
 from keras_flax_bridge.interop.module_leaves import Source, nnx_tree
 from keras_flax_bridge.tree.types import Shape
@@ -70,7 +70,7 @@ class NNXLayer(FlaxLayer):
     def build_from_config(self, config: Mapping[str, Any]) -> None:
         """Nothing: it is built."""
 
-    def _prepare(self, held: Held) -> type:
+    def _prepare(self, held: ModuleHandle) -> type:
         def make(key: Any) -> Any:
             return held.maker.make(nnx.Module, lambda: nnx.Rngs(held.seed if key is None else key))
 

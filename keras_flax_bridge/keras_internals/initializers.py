@@ -15,7 +15,7 @@ from keras.src.backend.common import global_state
 from keras_flax_bridge.errors import UnsupportedLayerError, said
 from keras_flax_bridge.keras_internals import seeds
 from keras_flax_bridge.keras_internals.bounds import Made, variables_made_by
-from keras_flax_bridge.keras_internals.config_scope import living
+from keras_flax_bridge.keras_internals.config_scope import in_process_configs
 from keras_flax_bridge.keras_internals.entries import SEED, Entry, variable_spec
 from keras_flax_bridge.keras_internals.keys import collect_state
 from keras_flax_bridge.keras_internals.models import (
@@ -97,7 +97,7 @@ def _rebuilt(layer: Any) -> Any:
     # registered or not; Keras's own would hide its operations of the same names, such as Add
     own = {cls.__name__: cls for cls in classes if not cls.__module__.startswith("keras.")}
     try:
-        with keras.saving.custom_object_scope(own), living():
+        with keras.saving.custom_object_scope(own), in_process_configs():
             twin = type(layer).from_config(layer.get_config())
         if not is_complete(twin):
             _build_as(twin, layer)

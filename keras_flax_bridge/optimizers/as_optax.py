@@ -16,11 +16,11 @@ from keras_flax_bridge.keras_internals import Collection, Twin
 from keras_flax_bridge.optimizers.to_optax import inner_optimizers, warn_of_rounding
 from keras_flax_bridge.optimizers.variable_lookup import Leaves
 from keras_flax_bridge.tree.diff import require_paths
-from keras_flax_bridge.tree.leaves import Whole, strong
+from keras_flax_bridge.tree.leaves import SharedOnCopy, strong
 from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, join_path, nest_paths
 
 
-class Adapter(Whole, optax.GradientTransformationExtraArgs):
+class Adapter(SharedOnCopy, optax.GradientTransformationExtraArgs):
     """What `as_optax` returns: Keras's own `stateless_apply`, on any tree of parameters.
 
     Attributes:

@@ -15,7 +15,7 @@ from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import StructureMismatchError, UnsupportedOptimizerError, said
 from keras_flax_bridge.keras_internals import Collection, ModelVariables
 from keras_flax_bridge.tree.diff import diff_trees
-from keras_flax_bridge.tree.leaves import Whole
+from keras_flax_bridge.tree.leaves import SharedOnCopy
 from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, nest_paths
 
 
@@ -141,7 +141,7 @@ def training_variables(trained: Any) -> tuple[Any, Any, Any, Any]:
     return variables
 
 
-class KerasTransformation(Whole, optax.GradientTransformationExtraArgs):
+class KerasTransformation(SharedOnCopy, optax.GradientTransformationExtraArgs):
     """A Keras optimizer as an optax transformation whose `apply` is exact.
 
     `update` returns differences, as optax has it, and adding one to a parameter rounds; `apply`

@@ -19,7 +19,7 @@ from keras_flax_bridge.optimizers.rules import RULES, Rule
 from keras_flax_bridge.optimizers.update_rules import Schedule, Transformation
 from keras_flax_bridge.optimizers.variable_lookup import Leaves
 from keras_flax_bridge.tree.diff import require_paths
-from keras_flax_bridge.tree.leaves import Whole
+from keras_flax_bridge.tree.leaves import SharedOnCopy
 from keras_flax_bridge.tree.paths import flatten_tree, join_path
 
 
@@ -40,7 +40,7 @@ class Label(NamedTuple):
     why: str = ""
 
 
-class Native(Whole, optax.GradientTransformationExtraArgs):
+class Native(SharedOnCopy, optax.GradientTransformationExtraArgs):
     """What `to_optax` returns: optax's own transformations, chained, that know where they come from.
 
     Attributes:

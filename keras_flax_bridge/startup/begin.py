@@ -1,4 +1,7 @@
-"""How the package begins; its own command line too must say what is wrong where nothing can be imported."""
+"""Start-up: selects the JAX backend.
+
+The command line must report problems even where Keras can't be imported.
+"""
 
 from __future__ import annotations
 

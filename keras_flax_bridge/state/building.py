@@ -123,15 +123,15 @@ def abstracted(
             require_untraced(built)
         return take(model, optimizer=fresh, **given)
 
-    with needing_no_values():
+    with explaining_concretization():
         state = jax.eval_shape(build)
     match_copies(optimizer, fresh)
     return state
 
 
 @contextlib.contextmanager
-def needing_no_values() -> Iterator[None]:
-    """Says so where code under a trace asked for the value of an array.
+def explaining_concretization() -> Iterator[None]:
+    """Explains JAX's error where code under a trace needs the value of an array.
 
     Raises:
         UnsupportedLayerError: in place of jax's own error.

@@ -13,7 +13,7 @@ from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import StructureMismatchError
 from keras_flax_bridge.state.apply_fn import KerasApply
 from keras_flax_bridge.tree.diff import diff_trees
-from keras_flax_bridge.tree.leaves import Whole
+from keras_flax_bridge.tree.leaves import SharedOnCopy
 from keras_flax_bridge.tree.paths import flatten_tree, join_path
 
 
@@ -60,7 +60,7 @@ class PartsApply:
         return outputs, updates
 
 
-class PartsTransformation(Whole, optax.GradientTransformationExtraArgs):
+class PartsTransformation(SharedOnCopy, optax.GradientTransformationExtraArgs):
     """One optimizer for each model; models without gradients stay as they are."""
 
     parts: dict[str, Any]
@@ -205,7 +205,7 @@ def joined(states: Mapping[str, Any], trees: Iterable[str]) -> dict[str, Any]:
 
 
 def require_distinct(models: Mapping[str, Any]) -> None:
-    """Checks that models have names, and that no two hold one variable: in one state it would part ways.
+    """Checks that models have names and share no variable: a state would hold copies of it that diverge.
 
     Raises:
         StructureMismatchError: naming both places of each shared variable.
@@ -214,7 +214,7 @@ def require_distinct(models: Mapping[str, Any]) -> None:
         raise StructureMismatchError(
             "models",
             got=f"the names {list(models)}",
-            expected="words, one or more",
+            expected="one or more names, each a string",
             fix="Pass {name: model}.",
         )
     places: dict[int, str] = {}

@@ -134,7 +134,10 @@ class _Run:
                 return logs
         if feed.batch == 0:
             raise StructureMismatchError(
-                "data", got="no batches", expected="one or more in each epoch", fix="Has an iterator ended?"
+                "data",
+                got="no batches",
+                expected="one or more in each epoch",
+                fix="If the iterator is exhausted, pass a new one, or an iterable that can be read again.",
             )
         feed.next_epoch()
         return logs

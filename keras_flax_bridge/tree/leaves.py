@@ -74,8 +74,8 @@ def size_of(leaf: Any) -> int:
     return math.prod(stored.shape) * jnp.dtype(stored.dtype).itemsize
 
 
-class Whole:
-    """What a state carries beside its leaves: a copy of the state shares it, and it can't be pickled."""
+class SharedOnCopy:
+    """A static part of a state: copies of the state share it, and it can't be pickled."""
 
     def __deepcopy__(self, memo: dict) -> Any:
         return self  # it holds nothing that a step changes

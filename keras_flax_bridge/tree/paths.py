@@ -102,14 +102,17 @@ def fill_tree(like: Any, flat: Mapping[Path, Any]) -> Any:
 
 
 def compiled_pattern(text: Any, where: str, fix: str) -> re.Pattern:
-    """A regular expression that a user gave, to be searched for in paths.
+    """Compiles a regular expression that a user gave; it is searched for in paths.
 
     Raises:
-        StructureMismatchError: if it is none.
+        StructureMismatchError: if it is not valid.
     """
     try:
         return re.compile(text)
     except (re.error, TypeError) as error:
         raise StructureMismatchError(
-            where, got=f"{text!r}, which is no regular expression ({error})", expected="one", fix=fix
+            where,
+            got=f"{text!r}, which is not a valid regular expression ({error})",
+            expected="a regular expression",
+            fix=fix,
         ) from error

@@ -151,7 +151,7 @@ def test_data_that_begins_anew_is_warned_about(tmp_path):
     data = lambda: {"x": generator(), "steps_per_epoch": BATCHES, "shuffle": False}  # noqa: E731
     fit(tmp_path, data, build=small, kill=2, save_freq=1)
     fit(tmp_path, data, build=small, kill=BATCHES + 3, save_freq=1)  # in its first epoch it is the same
-    with pytest.warns(UserWarning, match="the data of epoch 1 is another than before the break"):
+    with pytest.warns(UserWarning, match="the data of epoch 1 differs from before the interruption"):
         fit(tmp_path, data, build=small)
 
 

@@ -264,7 +264,7 @@ WRONG = {
     ),
     "too many axes": ([("kernel", P(None, None, "model"))], "3 axes for 2"),
     "unknown axis": ([("kernel", P("rows"))], "the mesh has no axis 'rows'"),
-    "no expression": ([("(", P())], "no regular expression"),
+    "no expression": ([("(", P())], "not a valid regular expression"),
     "no spec": ([("kernel", ("model",))], "pairs of regular expression"),
     "no rules": ("kernel", "pairs of regular expression"),
 }
