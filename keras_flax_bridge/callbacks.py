@@ -183,7 +183,7 @@ class TrainStateCheckpoint(keras.callbacks.Callback):
             elif self._from is not None and self._from.finished:
                 warnings.warn(
                     f"{self._manager.directory}: {self._from.epoch} epochs were trained before, so that fit "
-                    "had none left to train; give it more epochs, or another folder",
+                    "had none left to train; pass more epochs, or another folder",
                     stacklevel=2,
                 )
         finally:  # where a save raises what an earlier one met, its own was started
@@ -231,9 +231,9 @@ class TrainStateCheckpoint(keras.callbacks.Callback):
         if stored is None:
             raise CheckpointError(
                 str(self._manager.directory),
-                got="checkpoints that something else than fit wrote",
-                expected="those of a TrainStateCheckpoint, or none",
-                fix="Take another folder; kfb.restore(directory, model) before fit takes over their values.",
+                got="checkpoints that were not written by fit",
+                expected="checkpoints of a TrainStateCheckpoint, or an empty folder",
+                fix="Pass another folder; kfb.restore(directory, model) before fit loads their values.",
             )
         seen = self._seen()
         if seen > stored["iterations"] or (seen == stored["iterations"] and stored["finished"]):

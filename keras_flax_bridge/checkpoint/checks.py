@@ -30,7 +30,7 @@ def best_rule(keep_best: str | tuple[str, str]) -> tuple[str, str]:
         "keep_best",
         got=repr(keep_best),
         expected=f"({keep_best!r}, 'min') or ({keep_best!r}, 'max')",
-        fix="Its name doesn't say whether less of it is better: say so.",
+        fix="The name doesn't say whether lower is better: pass the mode.",
     )
 
 
@@ -46,9 +46,9 @@ def stale(directory: FilePath, step: int, newest: int) -> CheckpointError:
     return kind(
         str(directory),
         got=f"step {step}",
-        expected=f"a step after {newest}, the newest one in the folder",
+        expected=f"a step after {newest}, the newest in the folder",
         fix="Continue that run from its newest step with state = manager.restore(state), delete the folders "
-        "of the steps that you give up, or take a new folder.",
+        "of the steps that you no longer need, or use a new folder.",
     )
 
 

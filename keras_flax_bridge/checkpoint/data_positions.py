@@ -49,7 +49,7 @@ def get_position(iterator: Any) -> dict[str, Any]:
     if not unchanged:
         raise CheckpointError(
             "data",
-            got=f"a {type(iterator).__name__} whose get_state() gives what JSON doesn't keep as it is",
+            got=f"a {type(iterator).__name__} whose get_state() gives what JSON does not preserve",
             expected="bytes or JSON types: lists, dicts with string keys, strings, numbers, bools, None",
             fix="Give arrays and tuples as lists, or encode the state as bytes.",
         )
@@ -99,12 +99,12 @@ def set_grain(iterator: Any, folder: Path) -> None:
             raise CheckpointError(
                 str(folder),
                 got=f"positions of {then} processes{'' if len(states) == 1 else ', which differ'}, for {now}",
-                expected="the same position in all of them, and numbers of which one divides the other",
+                expected="equal positions, and process counts of which one divides the other",
                 fix="Restore without data=, and position the iterator yourself.",
             )
         log.warning(
-            "%s: the position of %d processes is taken for %d; right if a step reads the same rows, shared "
-            "out among more or fewer",
+            "%s: the position of %d processes is used for %d; this is exact if a step reads the same rows, "
+            "split among more or fewer processes",
             printable(str(folder)),
             then,
             now,
@@ -125,6 +125,6 @@ def _require(iterator: Any) -> None:
         raise CheckpointError(
             "data",
             got=f"a {type(iterator).__name__} without get_state and set_state",
-            expected="a Grain iterator, or one with both",
+            expected="a Grain iterator, or an iterator with both",
             fix="Make the batches with Grain, or save without data= and position the iterator yourself.",
         )

@@ -96,8 +96,8 @@ def _rebuilt(stored: Stored) -> Any:
     if found is None:
         raise CheckpointError(
             str(stored.path),
-            got="variables by the names that Keras gave them in another process, and no config of the model",
-            expected="the Keras model that they are of",
+            got="variables under automatic names of another Keras process, and no config of the model",
+            expected="the Keras model that they belong to",
             fix="Restore into the model with kfb.restore(path, model), and take what you need from it.",
         )
     return _model_of(model_configs.build(found, stored.path, stored.specs))

@@ -138,7 +138,7 @@ def flattened(state: Any) -> Flat:
             "state",
             got=f"a tree that jax can't flatten ({error})",
             expected="dicts whose keys can be sorted",
-            fix="Nothing was written. Take keys of one type in each dict, such as str.",
+            fix="Nothing was written. Use keys of one type in each dict, such as str.",
         ) from error
     flat = dict(leaves)
     wrong = [*(_repeated(leaves) if len(flat) < len(leaves) else ()), *_unwritable(flat), *_long(flat)]
@@ -146,7 +146,7 @@ def flattened(state: Any) -> Flat:
         raise StructureMismatchError(
             "state",
             got=f"{len(wrong)} names of leaves that can't be stored",
-            expected="a name of its own for each leaf, as text that UTF-8 can write, of at most "
+            expected="a distinct name for each leaf, valid as UTF-8, of at most "
             f"{DEEPEST} levels and {LONGEST} characters",
             report="\n".join(f"  {name}" for name in wrong),
             mismatched=wrong,

@@ -105,7 +105,7 @@ def _built(config: Any, where: Any) -> Any:
         raise CheckpointError(
             str(where),
             got=f"a config that Keras can't build a {config['class_name']} from ({said(error)})",
-            expected="the config of a model whose classes are known, and that holds no code",
+            expected="the config of a model whose classes are registered, without code",
             fix="Register your classes with keras.saving.register_keras_serializable, or build the model "
             "yourself and call restore(path, model).",
         ) from error

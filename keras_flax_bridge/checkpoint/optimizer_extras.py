@@ -83,7 +83,7 @@ def put_back(model: Any, config: Any, where: Any) -> Any:
         raise CheckpointError(
             f"{where}: {EXTRAS}",
             got=", ".join(wrong),
-            expected="lists of words and of keys of weights, by the place of an optimizer in the model",
+            expected="lists of names and of structural keys, by the path of an optimizer in the model",
             fix="Build and compile the model yourself and call restore(path, model).",
         )
     for name, own in found.get(_DECAY, {}).items():
@@ -149,7 +149,7 @@ def read(path: FilePath) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: {EXTRAS}",
             got=f"the comment of a zip archive that is not JSON ({type(error).__name__})",
-            expected="what kfb wrote there",
+            expected="JSON that this package wrote",
             fix="Load the file with keras.saving.load_model, and exclude from weight decay yourself.",
         ) from error
 

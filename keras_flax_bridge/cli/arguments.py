@@ -68,7 +68,7 @@ def import_from_here(name: str, where: str) -> Any:
             where,
             got=f"{name!r} ({said(error)})",
             expected="a Python module that can be imported from here",
-            fix="Run the command in the folder that it lies in, or install it.",
+            fix="Run the command in the folder that contains it, or install it.",
         ) from error
 
 

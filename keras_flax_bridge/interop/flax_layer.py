@@ -208,7 +208,7 @@ def _of_maker(written: Any) -> Mapping[str, Any]:
     if not isinstance(config, Mapping) or written.get("class_name") != Maker.__name__:
         raise UnsupportedLayerError(
             "module",
-            got="a config of something else than a Flax module",
+            got="a config of something other than a Flax module",
             expected="what this package writes",
             fix="The file is damaged, or was not written by this package.",
         )

@@ -155,7 +155,7 @@ def _require_static(training: Any) -> None:
             "ToLinen",
             got="a traced value for training",
             expected="True or False",
-            fix="Inside nn.remat, nn.scan or jit say it to the module: ToLinen(layer, training=True).",
+            fix="Inside nn.remat, nn.scan or jit, set it on the module: ToLinen(layer, training=True).",
         )
 
 

@@ -185,8 +185,8 @@ class ToNNX(nnx.Module):
         if raised is None or raised.is_stale(_variables(self)):
             raise StructureMismatchError(
                 "losses",
-                got="a module that wasn't called here, or got other values since",
-                expected="a call of it before, in the same function",
+                got="a module that was not called in this function, or whose variables changed since",
+                expected="an earlier call in the same function",
                 fix="Read module.losses in the function that calls the module, and return them from it, "
                 "or call it with return_losses=True.",
             )
@@ -342,7 +342,7 @@ def _require_same_variables(held: _LayerHandle) -> None:
         raise StructureMismatchError(
             f"layer {held.layer.name!r}",
             unexpected=new,
-            fix="The layer got variables after it was wrapped, as enable_lora does: wrap it again.",
+            fix="Variables were added after the layer was wrapped, as by enable_lora: wrap it again.",
         )
 
 

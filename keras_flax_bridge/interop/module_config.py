@@ -197,7 +197,7 @@ def _decoded(value: Any) -> Any:
     if not isinstance(value, Mapping) or set(value) not in _WRITTEN:
         raise UnsupportedLayerError(
             "module",
-            got=f"a config that holds a {type(value).__name__} of a form that isn't known",
+            got=f"a config that holds a {type(value).__name__} of unknown form",
             expected="what this package writes",
             fix="The file is damaged, or of a newer version of this package.",
         )
@@ -249,5 +249,5 @@ def _name(thing: Any) -> str:
 
 def _unwritable(name: str, got: str, fix: str) -> UnsupportedLayerError:
     return UnsupportedLayerError(
-        f"module {name}", got=got, expected="a module that Keras can make again from a config", fix=fix
+        f"module {name}", got=got, expected="a module that Keras can rebuild from a config", fix=fix
     )

@@ -67,7 +67,7 @@ class Tree(NamedTuple):
                 where,
                 missing=[join_path(path) for path in known - found.keys()],
                 unexpected=[join_path(path) for path in found.keys() - known],
-                fix="A call may not add or take away variables: make them when the module is made.",
+                fix="A call must not add or remove variables: create them in the constructor.",
             )
         return [leaf.stored(v) for leaf, v in zip(self.leaves, values, strict=True)]
 

@@ -104,7 +104,7 @@ def _is_traced(tree: Any) -> bool:
 def _gone(**_: Any) -> None:
     raise UnsupportedLayerError(
         "module",
-        got="an instance that was made under a trace, such as that of TrainState.abstract",
-        expected="a module that can be made again",
+        got="an instance created under a trace, such as inside TrainState.abstract",
+        expected="a module that can be rebuilt",
         fix="Wrap a class, or a function that makes the module: NNXLayer(function).",
     )

@@ -37,9 +37,9 @@ def _explain_untraceable(layer: Any, error: IndexError) -> None:
     if any(isinstance(part, keras.layers.RandomCrop) for part in keras_internals.all_layers(layer)):
         raise UnsupportedLayerError(
             f"layer {layer.name!r}",
-            got="RandomCrop under a trace, which takes random numbers for Python indices",
+            got="RandomCrop under a trace, which uses random numbers as Python indices",
             expected="a layer that jax can trace",
-            fix="Crop in the pipeline that makes the batches, or call it outside of jit.",
+            fix="Crop in the data pipeline, or call it outside of jit.",
         ) from error
 
 
@@ -149,7 +149,7 @@ def require_known(kwargs: Mapping[str, Any], model: Any, where: str) -> None:
             where,
             got=f"the argument {', '.join(sorted(unknown))}",
             expected="training=",
-            fix="A Keras model takes training=True or training=False, and drops what it doesn't know.",
+            fix="A Keras model takes training=True or training=False, and ignores other arguments.",
         )
 
 

@@ -121,9 +121,9 @@ def _build_as(twin: Any, layer: Any) -> None:
 def _cannot_rebuild(layer: Any, reason: str) -> UnsupportedLayerError:
     return UnsupportedLayerError(
         f"layer {layer.name!r}",
-        got=f"a {type(layer).__name__} that can't be built again ({reason})",
+        got=f"a {type(layer).__name__} that can't be rebuilt ({reason})",
         expected="get_config() and get_build_config() that rebuild it",
-        fix="Define them as Keras's guide on saving says, or take the layer's present values.",
+        fix="Define them as Keras's guide on serialization says, or use the layer's current values.",
     )
 
 

@@ -103,7 +103,7 @@ def with_built_metrics(model: Any) -> Any:
 def _metrics_need_data(where: str) -> NotBuiltError:
     return NotBuiltError(
         where,
-        got="metrics that saw no data yet, and whose variables depend on it",
+        got="metrics that have seen no data yet, and whose variables depend on it",
         expected="built metrics",
         fix="Pass batch=(x, y), real or of jax.ShapeDtypeStruct.",
     )

@@ -41,7 +41,7 @@ def trainer(model: Any, *, loss: Any = None, optimizer: Any = None, metrics: Any
         raise StructureMismatchError(
             f"compile of model {model.name!r}",
             got=", ".join(f"{name}={part!r}"[:100] for name, part in parts.items()),
-            expected="what compile takes",
+            expected="arguments that compile accepts",
             fix=f"Keras says: {said(error)}",
         ) from error
     return twin

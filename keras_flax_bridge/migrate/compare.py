@@ -193,7 +193,10 @@ def _outputs(got: Any, wanted: Any) -> Iterator[Difference]:
     a, b = jax.tree.leaves(got), jax.tree_util.tree_flatten_with_path(wanted)[0]
     if len(a) != len(b):
         raise StructureMismatchError(
-            "outputs", got=f"{len(a)} arrays", expected=f"{len(b)}, as Keras gives", fix="Compare the same."
+            "outputs",
+            got=f"{len(a)} arrays",
+            expected=f"{len(b)}, as Keras gives",
+            fix="Compare models with the same outputs.",
         )
     for one, (path, other) in zip(a, b, strict=True):
         yield _between(jax.tree_util.keystr(path) or "the only one", one, other)

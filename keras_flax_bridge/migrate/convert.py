@@ -56,7 +56,7 @@ class Conversion:
         if left:
             raise UnsupportedLayerError(
                 f"model {self.model.name!r}",
-                got="variables that the drawn graph does not read: "
+                got="variables that the traced graph does not read: "
                 + ", ".join(join_path(entry.path) for entry in left),
                 expected="every variable in the graph from inputs to outputs",
                 fix="Leave out layers that are not used, or bridge the model with kfb.ToNNX.",

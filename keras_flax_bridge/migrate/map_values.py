@@ -25,7 +25,7 @@ def whole_values(paths: Sequence[Path], flat: Flat) -> list[Any] | None:
             "the weights",
             missing=missing,
             report=[f"  missing     {path}" for path in missing],
-            fix="They belong together with others that are there: pass all of them.",
+            fix="They form a pair with variables that were given: pass all of them.",
         )
     return [flat[path] for path in paths] if found else None
 

@@ -39,7 +39,7 @@ def weight_map(module: nnx.Module) -> WeightMap:
     if not isinstance(found, WeightMap):
         raise StructureMismatchError(
             "module",
-            got=f"a {type(module).__name__} that knows no Keras model",
+            got=f"a {type(module).__name__} that has no weight map to a Keras model",
             expected="a module that kfb.migrate.to_nnx made",
             fix="For a module of your own make a map with kfb.migrate.match(model, module).",
         )

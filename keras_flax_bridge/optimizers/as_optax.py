@@ -42,9 +42,9 @@ class Adapter(SharedOnCopy, optax.GradientTransformationExtraArgs):
             if model is not None and path not in owners:
                 raise StructureMismatchError(
                     f"params/{join_path(path)}",
-                    got="a leaf that is no trainable variable of the model",
+                    got="a leaf that is not a trainable variable of the model",
                     expected="the parameters of TrainState.from_keras(model)",
-                    fix="Pass the model that the parameters are of, or no model.",
+                    fix="Pass the model that the parameters belong to, or no model.",
                 )
             return owners.get(path)
 
@@ -146,8 +146,8 @@ def _require_adaptable(optimizer: Any, model: Any) -> None:
         if model is None and keras_internals.excludes_variables(inner):
             raise UnsupportedOptimizerError(
                 f"optimizer {inner.name!r}",
-                got="variables excluded from weight decay as objects, and no model that they are of",
-                expected="the model, or names, which the leaves of a tree have as well",
+                got="variables excluded from weight decay as objects, and no model",
+                expected="their model, or exclusions by name",
                 fix="Pass model=, or call exclude_from_weight_decay(var_names=[...]).",
             )
         looks_at_paths = isinstance(inner, K.MultiOptimizer) or getattr(inner, "exclude_layers", None)
@@ -188,6 +188,6 @@ def _twin(optimizer: Any, values: Flat, owner: Any) -> Twin:
         raise UnsupportedOptimizerError(
             f"optimizer {optimizer.name!r}",
             got=f"a {type(optimizer).__name__} that can't be rebuilt ({type(error).__name__}: {said(error)})",
-            expected="a get_config() that gives all arguments of its constructor",
-            fix="Define it as Keras's guide on saving says, and register the class.",
+            expected="a get_config() that returns all arguments of its constructor",
+            fix="Define it as Keras's guide on serialization says, and register the class.",
         ) from error

@@ -40,10 +40,10 @@ class Ready:
         """
         raise UnsupportedOptimizerError(
             "transformation",
-            got="a transformation that was made already, to be saved in a config",
+            got="a transformation object, which a config can't hold",
             expected="the name of a function of optax, or a registered function, with its arguments",
             fix="Pass OptaxOptimizer('adamw', learning_rate=...), or the function that makes it, registered "
-            "with keras.saving.register_keras_serializable. Weights alone can be saved as it is.",
+            "with keras.saving.register_keras_serializable. Weights alone can be saved without it.",
         )
 
 
@@ -133,8 +133,8 @@ def factory_of(transformation: Any) -> Any:
         raise UnsupportedOptimizerError(
             "transformation",
             got=f"a {type(transformation).__name__}",
-            expected="a name such as 'adamw', a function that makes a transformation, or a transformation",
-            fix="Pass one of these.",
+            expected="a name such as 'adamw', a function that returns a transformation, or a transformation",
+            fix="Pass one of them.",
         )
     return transformation
 
@@ -152,9 +152,9 @@ def split(factory: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     if unknown:
         raise UnsupportedOptimizerError(
             f"argument {', '.join(sorted(unknown))}",
-            got="a name that neither the transformation nor Keras's optimizers have",
+            got="a name that neither the transformation nor Keras's optimizers accept",
             expected=f"one of {', '.join([*own, *OPTIONS])}",
-            fix="Correct the name; a transformation that was made already takes no arguments of its own.",
+            fix="Correct the name; a transformation object takes no arguments of its own.",
         )
     return arguments, options
 

@@ -77,7 +77,7 @@ class OptaxOptimizer(WholeTreeOptimizer):
         if not takes_rate(factory) and learning_rate is not None:
             raise UnsupportedOptimizerError(
                 "learning_rate",
-                got="one for a transformation that takes none: it has its own inside",
+                got="a learning rate for a transformation object, which has its own",
                 expected="None, or a function that takes one",
                 fix="Pass the function itself: OptaxOptimizer(optax.adam, learning_rate=...).",
             )
@@ -113,7 +113,7 @@ class OptaxOptimizer(WholeTreeOptimizer):
         if not self._has_rate:
             raise UnsupportedOptimizerError(
                 "learning_rate",
-                got="a transformation that has its own inside, which nothing outside reaches",
+                got="a transformation object, whose learning rate can't be changed from outside",
                 expected="a function that takes a learning rate",
                 fix="Pass the function itself: OptaxOptimizer(optax.adam, learning_rate=...).",
             )

@@ -109,7 +109,7 @@ def _counted(step: Any) -> Any:
     if step is None:
         raise NotBuiltError(
             "opt_state",
-            got="the state of an optimizer that counts no steps, and no step",
+            got="the state of an optimizer without a step count, and no step=",
             expected="the number of batches it has seen",
             fix="Pass step=, such as state.step of a TrainState.",
         )
@@ -139,7 +139,7 @@ def _untouched(scope: Scope, found: Flat) -> Flat:
         if number is None:
             raise OwnershipError(
                 f"optimizer {scope.optimizer.name!r}",
-                got="a learning rate that neither the state nor the optimizer holds: it moved",
+                got="a learning rate whose value moved into a state",
                 expected="its value",
                 fix="Call assign_to(model) first.",
             )

@@ -100,7 +100,7 @@ def _last_two(path: Path, shape: tuple[int, ...], row: Any, column: Any) -> tupl
         f"params/{join_path(path)}",
         got=f"moments that optax factored in other dimensions than the last two of {shape}",
         expected="moments of the last two dimensions, as Keras has them",
-        fix="Start the optimizer anew, or train with kfb.to_optax(keras.optimizers.Adafactor(...)) in optax.",
+        fix="Start a new optimizer, or train with kfb.to_optax(keras.optimizers.Adafactor(...)) in optax.",
     )
 
 

@@ -106,7 +106,7 @@ def _require_used(unused: Iterable[str], weights: Iterable[Path]) -> None:
         paths = [join_path(path) for path in weights]
         raise StructureMismatchError(
             f"rule {rule!r}",
-            got="no leaf that it matches",
+            got="a rule that matches no leaf",
             expected="a regular expression that is found in the path of a weight",
             fix=f"Paths are {', '.join(paths[:5])}{', ...' if len(paths) > 5 else ''}.",
         )
@@ -135,8 +135,8 @@ def _of_metadata(tree: Any) -> dict[Path, Layout]:
     if len(leaves) != len(paths) or not any(leaf for _, leaf in leaves):
         raise StructureMismatchError(
             "rules",
-            got="None, and weights that say nothing of how they lie",
-            expected="rules, or weights with the metadata of Flax",
+            got="None, and weights without sharding metadata",
+            expected="rules, or weights with Flax's sharding metadata",
             fix="Pass rules=[('.*', PartitionSpec())] to replicate all of them.",
         )
     return {
@@ -174,7 +174,7 @@ def _require_fit(leaves: Mapping[Path, tuple[Any, PartitionSpec]], mesh: Mesh | 
         raise StructureMismatchError(
             "rules",
             got=f"specs that don't fit {len(lines)} leaves",
-            expected="as many axes as a leaf has or fewer, each of a size that the mesh's divide",
+            expected="at most one entry for each axis of a leaf, and axes that the mesh's sizes divide",
             report=lines,
             mismatched=[join_path(path) for path, why in wrong.items() if why],
             fix=f"The mesh is {dict(mesh.shape)}. Put a rule for these leaves before the one that took them.",

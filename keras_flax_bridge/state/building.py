@@ -53,7 +53,7 @@ def build(trained: Any, batch: Any) -> None:
             raise
         raise StructureMismatchError(
             f"batch of model {trained.name!r}",
-            got="a batch that can't be built from",
+            got="a batch that the model can't be built from",
             expected="what the model, its loss and its metrics take",
             report=described(batch),
             fix=f"Keras says: {said(error)}",
@@ -161,7 +161,7 @@ def require_untraced(model: Any) -> None:
     ):
         raise StructureMismatchError(
             f"model {model.name!r}",
-            got="a model that was there before, and holds values",
+            got="a model that existed before and holds values",
             expected="one that model_fn builds",
             fix="Build it inside model_fn, or use TrainState.from_keras(model).",
         )

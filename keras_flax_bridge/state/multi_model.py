@@ -136,7 +136,7 @@ def require_same_weights(part: Any, present: Any, name: str) -> None:
             name,
             got=f"a {type(part).__name__}",
             expected="a TrainState",
-            fix="Pass what state.part(name) gave.",
+            fix="Pass what state.part(name) returned.",
         )
     got, expected = ({**flatten_tree(s.params), **flatten_tree(s.non_trainable)} for s in (part, present))
     difference = diff_trees(got, expected)

@@ -121,7 +121,7 @@ def _slots(state: Any, trained: Any) -> Any:
     )
     if not label.exact:
         log.warning(
-            "%s goes on by another rule than optax.%s: %s",
+            "%s continues with a different rule than optax.%s: %s",
             printable(trained.optimizer.name),
             label.stock,
             label.why,

@@ -23,7 +23,7 @@ class Feed:
             raise StructureMismatchError(
                 "data",
                 got=f"a {type(data).__name__}",
-                expected="an iterator of batches, or something to iterate over",
+                expected="an iterator of batches, or an iterable",
                 fix="Pass a list of batches, a Grain dataset or iterator, or a data loader.",
             )
         self._data = data

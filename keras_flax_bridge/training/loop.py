@@ -190,12 +190,12 @@ def _require_end(feed: Feed, steps: int | None, epochs: int | None, manager: Any
             "train",
             got="neither steps nor epochs" if epochs is None else "epochs of an iterator",
             expected="steps=" if feed.endless else "steps= or epochs=",
-            fix="An iterator has no epochs: pass steps=, or something to iterate over anew.",
+            fix="An iterator has no epochs: pass steps=, or an iterable that can be read again.",
         )
     if manager is not None and not feed.restorable:
         raise StructureMismatchError(
             "data",
-            got="an iterator that can't say where it is",
+            got="an iterator without a position",
             expected="one with get_state and set_state, for the manager to resume",
             fix="Pass a list, a Grain dataset or iterator, or train without manager=.",
         )

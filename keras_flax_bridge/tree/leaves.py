@@ -83,7 +83,7 @@ class SharedOnCopy:
     def __reduce__(self) -> Any:
         raise UnsupportedOptimizerError(
             "tx",
-            got="a state to be pickled, whose optimizer is Keras's",
+            got="a state with a Keras optimizer, which can't be pickled",
             expected="a checkpoint",
             fix="Save the state with kfb.save(path, state); jax.device_get(state.params) can be pickled.",
         )
@@ -222,5 +222,5 @@ def _require_usable(path: Path, leaf: Any, cause: BaseException | None, *, array
             join_path(path),
             got=f"a {type(leaf).__name__}",
             expected="an array",
-            fix="Put an array there, or take the state anew with TrainState.from_keras(model).",
+            fix="Put an array there, or take a new state with TrainState.from_keras(model).",
         ) from cause

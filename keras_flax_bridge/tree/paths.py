@@ -85,8 +85,8 @@ def nest_paths(flat: Mapping[Path, Any]) -> dict[str, Any]:
 def _not_nested(path: Path) -> StructureMismatchError:
     return StructureMismatchError(
         join_path(path),
-        got="a leaf, and another one above or below it",
-        expected="leaves of which none lies below another",
+        got="a leaf, and another leaf below it",
+        expected="no leaf below another leaf",
         fix="Rename one of them.",
     )
 

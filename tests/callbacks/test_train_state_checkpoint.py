@@ -214,7 +214,7 @@ def test_another_model_is_refused_and_nothing_is_assigned(tmp_path, change):
 
 def test_a_folder_that_fit_did_not_write_is_refused(tmp_path):
     kfb.save(tmp_path / "3", kfb.TrainState.from_keras(small()))
-    with pytest.raises(kfb.CheckpointError, match="something else than fit"):
+    with pytest.raises(kfb.CheckpointError, match="not written by fit"):
         fit(tmp_path, DATA["arrays"], build=small)
 
 

@@ -102,7 +102,10 @@ class Archive:
         if found:
             said = "; ".join(f"{limits.shown(name)}: {why}" for name, why in found.items())
             raise CorruptCheckpointError(
-                str(self.path), got=said, expected="the bytes that were written", fix="Take another copy."
+                str(self.path),
+                got=said,
+                expected="the bytes that were written",
+                fix="Use another copy of the file.",
             )
 
     @contextlib.contextmanager
@@ -114,7 +117,7 @@ class Archive:
                 f"{self.path}: {limits.shown(name)}",
                 got=f"{type(error).__name__}: {limits.shown(str(error))}",
                 expected="the bytes that were written",
-                fix="Take another copy of the file.",
+                fix="Use another copy of the file.",
             ) from error
 
 

@@ -110,7 +110,7 @@ def kind_for(path: FilePath, to: str | None) -> str:
         raise CheckpointError(
             str(path),
             got=f"this name for --to {to}",
-            expected=f"one that ends in {wanted[to]}" if to in wanted else "one without the suffix of a file",
+            expected=f"one that ends in {wanted[to]}" if to in wanted else "a name without a file suffix",
             fix="The suffix says what a file is.",
         )
     return to
@@ -183,8 +183,8 @@ def _models(source: Contents, model_file: Any, path: FilePath) -> Callable[[], A
             raise CheckpointError(
                 str(path),
                 got=f"no model config in {source.path}",
-                expected="the model that its leaves are of",
-                fix="Give it with --model FILE.keras.",
+                expected="the model that its leaves belong to",
+                fix="Pass it with --model FILE.keras.",
             )
         return model
 
@@ -195,9 +195,9 @@ def _require_named(source: Contents) -> None:
     if source.unnamed:
         raise CheckpointError(
             str(source.path),
-            got=f"names that mean nothing elsewhere: {source.unnamed}",
-            expected="leaves by their places in a model",
-            fix="Give the model that it is of with --model FILE.keras, or register its classes by --import.",
+            got=f"names that are valid in this file only: {source.unnamed}",
+            expected="leaves by structural key",
+            fix="Pass its model with --model FILE.keras, or register its classes with --import MODULE.",
         )
 
 
@@ -212,7 +212,7 @@ def _require_equal(draft: FilePath, done: writers.Written, flat: Flat, job: writ
     if lost or differing or added:
         raise CheckpointError(
             str(draft.name),
-            got=f"leaves that came back otherwise, or not: {_names([*lost, *differing, *added])}",
+            got=f"leaves that differ or are missing when read back: {_names([*lost, *differing, *added])}",
             expected="what was read, bit for bit",
             fix="Nothing was written. Another kind of target may hold them.",
         )

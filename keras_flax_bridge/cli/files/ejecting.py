@@ -73,8 +73,8 @@ def _converting(file: Path) -> Iterator[None]:
         raise CheckpointError(
             str(file),
             got=f"a model that can't be converted or run ({type(error).__name__}: {said(error)})",
-            expected="settings that its layers compute with",
-            fix="Run the model in Keras first. The file may be damaged, or was made to harm.",
+            expected="layer settings that can be run",
+            fix="Run the model in Keras first. The file may be damaged or malicious.",
         ) from error
 
 
@@ -98,7 +98,10 @@ def _read_back(source: Source, file: Path, weights: Path) -> Flat:
     text = file.read_text(encoding="utf-8")
     if text != source.text:
         raise CheckpointError(
-            str(file), got="another text than was written", expected="the same", fix="Check the disk."
+            str(file),
+            got="text that differs from what was written",
+            expected="the same text",
+            fix="Check the disk.",
         )
     made = executed(text, str(file), {"__name__": "keras_flax_bridge_ejected"})
     return _flat(restore(weights, made[source.class_name](rngs=nnx.Rngs(0))))
@@ -111,7 +114,7 @@ def _require_equal(back: Flat, flat: Flat, source: Path) -> None:
     if differing:
         raise CheckpointError(
             str(source),
-            got=f"weights that came back otherwise: {', '.join(differing)}",
+            got=f"weights that differ when read back: {', '.join(differing)}",
             expected="those of the model, bit for bit",
-            fix="Nothing was written. This is a mistake in the bridge: report it.",
+            fix="Nothing was written. This is a bug in keras_flax_bridge: please report it.",
         )

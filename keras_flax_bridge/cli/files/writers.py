@@ -128,7 +128,7 @@ def _fill(model: Any, flat: Flat, where: str) -> Written:
         raise CheckpointError(
             where,
             got=f"several models ({', '.join(model)})",
-            expected="one, as Keras's files hold",
+            expected="one model: a Keras file holds only one",
             fix="Load them with kfb.load_model, and save each.",
         )
     given, weights = _parted(flat)

@@ -155,7 +155,7 @@ def as_functional(model: Any) -> Any:
         raise UnsupportedLayerError(
             f"model {model.name!r}",
             got=f"a {type(model).__name__}: {refusal}",
-            expected="a call that gives the same graph whenever it runs",
+            expected="a call that gives the same graph each time",
             fix=fix,
         ) from None
     return keras.Model(inputs, outputs, name="functional")

@@ -146,7 +146,7 @@ def _require_all(ours: list[Group], theirs: list[Group], found: list) -> None:
             report=lines,
             missing=missing,
             unexpected=unexpected,
-            fix="Modules are matched by what they hold and its shapes: these have no counterpart.",
+            fix="Modules are matched by their variables and shapes: these have no counterpart.",
         )
 
 
@@ -308,7 +308,7 @@ def _run(target: Any, wmap: WeightMap, sample: Any, apply: Callable | None) -> A
         raise StructureMismatchError(
             "apply",
             got="none",
-            expected="the function that runs the variables",
+            expected="the function that applies the variables",
             fix="Pass apply=model.apply.",
         )
     return jax.tree.leaves(apply(fill_tree(target, values), sample))

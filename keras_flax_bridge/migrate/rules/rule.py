@@ -160,7 +160,7 @@ def register_rule(
         raise StructureMismatchError(
             "layer",
             got=repr(layer),
-            expected="a class of Keras layers",
+            expected="a Keras layer class",
             fix="Pass the class itself: register_rule(MyLayer, ...).",
         )
     targets = {key: _target(to) for key, to in (weights or {}).items()}

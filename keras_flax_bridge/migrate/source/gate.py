@@ -49,7 +49,7 @@ def require_plain(text: str, known: set[str]) -> None:
             "source",
             got=f"{found[:60]!r} in what was written for the model",
             expected="public names of jax and flax, and those of the model itself",
-            fix="A rule writes a setting of a layer as code: report it, with the rule.",
+            fix="A rule wrote a layer setting as code. Please report it, with the rule.",
         )
 
 

@@ -43,7 +43,7 @@ def require_safe(config: Any, where: Any) -> None:
             raise CheckpointError(
                 str(where),
                 got=f"a config that Keras can't build a {_title(config)} from (it names {why})",
-                expected="the config of a model whose classes are known, and that holds no code",
+                expected="the config of a model whose classes are registered, without code",
                 fix="Register your classes with keras.saving.register_keras_serializable, or build the model "
                 "yourself and call restore(path, model).",
             )
@@ -63,7 +63,7 @@ def _named(config: Any, where: Any) -> Iterator[Mapping[str, Any]]:
                 str(where),
                 got=f"a config of more than {DEPTH} levels",
                 expected="that of a model",
-                fix="The file is damaged, or was made to harm: take another.",
+                fix="The file is damaged or malicious: use another one.",
             )
         if isinstance(node, Mapping):
             if "class_name" in node:

@@ -67,7 +67,7 @@ def parsed(text: Any, where: str, kind: type[CheckpointError] = CorruptCheckpoin
         return found
     except (ValueError, RecursionError) as error:
         said = "it is nested too deeply" if isinstance(error, RecursionError) else _reason(error)
-        raise _unlike(where, f"a text that can't be read as JSON: {said}", "JSON", kind) from error
+        raise _unlike(where, f"text that is not valid JSON: {said}", "JSON", kind) from error
 
 
 def require_bounded(text: str, where: str, kind: type[CheckpointError] = CorruptCheckpointError) -> None:
@@ -156,7 +156,7 @@ def require_inside(path: Path, folder: Path) -> None:
     if not any(real.is_relative_to(base) for base in allowed):
         raise CorruptCheckpointError(
             str(path),
-            got="a link that leads out of the checkpoint",
+            got="a link that points outside the checkpoint",
             expected="a file in it",
             fix="If you trust it, put a copy of the file in the place of the link.",
         )
