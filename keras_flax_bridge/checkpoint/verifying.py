@@ -41,11 +41,11 @@ class VerifyReport(NamedTuple):
     Attributes:
         path: the file, or the folder of the checkpoint.
         leaves: how many leaves it holds.
-        damaged: what is wrong, by the path of the leaf, or by the name of a file inside an archive; by
-            ``""`` where nothing could be read.
+        damaged: what is wrong, by the path of the leaf or the name of a file inside an archive; by
+            ``""`` if nothing could be read.
         unchecked: paths of leaves for which no checksum was written.
-        checked: how many leaves are as their checksum says.
-        by: what the leaves were compared with; ``""`` where there is nothing.
+        checked: how many leaves match their checksum.
+        by: what the leaves were compared with; ``""`` if there is nothing.
 
     Example:
         >>> damaged = {"params/dense/bias": "checksum 0, not 1"}
@@ -173,8 +173,8 @@ _FILES = {".keras": _of_archive, ".weights.h5": _of_file, ".safetensors": _of_te
 def verify(path: PathLike, *, step: int | None = None) -> VerifyReport:
     """Reads every leaf and compares it with the checksum that was written, a few leaves at a time.
 
-    A leaf without a checksum counts as unchecked: of checkpoints of other Orbax code, of
-    ``.weights.h5`` and ``.safetensors`` files all leaves are. The arrays of a ``.keras`` file are
+    A leaf without a checksum counts as unchecked: so do all leaves of checkpoints that other Orbax code
+    wrote, and of ``.weights.h5`` and ``.safetensors`` files. The arrays of a ``.keras`` file are
     compared with the CRC-32 of the zip archive, which covers all of them.
 
     Args:
@@ -183,8 +183,8 @@ def verify(path: PathLike, *, step: int | None = None) -> VerifyReport:
         step: which step of a root folder; None for the newest.
 
     Returns:
-        A report that counts checked, unchecked and damaged leaves apart and names the latter two;
-        printed, it says all of it. It is `ok` only if every leaf was checked and nothing is damaged.
+        A report that counts checked, unchecked and damaged leaves, and names the latter two. It is
+        `ok` only if every leaf was checked and nothing is damaged.
 
     Raises:
         CheckpointError: if there is no checkpoint and no such file.

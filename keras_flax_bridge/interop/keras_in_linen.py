@@ -38,24 +38,24 @@ _COLLECTIONS = {
 class ToLinen(nn.Module):
     """A Keras layer or model as a `linen.Module`.
 
-    ``init(key, x)`` is pure: it draws by the layer's own initializers from `key`, and gives the
+    ``init(key, x)`` is pure: it initializes with the layer's own initializers from `key`, and returns the
     collections ``params``, ``batch_stats``, ``frozen`` and ``seeds``. ``apply`` takes them with
-    ``mutable=[...]`` as usual, and returns as updated what it names; a call without it changes
-    nothing, seeds included. With ``rngs={"dropout": key}`` the Keras seeds derive from that key,
-    else they are those of ``seeds``. Losses that the layer raises come with ``mutable=["losses"]``.
+    ``mutable=[...]`` as usual, and returns the collections it names, updated; a call without it
+    changes nothing, seeds included. With ``rngs={"dropout": key}`` the Keras seeds derive from that key,
+    otherwise they come from ``seeds``. Losses of the layer are returned with ``mutable=["losses"]``.
 
-    A top name that is ``params`` itself is called ``params_``, since Linen refuses it.
+    A top-level name ``params`` becomes ``params_``, since Linen refuses it.
 
     Attributes:
         layer: a Keras layer or model; its own values are neither read nor written. One that isn't
             built is built by `init`.
-        training: whether calls train that don't say so themselves. In `nn.remat`, `nn.scan` and the
-            like, where arguments are traced, it is said here.
+        training: the default of ``training`` in calls. Set it here in `nn.remat`, `nn.scan` and the
+            like, where arguments are traced.
 
     Raises:
-        UnsupportedLayerError: at `init`, if the layer can't be built again from its config.
-        StructureMismatchError: if `layer` is no Keras layer; at `apply`, if a collection is missing
-            or of another structure.
+        UnsupportedLayerError: at `init`, if the layer can't be rebuilt from its config.
+        StructureMismatchError: if `layer` is not a Keras layer; at `apply`, if a collection is missing
+            or has another structure.
 
     Example:
         >>> import keras, numpy as np
@@ -107,14 +107,14 @@ class ToLinen(nn.Module):
 
     @nn.nowrap
     def from_keras_values(self) -> dict[str, Any]:
-        """The variables with the layer's present values, as copies.
+        """The variables with the layer's current values, as copies.
 
         Returns:
-            The collections that `init` gives.
+            The collections that `init` returns.
 
         Raises:
             NotBuiltError: if the layer has no variables yet.
-            StructureMismatchError: if `layer` is no Keras layer.
+            StructureMismatchError: if `layer` is not a Keras layer.
         """
         require_built(self.layer)
         params, non_trainable = keras_internals.collect_state(self.layer)

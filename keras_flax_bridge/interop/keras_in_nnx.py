@@ -27,7 +27,7 @@ class KerasSeed(nnx.RngState):
 
 
 class Frozen(nnx.Variable):
-    """A weight that Keras keeps from training."""
+    """A weight that Keras has frozen: ``trainable=False``."""
 
 
 _TYPES = {
@@ -92,15 +92,15 @@ class ToNNX(nnx.Module):
 
     Args:
         layer: a Keras layer or model. One that isn't built is built from `shape`, or by the first
-            call, whose arrays tell the shapes.
-        rngs: None takes the layer's present values; `nnx.Rngs` draws new ones, from its
-            ``params`` stream, by the layer's own initializers.
-        shape: of the input, with the batch's axis, such as ``(None, 28, 28)``, or a list or dict of
+            call, from the shapes of its arrays.
+        rngs: None takes the layer's current values; `nnx.Rngs` initializes new ones from its
+            ``params`` stream, with the layer's own initializers.
+        shape: of the input, with the batch axis, such as ``(None, 28, 28)``, or a list or dict of
             shapes; for a layer that isn't built.
 
     Raises:
-        StructureMismatchError: if `layer` is no Keras layer, or `rngs` no `nnx.Rngs`.
-        UnsupportedLayerError: with `rngs`, if the layer can't be built again from its config.
+        StructureMismatchError: if `layer` is not a Keras layer, or `rngs` is not an `nnx.Rngs`.
+        UnsupportedLayerError: with `rngs`, if the layer can't be rebuilt from its config.
 
     Example:
         >>> import keras, numpy as np
@@ -150,8 +150,8 @@ class ToNNX(nnx.Module):
             The layer's outputs, or ``(outputs, losses)``.
 
         Raises:
-            StructureMismatchError: if an argument is Flax's word for ``training``, or the layer got
-                variables since it was wrapped.
+            StructureMismatchError: if an argument is Flax's name for ``training``, or variables were
+                added to the layer after it was wrapped.
             ValueError: whatever the layer raises.
         """
         require_known(kwargs, self._held.layer, "ToNNX")
@@ -172,14 +172,14 @@ class ToNNX(nnx.Module):
 
     @property
     def losses(self) -> list[jax.Array]:
-        """The losses that the last call raised: those of ``add_loss`` and of regularizers, scalars.
+        """The losses of the last call: scalars from ``add_loss`` and from regularizers.
 
-        They are read where the module was called: in the same jitted function, in the function that
-        is differentiated. Across transformations they go as what the function returns
-        (``return_losses=True``), or by ``nnx.capture(..., nnx.Intermediate)``.
+        Read them in the function that called the module: inside the same jitted or differentiated
+        function. To pass them out of a transformation, return them (``return_losses=True``), or use
+        ``nnx.capture(..., nnx.Intermediate)``.
 
         Raises:
-            StructureMismatchError: if this module wasn't called here, or got other values since.
+            StructureMismatchError: if the module was not called in this function, or changed since.
         """
         raised = _LOSSES.get(self)
         if raised is None or raised.is_stale(_variables(self)):
@@ -213,7 +213,7 @@ class ToNNX(nnx.Module):
         """Writes the module's values into a Keras layer, all or nothing.
 
         Args:
-            layer: the wrapped layer, or another of its architecture; it gets copies.
+            layer: the wrapped layer, or another of the same architecture; it gets copies.
 
         Raises:
             NotBuiltError: if the layer, or the module, has no variables yet.

@@ -23,28 +23,28 @@ from keras_flax_bridge.tree.types import Shape
 class LinenLayer(FlaxLayer):
     """A Flax Linen module as a Keras layer.
 
-    The first call builds it: its weights start as ``module.init(jax.random.key(seed), x)`` gives
-    them. The collection ``params`` becomes trainable weights, all others non-trainable ones; their
-    names and paths are the module's. Random numbers of a call derive from a Keras seed, which is
-    saved and goes on where the module draws. ``training`` reaches the module as the argument its
+    The first call builds it and initializes its weights with ``module.init(jax.random.key(seed), x)``.
+    The collection ``params`` becomes trainable weights, all other collections non-trainable ones; names
+    and paths are the module's. Random numbers of a call derive from a Keras seed, which is saved and
+    advances with each call that uses it. ``training`` reaches the module as the argument its
     call has for it (``training``, ``train``, ``deterministic``, ``use_running_average``), or as its
-    field of that name. A layer whose ``trainable`` is False runs as in inference, so that its
-    statistics stand still as well. What the module sows into ``losses`` are losses of the layer.
+    field of that name. A layer whose ``trainable`` is False runs in inference mode, so that
+    its statistics do not change either. What the module sows into ``losses`` becomes a loss of the layer.
 
-    A mask that Keras keeps with its input goes to the module's ``mask``, if it has that and isn't
-    one of Flax's own, and on with outputs that have a vector for each of the mask's entries.
+    A Keras mask of the input is passed to the module's ``mask`` argument, if it has one and isn't one
+    of Flax's own, and is propagated to outputs that have a vector for each entry of the mask.
 
     Args:
-        module: a `linen.Module`; or a class, or a function, that makes one.
+        module: a `linen.Module`, or a class or function that returns one.
         args: positional arguments for the class or the function.
-        kwargs: named ones.
+        kwargs: keyword arguments.
         method: the name of what is called.
         seed: an int; None for one that `keras.utils.set_random_seed` decides.
         **options: ``name``, ``dtype``, ``trainable``, as for any layer. Inputs and parameters come in
             the compute dtype. float32 variables are held in the variable dtype, others in their own.
 
     Raises:
-        StructureMismatchError: if `module` is or makes no `linen.Module`.
+        StructureMismatchError: if `module` neither is nor returns a `linen.Module`.
         UnsupportedLayerError: where a model is saved as a file with its architecture and holds a
             class that isn't registered with Keras.
 
@@ -58,7 +58,7 @@ class LinenLayer(FlaxLayer):
     _kind, _other = nn.Module, nnx.Module
 
     def build(self, input_shape: Shape | None = None) -> None:
-        """Makes the variables for the inputs of a call, or for one input of a shape.
+        """Creates the variables for the inputs of a call, or for one input shape.
 
         Raises:
             ValueError: whatever the module raises when it is initialised.
@@ -95,7 +95,7 @@ class LinenLayer(FlaxLayer):
         return {"args": list(args), "kwargs": kwargs}
 
     def build_from_config(self, config: Mapping[str, Any]) -> None:
-        """Builds the layer for what `get_build_config` gave.
+        """Builds the layer from the result of `get_build_config`.
 
         Raises:
             ValueError: whatever the module raises when it is initialised.

@@ -78,7 +78,7 @@ class ComparisonReport(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Whether all outputs are the same but for rounding."""
+        """Whether all outputs are equal up to rounding."""
         return all(self.is_close(difference) for difference in self.outputs)
 
     @property
@@ -134,24 +134,24 @@ def compare(
     layers: bool = False,
     tolerance: float | None = None,
 ) -> ComparisonReport:
-    """Runs a Keras model and a Flax model on one batch in inference and compares what they give.
+    """Runs a Keras model and a Flax model on one batch in inference and compares their outputs.
 
     Args:
         model: a built Keras model.
-        target: an `nnx.Module`, run as it is, so call ``eval()`` first if it is of your own; or any
-            function of the batch, such as ``lambda x: linen_model.apply(variables, x)``.
+        target: an `nnx.Module`, run in its current mode, so call ``eval()`` first on a module of your own; or
+            any function of the batch, such as ``lambda x: linen_model.apply(variables, x)``.
         x: the batch, in the structure that the model takes.
-        layers: whether every layer between is compared too; for a module that `to_nnx` made.
+        layers: whether intermediate outputs are compared too, layer by layer; for a module from `to_nnx`.
         tolerance: the relative difference that counts as rounding; None for what the model's
             dtypes allow.
 
     Returns:
-        A report with ``report.ok`` and ``report.first``; printed, it says all of it.
+        A report with ``report.ok`` and ``report.first``, which prints as a table.
 
     Raises:
         NotBuiltError: if the model has no variables yet.
-        StructureMismatchError: if the numbers of outputs differ, or if layers are asked of a module
-            that `to_nnx` did not make.
+        StructureMismatchError: if the numbers of outputs differ, or with `layers` if the module
+            is not from `to_nnx`.
 
     Example:
         >>> from keras_flax_bridge.migrate import to_nnx

@@ -104,23 +104,21 @@ def to_nnx(
 ) -> nnx.Module:
     """Converts a Keras model into native Flax NNX modules, with its weights; no Keras at call time.
 
-    The module's class is made by running the very source that `to_source` writes. It starts in
-    inference mode, as Keras does; ``module.train()`` and ``module.eval()`` switch. What was
-    converted by which rule, what was dropped, and the measured difference of the outputs are in
-    ``module.conversion_report``.
+    The class of the module is created by executing the source that `to_source` writes. It starts in
+    inference mode, as Keras does; ``module.train()`` and ``module.eval()`` switch it.
+    ``module.conversion_report`` lists the rule of each layer, what was dropped, and the measured
+    difference of the outputs.
 
     Args:
         model: a built Sequential, Functional or subclassed model.
-        rngs: where the keys of dropout come from, by its ``dropout`` stream; ``nnx.Rngs(0)`` by
-            default.
+        rngs: its ``dropout`` stream gives the keys of dropout; ``nnx.Rngs(0)`` by default.
         fallback: ``"error"`` names all layers that have no rule; ``"bridge"`` keeps each as a
             `ToNNX` inside the native module.
         check_outputs: whether both are run on a random input and compared.
         class_name: the name of the module's class.
 
     Returns:
-        An ordinary `nnx.Module`, on which `nnx.jit`, `nnx.split` and optax work. It holds copies of
-        the weights.
+        An ordinary `nnx.Module`, for `nnx.jit`, `nnx.split` and optax. It holds copies of the weights.
 
     Raises:
         NotBuiltError: if the model has no variables yet.
@@ -156,8 +154,8 @@ def converted(conversion: Conversion, rngs: nnx.Rngs | None = None, check_output
 def to_source(model: keras.Model, *, class_name: str = "Model") -> str:
     """Writes a Keras model as standalone Python that imports only jax and flax.
 
-    Layers have the user's names, repeated blocks are a class and a loop, and settings that are
-    Flax's defaults are left out. The same model gives the same text.
+    Layers keep the user's names, repeated blocks become a class and a loop, and settings that equal
+    Flax's defaults are left out. The same model always gives the same text.
 
     Args:
         model: a built Sequential, Functional or subclassed model.

@@ -26,10 +26,10 @@ class ConversionReport(NamedTuple):
     Attributes:
         model: the name of the Keras model.
         layers: each layer's path in the module, and the rule that converted it.
-        dropped: what a native model does not do: regularizers, constraints, losses of layers.
+        dropped: what the native model leaves out: regularizers, constraints, losses of layers.
         checked: the largest difference of the outputs on a random input, relative to the largest
-            output; None where it was not measured.
-        tolerance: what that difference may be.
+            output; None if it was not measured.
+        tolerance: the largest difference allowed.
 
     Example:
         >>> report = ConversionReport("mlp", (("dense", "Dense -> nnx.Linear"),), (), 1e-7, 1e-5)

@@ -44,7 +44,7 @@ class MapRow(NamedTuple):
 
 
 class WeightMap:
-    """Where every Keras variable lies in a Flax model.
+    """The counterpart of every Keras variable in a Flax model.
 
     It moves weights, gradients and optimizer slots, in both directions and bit for bit. Print it
     for a table; `save` writes JSON to keep and edit; `kfb.restore` takes it as ``rename=``.
@@ -125,7 +125,7 @@ class WeightMap:
         return self.__rich__().to_html()
 
     def to_flax(self, source: PyTree = None) -> dict[str, Any]:
-        """Keras values in the places and shapes that they have in the Flax model.
+        """Keras values under the paths and in the shapes of the Flax model.
 
         Args:
             source: None for the model that the map was made with; a `keras.Model`; a `TrainState`;
@@ -135,13 +135,13 @@ class WeightMap:
             A nested dict of arrays; for a tree that holds part of the variables, that part.
 
         Raises:
-            StructureMismatchError: naming the variables that half of a pair lacks.
+            StructureMismatchError: naming the variables that are missing from a pair.
         """
         flat = keras_values(self.model if source is None else source)
         return nest_paths(dict(self.flax_values(flat)))
 
     def to_keras(self, target: PyTree, *, like: PyTree = None) -> PyTree:
-        """Flax values in the places and shapes that they have in the Keras model.
+        """Flax values under the keys and in the shapes of the Keras model.
 
         Args:
             target: an `nnx.Module`, an `nnx.State`, Linen variables, or a nested dict such as
@@ -217,7 +217,7 @@ class WeightMap:
         """The map as plain JSON types.
 
         Raises:
-            TypeError: if a transform has a setting that JSON has not.
+            TypeError: if a transform has a setting that JSON can't represent.
         """
         return {
             "format": MAP_FORMAT,
@@ -243,10 +243,10 @@ class WeightMap:
             path: the file.
 
         Returns:
-            The map; it knows no model.
+            The map, without a model.
 
         Raises:
-            CheckpointError: if the file holds no map.
+            CheckpointError: if the file is not a weight map.
 
         Example:
             >>> import tempfile

@@ -24,7 +24,7 @@ _TYPES = {PARAM: nnx.Param, BATCH_STAT: nnx.BatchStat}
 
 
 def weight_map(module: nnx.Module) -> WeightMap:
-    """Where every variable of the Keras model lies in a module that `to_nnx` made.
+    """The weight map of a module that `to_nnx` made.
 
     Args:
         module: the module, or one merged or cloned from it.
@@ -53,7 +53,7 @@ def to_nnx_state(model_or_state: keras.Model | TrainState) -> nnx.State:
         model_or_state: a built Keras model, or a `TrainState` that was taken from one.
 
     Returns:
-        An `nnx.State` for ``nnx.update(module, state)``, with weights and statistics, no random keys.
+        An `nnx.State` for ``nnx.update(module, state)``: weights and statistics, without random keys.
 
     Raises:
         NotBuiltError: if the model has no variables yet.
@@ -116,7 +116,7 @@ def to_keras(module: nnx.Module, like: Target) -> Target:
 
 
 def slots_to_nnx(module: nnx.Module, state: TrainState) -> dict[str, nnx.State]:
-    """The optimizer slots of a `TrainState` as states shaped like the parameters of a module.
+    """The optimizer slots of a `TrainState`, as trees shaped like the parameters of a module.
 
     Args:
         module: a module that `to_nnx` made of the state's model.
@@ -150,11 +150,11 @@ def slots_to_nnx(module: nnx.Module, state: TrainState) -> dict[str, nnx.State]:
 
 
 def slots_to_keras(module: nnx.Module, slots: dict[str, Any], state: TrainState) -> TrainState:
-    """A `TrainState` with optimizer slots that were trained as states of a module.
+    """Writes optimizer slots that were trained with a module back into a `TrainState`.
 
     Args:
         module: a module that `to_nnx` made of the state's model.
-        slots: by the names of the Keras optimizer, what `slots_to_nnx` gave.
+        slots: trees by slot name, as `slots_to_nnx` returns them.
         state: the state to take the other leaves from.
 
     Returns:

@@ -98,10 +98,10 @@ class Adapter(SharedOnCopy, optax.GradientTransformationExtraArgs):
 def as_optax(
     optimizer: keras.optimizers.Optimizer, *, model: keras.Model | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """Any Keras optimizer, of your own too, as an optax transformation.
+    """Any Keras optimizer, custom ones included, as an optax transformation.
 
     It runs Keras's own `stateless_apply`, on an optimizer rebuilt from the config of this one for the
-    structure of the parameters, so it works where optax's do: under `jax.jit`, `jax.vmap`,
+    structure of the parameters, so it works wherever optax's do: under `jax.jit`, `jax.vmap`,
     `jax.lax.scan` and `jax.eval_shape`, in `optax.chain` and `optax.multi_transform`, in Linen's
     `TrainState` and `nnx.Optimizer`. An update is the difference of new and old parameters, so that
     adding it rounds once more. `to_optax` gives native optax, without Keras, for Keras's own optimizers.

@@ -40,15 +40,15 @@ class OptaxOptimizer(WholeTreeOptimizer):
 
     Args:
         transformation: the name of a function in optax (``"adamw"``, ``"contrib.muon"``), a function that
-            makes a transformation, or a transformation.
-        learning_rate: a number, a schedule of Keras or of optax, or None where the transformation is
-            ready or takes none. It is read at every step, so callbacks may set it.
+            returns a transformation, or a transformation.
+        learning_rate: a number, a Keras or optax schedule, or None if `transformation` is a
+            transformation, or takes none. It is read at every step, so callbacks may set it.
         name: the optimizer's name.
         **arguments: those of the function, such as ``weight_decay=1e-4``; others are Keras's options, such
             as ``clipnorm=1.0`` or ``use_ema=True``.
 
     Attributes:
-        transformation: what it was made of.
+        transformation: the name, function or transformation it was created from.
         slots: optax's state by name, one variable for each parameter that has one.
         numbers: the rest of it by name, such as counts.
 
@@ -101,10 +101,10 @@ class OptaxOptimizer(WholeTreeOptimizer):
 
     @property
     def learning_rate(self) -> Any:
-        """The learning rate at this moment; 1 where the transformation has its own inside.
+        """The current learning rate; 1 for a transformation that has its own.
 
         Raises:
-            UnsupportedOptimizerError: if it is set where the transformation has its own inside.
+            UnsupportedOptimizerError: if it is set and the transformation has its own.
         """
         return super().learning_rate
 
@@ -136,7 +136,7 @@ class OptaxOptimizer(WholeTreeOptimizer):
             ) from error
 
     def build(self, variables: list[Any]) -> None:
-        """Makes a variable for every leaf of the transformation's state.
+        """Creates a variable for every leaf of the transformation's state.
 
         Args:
             variables: the variables to train.
@@ -245,7 +245,7 @@ class OptaxOptimizer(WholeTreeOptimizer):
             The optimizer.
 
         Raises:
-            CheckpointError: if the config names what may not be named, or holds code.
+            CheckpointError: if the config names something that is not allowed, or contains code.
             UnsupportedOptimizerError: as the constructor.
         """
         with keras.saving.custom_object_scope(custom_objects or {}):
@@ -259,7 +259,7 @@ class OptaxOptimizer(WholeTreeOptimizer):
             A dict for `from_config`.
 
         Raises:
-            UnsupportedOptimizerError: when a transformation that was made already is written to a file.
+            UnsupportedOptimizerError: when an optimizer of a transformation object is written to a file.
         """
         config = super().get_config()
         taken = split(factory_of(self.transformation), dict.fromkeys(OPTIONS))[0]

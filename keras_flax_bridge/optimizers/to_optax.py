@@ -104,12 +104,12 @@ def to_optax(
 ) -> optax.GradientTransformationExtraArgs | tuple[optax.GradientTransformationExtraArgs, Label]:
     r"""A Keras optimizer as native optax: the same rule, options and hyperparameters, the same trajectory.
 
-    Built of optax's own transformations where they are the same rule, else of small ones of this
-    package, each with its equations. Options come in Keras's order: gradients divided by the loss
-    scale, accumulated and clipped; parameters decayed; the rule; averages; constraints. A learning
-    rate that is a number lies in the state, as `optax.inject_hyperparams` puts it there
-    (``opt_state.hyperparams["learning_rate"]``); a schedule is called with the number of batches
-    seen. With `LossScaleOptimizer`, or a ``loss_scale_factor``, the gradients are those of the
+    Built from optax's own transformations where they follow the same rule, otherwise from small ones of
+    this package, each documented with its equations. Options are applied in Keras's order: gradients
+    divided by the loss scale, accumulated and clipped; parameters decayed; the rule; averages;
+    constraints. A learning rate that is a number is part of the state, as with
+    `optax.inject_hyperparams` (``opt_state.hyperparams["learning_rate"]``); a schedule is called with
+    the number of batches seen. With `LossScaleOptimizer`, or a ``loss_scale_factor``, the gradients are those of the
     scaled loss, as Keras's own `apply` takes them.
 
     Args:
@@ -120,14 +120,14 @@ def to_optax(
         label: True returns a pair of the transformation and its `Label`.
 
     Returns:
-        An `optax.GradientTransformationExtraArgs`; ``.label`` says which stock optimizer of optax comes
-        near and how far off it is. With ``label=True`` also that label. Parameters are any pytree;
+        An `optax.GradientTransformationExtraArgs`; ``.label`` names the closest stock optimizer of optax
+        and how it differs. With ``label=True`` also that label. Parameters are any pytree;
         those of ``TrainState.from_keras(model)`` where the optimizer looks at variables.
 
     Raises:
         UnsupportedOptimizerError: naming the class or the option that can't be converted. `as_optax`
             takes any optimizer.
-        NotBuiltError: if it can't be said what a variable gets before the optimizer is built.
+        NotBuiltError: if how a variable is treated is known only after the optimizer is built.
 
     Example:
         >>> import jax.numpy as jnp, keras, optax

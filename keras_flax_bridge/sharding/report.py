@@ -1,4 +1,4 @@
-"""What the rules of a layout do to a state, as a table."""
+"""What sharding rules do to a state, as a table."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from keras_flax_bridge.tree.types import PyTree
 
 
 class RuleReport(NamedTuple):
-    """What one rule took.
+    """The leaves that one rule matched.
 
     Attributes:
-        rule: the regular expression; ``everywhere`` for what no rule took.
-        spec: how the leaves lie.
+        rule: the regular expression; ``everywhere`` for leaves that no rule matched.
+        spec: how the leaves are sharded.
         leaves: how many.
         example: the path of one.
-        shards: into how many parts each is split.
+        shards: the number of parts of each leaf.
         size: bytes of all of them.
-        per_device: bytes that lie on each device.
+        per_device: their bytes on each device.
 
     Example:
         >>> row = RuleReport("kernel", PartitionSpec("data"), 2, "params/dense/kernel", 8, 1024, 128)
@@ -45,10 +45,10 @@ class RuleReport(NamedTuple):
 
 
 class ShardingReport(NamedTuple):
-    """What each rule took; printed, a table.
+    """The leaves that each rule matched; printed, a table.
 
     Attributes:
-        devices: how many the mesh has.
+        devices: the number of devices of the mesh.
         rules: one row for each rule and spec.
 
     Example:
@@ -78,7 +78,7 @@ class ShardingReport(NamedTuple):
 
     @property
     def per_device(self) -> int:
-        """Bytes that lie on each device."""
+        """Bytes on each device."""
         return sum(row.per_device for row in self.rules)
 
     def to_json(self) -> dict[str, Any]:
@@ -113,7 +113,7 @@ class ShardingReport(NamedTuple):
 
 
 def sharding_report(state: PyTree, mesh: Mesh, rules: Rules) -> ShardingReport:
-    """What each rule takes of a state, in leaves, devices and bytes.
+    """Reports which leaves of a state each rule matches, with shards and bytes.
 
     Args:
         state: a `TrainState`, concrete or abstract, or a tree of weights.
@@ -121,7 +121,7 @@ def sharding_report(state: PyTree, mesh: Mesh, rules: Rules) -> ShardingReport:
         rules: see `shardings_for`.
 
     Returns:
-        A report; printed, it is a table.
+        A report, which prints as a table.
 
     Raises:
         StructureMismatchError: as `shardings_for`.

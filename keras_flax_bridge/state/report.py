@@ -1,4 +1,4 @@
-"""Leaves as rows of a table: what lies where, in which kind, shape, dtype and size."""
+"""Leaves as rows of a table: path, kind, shape, dtype, size and sharding."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class LeafRow(NamedTuple):
     """One leaf.
 
     Attributes:
-        path: where it lies, such as ``params/dense/kernel``.
+        path: its path, such as ``params/dense/kernel``.
         kind: ``param``, ``slot``, ``batch_stat``, ``seed``, ``metric``, ``step``, ``frozen``, ``other``;
-            ``""`` where it isn't known.
-        dtype: its dtype; of what is no array its type.
+            ``""`` if it isn't known.
+        dtype: its dtype; for a leaf that is not an array, its type.
         shape: its shape.
         size: its bytes.
-        sharding: how it lies on devices; ``""`` where it isn't known.
+        sharding: how it is sharded over devices; ``""`` if it isn't known.
 
     Example:
         >>> LeafRow("params/dense/kernel", "param", "float32", (4, 2), 32, "").collection
@@ -65,9 +65,9 @@ class StateReport(NamedTuple):
     """The leaves of a state or a checkpoint; printed, a table by collection, with totals.
 
     Attributes:
-        title: what the leaves are of.
+        title: where the leaves come from.
         rows: one for each leaf.
-        notes: what else is to be said.
+        notes: remarks, such as what the file does not store.
 
     Example:
         >>> report = StateReport("weights", (LeafRow("params/w", "param", "float32", (2, 3), 24, ""),))
@@ -136,7 +136,7 @@ def _total(what: str, leaves: int, size: int) -> Line:
 
 
 def counted(number: int, what: str) -> str:
-    """A number of things in words.
+    """A count and a noun, in the singular or the plural.
 
     >>> counted(1, "leaf"), counted(2, "leaf"), counted(0, "metric")
     ('1 leaf', '2 leaves', '0 metrics')
@@ -146,7 +146,7 @@ def counted(number: int, what: str) -> str:
 
 
 def kind_of(path: Path) -> str:
-    """What a leaf is, as far as its path says.
+    """The kind of a leaf, as far as its path tells it.
 
     >>> kind_of(("non_trainable", "dropout", "seed_generator_state"))
     'seed'
@@ -159,11 +159,11 @@ def kind_of(path: Path) -> str:
 
 
 def rows(flat: Flat, shardings: Mapping[Path, str] | None = None) -> tuple[LeafRow, ...]:
-    """A row for every leaf, be it abstract.
+    """A row for every leaf, concrete or abstract.
 
     Args:
         flat: the leaves.
-        shardings: how they lie, in words; None to ask the leaves.
+        shardings: how they are sharded, as text; None to read it from the leaves.
     """
     found = {p: described(getattr(leaf, "sharding", None)) for p, leaf in flat.items()}
     found = found if shardings is None else dict(shardings)
@@ -190,7 +190,7 @@ def _dtype(leaf: Any) -> str:
 
 
 def described(sharding: Any) -> str:
-    """A sharding in words; nothing for that of a single device."""
+    """A sharding as text; empty for a single device."""
     if not isinstance(sharding, jax.sharding.NamedSharding):
         return ""
     return in_words(tuple(sharding.spec), sharding.mesh.shape)
@@ -207,16 +207,16 @@ def in_words(spec: Sequence[Any], axes: Mapping[str, int]) -> str:
 
 
 def report(state: PyTree) -> StateReport:
-    """What a state holds, leaf by leaf: kind, dtype, shape, bytes, how it lies on devices.
+    """Lists a state leaf by leaf: kind, dtype, shape, bytes, sharding.
 
     Args:
         state: a `TrainState`, concrete or abstract, or a part of one; any tree of arrays.
 
     Returns:
-        A report; printed, or shown in a notebook, it is a table by collection, with totals.
+        A report, which prints as a table by collection, with totals; in a notebook too.
 
     Raises:
-        StructureMismatchError: if `state` is no tree of leaves.
+        StructureMismatchError: if `state` is not a tree of leaves.
 
     Example:
         >>> import keras

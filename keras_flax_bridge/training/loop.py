@@ -38,38 +38,38 @@ def train(
     callbacks: Iterable[keras.callbacks.Callback] = (),
     verbose: int = 1,
 ) -> tuple[TrainState, History]:
-    """Trains until `steps` or `epochs` are reached, and goes on from the manager's newest checkpoint.
+    """Trains until `steps` or `epochs` are reached; resumes from the manager's newest checkpoint.
 
-    Metrics start again with each epoch. With a manager, its newest checkpoint is restored first, with the
-    position in the data, and one is written whenever its ``save_every`` says so, and at the end. On
-    SIGTERM the step in flight ends, a checkpoint is written, and the process exits with code 0, under
-    `jax.distributed` all processes after the same step. A Ctrl-C loses nothing: a checkpoint is written,
-    and the state that was given becomes the one that was reached.
+    Metrics are reset at each epoch. With a manager, its newest checkpoint is restored first, with the
+    position in the data; checkpoints are written every ``save_every`` steps, and at the end. On
+    SIGTERM the current step finishes, a checkpoint is written, and the process exits with code 0; under
+    `jax.distributed` all processes stop after the same step. Ctrl-C loses nothing: a checkpoint is written,
+    and the state that was passed in becomes the last one reached.
 
     Keras callbacks see the model of the state, which is brought up to date before the end of each epoch,
-    and a learning rate that they set is taken over, as are weights that they set at the end of training
+    and a learning rate that they set takes effect, as do weights that they set at the end of training
     (EarlyStopping with ``restore_best_weights``).
 
     Args:
-        state: where training begins, if the manager holds nothing.
+        state: the initial state, if the manager has no checkpoint.
         train_step: ``train_step(state, batch) -> (state, logs)``, of `make_train_step` or your own.
-        data: batches: something to iterate over anew in each epoch, such as a list or a Grain dataset, or
-            an iterator, which needs `steps`. To resume, an iterator needs `get_state` and `set_state`.
-        steps: the number that `state.step` shall reach.
-        epochs: how many times `data` is gone through, all processes that resumed counted.
+        data: batches: an iterable that can be read again in each epoch, such as a list or a Grain dataset,
+            or an iterator, which needs `steps`. To resume, an iterator needs `get_state` and `set_state`.
+        steps: train until `state.step` is this number.
+        epochs: how many passes over `data`, counted over all resumed runs.
         eval_step: ``eval_step(state, batch) -> (state, logs)``; runs over `eval_data` after each epoch.
         eval_data: batches to evaluate on; its logs come as ``val_...``.
         manager: where checkpoints are.
-        callbacks: Keras callbacks; those that save the model or need its `fit` make no sense here.
-        verbose: 0 for silence, 1 for Keras's progress bar, 2 for a line an epoch.
+        callbacks: Keras callbacks, except those that save the model or need its `fit`.
+        verbose: 0 for no output, 1 for Keras's progress bar, 2 for a line an epoch.
 
     Returns:
         The state, and Keras's History of this process's epochs, such as ``history.history["loss"]``;
         ``history.plot()`` draws its curves.
 
     Raises:
-        StructureMismatchError: if neither or not the right one of `steps` and `epochs` is given, or the data
-            can't be gone through, or not be resumed.
+        StructureMismatchError: if the wrong one or neither of `steps` and `epochs` is given, or if the data
+            can't be iterated over or resumed.
         CheckpointError: if a checkpoint can't be read or written.
 
     Example:

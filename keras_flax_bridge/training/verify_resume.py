@@ -39,7 +39,7 @@ class ResumeReport(NamedTuple):
     Attributes:
         steps: steps before and after the interruption.
         leaves: how many leaves were compared.
-        differing: paths of the leaves that are not the same bits, in the order of the state.
+        differing: paths of the leaves that differ in any bit, in the order of the state.
 
     Example:
         >>> print(ResumeReport((3, 3), 12, ("params/dense/kernel",)))
@@ -52,7 +52,7 @@ class ResumeReport(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Whether all leaves are the same bits."""
+        """Whether all leaves are equal bit for bit."""
         return not self.differing
 
     @property
@@ -85,7 +85,7 @@ class ResumeReport(NamedTuple):
 def verify_resume(
     model_fn: Callable[[], Any], data_fn: Callable[[], Any], *, steps: tuple[int, int] = (3, 3)
 ) -> ResumeReport:
-    """Trains once without a break and once with one, and compares the two to the bit.
+    """Trains once uninterrupted and once interrupted, and compares the two bit for bit.
 
     Both runs begin with the same weights. One new process trains ``sum(steps)`` steps. Another trains
     ``steps[0]``, saves, and ends at once; a third restores state and data position and trains
@@ -94,11 +94,11 @@ def verify_resume(
     Args:
         model_fn: builds a compiled model. Like `data_fn` a function that a new process can import: at
             the top level of a module, with what runs it behind ``if __name__ == "__main__"``.
-        data_fn: gives an iterator of batches, a Grain iterator or one with `get_state` and `set_state`.
-        steps: how many steps before and after the break.
+        data_fn: returns an iterator of batches: a Grain iterator, or one with `get_state` and `set_state`.
+        steps: how many steps before and after the interruption.
 
     Returns:
-        A report that names the leaves that differ; printed, it says the first.
+        A report that names the leaves that differ; printed, it names the first.
 
     Raises:
         BridgeError: if one of the processes fails; its own output says why.

@@ -50,11 +50,11 @@ class Ours(NamedTuple):
 def match(
     model: keras.Model, target: PyTree, *, sample: Batch | None = None, apply: Callable | None = None
 ) -> WeightMap:
-    """Finds where every variable of a Keras model lies in a Flax model with other names.
+    """Finds the counterpart of every variable of a Keras model in a Flax model with other names.
 
-    Layers are aligned by what they hold, up to reshapes, transposes, and query, key and value in one
-    array; where several fit, by their names and their order. Where these don't settle it, `sample`
-    does: both models run on it. Without one the map says in its notes, and the log, what is open.
+    Layers are aligned by the shapes of their variables, up to reshapes, transposes, and query, key and
+    value in one array; if several fit, by names and order. If that is ambiguous, both models run on
+    `sample`. Without a sample, the notes of the map and the log say what is ambiguous.
 
     Args:
         model: a built Keras model.
@@ -63,8 +63,8 @@ def match(
         apply: with Linen variables and a sample, the function ``apply(variables, x)``.
 
     Returns:
-        A `WeightMap`. ``only_keras`` and ``only_flax`` name biases that one side lacks; ``notes``
-        what is open, and settings that differ and change the outputs.
+        A `WeightMap`. ``only_keras`` and ``only_flax`` name biases that only one model has; ``notes``
+        list ambiguities, and settings that differ and change the outputs.
 
     Raises:
         NotBuiltError: if the model has no variables yet.

@@ -127,10 +127,10 @@ def register_rule(
     call: str | Callable[[Site], str] = "{module}({x})",
     activation: str | None = None,
 ) -> None:
-    """Registers what a Keras layer of yours is in native Flax.
+    """Registers the native Flax counterpart of a Keras layer class.
 
-    The converter, the source writer and the maps of weights read the same rule. It holds for
-    exactly this class; a subclass needs one of its own.
+    The converter, the source writer and the weight maps read the same rule. It applies to exactly
+    this class; a subclass needs a rule of its own.
 
     Args:
         layer: the Keras class.
@@ -140,8 +140,8 @@ def register_rule(
             site, which knows the ``layer`` and the input's ``shape()``; a value stands for itself.
         weights: structural key of a variable in the layer, such as ``kernel``: its path in the
             module, or ``(path, transforms)`` with invertible transforms.
-        call: the expression, with ``{module}`` and ``{x}`` in it; a function of the site where that
-            doesn't do.
+        call: the expression, with ``{module}`` and ``{x}`` in it; or a function of the
+            site.
         activation: the attribute with the activation that is applied to the result.
 
     Raises:
