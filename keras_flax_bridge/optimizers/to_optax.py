@@ -109,8 +109,8 @@ def to_optax(
     divided by the loss scale, accumulated and clipped; parameters decayed; the rule; averages;
     constraints. A learning rate that is a number is part of the state, as with
     `optax.inject_hyperparams` (``opt_state.hyperparams["learning_rate"]``); a schedule is called with
-    the number of batches seen. With `LossScaleOptimizer`, or a ``loss_scale_factor``, the gradients are those of the
-    scaled loss, as Keras's own `apply` takes them.
+    the number of batches seen. With `LossScaleOptimizer`, or a ``loss_scale_factor``, the gradients are
+    those of the scaled loss, as Keras's own `apply` takes them.
 
     Args:
         optimizer: a `keras.optimizers.Optimizer` of Keras itself, built or not.
