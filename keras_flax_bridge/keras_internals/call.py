@@ -20,7 +20,7 @@ from keras_flax_bridge.tree.paths import flatten_tree, join_path, nest_paths
 def call(
     layer: Any, entries: Sequence[Entry], values: Sequence[Any], args: tuple, kwargs: Mapping[str, Any]
 ) -> tuple[Any, list[Any], list[Any]]:
-    """Calls a layer on given values: its outputs, the values afterwards, the losses it raised."""
+    """Calls a layer with given values; returns its outputs, the updated values and its losses."""
     mapping = [(entry.variable, value) for entry, value in zip(entries, values, strict=True)]
     writable, finalized = keras_internals.writable(layer), keras_internals.finalized(layer, entries, values)
     with writable, finalized, keras.StatelessScope(mapping, collect_losses=True) as scope:
@@ -44,10 +44,10 @@ def _explain_untraceable(layer: Any, error: IndexError) -> None:
 
 
 def require_layer(layer: Any) -> None:
-    """Checks that something is a Keras layer.
+    """Checks that an object is a Keras layer.
 
     Raises:
-        StructureMismatchError: if it is none.
+        StructureMismatchError: if it is not.
     """
     if not isinstance(layer, keras.layers.Layer):
         raise StructureMismatchError(
@@ -56,10 +56,10 @@ def require_layer(layer: Any) -> None:
 
 
 def require_built(layer: Any) -> None:
-    """Checks that something is a Keras layer that has its variables.
+    """Checks that an object is a built Keras layer.
 
     Raises:
-        StructureMismatchError: if it is no Keras layer.
+        StructureMismatchError: if it is not a Keras layer.
         NotBuiltError: if it has no variables yet.
     """
     require_layer(layer)
@@ -135,9 +135,9 @@ def require_variables(variables: Any) -> None:
 
 
 def require_known(kwargs: Mapping[str, Any], model: Any, where: str) -> None:
-    """Checks that no argument is one of Flax's words for what Keras calls training.
+    """Checks that no argument is one of Flax's names for Keras's `training`.
 
-    It would be swallowed: a Functional model drops what it doesn't know.
+    It would be ignored silently: a Functional model drops unknown arguments.
 
     Raises:
         StructureMismatchError: naming the argument.
@@ -158,7 +158,7 @@ def _lacks_seed(entry: Entry, given: Mapping) -> bool:
 
 
 def _refuse_placeholders(drawn: Sequence[Entry], absent: Mapping) -> None:
-    """A seed that was left out must not have been drawn from."""
+    """Checks that no seed was used that was left out."""
     missing = [join_path(("non_trainable", *e.path)) for e in drawn if e.path in absent]
     if missing:
         raise StructureMismatchError(

@@ -1,4 +1,4 @@
-"""What an optimizer holds and decides for each variable: learning rate, decay, group, rule."""
+"""What an optimizer decides for each variable: learning rate, decay, group, rule."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def learning_rate(optimizer: Any) -> Any:
 
 
 def number(variable: Any) -> float | None:
-    """The value of a scalar variable; None where it moved or is traced."""
+    """The value of a scalar variable; None if it was moved or is traced."""
     return float(variable.value) if holds_value(variable) else None
 
 
@@ -39,19 +39,19 @@ def is_decayed(optimizer: Any, variable: Any) -> bool:
     """Whether weight decay applies to a variable, or to anything with a variable's name."""
     # `_use_weight_decay`: no public method or config has what exclude_from_weight_decay was given
     answer = optimizer._use_weight_decay(variable)
-    if variable.__class__ is NamedLeaf:  # kept by id, which another object may have tomorrow
+    if variable.__class__ is NamedLeaf:  # by id, which can be reused by another object
         optimizer._exclude_from_weight_decay_cache.pop(id(variable), None)
     return answer
 
 
 def takes_adam(muon: Any, variable: Any) -> bool:
     """Whether Muon updates a variable by Adam."""
-    return muon._should_use_adamw(variable)  # its rule on shapes and paths stands nowhere else
+    return muon._should_use_adamw(variable)  # its rule on shapes and paths has no public form
 
 
 def group_of(multi: Any, variable: Any) -> int:
-    """Which of a MultiOptimizer's optimizers has a variable."""
-    # `_var_to_optimizer_idx`, `_optimizer_map`: who gets what, after and before it is built
+    """Which of a MultiOptimizer's optimizers trains a variable."""
+    # `_var_to_optimizer_idx`, `_optimizer_map`: the assignment, after and before it is built
     indices = getattr(multi, "_var_to_optimizer_idx", {})
     if id(variable) in indices:
         return indices[id(variable)]
@@ -59,7 +59,7 @@ def group_of(multi: Any, variable: Any) -> int:
 
 
 class NamedLeaf:
-    """What stands for a variable where there is none: the name and the shape of a leaf."""
+    """A stand-in for a variable: the name and the shape of a leaf."""
 
     constraint = None
 

@@ -1,4 +1,4 @@
-"""Paths of leaves in a tree: flatten, nest, fill, compare, and say the difference in words."""
+"""Paths of leaves in a tree: flatten, nest, fill and compare."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def _name(key: Any) -> str:
 
 
 def nest_paths(flat: Mapping[Path, Any]) -> dict[str, Any]:
-    """The nested dict of the given leaves.
+    """Builds the nested dict of the given leaves.
 
     >>> nest_paths({("a", "b"): 1, ("a", "c"): 2})
     {'a': {'b': 1, 'c': 2}}
 
     Raises:
-        StructureMismatchError: if a leaf lies below another.
+        StructureMismatchError: if one leaf is below another.
     """
     tree: dict[str, Any] = {}
     for path, leaf in flat.items():
@@ -92,7 +92,7 @@ def _not_nested(path: Path) -> StructureMismatchError:
 
 
 def fill_tree(like: Any, flat: Mapping[Path, Any]) -> Any:
-    """A tree of the structure of `like`, with the leaves of `flat`; a leaf it lacks stays as it is.
+    """A tree of the structure of `like`, with the leaves of `flat`; leaves that `flat` lacks are kept.
 
     >>> fill_tree({"a": (1, 2)}, {("a", "1"): 5})
     {'a': (1, 5)}

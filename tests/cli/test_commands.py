@@ -238,7 +238,7 @@ BROKEN = {
     "NNX mode": ({"KERAS_NNX_ENABLED": "true"}, {}, "KERAS_NNX_ENABLED=true switches"),
     "old": ({}, {"flax": "0.11.9"}, "flax 0.11.9 is older than 0.12.8"),
     "missing": ({}, {"optax": None}, "optax is not installed. pip install optax"),
-    "two releases": ({}, {"jaxlib": "0.99.0"}, "jaxlib 0.99.0 are not of one release"),
+    "two releases": ({}, {"jaxlib": "0.99.0"}, "jaxlib 0.99.0 are of different releases"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Configs for Keras out of a file: what they name is looked at before Keras sees them.
+"""Keras configs from a file: the names in them are checked before Keras reads them.
 
 Keras's safe mode refuses lambdas. What else a config can reach depends on the version: any public function of
 Keras that is not on a list of Keras's, layers that load other files, and packages that Keras imports.

@@ -1,4 +1,4 @@
-"""Checks of JSON that a stranger may have written: types, ranges, names; each fault says its field."""
+"""Checks of untrusted JSON: types, ranges, names; each error names its field."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MOST_ELEMENTS = 1 << 48  # of an array: the address space of a machine
 
 
 class Malformed(ValueError):  # noqa: N818 - it never leaves the package
-    """A field that is not what it should be."""
+    """A field with an invalid value."""
 
     def __init__(self, field: str, got: str, expected: str):
         super().__init__(f"{field}: got {got}, expected {expected}")
