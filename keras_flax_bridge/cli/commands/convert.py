@@ -1,4 +1,4 @@
-"""convert: writes what lies in one kind of file as another, reads it back and compares every bit."""
+"""convert: writes one kind of file as another, reads it back and compares every bit."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument(
         "target",
         metavar="DST",
-        help="where to; its suffix says what it becomes; without one it is a checkpoint",
+        help="the target; its suffix selects the format; without one it is a checkpoint",
     )
-    said = "what it becomes; flax is a plain tree, for Orbax's StandardCheckpointer"
+    said = "the format; flax is a plain tree, for Orbax's StandardCheckpointer"
     parser.add_argument("--to", choices=converting.KINDS, help=said)
-    said = "how a checkpoint lies on disk"
+    said = "the layout of a checkpoint on disk"
     parser.add_argument("--layout", choices=("tree", "packed"), default="tree", help=said)
     parser.add_argument("--force", action="store_true", help="replace what lies there")
     arguments.add_step(parser)

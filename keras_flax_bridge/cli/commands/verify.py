@@ -1,4 +1,4 @@
-"""verify: reads every leaf, compares its checksum, names those that are damaged or have none.
+"""verify: compares every leaf with its checksum, and names those that are damaged or have none.
 
 The exit code is 0 only if every leaf was compared and none is damaged.
 """

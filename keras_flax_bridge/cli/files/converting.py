@@ -1,4 +1,4 @@
-"""What lies in one kind of file or folder, written as another, read back and compared bit for bit."""
+"""Writes one kind of file or folder as another, reads it back and compares it bit for bit."""
 
 from __future__ import annotations
 
@@ -97,10 +97,10 @@ class Converted(NamedTuple):
 
 
 def kind_for(path: FilePath, to: str | None) -> str:
-    """The kind of a target: what was asked for, else what its suffix says, else a checkpoint.
+    """The kind of a target: as requested, otherwise by its suffix, otherwise a checkpoint.
 
     Raises:
-        CheckpointError: if the suffix says another kind than was asked for.
+        CheckpointError: if the suffix is that of a different kind than requested.
     """
     wanted = {kind: suffix for suffix, kind in SUFFIXES.items()}
     by_suffix = next((kind for suffix, kind in SUFFIXES.items() if path.name.endswith(suffix)), None)
@@ -125,15 +125,15 @@ def convert(
     layout: str = "tree",
     force: bool = False,
 ) -> Converted:
-    """Writes what lies in `source` as another kind, all or nothing.
+    """Writes the leaves of `source` as another kind, all or nothing.
 
     Args:
         source: what was opened.
         path: where to.
         kind: one of `KINDS`.
-        model_file: a `.keras` file with the model that the leaves are of, if nothing stored says so.
+        model_file: a `.keras` file with the model of the leaves, if `source` has no model config.
         layout: of a checkpoint.
-        force: whether what lies at `path` may be replaced.
+        force: whether an existing `path` may be replaced.
 
     Raises:
         CheckpointError: if `path` can't be written, or the kind can't hold the leaves.
@@ -144,7 +144,7 @@ def convert(
     with working(f"reading {source.path}"):
         # first, since a model may be loaded for it: before the values are in memory as well
         initial = source.initial() if kind == "checkpoint" else {}
-        gc.collect()  # models hold themselves
+        gc.collect()  # models contain reference cycles
         give_back()
         values = source.values()
     strange = {name: source.lacks[kind_of(name)] for name in values if kind_of(name) in source.lacks}
@@ -167,13 +167,13 @@ def _size(leaf: Any) -> int:
 
 
 def _started(initial: Mapping[Path, Any]) -> list[str]:
-    """What is said of leaves that the source lacks."""
+    """A note on leaves that the source lacks."""
     names = ", ".join(map(join_path, initial))
     return [f"not in the source, so as the model starts them: {names}"] if initial else []
 
 
 def _models(source: Contents, model_file: Any, path: FilePath) -> Callable[[], Any]:
-    """What gives the model that the leaves are of, each time a new one."""
+    """A function that returns the model of the leaves, a new one each time."""
 
     def build() -> Any:
         if model_file is not None:
@@ -202,7 +202,7 @@ def _require_named(source: Contents) -> None:
 
 
 def _require_equal(draft: FilePath, done: writers.Written, flat: Flat, job: writers.Job) -> None:
-    """Checks that what was written is what was read, and that each leaf is there or said to be left out."""
+    """Checks that the written leaves equal the source, and that each is written or reported as left out."""
     back = opened(draft, model=job.model() if draft.name.endswith(".weights.h5") else None)
     accounted = {*done.names.values(), *done.left}
     lost = [name for name in flat if name not in accounted]
@@ -219,7 +219,7 @@ def _require_equal(draft: FilePath, done: writers.Written, flat: Flat, job: writ
 
 
 def _unlike(back: Contents, names: Mapping[Path, Path], flat: Flat) -> Iterator[Path]:
-    """The leaves that came back otherwise; a few are read at a time."""
+    """The leaves that differ when read back; a few are read at a time."""
     there = {name: leaf for name, leaf in back.specs.items() if name in names}
     with back.reading():
         for group in groups(there, back.packed()):

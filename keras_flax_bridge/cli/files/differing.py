@@ -1,4 +1,4 @@
-"""What differs between what lies in two places: paths, shapes, dtypes, values."""
+"""Compares two files or checkpoints: paths, shapes, dtypes, values."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class FileDifference(NamedTuple):
 
 
 def difference(a: Contents, b: Contents, *, values: bool = False) -> FileDifference:
-    """Compares two places.
+    """Compares two files or checkpoints.
 
     Args:
         a: the first.
@@ -133,7 +133,7 @@ def difference(a: Contents, b: Contents, *, values: bool = False) -> FileDiffere
 
 
 def _comparable(a: Contents, b: Contents) -> tuple[Flat, Flat, dict[str, list[str]]]:
-    """The leaves of both, without those that one of them can't hold."""
+    """The leaves of both, without those that either format can't store."""
     first, second = _below_params(a.specs, b.specs), _below_params(b.specs, a.specs)
     why = {**a.lacks, **b.lacks}
     skipped: dict[str, list[str]] = {}
@@ -148,7 +148,7 @@ def _without(flat: Flat, kinds: Mapping[str, str]) -> Flat:
 
 
 def _below_params(flat: Flat, other: Flat) -> Flat:
-    """The leaves of a module's state, which has no ``params`` above it, where the other side has."""
+    """Adds ``params`` above the leaves of a module's state, if the other file has it."""
     if any(kind_of(path) for path in flat) or not any(path[0] == "params" for path in other):
         return flat
     return {("params", *path): leaf for path, leaf in flat.items()}
@@ -163,7 +163,7 @@ def _unlike(kind: str, both: Mapping[Path, Any], paths: Iterable[Path]) -> Itera
 
 
 def _values(a: Contents, b: Contents, names: Mapping[Path, tuple[Any, Any]]) -> Iterator[DifferenceRow]:
-    """Leaves whose values differ; some are read at a time, of a large one some elements."""
+    """Leaves whose values differ; reads a few leaves at a time, and large ones in parts."""
     with a.reading(), b.reading():
         for group in groups({path: leaf for path, (leaf, _) in names.items()}, a.packed()):
             for path, largest in _of_group(a, b, group, names):
@@ -187,7 +187,7 @@ def _of_group(
 
 
 def _own(contents: Contents, path: Path) -> Path:
-    """The name of a leaf on one side: there may be no ``params`` above it."""
+    """The path of a leaf in its own file, which may have no ``params`` above it."""
     return path if path in contents.specs else path[1:]
 
 

@@ -23,7 +23,7 @@ from keras_flax_bridge.migrate.weight_map import WeightMap
 from keras_flax_bridge.tree.leaves import on_disk
 from keras_flax_bridge.tree.paths import Flat, join_path
 
-_WEIGHTS = nnx.Not(nnx.RngState)  # the keys of dropout are whoever's makes the module
+_WEIGHTS = nnx.Not(nnx.RngState)  # dropout keys come from the caller that creates the module
 
 
 class Ejected(NamedTuple):
@@ -43,7 +43,7 @@ def eject(model: Any, file: Path, source: Path, weights: Path, class_name: str, 
         source: the ``.py`` file to write.
         weights: the folder of the checkpoint to write; its leaves have the names of the module's.
         class_name: of the module.
-        force: whether what lies there may be replaced.
+        force: whether existing targets may be replaced.
 
     Raises:
         CheckpointError: if either can't be written.
@@ -64,7 +64,7 @@ def eject(model: Any, file: Path, source: Path, weights: Path, class_name: str, 
 
 @contextlib.contextmanager
 def _converting(file: Path) -> Iterator[None]:
-    """Says of which file a model is that can't be run: its settings may be of anyone's choice."""
+    """Names the file of a model that can't be run: its settings are untrusted."""
     try:
         yield
     except BridgeError:
@@ -88,13 +88,13 @@ def _saved(flat: Flat) -> Flat:
 
 
 def _metadata(flat: Flat) -> dict[str, Any]:
-    """What lets `kfb.restore` fill a module of the source: every leaf has the name that it has there."""
+    """Metadata with which `kfb.restore` fills a module of the source: an identity weight map."""
     same = WeightMap([Pair((path,), (path,)) for path in flat])
     return {**state_metadata(None, None), "weight_map": same.to_json()}
 
 
 def _read_back(source: Source, file: Path, weights: Path) -> Flat:
-    """The weights, as a module of what lies in the file has them; nothing else than the source is run."""
+    """The weights, restored into a module of the written file; only that source is executed."""
     text = file.read_text(encoding="utf-8")
     if text != source.text:
         raise CheckpointError(

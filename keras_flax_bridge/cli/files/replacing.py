@@ -1,4 +1,4 @@
-"""Files and folders that take their place at once, or not at all."""
+"""Replaces files and folders atomically."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def require_free(path: Path, *, source: Path, force: bool) -> None:
     """Checks that a path may be written, and that what is replaced is one file or one checkpoint.
 
     Raises:
-        StepAlreadyExistsError: if something lies there.
-        ArgumentError: if `source` does, or what lies there is no file and no checkpoint.
+        StepAlreadyExistsError: if the path exists.
+        ArgumentError: if it is `source`, or neither a file nor a checkpoint.
     """
     fix = "Make the folder first."
     require(path.parent.is_dir(), str(path), "a parent folder that does not exist", "one that does", fix)
@@ -38,7 +38,7 @@ def require_free(path: Path, *, source: Path, force: bool) -> None:
 
 @contextlib.contextmanager
 def beside(path: Path) -> Iterator[Path]:
-    """A place to write to, on the disk of `path`; it takes the name at the end, if nothing failed."""
+    """A temporary path on the same disk as `path`; renamed to it at the end, if nothing failed."""
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         yield folder / path.name

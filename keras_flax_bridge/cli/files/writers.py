@@ -25,7 +25,7 @@ from keras_flax_bridge.tree.paths import Flat, Path, join_path, nest_paths
 
 @dataclass
 class Job:
-    """What is to be written: leaves, where they come from, what builds their model, a layout.
+    """What to write: leaves, their source, the function that builds their model, a layout.
 
     `given` says whether the model was given beside the source.
     """
@@ -38,7 +38,7 @@ class Job:
 
     @cached_property
     def config(self) -> Any:
-        """The config of the model: of the given one, if the leaves are of it; else the stored one."""
+        """The config of the given model, after checking the leaves against it, or the stored config."""
         if not self.given:
             return self.source.metadata.get("model")
         model = self.model()
@@ -52,8 +52,8 @@ class Written(NamedTuple):
     Attributes:
         names: the leaf that each written name holds.
         left: leaves that were left out, and why.
-        notes: what else is to be said.
-        started: names that hold no leaf of the source, but what the model starts with.
+        notes: remarks for the user.
+        started: names whose leaves are not in the source and are initialized by the model.
     """
 
     names: dict[Path, Path]
@@ -62,7 +62,7 @@ class Written(NamedTuple):
     started: frozenset[Path] = frozenset()
 
 
-_CARRIED = ("model", "no_model", "weight_map", "data")  # what lies beside the leaves, and stays with them
+_CARRIED = ("model", "no_model", "weight_map", "data")  # metadata that is copied with the leaves
 _NO_CONFIG = "the config of the model has no place in a plain tree: keep the source, or the model's code"
 
 
@@ -118,7 +118,7 @@ _NO_OPTIMIZER = "the model has no optimizer of Keras's with such slots"
 
 
 def _fill(model: Any, flat: Flat, where: str) -> Written:
-    """Puts leaves into a model; what it is given no slots for, starts.
+    """Puts leaves into a model; missing slots keep their initial values.
 
     Raises:
         CheckpointError: if these are several models.
@@ -155,7 +155,7 @@ def _parted(flat: Flat) -> tuple[Flat, Flat]:
 
 
 def _restart(model: Any) -> None:
-    """Gives a compiled model an optimizer that has seen nothing."""
+    """Gives a compiled model a new optimizer."""
     if model.compiled:
         model.optimizer = keras_internals.rebuilt(model.optimizer, {id(v): v for v in model.weights})
 
