@@ -83,7 +83,7 @@ def shard(state: Target, mesh: Mesh, rules: Rules) -> Target:
 
 
 def keras_names(state: Any) -> dict[Path, str]:
-    """How Keras itself calls the weights of a state, by path, where it is a state of Keras models."""
+    """Keras's own names of the weights of a state, by path, for a state of Keras models."""
     found = {}
     for name, model in models_of(getattr(state, "apply_fn", None)).items():
         for tree, entries in zip(

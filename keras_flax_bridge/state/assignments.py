@@ -1,4 +1,4 @@
-"""Where the leaves of a state go in a Keras model, decided and checked before anything is assigned."""
+"""Maps the leaves of a state to the variables of a Keras model; checks all before anything is assigned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Between a Keras model and a state: build what isn't built, take values out, find where they go back."""
+"""Building a Keras model, its optimizer and metrics for a state."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STATE_TREES = ("params", "non_trainable", "opt_state", "metrics")  # as `keras_i
 
 
 def built(trained: Any, batch: Any) -> Any:
-    """The model, its metrics as far as `batch` tells, and its optimizer, built.
+    """Builds the model, its metrics as far as `batch` allows, and its optimizer.
 
     Raises:
         NotBuiltError: if the model is unbuilt and there is no batch.
@@ -39,7 +39,7 @@ def built(trained: Any, batch: Any) -> Any:
 
 
 def build(trained: Any, batch: Any) -> None:
-    """Creates the variables that a batch of these shapes and dtypes asks for, as `fit` would.
+    """Creates the variables that a batch of these shapes and dtypes needs, as `fit` would.
 
     Raises:
         StructureMismatchError: if the batch is not what the model, its loss and its metrics take.
@@ -72,7 +72,7 @@ def require_built_model(model: Any) -> None:
 
 
 def copied(optimizer: Any) -> Any:
-    """Copies of Keras optimizers, also in a dict, for a model that is yet to be built; all else as it is.
+    """Copies of Keras optimizers, also in a dict, for a model that is not built yet; other values unchanged.
 
     Raises:
         UnsupportedOptimizerError: as `keras_internals.rebuilt_alone`.
@@ -102,7 +102,7 @@ def match_copies(optimizer: Any, copies: Any) -> None:
 def abstracted(
     take: Callable[..., Any], model_fn: Callable[[], Any], optimizer: Any, given: Mapping[str, Any]
 ) -> Any:
-    """What `take` makes of the model that `model_fn` builds, as shapes and dtypes.
+    """The state that `take` returns for the model that `model_fn` builds, as shapes and dtypes.
 
     Args:
         take: `TrainState.from_keras`.
@@ -111,7 +111,7 @@ def abstracted(
         given: the other arguments of `take`.
 
     Raises:
-        StructureMismatchError: if the model was there before, or the optimizer is for another one.
+        StructureMismatchError: if the model existed before, or the optimizer was built for another one.
         UnsupportedLayerError: if building the model needs values.
         UnsupportedOptimizerError: if the optimizer can't be copied.
     """
@@ -148,7 +148,7 @@ def explaining_concretization() -> Iterator[None]:
 
 
 def require_untraced(model: Any) -> None:
-    """Checks that a model which `abstract` is to build was not there before.
+    """Checks that `model_fn` builds a new model.
 
     Raises:
         StructureMismatchError: if its variables hold values.

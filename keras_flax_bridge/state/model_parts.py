@@ -12,7 +12,7 @@ TREES = (*STATE_TREES, "eval_metrics")
 
 
 class ModelParts:
-    """What a `TrainState` knows about the models in it."""
+    """Methods of a `TrainState` for the models in it."""
 
     @property
     def parts(self: Any) -> tuple[str, ...]:
@@ -20,10 +20,10 @@ class ModelParts:
         return tuple(getattr(self.apply_fn, "parts", ()))
 
     def part(self: Any, name: str) -> Any:
-        """The state of one model out of several, as `from_keras` of that model alone would give it.
+        """The state of one of several models, as `from_keras` of that model alone would return it.
 
-        All that works on a state of one model works on it: steps, `apply_gradients`, `apply_fn`.
-        Donating it takes the leaves away from this state, but for `step`, which is copied.
+        Everything that works on a state of one model works on it: steps, `apply_gradients`, `apply_fn`.
+        Donating it invalidates the leaves of this state, except `step`, which is copied.
 
         Args:
             name: a name of `parts`.
@@ -59,7 +59,7 @@ class ModelParts:
             **parts: states by name, as `part` gives them.
 
         Returns:
-            A new state; its `step` is that of the part that went furthest.
+            A new state; its `step` is the largest of the parts.
 
         Raises:
             StructureMismatchError: if there is no such model, or a state is of another one.

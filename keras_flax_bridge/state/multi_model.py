@@ -38,11 +38,11 @@ class PartsApply:
             variables: ``{"params": ..., "non_trainable": ...}``, as `state` has them.
             *args: what the model is called on.
             method: the model's name.
-            **kwargs: as for a single model. Updates of ``non_trainable`` come back with those of the
-                other models in place.
+            **kwargs: as for a single model. Updates of ``non_trainable`` include the
+                unchanged values of the other models.
 
         Returns:
-            The outputs, or ``(outputs, updates)`` where ``mutable`` asks for any.
+            The outputs, or ``(outputs, updates)`` if ``mutable`` names any.
 
         Raises:
             StructureMismatchError: if there is no such model, or `variables` isn't what it needs.
@@ -92,7 +92,7 @@ class PartsTransformation(SharedOnCopy, optax.GradientTransformationExtraArgs):
 
 
 def require_names(names: Iterable[Any], models: Mapping[str, Any], where: str) -> None:
-    """Checks that every name is that of a model.
+    """Checks that every name is the name of a model.
 
     Raises:
         StructureMismatchError: listing the names that are not.
@@ -126,7 +126,7 @@ def require_single(names: Iterable[str], where: str) -> None:
 
 
 def require_same_weights(part: Any, present: Any, name: str) -> None:
-    """Checks that a state has the weights of another, whatever is trained.
+    """Checks that a state has the same weights as another, trainable or not.
 
     Raises:
         StructureMismatchError: listing the weights that differ.
@@ -167,12 +167,12 @@ def models_of(apply_fn: Any) -> dict[str, Any]:
 
 
 def arguments(given: Mapping[str, Any], name: str, models: Mapping[str, Any]) -> dict[str, Any]:
-    """What arguments that are dicts by model say about one model.
+    """The arguments for one model, of arguments that are dicts by model.
 
     A model that ``optimizer`` names with None isn't trained; one that it doesn't name keeps its own.
 
     Raises:
-        StructureMismatchError: if an argument is no dict, or names a model that isn't there.
+        StructureMismatchError: if an argument is not a dict, or names an unknown model.
     """
     own = {argument: _chosen(value, name, models, argument) for argument, value in given.items()}
     if "optimizer" in own and own["optimizer"] is None and name in (given["optimizer"] or {}):
@@ -195,7 +195,7 @@ def _chosen(value: Any, name: str, models: Mapping[str, Any], argument: str) -> 
 
 
 def joined(states: Mapping[str, Any], trees: Iterable[str]) -> dict[str, Any]:
-    """The fields of one state of several models; its step is that of the one that went furthest."""
+    """The fields of one state of several models; its step is the largest of theirs."""
     return {
         "step": reduce(jnp.maximum, [state.step for state in states.values()]),
         "apply_fn": PartsApply({name: state.apply_fn for name, state in states.items()}),

@@ -108,7 +108,7 @@ def train(
 
 
 class _Run:
-    """The state as it goes through the batches; it counts steps without waiting for the device."""
+    """The state during the loop; counts steps without waiting for the device."""
 
     def __init__(self, state: TrainState, train_step: Any, feed: Feed, manager: CheckpointManager | None):
         self.state = state
@@ -119,7 +119,7 @@ class _Run:
         self._manager = manager
 
     def epoch(self, watch: _Watch, over: Callable[[], bool]) -> dict[str, Any]:
-        """Trains on what is left of the epoch, or until all is over; gives the last logs, if any."""
+        """Trains on the rest of the epoch, or until the end; returns the last logs, if any."""
         feed, logs = self._feed, {}
         if feed.batch == 0:
             self.state = self.state.reset_metrics()
@@ -144,7 +144,7 @@ class _Run:
 
     @contextlib.contextmanager
     def kept_in(self, given: TrainState) -> Iterator[None]:
-        """Where training is interrupted, the caller's state becomes the one reached, and is saved."""
+        """If training is interrupted, updates the caller's state to the last one reached, and saves it."""
         try:
             yield
         except KeyboardInterrupt as interruption:
@@ -163,7 +163,7 @@ class _Run:
         return dict(logs)
 
     def save(self, logs: Logs, *, due: bool) -> None:
-        """Saves where a multiple of the manager's ``save_every`` was reached; no step twice."""
+        """Saves at multiples of the manager's ``save_every``; no step twice."""
         manager = self._manager
         if manager is None or not due or self.count in manager.saved:
             return
@@ -202,7 +202,7 @@ def _require_end(feed: Feed, steps: int | None, epochs: int | None, manager: Any
 
 
 def _evaluated(state: TrainState, eval_step: Any, eval_data: Any) -> dict[str, Any]:
-    """The logs of an evaluation; the state that it leaves is of no use."""
+    """The logs of an evaluation; the resulting state is discarded."""
     if eval_step is None or eval_data is None:
         return {}
     state, logs = state.reset_metrics(), {}
@@ -212,7 +212,7 @@ def _evaluated(state: TrainState, eval_step: Any, eval_data: Any) -> dict[str, A
 
 
 class _Watch:
-    """Keras's callbacks around the loop, and what they do to the model, taken over into the state."""
+    """Runs Keras callbacks around the loop, and applies their changes of the model to the state."""
 
     def __init__(self, state: TrainState, callbacks: Any, verbose: int, feed: Feed, epochs: int | None):
         self._users = list(callbacks)
@@ -277,5 +277,5 @@ class _Watch:
 
 
 def _number(value: Any) -> Any:
-    """A log as callbacks take it: a float where it is a scalar."""
+    """A log for callbacks: a float if it is a scalar."""
     return float(value) if getattr(value, "ndim", 0) == 0 else value

@@ -108,7 +108,7 @@ def make_eval_step(
         metrics: as in ``compile``; None for the model's own.
         jit: False gives the pure function.
         mesh: the devices to run on, as in `make_train_step`.
-        rules: how the state lies on the mesh, as in `make_train_step`.
+        rules: how the state is sharded over the mesh, as in `make_train_step`.
         batch_spec: how a batch is split over the mesh, as in `make_train_step`.
 
     Returns:
@@ -153,16 +153,16 @@ def make_predict_step(
         model: a built model; it need not be compiled.
         jit: False gives the pure function.
         mesh: the devices to run on, as in `make_train_step`.
-        rules: how the state lies on the mesh, as in `make_train_step`.
+        rules: how the state is sharded over the mesh, as in `make_train_step`.
         batch_spec: how `x` is split over the mesh, as a batch in `make_train_step`.
 
     Returns:
-        The step. It gives what the model's own ``predict_step`` gives, Keras's or an overridden one; by
-        default its outputs in inference mode. `x` is what the model is called on. On a mesh the outputs
+        The step. It returns the result of the model's own ``predict_step``, Keras's or an overridden one; by
+        default the outputs in inference mode. `x` is the input of the model. On a mesh the outputs
         are sharded as XLA chooses, by rows as a rule.
 
     Raises:
-        StructureMismatchError: if `model` is no Keras model; at the first call, if the state is not
+        StructureMismatchError: if `model` is not a Keras model; at the first call, if the state is not
             one of this model.
 
     Example:

@@ -143,7 +143,7 @@ def _in_a_new_process(target: Callable, *args: Any) -> None:
 
 
 def _run(model_fn: Callable[[], Any], data_fn: Callable[[], Any], folder: Path, steps: int) -> None:
-    """Trains up to `steps` from wherever the folder is, and saves."""
+    """Trains up to `steps` from the folder's newest step, and saves."""
     model, data = model_fn(), data_fn()
     with CheckpointManager(folder / "steps") as manager:
         state = TrainState.from_keras(model, batch=next(data_fn()))  # of an iterator of its own
