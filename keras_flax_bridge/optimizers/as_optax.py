@@ -31,7 +31,7 @@ class Adapter(SharedOnCopy, optax.GradientTransformationExtraArgs):
     _model: Any
 
     def __new__(cls, optimizer: Any, model: Any) -> Adapter:
-        """Checks that every decision of the optimizer can be made on a tree of arrays."""
+        """Checks that the optimizer can treat every leaf of a tree of arrays without its variable."""
         _require_adaptable(optimizer, model)
         owners = (
             {} if model is None else {e.path: e.variable for e in keras_internals.collect_layer(model)[0]}
@@ -52,7 +52,7 @@ class Adapter(SharedOnCopy, optax.GradientTransformationExtraArgs):
             return _twin(optimizer, values, owner)
 
         def for_updates(params: Any) -> Twin:
-            """An optimizer of that structure, built once, whose variables hold nothing."""
+            """An optimizer built once for a structure of parameters, whose variables hold no values."""
             flat = flatten_tree(params)
             key = tuple((path, leaf.shape, str(leaf.dtype)) for path, leaf in flat.items())
             if key not in twins:
@@ -86,7 +86,7 @@ class Adapter(SharedOnCopy, optax.GradientTransformationExtraArgs):
         self.optimizer, self._model = optimizer, model
         return self
 
-    def __eq__(self, other: object) -> bool:  # two of one optimizer are one type to jit
+    def __eq__(self, other: object) -> bool:  # for jit: equal adapters share one compilation
         return (
             isinstance(other, Adapter) and self.optimizer is other.optimizer and self._model is other._model
         )
@@ -158,7 +158,7 @@ def _require_adaptable(optimizer: Any, model: Any) -> None:
 
 
 def _shaped(slots: Collection, values: list[Any], params: Any) -> Any:
-    """The values by name, each slot as a tree of the kind of the parameters; None where it has no leaf."""
+    """The values by name, each slot as a tree like the parameters; None if it has no leaf."""
     if isinstance(params, dict):
         return slots.tree(values)
     paths, treedef = list(flatten_tree(params)), jax.tree.structure(params)

@@ -1,4 +1,4 @@
-"""`opt_state_to_optax` and `opt_state_from_optax`: a run goes on on the other side."""
+"""`opt_state_to_optax` and `opt_state_from_optax`: convert the state of a running optimizer."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def opt_state_to_optax(
 
     Raises:
         StructureMismatchError: if `opt_state` isn't that of this optimizer for these parameters; lists all
-            leaves that are missing, unexpected, or of another shape or dtype.
+            leaves that are missing, unexpected, or have a different shape or dtype.
         UnsupportedOptimizerError: as `to_optax`.
 
     Example:
@@ -105,14 +105,14 @@ def opt_state_from_optax(
     if difference:
         raise difference.error(
             "opt_state",
-            f"The {type(optimizer).__name__} needs these leaves, and none can be made up: convert for an "
+            f"The {type(optimizer).__name__} needs these leaves, and they can't be derived: convert for an "
             "optimizer of the same options, with the same parameters.",
         )
     return (state, _label(tx, opt_state, like)) if label else state
 
 
 def _label(tx: Native, opt_state: Any, like: Any) -> Label:
-    """Whether the state is that of a stock optimizer, and its rule another."""
+    """Whether the state is that of a stock optimizer with a different rule."""
     stock: Any = getattr(RULES.get(type(tx.optimizer)), "stock", None)
     structure: Any = jax.tree.structure(opt_state)
     is_ours = structure == jax.tree.structure(like) or _holds_ours(opt_state)

@@ -53,7 +53,7 @@ class OptaxOptimizer(WholeTreeOptimizer):
         numbers: the rest of it by name, such as counts.
 
     Raises:
-        UnsupportedOptimizerError: if optax has no such name, an argument is of neither, or, when it is
+        UnsupportedOptimizerError: if optax has no such name, an argument is unknown, or, when it is
             built, the transformation needs more than gradients, state and parameters
             (`optax.lbfgs`, `optax.contrib.reduce_on_plateau`).
 
@@ -89,10 +89,10 @@ class OptaxOptimizer(WholeTreeOptimizer):
                 fix="Add optax.add_decayed_weights to the transformation.",
             )
         super().__init__(1.0 if learning_rate is None else rate_of(learning_rate), name=name, **options)
-        self._given = Ready(ready)  # wrapped, because Keras makes tuples anew that are set on an optimizer
+        self._given = Ready(ready)  # wrapped, because Keras copies tuples that are set on an optimizer
         self.arguments = own
         self._has_rate = learning_rate is not None
-        self._made(0.1 if self._has_rate else None)  # arguments that don't fit are told now
+        self._made(0.1 if self._has_rate else None)  # raises for invalid arguments
 
     @property
     def transformation(self) -> Any:
@@ -120,7 +120,7 @@ class OptaxOptimizer(WholeTreeOptimizer):
         keras.optimizers.Optimizer.learning_rate.fset(self, value)
 
     def _made(self, rate: Any) -> Any:
-        """The transformation at a learning rate; its state is the same at any."""
+        """The transformation for a learning rate; its state does not depend on the rate."""
         factory = factory_of(self.transformation)
         if factory is None:
             return optax.with_extra_args_support(self.transformation)
@@ -157,7 +157,7 @@ class OptaxOptimizer(WholeTreeOptimizer):
         self._keep(state, params)
 
     def _keep(self, state: Any, params: Any) -> None:
-        """Variables for the leaves of a state, in an order that no name changes: by field, then by weight."""
+        """Creates variables for the leaves of a state, ordered by field, then by weight, not by name."""
         owners = {path: i for i, path in enumerate(self._paths())}
         leaves, self._treedef = jax.tree.flatten(state)
         places = [_place(path, owners) for path in flatten_tree(state)]
@@ -188,7 +188,7 @@ class OptaxOptimizer(WholeTreeOptimizer):
         )
 
     def _paths(self) -> list[Path]:
-        """Where each weight lies in the tree that the transformation sees: by its path if that is unique."""
+        """The path of each weight in the tree of the transformation: its own path if that is unique."""
         paths = [tuple(variable.path.split("/")) for variable in self.trained]
         inner = {path[:i] for path in paths for i in range(1, len(path))}
         if len(set(paths)) < len(paths) or inner & set(paths):
@@ -196,7 +196,7 @@ class OptaxOptimizer(WholeTreeOptimizer):
         return paths
 
     def _tree(self, values: list[Any]) -> Any:
-        """A nested dict in Keras's order: sorted by name it would depend on what else a process built."""
+        """A nested dict in Keras's order: the order of names would depend on what else the process built."""
         tree: OrderedDict[str, Any] = OrderedDict()
         for path, value in zip(self._paths(), values, strict=True):
             node = tree
@@ -235,10 +235,10 @@ class OptaxOptimizer(WholeTreeOptimizer):
     def from_config(
         cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None
     ) -> OptaxOptimizer:
-        """The optimizer of a config, which may come out of a file: nothing in it is run as code.
+        """Rebuilds the optimizer from a config, which may come from a file: nothing in it is run as code.
 
         Args:
-            config: what `get_config` gave. Names are those of a table of optax's functions, or registered.
+            config: the result of `get_config`. Names must be in the table of optax functions, or registered.
             custom_objects: classes and functions by the names that the config has for them.
 
         Returns:
@@ -272,14 +272,14 @@ class OptaxOptimizer(WholeTreeOptimizer):
 
 
 def _place(path: Path, owners: Mapping[Path, int]) -> tuple[Path, int | None]:
-    """A leaf of the state: what comes before the path of a parameter, and which; or it is no slot."""
+    """The position of a leaf in the state: its prefix and its parameter, or neither for a number."""
     found = [owner for owner in owners if path[len(path) - len(owner) :] == owner]
     longest = max(found, key=len, default=None)
     return (path, None) if longest is None else (path[: len(path) - len(longest)], owners[longest])
 
 
 def _short(prefixes: set[Path], order: list[Path]) -> dict[Path, str]:
-    """A name for each field: its last word where no other has it, else all of its path."""
+    """A name for each field: its last part if unique, otherwise its full path."""
     words = {
         prefix: next((name for name in reversed(prefix) if not name.isdigit()), "state")
         for prefix in prefixes

@@ -1,4 +1,4 @@
-"""How the states of optax's own optimizers, such as `optax.sgd`, read as Keras's slots."""
+"""Reads the states of optax's own optimizers, such as `optax.sgd`, as Keras's slots."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from keras_flax_bridge.tree.paths import Flat, Path, join_path
 
 
 class Reading(NamedTuple):
-    """What is different in the state of the stock optimizer.
+    """The differences of a stock optimizer's state.
 
     Attributes:
         slots: by class of state and field, under which name its leaves are collected; a name that is

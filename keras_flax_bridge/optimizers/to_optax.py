@@ -24,13 +24,13 @@ from keras_flax_bridge.tree.paths import flatten_tree, join_path
 
 
 class Label(NamedTuple):
-    """How exact a conversion is, and what in optax comes near.
+    """How exact a conversion is, and the closest optimizer of optax.
 
     Attributes:
-        exact: whether the two run the same way, to float rounding.
-        stock: the nearest of optax's own optimizers, or None.
-        off: how far that one runs from Keras's within 50 steps, relative to the parameters; 0 for
-            float rounding only.
+        exact: whether both give the same trajectory, up to float rounding.
+        stock: the closest of optax's own optimizers, or None.
+        off: the largest deviation of that one from Keras within 50 steps, relative to the parameters; 0
+            for float rounding only.
         why: what differs between Keras's and that one, and with which options.
     """
 
@@ -41,7 +41,7 @@ class Label(NamedTuple):
 
 
 class Native(SharedOnCopy, optax.GradientTransformationExtraArgs):
-    """What `to_optax` returns: optax's own transformations, chained, that know where they come from.
+    """The result of `to_optax`: a chain of optax transformations, with the optimizer that it came from.
 
     Attributes:
         optimizer: the Keras optimizer.
@@ -56,7 +56,7 @@ class Native(SharedOnCopy, optax.GradientTransformationExtraArgs):
     _key: tuple
 
     def __new__(cls, optimizer: Any, model: Any, unscaled: bool = False) -> Native:
-        """Converts; `unscaled` says that gradients are those of the loss itself, whatever scales it."""
+        """Converts; `unscaled` means that gradients are those of the unscaled loss."""
         leaves = Leaves(optimizer, model)
         _require_convertible(optimizer, leaves)
         inner = _whole(optimizer, leaves, unscaled)
@@ -80,7 +80,7 @@ class Native(SharedOnCopy, optax.GradientTransformationExtraArgs):
         self._key = (id(optimizer), id(model), unscaled)
         return self
 
-    def __eq__(self, other: object) -> bool:  # two conversions of one optimizer are one type to jit
+    def __eq__(self, other: object) -> bool:  # for jit: equal conversions share one compilation
         return isinstance(other, Native) and self._key == other._key
 
     def __hash__(self) -> int:
@@ -160,7 +160,7 @@ def rule_of(optimizer: Any) -> Rule:
     """The rule of an optimizer.
 
     Raises:
-        UnsupportedOptimizerError: if it has none; a class derived from Keras's may do anything.
+        UnsupportedOptimizerError: if it has none; a subclass of a Keras optimizer may change the rule.
     """
     if type(optimizer) not in RULES:
         kind = type(optimizer)
@@ -190,7 +190,7 @@ def _label(optimizer: Any) -> Label:
 
 
 def is_outer(optimizer: Any) -> bool:
-    """Whether an optimizer has others inside it, and no rule of its own."""
+    """Whether an optimizer wraps others, without a rule of its own."""
     return isinstance(optimizer, (K.LossScaleOptimizer, K.MultiOptimizer))
 
 
@@ -235,7 +235,7 @@ def _require_rates(optimizer: Any) -> None:
 
 
 def warn_of_rounding(optimizer: Any, params: Any) -> None:
-    """Warns where a moving average stands still because its factor is 1 in the dtype of a parameter."""
+    """Warns if a moving average can't change because its factor rounds to 1 in a parameter's dtype."""
     for inner in inner_optimizers(optimizer):
         rule = RULES.get(type(inner))
         for path, leaf in flatten_tree(params).items() if rule else ():
@@ -271,7 +271,7 @@ def group_question(multi: Any) -> Callable[[Any], str]:
 
 
 def _with_rate(optimizer: Any, build: Callable[[Schedule], Transformation]) -> Transformation:
-    """A number lies in the state, to be set there; what gives one is called with the batches seen."""
+    """Keeps a constant rate in the state, where it can be set; calls a schedule with the batches seen."""
     rate = keras_internals.learning_rate(optimizer)
     if isinstance(rate, keras.Variable):
         number = keras_internals.number(rate)
