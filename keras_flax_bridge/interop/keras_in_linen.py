@@ -122,7 +122,7 @@ class ToLinen(nn.Module):
 
     @nn.nowrap
     def _boxes(self, entries: Collection) -> dict[tuple[str, str], nn.Variable]:
-        """One Linen variable for each first name in each collection; it holds the subtree below."""
+        """One Linen variable for each top-level name of each collection, with the subtree below it."""
         drawn = self._draw() if self.is_initializing() else {}
         trees = nest_paths({_place(entry): drawn.get(entry.path) for entry in entries})
         return {
@@ -142,7 +142,7 @@ class ToLinen(nn.Module):
 
     @nn.nowrap
     def _store(self, boxes: Mapping, values: Mapping, key: jax.Array | None) -> None:
-        """Writes what the call changed into the collections that the caller made mutable."""
+        """Writes updated values into the collections that the caller made mutable."""
         for (collection, name), box in boxes.items():
             derived = collection == "seeds" and key is not None
             if not derived and self.is_mutable_collection(collection):
@@ -160,22 +160,22 @@ def _require_static(training: Any) -> None:
 
 
 def _place(entry: Entry) -> Path:
-    """Where a variable lies among Linen's collections."""
+    """The path of a variable in Linen's collections."""
     first, *rest = entry.path
     return (_COLLECTIONS[entry.kind], _name(first), *rest)
 
 
 def _name(first: str) -> str:
-    """A name right below a collection; for ``params``, which Linen takes for a mistake, another one."""
+    """A top-level name in a collection; ``params`` is renamed, since Linen refuses it."""
     return f"{first}_" if first.rstrip("_") == "params" else first
 
 
 def _chosen(values: Flat, entries: Collection) -> dict[str, Any]:
-    """The values of some entries as one nested dict, whatever collection each is in."""
+    """The values of some entries as one nested dict, independent of their collections."""
     return nest_paths({e.path: values[_place(e)] for e in entries if _place(e) in values})
 
 
 def _placed(entries: Collection, tree: Any) -> Flat:
-    """The values of `tree` by their places among Linen's collections."""
+    """The values of `tree` by their paths in Linen's collections."""
     flat = flatten_tree(tree)
     return {_place(entry): flat[entry.path] for entry in entries}

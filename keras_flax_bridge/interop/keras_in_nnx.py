@@ -41,7 +41,7 @@ _TYPES = {
 
 
 class _Node(nnx.Module):
-    """One level of structural keys below a `ToNNX`; a list's or dict's items are read by ``[...]``."""
+    """One level of structural keys below a `ToNNX`; items of lists and dicts are read by ``[...]``."""
 
     def __getitem__(self, key: Any) -> Any:
         try:
@@ -257,7 +257,7 @@ def _is_tracing(inputs: Any) -> bool:
 
 
 def _take_up(module: ToNNX, key: jax.Array | None, *, complete: bool) -> None:
-    """Gives a module the variables of its layer that it lacks: with present values, or drawn by a key."""
+    """Adds the missing variables of its layer to a module: with current values, or initialized from a key."""
     layer, known = module._held.layer, module._held.variables
     params, non_trainable = keras_internals.collect_state(layer)
     module._held = _LayerHandle(layer, params + non_trainable, complete=complete)
@@ -270,7 +270,7 @@ def _take_up(module: ToNNX, key: jax.Array | None, *, complete: bool) -> None:
 
 
 def _build(module: ToNNX, args: tuple, kwargs: dict[str, Any]) -> None:
-    """Builds what isn't built of a module's layer, for these inputs."""
+    """Builds the unbuilt parts of a module's layer for these inputs."""
     if module in _COPIES and _is_tracing((args, kwargs)):
         raise NotBuiltError(
             f"ToNNX of layer {module._held.layer.name!r}",
@@ -287,7 +287,7 @@ def _build(module: ToNNX, args: tuple, kwargs: dict[str, Any]) -> None:
 
 
 def _metadata(entry: Entry) -> dict[str, Any]:
-    """What nnx shall know of a variable beside its value: its sharding, whether checkpoints may lack it."""
+    """The nnx metadata of a variable: its sharding, and whether checkpoints may lack it."""
     sharding = keras_internals.partition(entry.variable)
     placed = {} if sharding is None else {"out_sharding": tuple(sharding.spec), "mesh": sharding.mesh}
     return {**placed, "optional": True} if entry.kind == UNTRACKED else placed
@@ -303,7 +303,7 @@ def _variables(module: ToNNX) -> list[nnx.Variable]:
 
 
 def _node(node: Any, path: Path) -> Any:
-    """The module at a path, made where it doesn't exist yet."""
+    """The module at a path, created if it doesn't exist yet."""
     for name in path:
         attribute = _attribute(node, name)
         if attribute not in vars(node):
@@ -313,9 +313,9 @@ def _node(node: Any, path: Path) -> Any:
 
 
 def _attribute(node: Any, name: str) -> str:
-    """The attribute that stands for a key; one that `nnx.Module` needs itself gets an underscore.
+    """The attribute name of a key; names that `nnx.Module` uses itself get an underscore.
 
-    So does one that ends in underscores already, for no two keys to share an attribute.
+    So do names that end in an underscore, so that no two keys share an attribute.
     """
     stem = name.rstrip("_")
     own = stem.startswith("_pytree__") or (isinstance(node, ToNNX) and stem in _OWN)
@@ -362,5 +362,5 @@ class _Raised:
         return any(value() is not variable.get_value() for value, variable in pairs)
 
 
-# beside the modules, not in them: an attribute that comes with a call would be a new state to jit
+# beside the modules, not in them: an attribute added by a call would change the structure for jit
 _LOSSES: weakref.WeakKeyDictionary[ToNNX, _Raised] = weakref.WeakKeyDictionary()

@@ -80,7 +80,7 @@ class LinenLayer(FlaxLayer):
         self._make_variables()
 
     def _as_spec(self, leaf: Any) -> Any:
-        """An input as it comes to the module: Keras brings floats to the dtype it computes in."""
+        """An input of the module: Keras casts floats to the compute dtype."""
         if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
             return leaf
         dtype = jax.dtypes.canonicalize_dtype(keras.backend.standardize_dtype(leaf.dtype))
@@ -127,7 +127,7 @@ class LinenLayer(FlaxLayer):
         return outputs
 
     def _drawing(self, call: Callable[[Any], Any], training: bool, seed: jax.Array) -> tuple[Any, jax.Array]:
-        """Calls the module with keys only if it asks for any, so that other calls leave the seed."""
+        """Calls the module with keys only if it uses any, so that other calls don't advance the seed."""
         if training not in self._held.draws:
             try:
                 return call({}), seed
@@ -139,7 +139,7 @@ class LinenLayer(FlaxLayer):
 
 
 def _with_flags(held: ModuleHandle, training: bool) -> tuple[Any, dict[str, bool]]:
-    """The Linen module with its fields, and the arguments, that say whether it trains."""
+    """The Linen module and arguments, with the fields and arguments that select training or inference."""
     fields = {name: training == word for name, word in FLAGS.items() if hasattr(held.module, name)}
     # what a field says, no argument may say again
     said = {name for name in fields if getattr(held.module, name) is not None}
