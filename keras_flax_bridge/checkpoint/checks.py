@@ -1,4 +1,4 @@
-"""What the arguments of a save may be."""
+"""Checks of the arguments of a save."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def best_rule(keep_best: str | tuple[str, str]) -> tuple[str, str]:
         fix = "Write keep_best=('val_accuracy', 'max'), with the name that the logs have."
         require(pair, "keep_best", repr(keep_best), "a name in the logs, or (name, 'min' or 'max')", fix)
         name, mode = keep_best
-        fix = "Say 'min' where less is better, such as a loss, else 'max'."
+        fix = "Pass 'min' if lower is better, as for a loss, otherwise 'max'."
         require(mode in ("min", "max"), "keep_best", f"mode {mode!r}", "'min' or 'max'", fix)
         return name, mode
     for mode, words in _BETTER.items():
@@ -41,7 +41,7 @@ _BETTER = {
 
 
 def stale(directory: FilePath, step: int, newest: int) -> CheckpointError:
-    """The error for a step that isn't newer than those in the folder."""
+    """The error for a step that is not newer than those in the folder."""
     kind = StepAlreadyExistsError if step in steps_in(directory) else CheckpointError
     return kind(
         str(directory),

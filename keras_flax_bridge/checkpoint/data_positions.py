@@ -1,4 +1,4 @@
-"""The position of a data iterator: Grain's through Orbax, any other that can say its state as JSON."""
+"""The position of a data iterator: Grain's through Orbax, that of any other as JSON."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ log = logging.getLogger("keras_flax_bridge")
 
 
 def is_grain(iterator: Any) -> bool:
-    """Whether Orbax knows how to store an iterator, because Grain made it."""
+    """Whether an iterator is Grain's, which Orbax can store."""
     return type(iterator).__module__.split(".")[0] == "grain"
 
 
 def position(iterator: Any) -> dict[str, Any] | None:
-    """Where an iterator stands, as JSON types; None for Grain's, which Orbax stores, and for no iterator.
+    """The position of an iterator as JSON types; None for Grain's, which Orbax stores, and for no iterator.
 
     Raises:
-        CheckpointError: if it can't say, or says it in other types.
+        CheckpointError: if it has no position, or one of other types.
     """
     return None if iterator is None or is_grain(iterator) else get_position(iterator)
 
 
 def get_position(iterator: Any) -> dict[str, Any]:
-    """What an iterator says of where it stands, as JSON types.
+    """The result of `get_state` as JSON types.
 
     Raises:
-        CheckpointError: if it can't say, or says it in other types.
+        CheckpointError: if the iterator has no `get_state`, or it returns other types.
     """
     _require(iterator)
     state = iterator.get_state()
@@ -57,7 +57,7 @@ def get_position(iterator: Any) -> dict[str, Any]:
 
 
 def checksum(state: Any) -> int:
-    """CRC-32 of where an iterator stands, however its JSON is laid out."""
+    """CRC-32 of an iterator's position, independent of the formatting of its JSON."""
     plain = texts.parsed(_text(state), "data") if isinstance(state, (bytes, str)) else state
     return zlib.crc32(json.dumps(plain, sort_keys=True).encode())
 
@@ -67,7 +67,7 @@ def _text(state: bytes | str) -> str:
 
 
 def set_position(iterator: Any, stored: dict[str, Any]) -> None:
-    """Sets an iterator to where another stood.
+    """Sets an iterator to a stored position.
 
     Args:
         iterator: the iterator.
@@ -82,13 +82,13 @@ def set_position(iterator: Any, stored: dict[str, Any]) -> None:
 
 
 def set_grain(iterator: Any, folder: Path) -> None:
-    """Sets a Grain iterator to where the one of this process stood.
+    """Sets a Grain iterator to the stored position of this process.
 
-    Where as many processes as before don't run, one state serves all, if all were the same: after so many
-    steps each, of which each process now reads another share.
+    With a different number of processes, one state is used for all, if all were equal: each process then
+    reads a different share of the same steps.
 
     Raises:
-        CheckpointError: if the states differ, or the numbers of processes don't divide.
+        CheckpointError: if the states differ, or neither process count divides the other.
     """
     files = sorted(folder.glob("process_*-of-*.json"))
     now, then = jax.process_count(), len(files)
@@ -116,7 +116,7 @@ def set_grain(iterator: Any, folder: Path) -> None:
 
 
 def has_position(iterator: Any) -> bool:
-    """Whether an iterator can say where it stands, and be set there."""
+    """Checks that an iterator has `get_state` and `set_state`."""
     return hasattr(iterator, "get_state") and hasattr(iterator, "set_state")
 
 

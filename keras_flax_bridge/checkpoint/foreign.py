@@ -1,4 +1,4 @@
-"""Checkpoints that others wrote with Orbax, by the names that ours have.
+"""Checkpoints of other Orbax code, mapped to this package's names.
 
 Keras's `OrbaxCheckpoint` stores variables by the names of one process; `nnx.State` has, as most versions
 write it, one more level called ``value``; a module's state has no ``params`` above it.
@@ -27,12 +27,12 @@ CONFIG = "model_config"  # the item in which Keras stores the config of the mode
 
 
 def tops(stored: Any) -> set[str]:
-    """The trees of a checkpoint, by our names."""
+    """The trees of a checkpoint, by this package's names."""
     return {VARIABLE_TREES.get(path[0], path[0]) for path in stored.specs}
 
 
 def names(stored: Any, like: Any, target: Target) -> dict[Path, Path]:
-    """What the leaves of a checkpoint are called among ours: the stored path by the name."""
+    """The stored path of each leaf, by this package's name."""
     if getattr(stored, "ours", True):
         return _of_weights({path: path for path in stored.specs}, target)
     if {path[0] for path in stored.specs} <= VARIABLE_TREES.keys():
@@ -41,7 +41,7 @@ def names(stored: Any, like: Any, target: Target) -> dict[Path, Path]:
 
 
 def _of_weights(found: dict[Path, Path], target: Target) -> dict[Path, Path]:
-    """Names of a module's state, which has no ``params`` above it, as weights where those are wanted."""
+    """Adds ``params`` above the names of a module's state, if weights are wanted."""
     if not target.of_weights or {path[0] for path in found} & (COLLECTIONS | _TREES):
         return found
     return {("params", *name): path for name, path in found.items()}
@@ -59,7 +59,7 @@ def config(stored: Stored) -> dict[str, Any] | None:
             where,
             got=schema.said(read),
             expected="the config of a model",
-            fix="The file is damaged: take another step.",
+            fix="The file is damaged: restore a different step.",
         )
     return read
 
@@ -83,7 +83,7 @@ def _of_keras(stored: Stored, like: Any) -> dict[Path, Path]:
 
 
 def _model_of(like: Any) -> Any:
-    """The Keras model that a target is or was taken from, its optimizer built, if there is one."""
+    """The Keras model of a target, with its optimizer built, if there is one."""
     model = like if isinstance(like, keras.Model) else None
     model = model or models_of(getattr(like, "apply_fn", None)).get("")
     if model is not None and model.built and model.compiled:

@@ -1,4 +1,4 @@
-"""Compares every leaf with the checksum that was written, a few at a time, and counts those without one."""
+"""Compares every leaf with its stored checksum, a few at a time, and counts those without one."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def verified(place: FilePath) -> VerifyReport:
     look = _of_checkpoint if place.is_dir() else _FILES[guards.kind(place)]
     try:
         return look(place)
-    except CheckpointError as error:  # refused, or so damaged that nothing in it can be found
+    except CheckpointError as error:  # refused, or too damaged to be read
         where = error.where.removeprefix(str(place)).removeprefix(": ")
         return VerifyReport(place, 0, {where: str(error.got)}, ())
 
@@ -134,7 +134,7 @@ def _of_checkpoint(folder: FilePath) -> VerifyReport:
 
 
 def _damaged(stored: Any, group: list[Path]) -> dict[str, str]:
-    """What is wrong with leaves that are read together; with a large one, which comes alone, in parts."""
+    """The errors of leaves that are read together; a large leaf is read alone, in parts."""
     if is_large(stored.specs[group[0]]):
         return stored.damaged_large(group[0])
     read, failed = stored.load_each({path: orbax_io.on_host(stored.specs[path]) for path in group})
