@@ -1,4 +1,4 @@
-"""Compares a Keras model with a Flax model on one batch: outputs, and every layer between."""
+"""Compares a Keras model with a Flax model on one batch: outputs, and intermediate layers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from keras_flax_bridge.tree.types import Batch
 
 
 class Difference(NamedTuple):
-    """How far two arrays are apart.
+    """The difference of two arrays.
 
     Attributes:
         name: the output's path, or the layer's.
@@ -38,7 +38,7 @@ class Difference(NamedTuple):
 
 
 class ComparisonRow(NamedTuple):
-    """How far an output, or what a layer gives, is from Keras's.
+    """The difference of an output, or of a layer's output, from Keras's.
 
     Attributes:
         kind: ``output`` or ``layer``.
@@ -166,9 +166,9 @@ def compare(
 
 
 def _layers(model: Any, target: Any, x: Any) -> Iterator[Difference]:
-    """Every layer's output on both sides, in the order in which they run.
+    """The outputs of every layer in both models, in the order in which they run.
 
-    The native side is a module of the same graph and the target's weights that returns all of them.
+    The native outputs come from a module of the same graph and the target's weights that returns all of them.
     """
     wmap = getattr(type(target), "weight_map", None)
     if not isinstance(wmap, WeightMap):

@@ -1,4 +1,4 @@
-"""What a conversion did, in words."""
+"""The report of a conversion."""
 
 from __future__ import annotations
 

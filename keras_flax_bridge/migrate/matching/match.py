@@ -1,4 +1,4 @@
-"""Aligns a Keras model with a Flax model that somebody else wrote."""
+"""Aligns a Keras model with an existing Flax model."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Pairs = list[tuple[Group, Group]]
 
 
 class Ours(NamedTuple):
-    """The Keras model in its own native form, by the rules: what is matched against the target."""
+    """The native form of the Keras model by the rules, which is matched against the target."""
 
     groups: list[Group]
     weights: dict[Path, Pair]  # the variable behind every native path
@@ -119,7 +119,7 @@ def _ours(model: Any) -> Ours:
 
 
 def _fused(ours: list[Group], theirs: list[Group]) -> tuple[list, list[Group], list[Group]]:
-    """Query, key and value that the target holds in one array; and what is left on both sides."""
+    """Finds query, key and value that the target joins in one array; returns the rest of both sides."""
     found: list[tuple[list[Group], Group, dict[str, tuple]]] = []
     for row, other, steps in unfused(ours, theirs):
         used = [group for earlier, one, _ in found for group in [*earlier, one]]
@@ -130,7 +130,7 @@ def _fused(ours: list[Group], theirs: list[Group]) -> tuple[list, list[Group], l
 
 
 def _require_all(ours: list[Group], theirs: list[Group], found: list) -> None:
-    """Every module has its counterpart.
+    """Checks that every module has a counterpart.
 
     Raises:
         StructureMismatchError: listing those that have none.
@@ -155,7 +155,7 @@ def _said(group: Group) -> str:
 
 
 def _open(pairs: Pairs) -> Iterator[list[int]]:
-    """Places of pairs that fit as well the other way round, where no name says which is which."""
+    """Positions of pairs that could be exchanged and that names do not distinguish."""
     alike: dict[Any, list[int]] = {}
     for i, (a, b) in enumerate(pairs):
         kind = (tuple(sorted(a.shapes.items())), tuple(sorted(b.shapes.items())))
@@ -174,7 +174,7 @@ def _named(pairs: Pairs, i: int, places: list[int]) -> bool:
 
 
 def _open_note(places: list[int]) -> str:
-    return f"{len(places)} modules are alike and were paired in their order; pass sample= to be certain"
+    return f"{len(places)} modules are indistinguishable and were paired in order; pass sample= to be certain"
 
 
 class _Maker:
@@ -220,7 +220,7 @@ class _Maker:
 
 
 def _back(transforms: tuple[Transform, ...]) -> tuple[Transform, ...]:
-    """The transforms that undo others."""
+    """The inverse transforms."""
     undone: list[Transform] = []
     for transform in reversed(transforms):
         if isinstance(transform, Split):
@@ -233,7 +233,7 @@ def _back(transforms: tuple[Transform, ...]) -> tuple[Transform, ...]:
 
 
 def _settings(pairs: Pairs, ours: Ours, target: Any) -> list[str]:
-    """Settings of modules that differ and change what they compute."""
+    """Settings of modules that differ and change their outputs."""
     if not isinstance(target, nnx.Module):
         return []
     own = {tuple(map(str, path)): m for path, m in nnx.iter_modules(ours.modules)}
@@ -265,7 +265,7 @@ def _by_numbers(
     sample: Any,
     apply: Callable | None,
 ) -> WeightMap:
-    """The alignment under which both models give the same numbers on a sample."""
+    """The alignment with which both models give the same outputs on a sample."""
     model, limit = make.model, tolerance_of(make.model)
     wanted = model(sample, training=False)
     best: tuple[float, WeightMap, Pairs] | None = None
@@ -288,7 +288,7 @@ def _by_numbers(
 
 
 def _exchanges(pairs: Pairs, open_groups: list[list[int]]) -> Iterator[Pairs]:
-    """The pairs, and then those with alike modules in every other order."""
+    """The pairs, then the other orders of indistinguishable modules."""
     for orders in product(*(permutations(places) for places in open_groups)):
         changed = list(pairs)
         for places, order in zip(open_groups, orders, strict=True):

@@ -1,4 +1,4 @@
-"""Rules: what a Keras layer is in native Flax, as data. One entry adds a layer everywhere."""
+"""Rules: the native Flax counterpart of each Keras layer, as data. One entry adds a layer everywhere."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Transforms = Callable[[Site, Shape], tuple[Transform, ...]]
 
 
 class To(NamedTuple):
-    """Where a variable goes when it doesn't go as it is: one path or several, and how it is turned."""
+    """The target of a variable that is transformed: one or several paths, and the transforms."""
 
     paths: str | tuple[str, ...]
     transforms: Transforms
@@ -27,7 +27,7 @@ class To(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """What one Keras class is in native Flax.
+    """The native Flax counterpart of one Keras class.
 
     Attributes:
         layer: the class itself; a subclass needs a rule of its own.
@@ -58,7 +58,7 @@ class Rule(NamedTuple):
         """The constructor call, and the expressions of the outputs.
 
         Raises:
-            Refusal: if the layer is set in a way that native Flax can't follow.
+            Refusal: if native Flax has no counterpart of the layer's settings.
         """
         reason = self.refuse and self.refuse(site)
         if reason:
@@ -80,12 +80,12 @@ class Rule(NamedTuple):
         return Call(module, {name: value for name, value in found.items() if value is not ABSENT})
 
     def targets(self, site: Site) -> Mapping[str, str | To]:
-        """Where every variable goes."""
+        """The target of every variable."""
         return self.weights(site) if callable(self.weights) else self.weights
 
 
 def target(to: str | To, site: Site, shape: Shape) -> tuple[tuple[str, ...], tuple[Transform, ...]]:
-    """The paths of a variable of that shape, and how it is turned."""
+    """The paths of a variable of that shape, and its transforms."""
     if isinstance(to, str):
         return (to,), ()
     return (to.paths,) if isinstance(to.paths, str) else to.paths, to.transforms(site, shape)
@@ -108,7 +108,7 @@ RULES: dict[type, Rule] = {}
 
 
 def add(*rules: Rule) -> None:
-    """Adds rules of our own to the table."""
+    """Adds this package's rules to the table."""
     for rule in rules:
         RULES[rule.layer] = rule
 
@@ -145,7 +145,7 @@ def register_rule(
         activation: the attribute with the activation that is applied to the result.
 
     Raises:
-        StructureMismatchError: if `layer` is no Keras layer class.
+        StructureMismatchError: if `layer` is not a Keras layer class.
 
     Example:
         >>> import keras
