@@ -41,7 +41,7 @@ def names(stored: Any, like: Any, target: Target) -> dict[Path, Path]:
 
 
 def _of_weights(found: dict[Path, Path], target: Target) -> dict[Path, Path]:
-    """Adds ``params`` above the names of a module's state, if weights are wanted."""
+    """Names of a module's state, which has no ``params`` above it, as weights where those are wanted."""
     if not target.of_weights or {path[0] for path in found} & (COLLECTIONS | _TREES):
         return found
     return {("params", *name): path for name, path in found.items()}

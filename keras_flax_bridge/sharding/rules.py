@@ -18,8 +18,8 @@ from keras_flax_bridge.tree.paths import Flat, Path, compiled_pattern, fill_tree
 
 Rules = Sequence[tuple[str, PartitionSpec]] | Any  # or a keras LayoutMap, or None for Flax's metadata
 
-_REPLICATED = ("step", "metrics", "eval_metrics")  # trees that rules do not apply to
-EVERYWHERE = "everywhere"  # shown instead of a rule for a leaf that no rule matched
+_REPLICATED = ("step", "metrics", "eval_metrics")  # trees that no rule reaches
+EVERYWHERE = "everywhere"  # what is said in place of a rule where none took a leaf
 
 
 class Layout(NamedTuple):

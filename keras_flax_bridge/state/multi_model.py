@@ -195,7 +195,7 @@ def _chosen(value: Any, name: str, models: Mapping[str, Any], argument: str) -> 
 
 
 def joined(states: Mapping[str, Any], trees: Iterable[str]) -> dict[str, Any]:
-    """The fields of one state of several models; its step is the largest of theirs."""
+    """The fields of one state of several models; its step is that of the one that went furthest."""
     return {
         "step": reduce(jnp.maximum, [state.step for state in states.values()]),
         "apply_fn": PartsApply({name: state.apply_fn for name, state in states.items()}),

@@ -146,7 +146,7 @@ def counted(number: int, what: str) -> str:
 
 
 def kind_of(path: Path) -> str:
-    """The kind of a leaf, as far as its path tells it.
+    """What a leaf is, as far as its path says.
 
     >>> kind_of(("non_trainable", "dropout", "seed_generator_state"))
     'seed'

@@ -42,7 +42,7 @@ from keras_flax_bridge.tree.types import Batch, GivenOptimizer, Loss, Metrics, P
 
 
 class TrainState(LazyTrees, OptimizerSwitch, ModelParts, train_state.TrainState):
-    """The complete training state of a Keras model, a subclass of Flax's `TrainState`.
+    """A Keras model's whole training state, a subclass of Flax's `TrainState`.
 
     Leaves are keyed by their place in the model (``params["dense_1"]["kernel"]``), never by
     Keras's auto-generated names, so two builds of one architecture give the same tree.

@@ -202,7 +202,7 @@ def _require_named(source: Contents) -> None:
 
 
 def _require_equal(draft: FilePath, done: writers.Written, flat: Flat, job: writers.Job) -> None:
-    """Checks that the written leaves equal the source, and that each is written or reported as left out."""
+    """Checks that what was written is what was read, and that each leaf is there or said to be left out."""
     back = opened(draft, model=job.model() if draft.name.endswith(".weights.h5") else None)
     accounted = {*done.names.values(), *done.left}
     lost = [name for name in flat if name not in accounted]
@@ -219,7 +219,7 @@ def _require_equal(draft: FilePath, done: writers.Written, flat: Flat, job: writ
 
 
 def _unlike(back: Contents, names: Mapping[Path, Path], flat: Flat) -> Iterator[Path]:
-    """The leaves that differ when read back; a few are read at a time."""
+    """The leaves that came back otherwise; a few are read at a time."""
     there = {name: leaf for name, leaf in back.specs.items() if name in names}
     with back.reading():
         for group in groups(there, back.packed()):

@@ -88,13 +88,13 @@ def _saved(flat: Flat) -> Flat:
 
 
 def _metadata(flat: Flat) -> dict[str, Any]:
-    """Metadata with which `kfb.restore` fills a module of the source: an identity weight map."""
+    """What lets `kfb.restore` fill a module of the source: every leaf has the name that it has there."""
     same = WeightMap([Pair((path,), (path,)) for path in flat])
     return {**state_metadata(None, None), "weight_map": same.to_json()}
 
 
 def _read_back(source: Source, file: Path, weights: Path) -> Flat:
-    """The weights, restored into a module of the written file; only that source is executed."""
+    """The weights, as a module of what lies in the file has them; nothing else than the source is run."""
     text = file.read_text(encoding="utf-8")
     if text != source.text:
         raise CheckpointError(
@@ -114,7 +114,7 @@ def _require_equal(back: Flat, flat: Flat, source: Path) -> None:
     if differing:
         raise CheckpointError(
             str(source),
-            got=f"weights that differ when read back: {', '.join(differing)}",
+            got=f"weights that came back otherwise: {', '.join(differing)}",
             expected="those of the model, bit for bit",
             fix="Nothing was written. This is a bug in keras_flax_bridge: please report it.",
         )

@@ -25,7 +25,7 @@ from keras_flax_bridge.tree.paths import Flat, Path, join_path, nest_paths
 
 @dataclass
 class Job:
-    """What to write: leaves, their source, the function that builds their model, a layout.
+    """What is to be written: leaves, where they come from, what builds their model, a layout.
 
     `given` says whether the model was given beside the source.
     """
@@ -118,7 +118,7 @@ _NO_OPTIMIZER = "the model has no optimizer of Keras's with such slots"
 
 
 def _fill(model: Any, flat: Flat, where: str) -> Written:
-    """Puts leaves into a model; missing slots keep their initial values.
+    """Puts leaves into a model; what it is given no slots for, starts.
 
     Raises:
         CheckpointError: if these are several models.
