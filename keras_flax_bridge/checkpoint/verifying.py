@@ -12,7 +12,7 @@ from keras_flax_bridge.checkpoint.guards import archive as archive_module
 from keras_flax_bridge.checkpoint.guards import tensors
 from keras_flax_bridge.checkpoint.locating import candidates
 from keras_flax_bridge.checkpoint.orbax_io import FilePath
-from keras_flax_bridge.errors import CheckpointError, printable, printed
+from keras_flax_bridge.errors import CheckpointError, printed
 from keras_flax_bridge.state.report import counted, listed
 from keras_flax_bridge.tree.paths import Path, join_path
 from keras_flax_bridge.tree.reports import Table, table_of

@@ -73,7 +73,7 @@ class _LayerHandle:
     def __hash__(self) -> int:
         return self._hash
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Held:
+    def __deepcopy__(self, memo: dict[int, Any]) -> _LayerHandle:
         return self
 
     @cached_property

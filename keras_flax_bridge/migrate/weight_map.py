@@ -24,6 +24,7 @@ from keras_flax_bridge.migrate.map_values import (
 from keras_flax_bridge.migrate.transforms import forward, inverse, shapes
 from keras_flax_bridge.tree.diff import spec_text
 from keras_flax_bridge.tree.paths import Flat, Path, fill_tree, join_path, nest_paths
+from keras_flax_bridge.tree.reports import Table, table_of
 from keras_flax_bridge.tree.types import PathLike, PyTree, Target
 from keras_flax_bridge.tree.untrusted import records, texts
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from keras_flax_bridge.errors import StructureMismatchError, printable
+from keras_flax_bridge.errors import StructureMismatchError
 from keras_flax_bridge.state.trees import METRIC as METRIC
 from keras_flax_bridge.state.trees import SLOT as SLOT
 from keras_flax_bridge.state.trees import STEP as STEP
@@ -19,7 +19,6 @@ from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, join_path, sp
 from keras_flax_bridge.tree.reports import Line, Table
 from keras_flax_bridge.tree.types import PyTree
 
-_WIDE = 10_000  # columns: a path is never broken
 COLUMNS = ("path", "kind", "dtype", "shape", "bytes", "sharding")
 
 
@@ -135,17 +134,6 @@ def counted(number: int, what: str) -> str:
     """
     plural = {"leaf": "leaves"}.get(what, f"{what}s")
     return f"{number:,} {what if number == 1 else plural}"
-
-
-def _printed(report: StateReport, *, html: bool) -> str:
-    from rich.console import Console
-
-    console = Console(file=io.StringIO(), width=_WIDE, record=html, color_system=None)
-    console.print(report)
-    if html:
-        return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
-    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def rows(flat: Flat, shardings: Mapping[Path, str] | None = None) -> tuple[LeafRow, ...]:

@@ -21,7 +21,18 @@ from keras_flax_bridge.errors import BridgeError, printable, said
 from keras_flax_bridge.state.train_state import TrainState
 from keras_flax_bridge.training.steps import make_train_step
 from keras_flax_bridge.tree.paths import Flat, join_path
+from keras_flax_bridge.tree.reports import Table, as_json, table_of
 from keras_flax_bridge.tree.types import BatchIterator
+
+
+class ResumeRow(NamedTuple):
+    """A leaf that an interruption changed.
+
+    Attributes:
+        path: such as ``params/dense/kernel``.
+    """
+
+    path: str
 
 
 class ResumeReport(NamedTuple):

@@ -112,7 +112,9 @@ class Table(NamedTuple):
             yield f"<td{style}>{f'<b>{text}</b>' if line.is_total and text else text}</td>"
 
 
-def table_of(title: str, columns: Sequence[str], rows: Iterable[tuple], notes: Iterable[str] = ()) -> Table:
+def table_of(
+    title: str, columns: Sequence[str], rows: Iterable[tuple[Any, ...]], notes: Iterable[str] = ()
+) -> Table:
     r"""The table of rows that need no layout of their own: a column for each field.
 
     >>> print(table_of("runs", ("name", "loss", "same"), [("a", 0.25, True)], ["1 run"]))

@@ -16,8 +16,10 @@ from keras_flax_bridge.cli.files import writers
 from keras_flax_bridge.cli.files.comparing import unlike
 from keras_flax_bridge.cli.files.leaves import Leaves
 from keras_flax_bridge.cli.files.replacing import beside, require_free
-from keras_flax_bridge.errors import CheckpointError
+from keras_flax_bridge.errors import CheckpointError, printed
+from keras_flax_bridge.state.report import counted
 from keras_flax_bridge.tree.paths import Path, join_path
+from keras_flax_bridge.tree.reports import Table, table_of
 
 SUFFIXES = {".keras": "keras", ".weights.h5": "weights.h5", ".safetensors": "safetensors"}
 KINDS = ("checkpoint", "flax", *SUFFIXES.values())
