@@ -1,4 +1,4 @@
-"""Callbacks for those who stay with `model.fit`."""
+"""Callbacks for `model.fit`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class _Position(Record):
 
 
 class _Place:
-    """A position as an iterator that can say where it is."""
+    """A position in the form of an iterator with `get_state` and `set_state`."""
 
     def __init__(self, position: _Position | None = None):
         self.position = position
@@ -72,27 +72,27 @@ def _read(found: Any, where: str) -> _Position:
 
 @words.doors(methods=False)
 class TrainStateCheckpoint(keras.callbacks.Callback):
-    """Saves the whole state of `model.fit`, and goes on from the newest checkpoint, to the bit.
+    """Saves the complete state of `model.fit`, and resumes from the newest checkpoint, bit for bit.
 
-    Run the same script again, and `fit` goes on where it was: weights, moving statistics, slots, seeds,
-    metrics in the middle of an epoch, the epoch, the batch in it and the order of shuffled arrays. What is
-    saved is a `TrainState`: `restore`, `load_model` and `verify` read it.
+    Run the same script again, and `fit` resumes where it stopped: weights, moving statistics, slots, seeds,
+    metrics in the middle of an epoch, the epoch, the batch in it and the order of shuffled arrays. The
+    checkpoint is a `TrainState`: `restore`, `load_model` and `verify` read it.
 
-    `fit` tells nobody where its data is. On resume, batches before the break are pulled and passed over,
-    from the same state of numpy's and Python's global generators; other callbacks see them once more. So
-    arrays, and all that gives the same batches in each run, go on exactly. Data that doesn't, such as a
-    generator in its second epoch, gives a warning at the first batch that is another: use `train`, with a
-    Grain iterator. What other callbacks remember, as the patience of EarlyStopping, starts anew; put this
-    one last.
+    `fit` does not expose the position in its data. On resume, earlier batches are read again and skipped,
+    from the same state of numpy's and Python's global generators; other callbacks see them again. So
+    arrays, and all data that gives the same batches in each run, resume exactly. Other data, such as a
+    generator in its second epoch, gives a warning at the first batch that differs: use `train` with a
+    Grain iterator. What other callbacks remember, such as the patience of EarlyStopping, is reset; put
+    this callback last.
 
-    A `fit` that came to its end is not gone on with: in the same process, the next `fit` of the model
-    trains on; in a new one, the result is restored, and more `epochs` train more.
+    A finished `fit` is not resumed: in the same process, the next `fit` continues from the model; in a
+    new process, the result is restored, and a larger `epochs` trains further.
 
-    On SIGTERM the batch in flight ends, a checkpoint is written, and the process exits with code 0.
+    On SIGTERM the current batch finishes, a checkpoint is written, and the process exits with code 0.
 
     Args:
-        directory: the root folder, one a run; made if it doesn't exist.
-        save_freq: ``"epoch"``, or after how many batches to save.
+        directory: the root folder, one for each run; created if it doesn't exist.
+        save_freq: ``"epoch"``, or the number of batches between saves.
         max_to_keep: how many of the newest steps stay; None for all.
         keep_best: a name in the logs, such as ``"val_loss"``; see `CheckpointManager`.
         keep_every: steps that are multiples of this number stay as well.
@@ -100,7 +100,7 @@ class TrainStateCheckpoint(keras.callbacks.Callback):
 
     Raises:
         CheckpointError: if an argument is not one of the above; from `fit`, if a save failed or the folder
-            holds checkpoints that something else than `fit` wrote.
+            holds checkpoints that `fit` did not write.
         StructureMismatchError: from `fit`, if the checkpoint is of another model or optimizer.
 
     Example:
@@ -136,7 +136,7 @@ class TrainStateCheckpoint(keras.callbacks.Callback):
             keep_every=keep_every,
             layout=layout,
         )
-        self._open().close()  # says at once what is wrong
+        self._open().close()  # raises early if an argument is wrong
         self._every = save_freq if isinstance(save_freq, int) else None
         self._manager: Any = None
         self._preemption = Preemption(self._is_fitting)
@@ -144,7 +144,7 @@ class TrainStateCheckpoint(keras.callbacks.Callback):
     # --- what Keras calls
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
-        """Opens the folder, and restores what is to go on."""
+        """Opens the folder, and restores the newest checkpoint."""
         if self._manager is not None:  # a `fit` that an exception ended
             self._manager.close()
         self._manager = self._open()
@@ -153,7 +153,7 @@ class TrainStateCheckpoint(keras.callbacks.Callback):
         self._epoch = self._batch = 0
         self._due = False  # whether to save before the next batch
         self._logs: Mapping[str, Any] = {}
-        self._from: _Position | None = None  # where this `fit` goes on
+        self._from: _Position | None = None  # the position at which this `fit` resumes
         self._to_pass, self._passing = 0, False  # batches that were trained on before
         self._metrics: list[Any] = []
         keras_internals.begin_fit_at(self._fitted, None)
@@ -167,7 +167,7 @@ class TrainStateCheckpoint(keras.callbacks.Callback):
         self._preemption.begin()
 
     def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
-        """Keeps the generators that shuffle the epoch; where it goes on, sets them."""
+        """Records the generators that shuffle the epoch, or restores them on resume."""
         if self._from is not None and self._from.epoch == epoch:
             _set_generators(self._from)
             self._put_metrics()
@@ -175,7 +175,7 @@ class TrainStateCheckpoint(keras.callbacks.Callback):
         self._epoch, self._batch, self._passing = epoch, 0, False
 
     def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
-        """Counts; ends the process if it was asked to."""
+        """Counts batches; stops the process after SIGTERM."""
         if self._passing:
             return
         before, self._logs = self._step, dict(logs or {})
@@ -191,7 +191,7 @@ class TrainStateCheckpoint(keras.callbacks.Callback):
             sys.exit(0)
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
-        """Keeps the logs for the checkpoint, which has what other callbacks still do at this end."""
+        """Keeps the logs for the checkpoint, which includes changes by later callbacks."""
         self._logs = dict(logs or {})
         self._due |= self._every is None and self._step > self._start
 
@@ -204,7 +204,7 @@ class TrainStateCheckpoint(keras.callbacks.Callback):
             elif self._from is not None and self._from.finished:
                 warnings.warn(
                     f"{self._manager.directory}: {self._from.epoch} epochs were trained before, so that fit "
-                    "had none left to train; give it more epochs, or another folder",
+                    "had none left to train; pass more epochs, or another folder",
                     stacklevel=2,
                 )
         finally:  # where a save raises what an earlier one met, its own was started
@@ -213,7 +213,7 @@ class TrainStateCheckpoint(keras.callbacks.Callback):
     # --- what happens at a batch
 
     def _train(self, state: Any, iterator: Iterator[Any]) -> Any:
-        """In the place of the train function: sees the batches, passes over those of before, saves."""
+        """Replaces the train function: sees the batches, skips earlier ones, saves."""
         batches = list(islice(iterator, self._fitted.steps_per_execution))
         if not batches:
             return self._function(state, iterator)  # which says so as Keras wants it
@@ -231,15 +231,16 @@ class TrainStateCheckpoint(keras.callbacks.Callback):
         return self._function(state, iter(batches))
 
     def _check(self, at: _Position, batches: list[Any]) -> None:
-        """Warns if the first batches after the break are others than they were to be."""
+        """Warns if the first batches after the interruption differ from those of an uninterrupted run."""
         if at.epoch != self._epoch:
             return
         self._batch = at.batch
         if at.batches not in (None, checksums.fingerprint(batches)):
             warnings.warn(
-                f"{self._manager.directory}: the data of epoch {at.epoch} is another than before the break, "
-                "so this run sees other batches than one without a break; weights, optimizer and metrics "
-                "are exact. fit can't set the position of such data: kfb.train can, with a Grain iterator",
+                f"{self._manager.directory}: the data of epoch {at.epoch} differs from before the "
+                "interruption, so this run trains on different batches than an uninterrupted one; weights, "
+                "optimizer and metrics are exact. fit can't set the position of such data: kfb.train can, "
+                "with a Grain iterator",
                 stacklevel=2,
             )
 
@@ -252,9 +253,9 @@ class TrainStateCheckpoint(keras.callbacks.Callback):
         if stored is None:
             raise CheckpointError(
                 str(self._manager.directory),
-                got="checkpoints that something else than fit wrote",
-                expected="those of a TrainStateCheckpoint, or none",
-                fix="Take another folder; kfb.restore(directory, model) before fit takes over their values.",
+                got="checkpoints that were not written by fit",
+                expected="checkpoints of a TrainStateCheckpoint, or an empty folder",
+                fix="Pass another folder; kfb.restore(directory, model) before fit loads their values.",
             )
         seen = self._seen()
         at = _read(stored, f"{self._manager.directory}, data/json/fit")
@@ -280,7 +281,7 @@ class TrainStateCheckpoint(keras.callbacks.Callback):
             self._logs = self._fitted.get_metrics_result()
 
     def _held(self, state: Any) -> list[tuple[Any, Any]]:
-        """The variables with their values, of which `fit` empties them while it trains."""
+        """The variables with their values, which `fit` removes from them while it trains."""
         model = self._fitted
         trees = (model.trainable_variables, model.non_trainable_variables)
         variables = (*trees, model.optimizer.variables, model.metrics_variables)
@@ -314,7 +315,7 @@ class TrainStateCheckpoint(keras.callbacks.Callback):
         self._manager.save(state, data=_Place(position), logs=self._logs, now=True)
 
     def _end(self) -> None:
-        """Gives back what was taken, and returns when the last checkpoint is on disk."""
+        """Restores the train function and signal handler, and returns when the last checkpoint is on disk."""
         self._preemption.end()
         self._fitted.train_function = self._function
         keras_internals.begin_fit_at(self._fitted, None)
@@ -323,7 +324,7 @@ class TrainStateCheckpoint(keras.callbacks.Callback):
 
 
 class _Watched:
-    """A train function that another looks over."""
+    """A train function wrapped by another."""
 
     def __init__(self, function: Callable[..., Any], watch: Callable[..., Any]):
         self.function = function

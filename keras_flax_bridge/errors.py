@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 
 
 def printable(text: str) -> str:
-    r"""One line of text in which nothing acts on a terminal or forges a line.
+    r"""Escapes text to one line that can neither control a terminal nor fake another line.
 
-    Names in a file are chosen by whoever wrote it. Control characters, escape sequences, line separators,
-    marks that turn the direction of text and lone surrogates are written as Python writes them.
+    Names in a file are untrusted. Control characters, escape sequences, line separators, bidirectional
+    marks and lone surrogates are written as Python escapes.
 
     >>> printable("dense/kernel"), printable("a\x1b[2J"), printable("a\nb"), printable("\u202egpj.exe")
     ('dense/kernel', 'a\\x1b[2J', 'a\\nb', '\\u202egpj.exe')
@@ -20,7 +20,7 @@ def printable(text: str) -> str:
 
 
 def printed(lines: Iterable[str]) -> str:
-    r"""Lines that hold names of others, as text in which each stays one line.
+    r"""Joins lines that may hold untrusted names, so that each stays one line.
 
     >>> printed(["a", "b\n"])
     'a\nb\\n'
@@ -29,7 +29,7 @@ def printed(lines: Iterable[str]) -> str:
 
 
 def printable_lines(text: str) -> str:
-    r"""The same for text of several lines, whose line feeds were put there by this package.
+    r"""Escapes text of several lines, whose line feeds come from this package.
 
     >>> printable_lines("a\tb\nc\x1b")
     'a\\tb\nc\\x1b'
@@ -38,7 +38,7 @@ def printable_lines(text: str) -> str:
 
 
 def said(error: BaseException, most: int = 500) -> str:
-    """What an error of a library says, in one line.
+    """The message of a library's error, in one line.
 
     >>> said(ValueError("a  config\\n\\nwith a name"))
     'a config with a name'
@@ -47,13 +47,13 @@ def said(error: BaseException, most: int = 500) -> str:
 
 
 class Listing(str):
-    """Text of several lines in an error; everything else that an error says is one line."""
+    """Text of several lines in an error; every other part of an error is one line."""
 
     __slots__ = ()
 
 
 def listing(head: str, items: Iterable[str]) -> Listing:
-    r"""A head, and one item a line, whatever names are in it.
+    r"""A head, and one item per line, with untrusted names escaped.
 
     >>> listing("damaged leaves", ["a", "b\n"])
     'damaged leaves:\n  a\n  b\\n\n'
@@ -72,9 +72,9 @@ class BridgeError(Exception):
     What to do: what `fix` says.
 
     Args:
-        where: the path or the name of the thing that is wrong, such as ``params/dense/kernel``.
+        where: the path or name of what is wrong, such as ``params/dense/kernel``.
         got: what was found there; a kind, a shape and a dtype, never array contents.
-        expected: what would have been right.
+        expected: what is valid there.
         fix: one sentence that says what to do.
     """
 
@@ -91,7 +91,7 @@ class BridgeError(Exception):
             where = printable_lines(where)
             super().__init__(where)
         else:
-            # every text may hold names out of a file: here it becomes one line without control characters
+            # any text may hold names from a file: here it becomes one line without control characters
             where, got, expected, fix = printable(str(where)), _shown(got), _shown(expected), printable(fix)
             super().__init__(f"{where}: got {got}, expected {expected}. {fix}")
         self.where = where
@@ -136,7 +136,7 @@ class UnsupportedOptimizerError(BridgeError, ValueError):
 
 
 class StructureMismatchError(BridgeError, ValueError):
-    """Two things don't fit: the leaves of two trees, a batch and a model, an argument and its use.
+    """Two structures don't match: the leaves of two trees, a batch and a model, an argument and its use.
 
     Lists all leaves that differ; nothing was assigned.
 
@@ -146,11 +146,11 @@ class StructureMismatchError(BridgeError, ValueError):
     Args:
         where: what was compared, such as ``checkpoint /runs/7``.
         got: what was found; None for how many leaves differ.
-        expected: what would have been right; None for the same leaves on both sides.
-        report: the lines of a table of all differences, one a leaf; empty for a line a path.
+        expected: what is valid; None for the same leaves on both sides.
+        report: the lines of a table of all differences, one per leaf; empty for one line per path.
         missing: paths that were expected and not found.
         unexpected: paths that were found and not expected.
-        mismatched: paths found on both sides with another shape or dtype.
+        mismatched: paths found on both sides with different shapes or dtypes.
         fix: one sentence that says what to do.
     """
 

@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "keras_flax_bridge"
 ROOMS = {
     # room: what it may import from
     "errors": [],
-    "startup": ["errors"],
     "tree": ["errors"],
+    "startup": ["errors", "tree"],
     "keras_internals": ["errors", "tree"],
     "interop": ["errors", "tree", "keras_internals"],
     "optimizers": ["errors", "tree", "keras_internals"],

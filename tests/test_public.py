@@ -54,12 +54,10 @@ PLAIN = {
     "OptaxOptimizer.transformation",
     "ToNNX.variables_by_path",
     "TrainState.parts",
-    "VerifyReport.ok",
-    "ResumeReport.ok",
     "ShardingReport.per_device",
     "LeafRow.collection",
     "StateReport.totals",
-    "StateReport.to_json",
+    *(f"{name}.{key}" for name in OBJECTS if name.endswith("Report") for key in ("rows", "ok", "to_json")),
 }
 
 

@@ -21,7 +21,7 @@ def code(block: str) -> str:
 def cells(page: str) -> list:
     """Prose and code in turn; the last part of the page, which points to other pages, stays there."""
     page = page[: page.index("![")]
-    page = page.replace(page[page.index("From nothing") : page.index("## A model")], "")
+    page = page.replace(page[page.index("Train a model, save it") : page.index("## A model")], "")
     parts = BLOCK.split(page)
     prose = [v4.new_markdown_cell(LINK.sub("](../docs/", part.strip())) for part in parts[::2]]
     typed = [v4.new_code_cell(code(part)) for part in parts[1::2]]

@@ -1,4 +1,4 @@
-"""What the arguments of a save may be."""
+"""Checks of the arguments of a save."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def best_rule(keep_best: str | tuple[str, str]) -> tuple[str, str]:
         fix = "Write keep_best=('val_accuracy', 'max'), with the name that the logs have."
         require(pair, "keep_best", repr(keep_best), "a name in the logs, or (name, 'min' or 'max')", fix)
         name, mode = keep_best
-        fix = "Say 'min' where less is better, such as a loss, else 'max'."
+        fix = "Pass 'min' if lower is better, as for a loss, otherwise 'max'."
         require(mode in ("min", "max"), "keep_best", f"mode {mode!r}", "'min' or 'max'", fix)
         return name, mode
     for mode, words in _BETTER.items():
@@ -30,7 +30,7 @@ def best_rule(keep_best: str | tuple[str, str]) -> tuple[str, str]:
         "keep_best",
         got=repr(keep_best),
         expected=f"({keep_best!r}, 'min') or ({keep_best!r}, 'max')",
-        fix="Its name doesn't say whether less of it is better: say so.",
+        fix="The name doesn't say whether lower is better: pass the mode.",
     )
 
 
@@ -41,14 +41,14 @@ _BETTER = {
 
 
 def stale(directory: FilePath, step: int, newest: int) -> CheckpointError:
-    """The error for a step that isn't newer than those in the folder."""
+    """The error for a step that is not newer than those in the folder."""
     kind = StepAlreadyExistsError if step in steps_in(directory) else CheckpointError
     return kind(
         str(directory),
         got=f"step {step}",
-        expected=f"a step after {newest}, the newest one in the folder",
+        expected=f"a step after {newest}, the newest in the folder",
         fix="Continue that run from its newest step with state = manager.restore(state), delete the folders "
-        "of the steps that you give up, or take a new folder.",
+        "of the steps that you no longer need, or use a new folder.",
     )
 
 

@@ -1,4 +1,4 @@
-"""Checksums of leaves: written beside them, compared after they were read."""
+"""Checksums of leaves: stored beside them, compared after reading."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import numpy as np
 
 from keras_flax_bridge.tree.paths import Flat, Path, join_path
 
-_LARGE = 1 << 18  # bytes: from here on another thread is worth its start
+_LARGE = 1 << 18  # bytes: from this size on, another thread is worth starting
 _PART = 1 << 27  # bytes that are compared at a time
-_ROW = 1 << 12  # bytes: a page of memory, which is what gets lost as a whole
+_ROW = 1 << 12  # bytes: a page of memory, the unit in which data is lost
 
 
 def on_host(flat: Mapping[Path, Any]) -> Flat:
-    """The leaves that this process holds all of, in its memory; what is no array stays as it is."""
+    """The fully addressable leaves, in host memory; leaves that are not arrays are unchanged."""
     there = {path: _here(leaf) for path, leaf in flat.items() if not _is_elsewhere(leaf)}
     if jax.default_backend() != "cpu":
         for leaf in there.values():  # all transfers at once
@@ -32,13 +32,13 @@ def _is_elsewhere(leaf: Any) -> bool:
 
 
 def _here(leaf: Any) -> Any:
-    """A leaf that other processes hold too, as this one has it."""
+    """The local value of a leaf that is replicated over processes."""
     shared = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
     return leaf.addressable_data(0) if shared else leaf
 
 
 def checksum(leaf: Any) -> int:
-    """A checksum of the bytes of a numpy array, or of how anything else is written: CRC-32.
+    """The CRC-32 of the bytes of a numpy array, or of the text of another leaf.
 
     For large arrays it is the CRC-32 of sums, as in a product code, which runs several times faster:
     the sum of every row of 512 words, then of every column, modulo 2**64. One changed word changes
@@ -54,7 +54,7 @@ def checksum(leaf: Any) -> int:
 
 
 class Running:
-    """The checksum of a large array whose bytes come in parts, in C order."""
+    """The checksum of a large array, computed from parts in C order."""
 
     def __init__(self) -> None:
         self._rows = 0  # the CRC-32 of the sums of the rows so far
@@ -115,12 +115,12 @@ def damaged(flat: Flat, written: Mapping[str, int]) -> dict[str, str]:
 
 
 def difference(read: int, written: int) -> str:
-    """Two checksums that are not the same, in words."""
+    """Describes two checksums that differ."""
     return f"checksum {read:08x}, written was {written:08x}"
 
 
 def _parts(flat: Flat) -> Iterator[Flat]:
-    """Some leaves at a time, so that host memory never holds a second copy of all."""
+    """Groups of leaves, so that host memory never holds a second copy of all."""
     part: Flat = {}
     size = 0
     for path, leaf in flat.items():

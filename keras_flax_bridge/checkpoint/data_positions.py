@@ -1,4 +1,4 @@
-"""The position of a data iterator: Grain's through Orbax, any other that can say its state as JSON."""
+"""The position of a data iterator: Grain's through Orbax, that of any other as JSON."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ log = logging.getLogger("keras_flax_bridge")
 
 
 def is_grain(iterator: Any) -> bool:
-    """Whether Orbax knows how to store an iterator, because Grain made it."""
+    """Whether an iterator is Grain's, which Orbax can store."""
     return type(iterator).__module__.split(".")[0] == "grain"
 
 
 def position(iterator: Any) -> dict[str, Any] | None:
-    """Where an iterator stands, as JSON types; None for Grain's, which Orbax stores, and for no iterator.
+    """The position of an iterator as JSON types; None for Grain's, which Orbax stores, and for no iterator.
 
     Raises:
-        CheckpointError: if it can't say, or says it in other types.
+        CheckpointError: if it has no position, or one of other types.
     """
     return None if iterator is None or is_grain(iterator) else get_position(iterator)
 
 
 def get_position(iterator: Any) -> dict[str, Any]:
-    """What an iterator says of where it stands, as JSON types.
+    """The result of `get_state` as JSON types.
 
     Raises:
-        CheckpointError: if it can't say, or says it in other types.
+        CheckpointError: if the iterator has no `get_state`, or it returns other types.
     """
     _require(iterator)
     state = iterator.get_state()
@@ -44,21 +44,21 @@ def get_position(iterator: Any) -> dict[str, Any]:
         return {"bytes": base64.b64encode(state).decode()}
     try:
         plain = json.loads(json.dumps(state))
-        unchanged = bool(plain == state)  # a tuple becomes a list, a number as a key a word
+        unchanged = bool(plain == state)  # a tuple becomes a list, a key that is a number becomes a string
     except (TypeError, ValueError):
         unchanged = False
     if not unchanged:
         raise CheckpointError(
             "data",
-            got=f"a {type(iterator).__name__} whose get_state() gives what JSON doesn't keep as it is",
-            expected="bytes, or lists, dicts with words as keys, words, numbers, bools and None",
+            got=f"a {type(iterator).__name__} whose get_state() gives what JSON does not preserve",
+            expected="bytes or JSON types: lists, dicts with string keys, strings, numbers, bools, None",
             fix="Give arrays and tuples as lists, or encode the state as bytes.",
         )
     return {"json": plain}
 
 
 def checksum(state: Any) -> int:
-    """CRC-32 of where an iterator stands, however its JSON is laid out."""
+    """CRC-32 of an iterator's position, independent of the formatting of its JSON."""
     plain = texts.parsed(_text(state), "data") if isinstance(state, (bytes, str)) else state
     return zlib.crc32(json.dumps(plain, sort_keys=True).encode())
 
@@ -83,13 +83,13 @@ def set_position(iterator: Any, stored: Mapping[str, Any]) -> None:
 
 
 def set_grain(iterator: Any, folder: Path) -> None:
-    """Sets a Grain iterator to where the one of this process stood.
+    """Sets a Grain iterator to the stored position of this process.
 
-    Where as many processes as before don't run, one state serves all, if all were the same: after so many
-    steps each, of which each process now reads another share.
+    With a different number of processes, one state is used for all, if all were equal: each process then
+    reads a different share of the same steps.
 
     Raises:
-        CheckpointError: if the states differ, or the numbers of processes don't divide.
+        CheckpointError: if the states differ, or neither process count divides the other.
     """
     files = sorted(folder.glob("process_*-of-*.json"))
     now, then = jax.process_count(), len(files)
@@ -100,12 +100,12 @@ def set_grain(iterator: Any, folder: Path) -> None:
             raise CheckpointError(
                 str(folder),
                 got=f"positions of {then} processes{'' if len(states) == 1 else ', which differ'}, for {now}",
-                expected="the same position in all of them, and numbers of which one divides the other",
+                expected="equal positions, and process counts of which one divides the other",
                 fix="Restore without data=, and position the iterator yourself.",
             )
         log.warning(
-            "%s: the position of %d processes is taken for %d; right if a step reads the same rows, shared "
-            "out among more or fewer",
+            "%s: the position of %d processes is used for %d; this is exact if a step reads the same rows, "
+            "split among more or fewer processes",
             printable(str(folder)),
             then,
             now,
@@ -117,7 +117,7 @@ def set_grain(iterator: Any, folder: Path) -> None:
 
 
 def has_position(iterator: Any) -> bool:
-    """Whether an iterator can say where it stands, and be set there."""
+    """Checks that an iterator has `get_state` and `set_state`."""
     return hasattr(iterator, "get_state") and hasattr(iterator, "set_state")
 
 
@@ -126,6 +126,6 @@ def _require(iterator: Any) -> None:
         raise CheckpointError(
             "data",
             got=f"a {type(iterator).__name__} without get_state and set_state",
-            expected="a Grain iterator, or one with both",
+            expected="a Grain iterator, or an iterator with both",
             fix="Make the batches with Grain, or save without data= and position the iterator yourself.",
         )

@@ -1,4 +1,4 @@
-"""Checkpoints that others wrote with Orbax, by the names that ours have.
+"""Checkpoints of other Orbax code, mapped to this package's names.
 
 Keras's `OrbaxCheckpoint` stores variables by the names of one process; `nnx.State` has, as most versions
 write it, one more level called ``value``; a module's state has no ``params`` above it.
@@ -80,7 +80,7 @@ def config(stored: Stored) -> dict[str, Any] | None:
             where,
             got=schema.said(read),
             expected="the config of a model",
-            fix="The file is damaged: take another step.",
+            fix="The file is damaged: restore a different step.",
         )
     return read
 
@@ -102,7 +102,7 @@ def _of_keras(stored: Stored, like: Any) -> Naming:
 
 
 def _model_of(like: Any) -> Any:
-    """The Keras model that a target is or was taken from, its optimizer built, if there is one."""
+    """The Keras model of a target, with its optimizer built, if there is one."""
     model = like if isinstance(like, keras.Model) else None
     model = model or models_of(getattr(like, "apply_fn", None)).get("")
     if model is not None and model.built and model.compiled:
@@ -115,8 +115,8 @@ def _rebuilt(stored: Stored) -> Any:
     if found is None:
         raise CheckpointError(
             str(stored.path),
-            got="variables by the names that Keras gave them in another process, and no config of the model",
-            expected="the Keras model that they are of",
+            got="variables under automatic names of another Keras process, and no config of the model",
+            expected="the Keras model that they belong to",
             fix="Restore into the model with kfb.restore(path, model), and take what you need from it.",
         )
     return _model_of(model_configs.build(found, stored.path, stored.specs))

@@ -1,4 +1,4 @@
-"""Which leaves are read together, so that what is in memory at a time stays small."""
+"""Groups of leaves that are read together, to bound the memory in use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kinds of leaves that a checkpoint gives back as they were; others are refused before it is written."""
+"""The kinds of leaves that a checkpoint can restore exactly; others are refused before it is written."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from keras_flax_bridge.tree.untrusted.schema import DEEPEST, HOST_ONLY, LONGEST
 from keras_flax_bridge.tree.untrusted.schema import DTYPES as DTYPES
 from keras_flax_bridge.tree.untrusted.texts import clipped
 
-# dtypes that Orbax's storage doesn't know: they lie there as whole numbers of the same size
+# dtypes that Orbax can't store: they are stored as integers of the same size
 AS_WORDS = frozenset({"int1", "uint1", "uint2", "uint4", "float8_e4m3", *HOST_ONLY})
 _ARRAYS = (np.ndarray, np.memmap, np.matrix)  # other subclasses hold more than their elements, such as a mask
 _NUMBERS = (bool, int, float, complex)
@@ -25,12 +25,12 @@ _INTEGERS = range(-(2**63), 2**64)
 
 
 def to_disk(flat: Flat) -> Flat:
-    """The leaves of a state as they lie on disk, in every layout.
+    """The leaves of a state as they are stored, in every layout.
 
     Raises:
         NotBuiltError: naming the leaf that is abstract.
         OwnershipError: naming the leaf that was donated, is traced, or is a Keras variable.
-        StructureMismatchError: listing all leaves of a kind that no restore could give back.
+        StructureMismatchError: listing all leaves of a kind that can't be restored.
     """
     require_values(flat, arrays=False)
     wrong = _all_refused(flat)
@@ -59,7 +59,7 @@ def _all_refused(flat: Flat) -> dict[Path, str]:
         why = known.get(kind)
         if why is None:
             why = _refused(leaf)
-            if kind[1] is not None:  # a number of Python's is judged by its value
+            if kind[1] is not None:  # Python numbers are checked by value
                 known[kind] = why
         if why:
             wrong[path] = why
@@ -103,10 +103,10 @@ _KINDS: tuple[tuple[Any, Callable[[Any], str]], ...] = (
 
 
 def given_back(value: Any, wanted: Any) -> Any:
-    """What lay on disk as the kind of leaf that is wanted.
+    """Converts a stored leaf to the kind that is wanted.
 
-    A number of numpy's or Python's comes back as one. Only where an array was stored, and `like` has a whole
-    or real number of Python's, the array stays: Flax starts steps as such a number.
+    A numpy or Python number is restored as one. If an array was stored and `like` has a Python int or float,
+    the array is kept: Flax starts steps as such a number.
     """
     if isinstance(wanted, np.generic):
         return np.asarray(value, wanted.dtype.newbyteorder("="))[()]
@@ -126,7 +126,7 @@ def fits_device(dtype: Any) -> bool:
 
 
 def flattened(state: Any) -> Flat:
-    """The leaves of a tree by path, each of which can be written and is that of one leaf.
+    """The leaves of a tree by path, after checking that every path can be stored and is unique.
 
     Raises:
         StructureMismatchError: listing the paths that are not.
@@ -138,7 +138,7 @@ def flattened(state: Any) -> Flat:
             "state",
             got=f"a tree that jax can't flatten ({error})",
             expected="dicts whose keys can be sorted",
-            fix="Nothing was written. Take keys of one type in each dict, such as str.",
+            fix="Nothing was written. Use keys of one type in each dict, such as str.",
         ) from error
     flat = dict(leaves)
     wrong = [*(_repeated(leaves) if len(flat) < len(leaves) else ()), *_unwritable(flat), *_long(flat)]
@@ -146,7 +146,7 @@ def flattened(state: Any) -> Flat:
         raise StructureMismatchError(
             "state",
             got=f"{len(wrong)} names of leaves that can't be stored",
-            expected="a name of its own for each leaf, as text that UTF-8 can write, of at most "
+            expected="a distinct name for each leaf, valid as UTF-8, of at most "
             f"{DEEPEST} levels and {LONGEST} characters",
             report="\n".join(f"  {name}" for name in wrong),
             mismatched=wrong,

@@ -1,4 +1,4 @@
-"""Memory that was freed, given back to the system."""
+"""Returns freed memory to the system."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LARGE = 1 << 22  # bytes
 
 
 def give_back() -> None:
-    """Gives back what the C library keeps of freed memory, which can be several times what is in use.
+    """Returns memory that the C library keeps after it was freed, often several times the memory in use.
 
     glibc keeps freed blocks for each thread that allocated them, and storage libraries read in many.
     Other C libraries have no such function, nor such a need.

@@ -1,4 +1,4 @@
-"""Configs of models, as they lie beside the weights in a checkpoint."""
+"""Configs of models, stored beside the weights in a checkpoint."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def of_state(state: Any, model: Any) -> dict[str, Any]:
     try:
         configs = {name: _config(m, state.part(name) if name else state) for name, m in owners.items()}
     except Exception as error:  # of the user's get_config, which may raise anything
-        # a model without a config is saved all the same: load_model will say why it can't load it
+        # a model without a config is still saved: load_model gives the reason why it can't load it
         return {"no_model": f"{type(error).__name__}: {said(error, 300)}"}
     return {"model": configs.get("", configs)} if configs else {}
 
@@ -40,7 +40,7 @@ def of_model(model: Any) -> dict[str, Any]:
 
 
 def _config(model: Any, state: Any) -> dict[str, Any]:
-    """What `build` needs to make the model again, as plain JSON types."""
+    """What `build` needs to rebuild the model, as JSON types."""
     slots = _slot_values(model, state)
     if slots is None:
         return {**keras.saving.serialize_keras_object(model), "compile_config": None}
@@ -57,7 +57,7 @@ def _serialized(model: Any) -> dict[str, Any]:
 
 
 def _slot_values(model: Any, state: Any) -> Sequence[Any] | None:
-    """The optimizer's values in Keras's order, whose own may have moved; None where optax trains."""
+    """The optimizer's values in Keras's order, since its own may have moved; None for optax."""
     flat = flatten_tree(getattr(state, "opt_state", {}))
     slots = keras_internals.collect(model).opt_state if flat else ()
     if not slots or any(entry.path not in flat for entry in slots):
@@ -71,7 +71,7 @@ def build(config: Any, where: Any, stored: Mapping[Path, Any] | None = None) -> 
     Args:
         config: the config.
         where: the file or folder that it comes from.
-        stored: the leaves that are stored with it: a model of many more numbers is not built.
+        stored: the leaves that are stored with it: a much larger model is not built.
 
     Raises:
         CheckpointError: if Keras can't build it, or it asks for code, as a Lambda layer does.
@@ -84,7 +84,7 @@ def build(config: Any, where: Any, stored: Mapping[Path, Any] | None = None) -> 
 
 
 def _most(stored: Mapping[Path, Any]) -> int:
-    """How many numbers the model of some leaves may have; slots and averages may not be stored."""
+    """The largest size of a model for some leaves; slots and averages may be missing from them."""
     return SLACK + 4 * sum(math.prod(getattr(leaf, "shape", ())) for leaf in stored.values())
 
 
@@ -105,7 +105,7 @@ def _built(config: Any, where: Any) -> Any:
         raise CheckpointError(
             str(where),
             got=f"a config that Keras can't build a {config['class_name']} from ({said(error)})",
-            expected="the config of a model whose classes are known, and that holds no code",
+            expected="the config of a model whose classes are registered, without code",
             fix="Register your classes with keras.saving.register_keras_serializable, or build the model "
             "yourself and call restore(path, model).",
         ) from error

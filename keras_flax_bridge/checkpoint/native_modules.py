@@ -1,4 +1,4 @@
-"""Checkpoints of Keras models read into modules of written source, which know no Keras model."""
+"""Restores checkpoints of Keras models into modules of generated source, which have no Keras model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def map_for(
     """The map from the variables of a checkpoint to a module of the source that `to_source` writes.
 
     It comes from the checkpoint: the map of the module that was saved, or the conversion of the
-    model whose config lies beside the weights. It is taken only if it names exactly the leaves of
+    model whose config lies beside the weights. It is used only if it names exactly the leaves of
     the module.
 
     Args:
@@ -31,7 +31,7 @@ def map_for(
         stored: the leaves of the checkpoint.
 
     Returns:
-        The map; None where the checkpoint has none, or the module is another one.
+        The map; None if the checkpoint has none, or the module is a different one.
     """
     found = _map_of(metadata, folder, stored)
     if found is None:

@@ -1,4 +1,4 @@
-"""What the config of an optimizer does not hold, as it is stored beside the config of its model.
+"""Settings of an optimizer that its config lacks, stored beside the config of its model.
 
 ``{"exclude_from_weight_decay": {part: {"names": [...], "variables": [...]}}}``: `part` is the place of an
 optimizer inside of others, as its slots are keyed, and ``""`` for the outermost; `variables` are structural
@@ -40,7 +40,7 @@ def of_model(model: Any) -> dict[str, Any]:
 
 
 def _parts(model: Any) -> dict[str, Any]:
-    """The Keras optimizer of a model and those inside of it, by place; none if Keras did not compile it."""
+    """The Keras optimizer of a model and its inner optimizers by path; empty for an uncompiled model."""
     optimizer = getattr(model, "optimizer", None)
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         return {}
@@ -74,7 +74,7 @@ def put_back(model: Any, config: Any, where: Any) -> Any:
         where: the checkpoint, for errors.
 
     Raises:
-        CheckpointError: listing what is of another form, or is not in the model.
+        CheckpointError: listing what is malformed, or is not in the model.
     """
     found = config.get(EXTRAS) if isinstance(config, Mapping) else config
     parts = _parts(model)
@@ -86,7 +86,7 @@ def put_back(model: Any, config: Any, where: Any) -> Any:
         raise CheckpointError(
             f"{where}: {EXTRAS}",
             got=", ".join(wrong),
-            expected="lists of words and of keys of weights, by the place of an optimizer in the model",
+            expected="lists of names and of structural keys, by the path of an optimizer in the model",
             fix="Build and compile the model yourself and call restore(path, model).",
         )
     for name, own in found.get(_DECAY, {}).items():
@@ -96,7 +96,7 @@ def put_back(model: Any, config: Any, where: Any) -> Any:
 
 
 def _wrong(found: Any, parts: Mapping[str, Any], weights: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with what a file holds, by its place."""
+    """The errors in stored settings, by path."""
     given = found.get(_DECAY, {}) if isinstance(found, dict) else found
     if not isinstance(given, dict):
         yield f"{_DECAY}: a {type(given).__name__}"
@@ -124,7 +124,7 @@ def _strange(place: str, listed: Any, is_known: Callable[[str], Any]) -> Iterato
 
 
 def write(path: FilePath, model: Any) -> str | None:
-    """Adds to a `.keras` file what Keras did not write there; what to say about it, if there is anything."""
+    """Adds the settings that Keras doesn't store to a `.keras` file; returns notes for the user."""
     extras = of_model(model)
     if not extras:
         return None

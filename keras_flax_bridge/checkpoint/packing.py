@@ -1,4 +1,4 @@
-"""The packed layout: small leaves lie together in one array of bytes, by an index in the metadata.
+"""The packed layout: small leaves are stored in one array of bytes, with an index in the metadata.
 
 Orbax's cost is per leaf, some milliseconds each; a state of many small leaves is written and read
 many times faster as one.
@@ -33,7 +33,7 @@ def _is_small(leaf: Any) -> bool:
 
 
 def pack(flat: Flat, host: Mapping[Path, np.ndarray]) -> tuple[np.ndarray, Index, Flat]:
-    """The bytes of all small leaves, where each lies in them, and the leaves that are not small.
+    """The bytes of all small leaves, the index of each, and the leaves that are not small.
 
     Args:
         flat: all leaves.
@@ -75,7 +75,7 @@ def unpack(
 
 
 def span(index: Mapping[str, Any], paths: Iterable[Path]) -> tuple[int, int]:
-    """Where the bytes of some leaves begin and end among those of all."""
+    """The range of the bytes of some leaves within the packed bytes."""
     places = [index[join_path(path)] for path in paths]
     ends = (begin + math.prod(shape) * _dtype(name).itemsize for begin, name, shape in places)
     return min(place[0] for place in places), max(ends)

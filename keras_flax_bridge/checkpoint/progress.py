@@ -1,4 +1,4 @@
-"""What takes a while says so on a terminal, all in one display; in a pipe or a file it is silent."""
+"""Progress of long operations on a terminal, in one display; silent in a pipe or a file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _shown: ContextVar[Any] = ContextVar("_shown", default=None)
 
 @contextlib.contextmanager
 def working(text: str) -> Iterator[None]:
-    """Shows that something is being done, and for how long; inside of another, as a line below it."""
+    """Shows an operation and its duration; a nested one as a line below."""
     with contextlib.ExitStack() as stack:
         display = _shown.get() or _begun(stack)
         stack.callback(display.remove_task, display.add_task(printable(text), total=None))
@@ -22,7 +22,7 @@ def working(text: str) -> Iterator[None]:
 
 
 def _begun(stack: contextlib.ExitStack) -> Any:
-    from rich import progress  # on first use: the package is to be imported fast
+    from rich import progress  # on first use: keeps the import fast
     from rich.console import Console
 
     description = progress.TextColumn("{task.description}", markup=False)

@@ -51,12 +51,12 @@ def flat_pieces(pieces: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 def together(
     first: Iterator[np.ndarray], second: Iterator[np.ndarray], most: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The same elements of two arrays that come in pieces of any sizes; at most so many at a time."""
+    """Corresponding parts of two arrays that are read in pieces of any size; limited in length."""
     a: Any = np.empty(0)
     b: Any = np.empty(0)
     while True:
         if not a.size:
-            a = None  # what was read is let go before the next is
+            a = None  # releases a piece before the next is read
             a = _next(first)
         if not b.size:
             b = None

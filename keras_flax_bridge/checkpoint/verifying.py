@@ -1,4 +1,4 @@
-"""Compares every leaf with the checksum that was written, a few at a time, and counts those without one."""
+"""Compares every leaf with its stored checksum, a few at a time, and counts those without one."""
 
 from __future__ import annotations
 
@@ -12,13 +12,28 @@ from keras_flax_bridge.checkpoint.guards import archive as archive_module
 from keras_flax_bridge.checkpoint.guards import tensors
 from keras_flax_bridge.checkpoint.locating import candidates
 from keras_flax_bridge.checkpoint.orbax_io import FilePath
-from keras_flax_bridge.errors import CheckpointError, printable, printed
+from keras_flax_bridge.errors import CheckpointError, printed
 from keras_flax_bridge.state.report import counted, listed
 from keras_flax_bridge.tree import words
 from keras_flax_bridge.tree.paths import Path, join_path
+from keras_flax_bridge.tree.reports import Table, table_of
 from keras_flax_bridge.tree.types import PathLike
 
 OURS, ZIP = "checksums in the checkpoint", "the CRC-32 of the zip archive"
+
+
+class VerifyRow(NamedTuple):
+    """A leaf that could not be verified.
+
+    Attributes:
+        path: of the leaf; of a file inside an archive its name; ``""`` where nothing could be read.
+        status: ``damaged`` or ``unchecked``.
+        what: what is wrong; ``""`` for a leaf that has no checksum.
+    """
+
+    path: str
+    status: str
+    what: str
 
 
 @words.doors()
@@ -28,11 +43,11 @@ class VerifyReport(NamedTuple):
     Attributes:
         path: the file, or the folder of the checkpoint.
         leaves: how many leaves it holds.
-        damaged: what is wrong, by the path of the leaf, or by the name of a file inside an archive; by
-            ``""`` where nothing could be read.
+        damaged: what is wrong, by the path of the leaf or the name of a file inside an archive; by
+            ``""`` if nothing could be read.
         unchecked: paths of leaves for which no checksum was written.
-        checked: how many leaves are as their checksum says.
-        by: what the leaves were compared with; ``""`` where there is nothing.
+        checked: how many leaves match their checksum.
+        by: what the leaves were compared with; ``""`` if there is nothing.
 
     Example:
         >>> damaged = {"params/dense/bias": "checksum 0, not 1"}
@@ -53,23 +68,47 @@ class VerifyReport(NamedTuple):
         """Whether every leaf was compared with a checksum, there is at least one, and nothing is damaged."""
         return 0 < self.leaves == self.checked and not self.damaged and not self.unchecked
 
+    @property
+    def rows(self) -> tuple[VerifyRow, ...]:
+        """One row for each leaf that is damaged, then one for each that has no checksum."""
+        damaged = [VerifyRow(path, "damaged", what) for path, what in self.damaged.items()]
+        return (*damaged, *(VerifyRow(path, "unchecked", "") for path in self.unchecked))
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON types."""
+        counts = {"leaves": self.leaves, "checked": self.checked}
+        found = {"damaged": dict(self.damaged), "unchecked": list(self.unchecked), "by": self.by}
+        return {"path": str(self.path), "ok": self.ok, **counts, **found}
+
     def __str__(self) -> str:
+        lines = [f"  {path}  {what}" for path, what in self.damaged.items()]
+        return printed([self._head(), *lines, *self._notes()])
+
+    def _head(self) -> str:
         head = f"{self.path}: {counted(self.leaves, 'leaf')}"
         if self.ok:
-            by = f", by {self.by}" if self.by != OURS else ""
-            return printable(f"{head}, 0 unchecked, whole{by}")
-        counts = f"{self.checked} checked, {len(self.unchecked)} unchecked, {len(self.damaged)} damaged"
-        lines = [f"  {path}  {what}" for path, what in self.damaged.items()]
+            return f"{head}, 0 unchecked, whole{f', by {self.by}' if self.by != OURS else ''}"
+        unchecked, damaged = len(self.unchecked), len(self.damaged)
+        return f"{head}, {self.checked} checked, {unchecked} unchecked, {damaged} damaged"
+
+    def _notes(self) -> list[str]:
         if self.unchecked:
-            lines += [self._unchecked()]
-        elif not self.leaves:
-            lines += ["no leaf was read: not verified"]
-        return printed([f"{head}, {counts}", *lines])
+            return [self._unchecked()]
+        return [] if self.leaves else ["no leaf was read: not verified"]
 
     def _unchecked(self) -> str:
         has = "has" if len(self.unchecked) == 1 else "have"
         said = f"{len(self.unchecked)} of {counted(self.leaves, 'leaf')} {has} no checksum: not verified"
         return f"{said} ({listed(self.unchecked)})"
+
+    def _table(self) -> Table:
+        return table_of(self._head(), VerifyRow._fields, self.rows, self._notes())
+
+    def __rich__(self) -> Table:
+        return self._table()
+
+    def _repr_html_(self) -> str:
+        return self._table().to_html()
 
 
 def verified(place: FilePath) -> VerifyReport:
@@ -77,7 +116,7 @@ def verified(place: FilePath) -> VerifyReport:
     look = _of_checkpoint if place.is_dir() else _FILES[guards.kind(place)]
     try:
         return look(place)
-    except CheckpointError as error:  # refused, or so damaged that nothing in it can be found
+    except CheckpointError as error:  # refused, or too damaged to be read
         where = error.where.removeprefix(str(place)).removeprefix(": ")
         return VerifyReport(place, 0, {where: str(error.got)}, ())
 
@@ -97,7 +136,7 @@ def _of_checkpoint(folder: FilePath) -> VerifyReport:
 
 
 def _damaged(stored: Any, group: list[Path]) -> dict[str, str]:
-    """What is wrong with leaves that are read together; with a large one, which comes alone, in parts."""
+    """The errors of leaves that are read together; a large leaf is read alone, in parts."""
     if is_large(stored.specs[group[0]]):
         damaged: dict[str, str] = stored.damaged_large(group[0])
         return damaged
@@ -138,8 +177,8 @@ _FILES = {".keras": _of_archive, ".weights.h5": _of_file, ".safetensors": _of_te
 def verify(path: PathLike, *, step: int | None = None) -> VerifyReport:
     """Reads every leaf and compares it with the checksum that was written, a few leaves at a time.
 
-    A leaf without a checksum counts as unchecked: of checkpoints of other Orbax code, of
-    ``.weights.h5`` and ``.safetensors`` files all leaves are. The arrays of a ``.keras`` file are
+    A leaf without a checksum counts as unchecked: so do all leaves of checkpoints that other Orbax code
+    wrote, and of ``.weights.h5`` and ``.safetensors`` files. The arrays of a ``.keras`` file are
     compared with the CRC-32 of the zip archive, which covers all of them.
 
     Args:
@@ -148,8 +187,8 @@ def verify(path: PathLike, *, step: int | None = None) -> VerifyReport:
         step: which step of a root folder; None for the newest.
 
     Returns:
-        A report that counts checked, unchecked and damaged leaves apart and names the latter two;
-        printed, it says all of it. It is `ok` only if every leaf was checked and nothing is damaged.
+        A report that counts checked, unchecked and damaged leaves, and names the latter two. It is
+        `ok` only if every leaf was checked and nothing is damaged.
 
     Raises:
         CheckpointError: if there is no checkpoint and no such file.

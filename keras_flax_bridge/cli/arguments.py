@@ -1,4 +1,4 @@
-"""Arguments that several commands have."""
+"""Arguments shared by several commands."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ ANY = "a checkpoint or a root folder of steps, of any Orbax code; a .keras, .wei
 
 def add_json(parser: Any) -> None:
     """--json."""
-    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON for programs")
 
 
 def add_step(parser: Any) -> None:
     """--step."""
-    parser.add_argument("--step", type=int, metavar="N", help="which step of a root folder; else the newest")
+    parser.add_argument(
+        "--step", type=int, metavar="N", help="the step of a root folder; the newest by default"
+    )
 
 
 def add_model(parser: Any) -> None:
     """--model, and --import."""
     parser.add_argument(
-        "--model", metavar="FILE.keras", help="the model that the leaves are of, where nothing stored says so"
+        "--model", metavar="FILE.keras", help="the model of the leaves, if the file has no model config"
     )
     add_import(parser)
 
@@ -44,7 +46,7 @@ def add_import(parser: Any) -> None:
 
 
 def do_imports(options: Any) -> None:
-    """Imports what --import names.
+    """Imports the module of --import.
 
     Raises:
         StructureMismatchError: if there is no such module.
@@ -68,7 +70,7 @@ def import_from_here(name: str, where: str) -> Any:
             where,
             got=f"{name!r} ({said(error)})",
             expected="a Python module that can be imported from here",
-            fix="Run the command in the folder that it lies in, or install it.",
+            fix="Run the command in the folder that contains it, or install it.",
         ) from error
 
 
@@ -78,7 +80,7 @@ def given_model(options: Any) -> Any:
 
 
 def opened_with(path: str, options: Any, *, step: int | None = None) -> Contents:
-    """What lies at a path; the model of --model is used where nothing stored says which it is."""
+    """Opens a path; the model of --model is used if the file has no model config."""
     found = opened(path, step=step)
     model = given_model(options) if found.unnamed else None
     return found if model is None else opened(path, step=step, model=model)

@@ -1,4 +1,4 @@
-"""Reads the command line, runs the command, says in one line what went wrong."""
+"""Parses the command line, runs the command, and prints an error as one line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from keras_flax_bridge.tree import words
 
 _COMMANDS = (inspect, verify, diff, convert, eject, plan, doctor)
 FINE, DIFFERENT, WRONG, BROKEN_PIPE, INTERRUPTED = 0, 1, 2, 141, 130
-_ABOUT = "Looks into checkpoints and model files of Keras, Flax and Orbax, and turns one kind into another."
+_ABOUT = "Inspects, compares and converts checkpoints and model files of Keras, Flax and Orbax."
 _CODES = "Exit codes: 0 fine, 1 a difference or damage was found, 2 wrong use."
 
 
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command.
 
     Args:
-        arguments: what was typed after the program's name; None for that of this process.
+        arguments: the words after the program's name; None for those of this process.
 
     Returns:
         The exit code: 0 fine, 1 a difference or damage was found, 2 wrong use.
@@ -50,12 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: Any, debug: bool) -> int:
-    """Runs the command; an error is told, unless it is looked for."""
+    """Runs the command; prints errors as one line, unless debugging."""
     try:
         code: int = options.run(options)
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # the reader has had enough, as `head` has
+    except BrokenPipeError:  # the pipe was closed, as by `head`
         _close(sys.stdout)
         return BROKEN_PIPE
     except KeyboardInterrupt:
@@ -70,7 +70,7 @@ def _run(options: Any, debug: bool) -> int:
 
 
 def _said(error: Exception) -> str:
-    """An error in one line, but for tables of leaves."""
+    """An error as one line, except tables of leaves."""
     if isinstance(error, (StructureMismatchError, CorruptCheckpointError)):
         return str(error)
     if isinstance(error, BridgeError):
@@ -79,13 +79,13 @@ def _said(error: Exception) -> str:
 
 
 def _close(stream: Any) -> None:
-    """What Python or a library still has to write to a stream when the process ends goes nowhere."""
+    """Discards what Python or a library still writes to a stream at exit."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are a line too, with the right word for a wrong one."""
+    """A parser whose errors are one line, with the right word for a wrong one."""
 
     def __init__(self, **settings: Any):
         super().__init__(**settings)
@@ -99,7 +99,7 @@ class _Parser(argparse.ArgumentParser):
         return options
 
     def error(self, message: str) -> NoReturn:
-        output.complain(f"{message}. {self._answer(message) or f'{self.prog} --help says how it is used.'}")
+        output.complain(f"{message}. {self._answer(message) or f'{self.prog} --help shows the usage.'}")
         sys.exit(WRONG)
 
     def _answer(self, message: str) -> str:

@@ -1,4 +1,4 @@
-"""What the commands print: colours on a terminal, plain whole lines in a pipe, JSON on demand."""
+"""Output of the commands: colours on a terminal, plain unwrapped lines in a pipe, JSON on demand."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WIDE = 10_000  # columns of a pipe: a path is never broken
 
 
 class _Clean:
-    """What is drawn, without characters that act on a terminal, whoever chose the names in it."""
+    """A renderable without characters that control a terminal: names in it are untrusted."""
 
     def __init__(self, thing: Any):
         self._thing = Text(printable_lines(thing)) if isinstance(thing, str) else thing
@@ -34,7 +34,7 @@ class _Clean:
 
 
 def show(thing: Any) -> None:
-    """Prints text of one line or several, or what rich knows to draw."""
+    """Prints text of one or more lines, or anything that rich can render."""
     console = Console(highlight=False)
     if console.is_terminal:
         console.print(_Clean(thing))
@@ -46,12 +46,12 @@ def show(thing: Any) -> None:
 
 
 def say(line: str) -> None:
-    """Prints one line, whatever names are in it."""
+    """Prints one line; names in it are escaped."""
     show(printable(line))
 
 
 def show_json(data: Any) -> None:
-    """Prints what machines read: names are exact, and escaped as JSON has it."""
+    """Prints JSON: names are exact, with JSON's own escapes."""
     print(json.dumps(data, indent=1))
 
 
@@ -62,16 +62,16 @@ def complain(text: str, style: str = "red") -> None:
 
 
 def tell(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """Prints a traceback, in the place of Python's own, which would print names as they are."""
+    """Prints a traceback instead of Python, which would print names unescaped."""
     sys.stderr.write(printable_lines("".join(traceback.format_exception(kind, error, trace))))
 
 
-_NOISY = ("absl", "asyncio")  # Orbax logs here, and what it leaves behind where a read fails
+_NOISY = ("absl", "asyncio")  # loggers of Orbax, and of coroutines that it leaves behind if a read fails
 
 
 @contextlib.contextmanager
 def calm(debug: bool) -> Iterator[None]:
-    """Keras's warnings and ours as lines, and nothing of what libraries log, unless that is looked for."""
+    """Prints warnings of Keras and of this package as lines, and silences libraries, unless debugging."""
     if debug:
         yield
         return

@@ -1,4 +1,4 @@
-"""What the Keras layers of Flax modules share: signatures, variables, masks, files."""
+"""The base of Keras layers of Flax modules: signatures, variables, masks, files."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from keras_flax_bridge.tree.diff import diff_trees
 from keras_flax_bridge.tree.paths import Path
 from keras_flax_bridge.tree.types import PyTree
 
-# Flax's words for what Keras calls training, and what each is then
+# Flax's names for Keras's `training`, and the value of each in training
 FLAGS = {"training": True, "train": True, "deterministic": False, "use_running_average": False}
 
 
-class Held:
-    """What a layer holds beside its variables, in one object, of which Keras tracks nothing."""
+class ModuleHandle:
+    """The Flax module of a layer and what belongs to it, in one object, so that Keras tracks none of it."""
 
     def __init__(self, maker: Maker, method: str, seed: int | None):
         self.maker, self.method, self.given_seed = maker, method, seed
@@ -41,11 +41,11 @@ class Held:
 
     @property
     def order(self) -> list[int]:
-        """The leaves in the order in which Keras lists variables: those that train come first."""
+        """The leaves in the order in which Keras lists variables: trainable ones first."""
         return sorted(range(len(self.leaves)), key=lambda i: not self.leaves[i].trainable)
 
     def flags(self, training: bool) -> dict[str, bool]:
-        """What the module's call takes to know whether it trains."""
+        """The arguments of the module's call that select training or inference."""
         known = self.signature.parameters
         return {name: training == word for name, word in FLAGS.items() if name in known}
 
@@ -58,7 +58,7 @@ _OPTIONS = (
 
 
 class _Call:
-    """`call` of a layer, with the signature of its module's."""
+    """`call` of a layer, with the signature of its module's call."""
 
     def __init__(self, layer: FlaxLayer, signature: inspect.Signature):
         self._layer = layer
@@ -71,7 +71,7 @@ class _Call:
 
 
 class FlaxLayer(keras.layers.Layer):
-    """What the layers of NNX and of Linen modules share."""
+    """The common base of the layers for NNX and Linen modules."""
 
     _kind: type
     _other: type
@@ -88,7 +88,7 @@ class FlaxLayer(keras.layers.Layer):
     ):
         try:
             maker = maker_of(module, self._kind, self._other, args, kwargs)
-            held = Held(maker, method, seed)
+            held = ModuleHandle(maker, method, seed)
             held.signature = _signature(self._prepare(held), method)
             self._held = held
             super().__init__(**options)
@@ -98,10 +98,10 @@ class FlaxLayer(keras.layers.Layer):
         ):  # of a class that lacks arguments, or of Keras, which knows no such option
             words.require_known(f"kfb.{type(self).__name__}", options, _OPTIONS, type(self).__init__)
             raise
-        self.supports_masking = True  # `__call__` hands masks on
+        self.supports_masking = True  # `__call__` propagates masks
 
-    def _prepare(self, held: Held) -> type:
-        """Makes the module; its class."""
+    def _prepare(self, held: ModuleHandle) -> type:
+        """Creates the module and returns its class."""
         raise NotImplementedError
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool) -> Any:
@@ -146,7 +146,7 @@ class FlaxLayer(keras.layers.Layer):
         held.tree, held.leaves = source.tree, source.leaves
         for index in held.order:
             leaf = held.leaves[index]
-            own = leaf.spec.dtype != jnp.float32  # what the module itself chose stays as it is
+            own = leaf.spec.dtype != jnp.float32  # dtypes that the module chose itself are kept
             keras_internals.add_weight(
                 self,
                 leaf.path,
@@ -176,7 +176,7 @@ class FlaxLayer(keras.layers.Layer):
     # --- files
 
     def _stored(self) -> dict[str, Any]:
-        """The variables by the names that files give them."""
+        """The variables by their names in files."""
         paths = (self._held.leaves[index].path for index in self._held.order)
         # a dot, since a slash makes groups within HDF5
         return {".".join(path): variable for path, variable in zip(paths, self.weights, strict=True)}
@@ -194,12 +194,12 @@ class FlaxLayer(keras.layers.Layer):
             {(name,): keras_internals.variable_spec(variable) for name, variable in wanted.items()},
         )
         if difference:
-            raise difference.error(f"layer {self.name!r}", "The file was written by another module.")
+            raise difference.error(f"layer {self.name!r}", "The file was written by a different module.")
         for name, variable in wanted.items():
             variable.assign(store[name])
 
     def get_config(self) -> dict[str, Any]:
-        """Keras's config; the module becomes plain values only as it is written to a file."""
+        """Keras's config; the module is converted to plain values only when written to a file."""
         held = self._held
         own = {"module": held.maker, "method": held.method, "seed": held.given_seed}
         return {**super().get_config(), **own}
@@ -208,22 +208,22 @@ class FlaxLayer(keras.layers.Layer):
     def from_config(cls, config: dict[str, Any]) -> Self:
         """The layer that a config describes."""
         maker = config["module"]
-        if not isinstance(maker, Maker):  # the config is out of a file, in which nothing else may stand
+        if not isinstance(maker, Maker):  # the config may come from a file: nothing else is allowed in it
             maker = Maker.from_config(_of_maker(maker))
         return cls(**{**config, "module": maker})
 
 
 def _of_maker(written: Any) -> Mapping[str, Any]:
-    """The config of a maker, as Keras wrote it.
+    """The config of a `Maker`, as Keras wrote it.
 
     Raises:
-        UnsupportedLayerError: if it is that of anything else, such as a function that would be called.
+        UnsupportedLayerError: if it is of anything else, such as a function that would be called.
     """
     config = written.get("config") if isinstance(written, Mapping) else None
     if not isinstance(config, Mapping) or written.get("class_name") != Maker.__name__:
         raise UnsupportedLayerError(
             "module",
-            got="a config of something else than a Flax module",
+            got="a config of something other than a Flax module",
             expected="what this package writes",
             fix="The file is damaged, or was not written by this package.",
         )
@@ -234,7 +234,7 @@ def _of_maker(written: Any) -> Mapping[str, Any]:
 
 
 def _signature(kind: type, method: str) -> inspect.Signature:
-    """What a module's call takes, without ``self``."""
+    """The signature of a module's call, without ``self``."""
     _, *parameters = inspect.signature(untrusted.method(kind, method)).parameters.values()
     if kind.__module__.startswith("flax."):
         # the masks of Flax's own modules have other shapes: a default that isn't None keeps Keras's out
@@ -243,7 +243,7 @@ def _signature(kind: type, method: str) -> inspect.Signature:
 
 
 def _keras_signature(signature: inspect.Signature) -> inspect.Signature:
-    """The same with ``training`` in the place of Flax's words for it."""
+    """The signature with ``training`` instead of Flax's names for it."""
     kept = [p for p in signature.parameters.values() if p.name not in FLAGS]
     training = inspect.Parameter("training", inspect.Parameter.KEYWORD_ONLY, default=None)
     named = [p for p in kept if p.kind is not inspect.Parameter.VAR_KEYWORD]
@@ -260,7 +260,7 @@ def _is_symbolic(value: Any) -> bool:
 
 
 def _sized(values: Any, size: int) -> Any:
-    """The same with a number for every size that isn't known."""
+    """The specs with a number for every unknown size."""
 
     def sized(value: Any) -> Any:
         if not _is_symbolic(value):
@@ -271,7 +271,7 @@ def _sized(values: Any, size: int) -> Any:
 
 
 def _common(one: Any, two: Any) -> Any:
-    """A size that depends on one that isn't known isn't known either."""
+    """Marks output sizes that depend on an unknown size as unknown."""
     shape = [a if a == b else None for a, b in zip(one.shape, two.shape, strict=True)]
     return keras.KerasTensor(shape, one.dtype)
 
@@ -280,7 +280,7 @@ def _common(one: Any, two: Any) -> Any:
 
 
 def _kind(leaf: Leaf) -> str | None:
-    """Keys that look like Keras's seeds are those of the bridge, too."""
+    """The kind of a leaf; keys that look like Keras seeds count as seeds."""
     return SEED if leaf.is_key and leaf.spec.shape == (2,) else None
 
 

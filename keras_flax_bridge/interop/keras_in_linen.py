@@ -22,24 +22,24 @@ from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, nest_paths
 class ToLinen(nn.Module):
     """A Keras layer or model as a `linen.Module`.
 
-    ``init(key, x)`` is pure: it draws by the layer's own initializers from `key`, and gives the
+    ``init(key, x)`` is pure: it initializes with the layer's own initializers from `key`, and returns the
     collections ``params``, ``batch_stats``, ``frozen`` and ``seeds``. ``apply`` takes them with
-    ``mutable=[...]`` as usual, and returns as updated what it names; a call without it changes
-    nothing, seeds included. With ``rngs={"dropout": key}`` the Keras seeds derive from that key,
-    else they are those of ``seeds``. Losses that the layer raises come with ``mutable=["losses"]``.
+    ``mutable=[...]`` as usual, and returns the collections it names, updated; a call without it
+    changes nothing, seeds included. With ``rngs={"dropout": key}`` the Keras seeds derive from that key,
+    otherwise they come from ``seeds``. Losses of the layer are returned with ``mutable=["losses"]``.
 
-    A top name that is ``params`` itself is called ``params_``, since Linen refuses it.
+    A top-level name ``params`` becomes ``params_``, since Linen refuses it.
 
     Attributes:
         layer: a Keras layer or model; its own values are neither read nor written. One that isn't
             built is built by `init`.
-        training: whether calls train that don't say so themselves. In `nn.remat`, `nn.scan` and the
-            like, where arguments are traced, it is said here.
+        training: the default of ``training`` in calls. Set it here in `nn.remat`, `nn.scan` and the
+            like, where arguments are traced.
 
     Raises:
-        UnsupportedLayerError: at `init`, if the layer can't be built again from its config.
-        StructureMismatchError: if `layer` is no Keras layer; at `apply`, if a collection is missing
-            or of another structure.
+        UnsupportedLayerError: at `init`, if the layer can't be rebuilt from its config.
+        StructureMismatchError: if `layer` is not a Keras layer; at `apply`, if a collection is missing
+            or has another structure.
 
     Example:
         >>> import keras, numpy as np
@@ -91,14 +91,14 @@ class ToLinen(nn.Module):
 
     @nn.nowrap
     def from_keras_values(self) -> dict[str, Any]:
-        """The variables with the layer's present values, as copies.
+        """The variables with the layer's current values, as copies.
 
         Returns:
-            The collections that `init` gives.
+            The collections that `init` returns.
 
         Raises:
             NotBuiltError: if the layer has no variables yet.
-            StructureMismatchError: if `layer` is no Keras layer.
+            StructureMismatchError: if `layer` is not a Keras layer.
         """
         require_built(self.layer)
         params, non_trainable = keras_internals.collect_state(self.layer)
@@ -141,27 +141,27 @@ def _require_static(training: Any) -> None:
             "ToLinen",
             got="a traced value for training",
             expected="True or False",
-            fix="Inside nn.remat, nn.scan or jit say it to the module: ToLinen(layer, training=True).",
+            fix="Inside nn.remat, nn.scan or jit, set it on the module: ToLinen(layer, training=True).",
         )
 
 
 def _place(entry: Entry) -> Path:
-    """Where a variable lies among Linen's collections."""
+    """The path of a variable in Linen's collections."""
     first, *rest = entry.path
     return (LINEN_COLLECTIONS[entry.kind], _name(first), *rest)
 
 
 def _name(first: str) -> str:
-    """A name right below a collection; for ``params``, which Linen takes for a mistake, another one."""
+    """A top-level name in a collection; ``params`` is renamed, since Linen refuses it."""
     return f"{first}_" if first.rstrip("_") == "params" else first
 
 
 def _chosen(values: Flat, entries: Collection) -> dict[str, Any]:
-    """The values of some entries as one nested dict, whatever collection each is in."""
+    """The values of some entries as one nested dict, independent of their collections."""
     return nest_paths({e.path: values[_place(e)] for e in entries if _place(e) in values})
 
 
 def _placed(entries: Collection, tree: Any) -> Flat:
-    """The values of `tree` by their places among Linen's collections."""
+    """The values of `tree` by their paths in Linen's collections."""
     flat = flatten_tree(tree)
     return {_place(entry): flat[entry.path] for entry in entries}

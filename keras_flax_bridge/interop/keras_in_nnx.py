@@ -42,7 +42,7 @@ _TYPES = {
 
 
 class _Node(nnx.Module):
-    """One level of structural keys below a `ToNNX`; a list's or dict's items are read by ``[...]``."""
+    """One level of structural keys below a `ToNNX`; items of lists and dicts are read by ``[...]``."""
 
     def __getitem__(self, key: Any) -> Any:
         try:
@@ -51,8 +51,8 @@ class _Node(nnx.Module):
             raise (IndexError if isinstance(key, int) else KeyError)(key) from error
 
 
-class _Held:
-    """What a `ToNNX` calls; two modules of one layer are one type to jit."""
+class _LayerHandle:
+    """The Keras layer of a `ToNNX`; handles of the same layer compare equal, so that jit compiles once."""
 
     def __init__(self, layer: Any, entries: Sequence[Entry] = (), *, complete: bool = False):
         self.layer = layer
@@ -69,12 +69,12 @@ class _Held:
         return hash(self._key)  # jit asks for it at every call
 
     def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, _Held) and self._key == other._key)
+        return self is other or (isinstance(other, _LayerHandle) and self._key == other._key)
 
     def __hash__(self) -> int:
         return self._hash
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Held:
+    def __deepcopy__(self, memo: dict[int, Any]) -> _LayerHandle:
         return self
 
     @cached_property
@@ -94,15 +94,15 @@ class ToNNX(nnx.Module):
 
     Args:
         layer: a Keras layer or model. One that isn't built is built from `shape`, or by the first
-            call, whose arrays tell the shapes.
-        rngs: None takes the layer's present values; `nnx.Rngs` draws new ones, from its
-            ``params`` stream, by the layer's own initializers.
-        shape: of the input, with the batch's axis, such as ``(None, 28, 28)``, or a list or dict of
+            call, from the shapes of its arrays.
+        rngs: None takes the layer's current values; `nnx.Rngs` initializes new ones from its
+            ``params`` stream, with the layer's own initializers.
+        shape: of the input, with the batch axis, such as ``(None, 28, 28)``, or a list or dict of
             shapes; for a layer that isn't built.
 
     Raises:
-        StructureMismatchError: if `layer` is no Keras layer, or `rngs` no `nnx.Rngs`.
-        UnsupportedLayerError: with `rngs`, if the layer can't be built again from its config.
+        StructureMismatchError: if `layer` is not a Keras layer, or `rngs` is not an `nnx.Rngs`.
+        UnsupportedLayerError: with `rngs`, if the layer can't be rebuilt from its config.
 
     Example:
         >>> import keras, numpy as np
@@ -124,7 +124,7 @@ class ToNNX(nnx.Module):
         if shape is not None and not keras_internals.is_complete(layer):
             keras_internals.build_layer(layer, keras_internals.shapes_to_specs(layer, shape))
         self.deterministic = True
-        self._held = _Held(layer)
+        self._held = _LayerHandle(layer)
         key = None if rngs is None else rngs.params()
         if layer.built:
             _take_up(self, key, complete=keras_internals.is_complete(layer))
@@ -152,8 +152,8 @@ class ToNNX(nnx.Module):
             The layer's outputs, or ``(outputs, losses)``.
 
         Raises:
-            StructureMismatchError: if an argument is Flax's word for ``training``, or the layer got
-                variables since it was wrapped.
+            StructureMismatchError: if an argument is Flax's name for ``training``, or variables were
+                added to the layer after it was wrapped.
             ValueError: whatever the layer raises.
         """
         require_known(kwargs, self._held.layer, "ToNNX")
@@ -174,21 +174,21 @@ class ToNNX(nnx.Module):
 
     @property
     def losses(self) -> list[jax.Array]:
-        """The losses that the last call raised: those of ``add_loss`` and of regularizers, scalars.
+        """The losses of the last call: scalars from ``add_loss`` and from regularizers.
 
-        They are read where the module was called: in the same jitted function, in the function that
-        is differentiated. Across transformations they go as what the function returns
-        (``return_losses=True``), or by ``nnx.capture(..., nnx.Intermediate)``.
+        Read them in the function that called the module: inside the same jitted or differentiated
+        function. To pass them out of a transformation, return them (``return_losses=True``), or use
+        ``nnx.capture(..., nnx.Intermediate)``.
 
         Raises:
-            StructureMismatchError: if this module wasn't called here, or got other values since.
+            StructureMismatchError: if the module was not called in this function, or changed since.
         """
         raised = _LOSSES.get(self)
         if raised is None or raised.is_stale(_variables(self)):
             raise StructureMismatchError(
                 "losses",
-                got="a module that wasn't called here, or got other values since",
-                expected="a call of it before, in the same function",
+                got="a module that was not called in this function, or whose variables changed since",
+                expected="an earlier call in the same function",
                 fix="Read module.losses in the function that calls the module, and return them from it, "
                 "or call it with return_losses=True.",
             )
@@ -215,7 +215,7 @@ class ToNNX(nnx.Module):
         """Writes the module's values into a Keras layer, all or nothing.
 
         Args:
-            layer: the wrapped layer, or another of its architecture; it gets copies.
+            layer: the wrapped layer, or another of the same architecture; it gets copies.
 
         Raises:
             NotBuiltError: if the layer, or the module, has no variables yet.
@@ -259,10 +259,10 @@ def _is_tracing(inputs: Any) -> bool:
 
 
 def _take_up(module: ToNNX, key: jax.Array | None, *, complete: bool) -> None:
-    """Gives a module the variables of its layer that it lacks: with present values, or drawn by a key."""
+    """Adds the missing variables of its layer to a module: with current values, or initialized from a key."""
     layer, known = module._held.layer, module._held.variables
     params, non_trainable = keras_internals.collect_state(layer)
-    module._held = _Held(layer, params + non_trainable, complete=complete)
+    module._held = _LayerHandle(layer, params + non_trainable, complete=complete)
     fresh = [entry for entry in module._held.entries if id(entry.variable) not in known]
     drawn = None if key is None or not fresh else keras_internals.initial_values(layer, key)
     for entry in fresh:
@@ -289,7 +289,7 @@ def _build(module: ToNNX, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None
 
 
 def _metadata(entry: Entry) -> dict[str, Any]:
-    """What nnx shall know of a variable beside its value: its sharding, whether checkpoints may lack it."""
+    """The nnx metadata of a variable: its sharding, and whether checkpoints may lack it."""
     sharding = keras_internals.partition(entry.variable)
     placed = {} if sharding is None else {"out_sharding": tuple(sharding.spec), "mesh": sharding.mesh}
     return {**placed, "optional": True} if entry.kind == UNTRACKED else placed
@@ -305,7 +305,7 @@ def _variables(module: ToNNX) -> list[nnx.Variable[Any]]:
 
 
 def _node(node: Any, path: Path) -> Any:
-    """The module at a path, made where it doesn't exist yet."""
+    """The module at a path, created if it doesn't exist yet."""
     for name in path:
         attribute = _attribute(node, name)
         if attribute not in vars(node):
@@ -315,9 +315,9 @@ def _node(node: Any, path: Path) -> Any:
 
 
 def _attribute(node: Any, name: str) -> str:
-    """The attribute that stands for a key; one that `nnx.Module` needs itself gets an underscore.
+    """The attribute name of a key; names that `nnx.Module` uses itself get an underscore.
 
-    So does one that ends in underscores already, for no two keys to share an attribute.
+    So do names that end in an underscore, so that no two keys share an attribute.
     """
     stem = name.rstrip("_")
     own = stem.startswith("_pytree__") or (isinstance(node, ToNNX) and stem in _OWN)
@@ -338,13 +338,13 @@ def _require_filled(module: ToNNX) -> None:
         )
 
 
-def _require_same_variables(held: _Held) -> None:
+def _require_same_variables(held: _LayerHandle) -> None:
     new = [variable.path for variable in held.layer.variables if id(variable) not in held.variables]
     if new:
         raise StructureMismatchError(
             f"layer {held.layer.name!r}",
             unexpected=new,
-            fix="The layer got variables after it was wrapped, as enable_lora does: wrap it again.",
+            fix="Variables were added after the layer was wrapped, as by enable_lora: wrap it again.",
         )
 
 
@@ -364,5 +364,5 @@ class _Raised:
         return any(value() is not variable.get_value() for value, variable in pairs)
 
 
-# beside the modules, not in them: an attribute that comes with a call would be a new state to jit
+# beside the modules, not in them: an attribute added by a call would change the structure for jit
 _LOSSES: weakref.WeakKeyDictionary[ToNNX, _Raised] = weakref.WeakKeyDictionary()

@@ -13,7 +13,7 @@ from flax import nnx
 from flax.errors import InvalidRngError
 
 from keras_flax_bridge import keras_internals
-from keras_flax_bridge.interop.flax_layer import FLAGS, FlaxLayer, Held
+from keras_flax_bridge.interop.flax_layer import FLAGS, FlaxLayer, ModuleHandle
 from keras_flax_bridge.interop.module_leaves import Source, linen_tree
 from keras_flax_bridge.keras_internals import seeds
 from keras_flax_bridge.tree import words
@@ -25,28 +25,28 @@ from keras_flax_bridge.tree.types import Shape
 class LinenLayer(FlaxLayer):
     """A Flax Linen module as a Keras layer.
 
-    The first call builds it: its weights start as ``module.init(jax.random.key(seed), x)`` gives
-    them. The collection ``params`` becomes trainable weights, all others non-trainable ones; their
-    names and paths are the module's. Random numbers of a call derive from a Keras seed, which is
-    saved and goes on where the module draws. ``training`` reaches the module as the argument its
+    The first call builds it and initializes its weights with ``module.init(jax.random.key(seed), x)``.
+    The collection ``params`` becomes trainable weights, all other collections non-trainable ones; names
+    and paths are the module's. Random numbers of a call derive from a Keras seed, which is saved and
+    advances with each call that uses it. ``training`` reaches the module as the argument its
     call has for it (``training``, ``train``, ``deterministic``, ``use_running_average``), or as its
-    field of that name. A layer whose ``trainable`` is False runs as in inference, so that its
-    statistics stand still as well. What the module sows into ``losses`` are losses of the layer.
+    field of that name. A layer whose ``trainable`` is False runs in inference mode, so that
+    its statistics do not change either. What the module sows into ``losses`` becomes a loss of the layer.
 
-    A mask that Keras keeps with its input goes to the module's ``mask``, if it has that and isn't
-    one of Flax's own, and on with outputs that have a vector for each of the mask's entries.
+    A Keras mask of the input is passed to the module's ``mask`` argument, if it has one and isn't one
+    of Flax's own, and is propagated to outputs that have a vector for each entry of the mask.
 
     Args:
-        module: a `linen.Module`; or a class, or a function, that makes one.
+        module: a `linen.Module`, or a class or function that returns one.
         args: positional arguments for the class or the function.
-        kwargs: named ones.
+        kwargs: keyword arguments.
         method: the name of what is called.
         seed: an int; None for one that `keras.utils.set_random_seed` decides.
         **options: ``name``, ``dtype``, ``trainable``, as for any layer. Inputs and parameters come in
             the compute dtype. float32 variables are held in the variable dtype, others in their own.
 
     Raises:
-        StructureMismatchError: if `module` is or makes no `linen.Module`.
+        StructureMismatchError: if `module` neither is nor returns a `linen.Module`.
         UnsupportedLayerError: where a model is saved as a file with its architecture and holds a
             class that isn't registered with Keras.
 
@@ -60,7 +60,7 @@ class LinenLayer(FlaxLayer):
     _kind, _other = nn.Module, nnx.Module
 
     def build(self, input_shape: Shape | None = None) -> None:
-        """Makes the variables for the inputs of a call, or for one input of a shape.
+        """Creates the variables for the inputs of a call, or for one input shape.
 
         Raises:
             ValueError: whatever the module raises when it is initialised.
@@ -82,7 +82,7 @@ class LinenLayer(FlaxLayer):
         self._make_variables()
 
     def _as_spec(self, leaf: Any) -> Any:
-        """An input as it comes to the module: Keras brings floats to the dtype it computes in."""
+        """An input of the module: Keras casts floats to the compute dtype."""
         if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
             return leaf
         dtype = jax.dtypes.canonicalize_dtype(keras.backend.standardize_dtype(leaf.dtype))
@@ -97,7 +97,7 @@ class LinenLayer(FlaxLayer):
         return {"args": list(args), "kwargs": kwargs}
 
     def build_from_config(self, config: Mapping[str, Any]) -> None:
-        """Builds the layer for what `get_build_config` gave.
+        """Builds the layer from the result of `get_build_config`.
 
         Raises:
             ValueError: whatever the module raises when it is initialised.
@@ -105,7 +105,7 @@ class LinenLayer(FlaxLayer):
         self._held.inputs = tuple(map(_spec_from_config, config["args"])), _spec_from_config(config["kwargs"])
         self.build(None)
 
-    def _prepare(self, held: Held) -> type:
+    def _prepare(self, held: ModuleHandle) -> type:
         held.module = held.maker.make(nn.Module)
         return type(held.module)
 
@@ -129,7 +129,7 @@ class LinenLayer(FlaxLayer):
         return outputs
 
     def _drawing(self, call: Callable[[Any], Any], training: bool, seed: jax.Array) -> tuple[Any, jax.Array]:
-        """Calls the module with keys only if it asks for any, so that other calls leave the seed."""
+        """Calls the module with keys only if it uses any, so that other calls don't advance the seed."""
         if training not in self._held.draws:
             try:
                 return call({}), seed
@@ -140,8 +140,8 @@ class LinenLayer(FlaxLayer):
         return call(rngs), seed + jnp.array([0, 1], seed.dtype)
 
 
-def _with_flags(held: Held, training: bool) -> tuple[Any, dict[str, bool]]:
-    """The Linen module with its fields, and the arguments, that say whether it trains."""
+def _with_flags(held: ModuleHandle, training: bool) -> tuple[Any, dict[str, bool]]:
+    """The Linen module and arguments, with the fields and arguments that select training or inference."""
     fields = {name: training == word for name, word in FLAGS.items() if hasattr(held.module, name)}
     # what a field says, no argument may say again
     said = {name for name in fields if getattr(held.module, name) is not None}

@@ -1,4 +1,4 @@
-"""How a Flax module that a Keras layer holds is made, and how that is written into a Keras config."""
+"""How the Flax module of a Keras layer is created, and how that is stored in a Keras config."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from flax import linen as nn
 from flax import nnx
 
 from keras_flax_bridge.errors import StructureMismatchError, UnsupportedLayerError
-from keras_flax_bridge.keras_internals.config_scope import LIVING
+from keras_flax_bridge.keras_internals.config_scope import IN_PROCESS
 from keras_flax_bridge.tree import untrusted
 
 
 @keras.saving.register_keras_serializable("keras_flax_bridge")
 class Maker:
-    """A module, or a class or function that makes one, and what to call it with."""
+    """A module, or a class or function that returns one, with its arguments."""
 
     def __init__(self, target: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None):
         self.target, self.args, self.kwargs = target, tuple(args), dict(kwargs or {})
         self._linen: nn.Module | None = None
 
     def is_instance(self, kind: type) -> bool:
-        """Whether the target is a module, not a class or a function that makes one."""
+        """Whether the target is a module, not a class or function that returns one."""
         return isinstance(self.target, kind)
 
     def make(self, kind: type, rngs: Callable[[], Any] | None = None) -> Any:
-        """The module; a fresh one where the target is no module.
+        """The module; a new one if the target is a class or function.
 
         Raises:
-            StructureMismatchError: if what comes out is no module of that kind.
+            StructureMismatchError: if the result is not a module of that kind.
         """
         if self.is_instance(kind):
             return self.target
@@ -55,12 +55,12 @@ class Maker:
         return module
 
     def get_config(self) -> dict[str, Any]:
-        """For Keras's files: names and plain values.
+        """The config for Keras's files: names and plain values.
 
         Raises:
-            UnsupportedLayerError: if the module can't be written so.
+            UnsupportedLayerError: if the module can't be represented by them.
         """
-        makers = LIVING.get()
+        makers = IN_PROCESS.get()
         if makers is not None:
             makers.append(self)
             return {"living": len(makers) - 1}
@@ -84,9 +84,9 @@ class Maker:
         """What `get_config` wrote.
 
         Raises:
-            UnsupportedLayerError: if the config names what may not be named, or isn't of this form.
+            UnsupportedLayerError: if the config names something that is not allowed, or has another form.
         """
-        makers = LIVING.get()
+        makers = IN_PROCESS.get()
         if makers is not None:
             maker: Maker = makers[config["living"]]
             return maker
@@ -104,7 +104,7 @@ def maker_of(
     """The maker for what a layer was given.
 
     Raises:
-        StructureMismatchError: if it is neither a module of that kind nor something that can make one.
+        StructureMismatchError: if it is neither a module of that kind nor a class or function.
     """
     if isinstance(module, Maker):
         return module
@@ -138,7 +138,7 @@ def _title(target: Any) -> str:
     return getattr(target, "__qualname__", type(target).__qualname__)
 
 
-# --- plain values: what JSON can't say has a dict of one key
+# --- plain values: what JSON can't represent becomes a dict of one key
 
 _FUNCTION = (
     "Decorate a function that makes the module with @keras.saving.register_keras_serializable('my_package'), "
@@ -154,7 +154,7 @@ def _encoded(value: Any) -> Any:
         return (
             {type(value).__name__: [_encoded(item) for item in value]}
             if type(value) in (list, tuple)
-            else _no(value)
+            else _refuse(value)
         )
     if isinstance(value, Mapping):
         return {"dict": [[_encoded(key), _encoded(item)] for key, item in value.items()]}
@@ -162,10 +162,10 @@ def _encoded(value: Any) -> Any:
         return {"linen": _name(type(value)), "fields": _fields(value)}
     if _is_dtype(value):
         return {"dtype": jnp.dtype(value).name}
-    return {"name": _name(value)} if callable(value) else _no(value)
+    return {"name": _name(value)} if callable(value) else _refuse(value)
 
 
-def _no(value: Any) -> Any:
+def _refuse(value: Any) -> Any:
     raise _unwritable(
         type(value).__name__,
         "an argument of a kind that Keras's files can't hold",
@@ -193,14 +193,14 @@ def _decoded(value: Any) -> Any:
     """A value that `_encoded` wrote.
 
     Raises:
-        UnsupportedLayerError: if it is anything else, or names what may not be named.
+        UnsupportedLayerError: if it is anything else, or names something that is not allowed.
     """
     if isinstance(value, (bool, int, float, str)) or value is None:
         return value
     if not isinstance(value, Mapping) or set(value) not in _WRITTEN:
         raise UnsupportedLayerError(
             "module",
-            got=f"a config that holds a {type(value).__name__} of a form that isn't known",
+            got=f"a config that holds a {type(value).__name__} of unknown form",
             expected="what this package writes",
             fix="The file is damaged, or of a newer version of this package.",
         )
@@ -225,7 +225,7 @@ _WRITTEN = [{"linen", "fields"} if kind == "linen" else {kind} for kind in _READ
 
 
 def _target(value: Any) -> Any:
-    """What makes the module, out of a config: a module of Linen, a class, or a registered function."""
+    """The target of a config: a Linen module, a class, or a registered function."""
     named = isinstance(value, Mapping) and set(value) == {"name"}
     return untrusted.flax_maker(value["name"]) if named else _decoded(value)
 
@@ -236,7 +236,7 @@ def _is_dtype(value: Any) -> bool:
 
 
 def _name(thing: Any) -> str:
-    """The name of a class or function by which it is found again."""
+    """The name by which a class or function can be looked up."""
     known = untrusted.flax_name(thing)
     if known is not None:
         return known
@@ -252,5 +252,5 @@ def _name(thing: Any) -> str:
 
 def _unwritable(name: str, got: str, fix: str) -> UnsupportedLayerError:
     return UnsupportedLayerError(
-        f"module {name}", got=got, expected="a module that Keras can make again from a config", fix=fix
+        f"module {name}", got=got, expected="a module that Keras can rebuild from a config", fix=fix
     )

@@ -1,4 +1,4 @@
-"""The arrays of a Flax module as leaves: their paths and kinds, and how each starts."""
+"""The arrays of a Flax module as leaves: their paths, kinds and initial values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Leaf(NamedTuple):
         spec: shape and dtype of the array that holds it; of a typed key, its data.
         trainable: whether it is a weight that trains.
         impl: of a typed key, the kind of it; None for any other array.
-        is_key: whether it is a key from which random numbers are drawn.
+        is_key: whether it is a PRNG key.
     """
 
     path: Path
@@ -39,12 +39,12 @@ class Leaf(NamedTuple):
         return jax.random.key_data(value) if self.impl is not None else jnp.asarray(value)
 
     def read(self, value: Any) -> Any:
-        """The opposite."""
+        """The inverse of `stored`."""
         return value if self.impl is None else jax.random.wrap_key_data(value, impl=self.impl)
 
 
 class Tree(NamedTuple):
-    """The state of a module: its leaves in the order of jax's, and how they form it."""
+    """The state of a module: its leaves in jax's order, and their treedef."""
 
     leaves: tuple[Leaf, ...]
     treedef: Any
@@ -67,13 +67,13 @@ class Tree(NamedTuple):
                 where,
                 missing=[join_path(path) for path in known - found.keys()],
                 unexpected=[join_path(path) for path in found.keys() - known],
-                fix="A call may not add or take away variables: make them when the module is made.",
+                fix="A call must not add or remove variables: create them in the constructor.",
             )
         return [leaf.stored(v) for leaf, v in zip(self.leaves, values, strict=True)]
 
 
 def tree_of(state: Any, is_trainable: Sequence[bool], is_rng: Sequence[bool], places: Sequence[Path]) -> Tree:
-    """What is known of a state, whose leaves may be abstract."""
+    """The `Tree` of a state, whose leaves may be abstract."""
     values, treedef = jax.tree.flatten(state)
     rows = zip(unique(places), values, is_trainable, is_rng, strict=True)
     return Tree(tuple(_leaf(*row) for row in rows), treedef)
@@ -98,21 +98,21 @@ def nnx_tree(state: nnx.State[Any, Any]) -> Tree:
 
 
 def linen_tree(variables: Any) -> Tree:
-    """The variables of a Linen module: the collection ``params`` trains, all else does not."""
+    """The variables of a Linen module: the collection ``params`` is trainable, everything else is not."""
     places = _places(variables)
     trainable = [place[0] == "params" for place in places]
     return tree_of(variables, trainable, [False] * len(places), [place[1:] or place for place in places])
 
 
 def _places(tree: Any) -> list[Path]:
-    """The path of every leaf, without the boxes of Flax around arrays."""
+    """The path of every leaf, without Flax's metadata boxes."""
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]
     boxed = [isinstance(keys[-1], jax.tree_util.GetAttrKey) for keys, _ in flat]
     return [path[:-1] if box else path for (path, _), box in zip(named_leaves(flat), boxed, strict=True)]
 
 
 def unique(places: Sequence[Path]) -> list[Path]:
-    """The same with ``_1`` after the second of a path; collections of Linen may share names."""
+    """The paths, with ``_1`` for the second of a name: Linen's collections may share names."""
     seen: dict[Path, int] = {}
     found = []
     for path in places:
@@ -128,23 +128,23 @@ SEED = Leaf(
 
 
 class Source:
-    """Where the variables of a layer get their first values: all of one making of the module."""
+    """The initial values of a layer's variables, all from one initialization of the module."""
 
     def __init__(self, tree: Tree, draw: Callable[[jax.Array | None], Any], seed: int | None = None):
         self.tree, self._draw, self._seed = tree, draw, seed
 
     @property
     def leaves(self) -> tuple[Leaf, ...]:
-        """Those of the module, and then, where there is a seed, one from which calls draw keys."""
+        """The leaves of the module, and a seed for the keys of calls, if there is one."""
         return self.tree.leaves if self._seed is None else (*self.tree.leaves, SEED)
 
     def initializer(self, index: int) -> Initializer:
-        """That of one leaf."""
+        """The initializer of leaf `index`."""
         return Initializer(self, index)
 
     @cached_property
     def first(self) -> list[Any]:
-        """The values that the module was made with."""
+        """The values with which the module was created."""
         # what is read under a trace and kept must not belong to it
         scope = jax.ensure_compile_time_eval() if keras_internals.in_scope() else contextlib.nullcontext()
         with scope:
@@ -152,20 +152,20 @@ class Source:
             return values if self._seed is None else [*values, jnp.array([self._seed, 0], jnp.uint32)]
 
     def drawn(self, key: jax.Array, index: int) -> Any:
-        """One leaf of a module that is made with this key."""
-        # compiled, so that leaves which nobody asks for are not computed
+        """One leaf of a module initialized with this key."""
+        # compiled, so that unused leaves are not computed
         return jax.jit(lambda key: self.tree.flatten(self._draw(key), "module")[index])(key)
 
 
 class Initializer:
-    """Gives one leaf its first value; with a key as `seed`, one drawn anew."""
+    """Gives one leaf its initial value; with a key as `seed`, a new one."""
 
     def __init__(self, source: Source, index: int):
         self.source, self.index = source, index
         self.seed: jax.Array | None = None
 
     def __call__(self, shape: Any, dtype: Any = None) -> Any:
-        """The initial value, as Keras asks an initializer for it."""
+        """The initial value, with the signature of a Keras initializer."""
         if self.seed is not None:
             return self.source.drawn(self.seed, self.index).astype(dtype)
         return owned(self.source.first[self.index]).astype(dtype)

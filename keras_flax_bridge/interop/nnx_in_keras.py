@@ -12,7 +12,7 @@ from flax import nnx
 
 from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import UnsupportedLayerError
-from keras_flax_bridge.interop.flax_layer import FlaxLayer, Held
+from keras_flax_bridge.interop.flax_layer import FlaxLayer, ModuleHandle
 from keras_flax_bridge.interop.module_config import Maker
 from keras_flax_bridge.interop.module_leaves import Source, nnx_tree
 from keras_flax_bridge.tree import words
@@ -24,20 +24,20 @@ from keras_flax_bridge.tree.types import Shape
 class NNXLayer(FlaxLayer):
     """A Flax NNX module as a Keras layer.
 
-    `nnx.Param` become trainable weights, all other variables non-trainable ones, keys and counts of
-    `nnx.Rngs` too, which so are saved and go on. Their names and paths are the module's. They are
-    copies: the module itself is neither read nor written by calls. ``training`` reaches the module
+    `nnx.Param` become trainable weights. All other variables become non-trainable ones, including keys
+    and counts of `nnx.Rngs`, so random streams advance and are saved. Names and paths are the module's.
+    They are copies: calls neither read nor write the module itself. ``training`` reaches the module
     as the argument its call has for it (``training``, ``train``, ``deterministic``,
     ``use_running_average``) and by ``train()`` and ``eval()``. A layer whose ``trainable`` is False
-    runs as in inference, so that its statistics stand still as well.
+    runs in inference mode, so that its statistics do not change either.
 
-    A mask that Keras keeps with its input goes to the module's ``mask``, if it has that and isn't
-    one of Flax's own, and on with outputs that have a vector for each of the mask's entries.
+    A Keras mask of the input is passed to the module's ``mask`` argument, if it has one and isn't one
+    of Flax's own, and is propagated to outputs that have a vector for each entry of the mask.
 
     Args:
-        module: an `nnx.Module`; or a class, or a function, that makes one.
+        module: an `nnx.Module`, or a class or function that returns one.
         args: positional arguments for the class or the function.
-        kwargs: named ones. If there is no ``rngs`` among them and it takes ``rngs``, it gets
+        kwargs: keyword arguments. If ``rngs`` is not among them and is a parameter, it gets
             ``nnx.Rngs(seed)``.
         method: the name of what is called.
         seed: an int; None for one that `keras.utils.set_random_seed` decides.
@@ -45,7 +45,7 @@ class NNXLayer(FlaxLayer):
             the compute dtype. float32 variables are held in the variable dtype, others in their own.
 
     Raises:
-        StructureMismatchError: if `module` is or makes no `nnx.Module`.
+        StructureMismatchError: if `module` neither is nor returns an `nnx.Module`.
         UnsupportedLayerError: where a model that holds an instance, or a class that isn't registered
             with Keras, is saved as a file with its architecture.
 
@@ -74,14 +74,14 @@ class NNXLayer(FlaxLayer):
         self.build(None)
 
     def build(self, input_shape: Shape | None = None) -> None:
-        """Nothing, once the layer exists: a module has its variables."""
+        """Does nothing: the module already has its variables."""
         if not self.built:
             self._make_variables()
 
     def build_from_config(self, config: Mapping[str, Any]) -> None:
-        """Nothing: it is built."""
+        """Does nothing: the layer is already built."""
 
-    def _prepare(self, held: Held) -> type:
+    def _prepare(self, held: ModuleHandle) -> type:
         def make(key: Any) -> Any:
             return held.maker.make(nnx.Module, lambda: nnx.Rngs(held.seed if key is None else key))
 
@@ -115,7 +115,7 @@ def _is_traced(tree: Any) -> bool:
 def _gone(**_: Any) -> None:
     raise UnsupportedLayerError(
         "module",
-        got="an instance that was made under a trace, such as that of TrainState.abstract",
-        expected="a module that can be made again",
+        got="an instance created under a trace, such as inside TrainState.abstract",
+        expected="a module that can be rebuilt",
         fix="Wrap a class, or a function that makes the module: NNXLayer(function).",
     )

@@ -1,4 +1,4 @@
-"""Weights of a layer at places of their own."""
+"""Weights of a layer at nested paths."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from keras_flax_bridge.tree.paths import Path
 
 
 def add_weight(layer: Any, place: Path, **options: Any) -> None:
-    """Adds a weight whose path is the layer's and a place below it; for use in `build`.
+    """Adds a weight at a path below the layer; for use in `build`.
 
-    `Layer.add_weight` has all weights right below their layer.
+    `Layer.add_weight` places all weights directly below their layer.
     """
     *parents, name = (part.replace("/", "_") for part in place)
     with contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""What a batch must be: arrays of one size along the batch axis, of the structure the model takes."""
+"""Requirements on a batch: arrays of equal batch size, in the structure that the model takes."""
 
 from __future__ import annotations
 

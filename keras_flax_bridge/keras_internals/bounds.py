@@ -1,4 +1,4 @@
-"""How many numbers a model may have that is built from a config which a stranger may have written."""
+"""Bounds the size of a model that is built from an untrusted config."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def variables_made_by(make: Callable[[Made, Any, Any, Any, Any, dict[str, Any]],
 
 @contextlib.contextmanager
 def bounded(most: int, where: str) -> Iterator[None]:
-    """Inside, no more variables are made than the stored leaves could fill: a config is believed so far.
+    """Context in which no more variables are created than the stored leaves can fill.
 
     Args:
         most: the elements of all variables together.
@@ -77,6 +77,6 @@ def bounded(most: int, where: str) -> Iterator[None]:
 
 
 def _elements(shape: Any) -> int:
-    """How many there are; none where the shape comes from a value, which is there already."""
+    """The number of elements; 0 if the shape comes from a value, which exists already."""
     sizes = shape if isinstance(shape, (list, tuple)) else (shape,)
     return math.prod(int(size) for size in sizes) if shape is not None and None not in sizes else 0

@@ -24,7 +24,7 @@ def call(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> tuple[Any, list[Any], list[Any]]:
-    """Calls a layer on given values: its outputs, the values afterwards, the losses it raised."""
+    """Calls a layer with given values; returns its outputs, the updated values and its losses."""
     mapping = [(entry.variable, value) for entry, value in zip(entries, values, strict=True)]
     writable, finalized = keras_internals.writable(layer), keras_internals.finalized(layer, entries, values)
     with writable, finalized, keras.StatelessScope(mapping, collect_losses=True) as scope:
@@ -41,17 +41,17 @@ def _explain_untraceable(layer: Any, error: IndexError) -> None:
     if any(isinstance(part, keras.layers.RandomCrop) for part in keras_internals.all_layers(layer)):
         raise UnsupportedLayerError(
             f"layer {layer.name!r}",
-            got="RandomCrop under a trace, which takes random numbers for Python indices",
+            got="RandomCrop under a trace, which uses random numbers as Python indices",
             expected="a layer that jax can trace",
-            fix="Crop in the pipeline that makes the batches, or call it outside of jit.",
+            fix="Crop in the data pipeline, or call it outside of jit.",
         ) from error
 
 
 def require_layer(layer: Any) -> None:
-    """Checks that something is a Keras layer.
+    """Checks that an object is a Keras layer.
 
     Raises:
-        StructureMismatchError: if it is none.
+        StructureMismatchError: if it is not.
     """
     if not isinstance(layer, keras.layers.Layer):
         raise StructureMismatchError(
@@ -60,10 +60,10 @@ def require_layer(layer: Any) -> None:
 
 
 def require_built(layer: Any) -> None:
-    """Checks that something is a Keras layer that has its variables.
+    """Checks that an object is a built Keras layer.
 
     Raises:
-        StructureMismatchError: if it is no Keras layer.
+        StructureMismatchError: if it is not a Keras layer.
         NotBuiltError: if it has no variables yet.
     """
     require_layer(layer)
@@ -139,9 +139,9 @@ def require_variables(variables: Any) -> None:
 
 
 def require_known(kwargs: Mapping[str, Any], model: Any, where: str) -> None:
-    """Checks that no argument is one of Flax's words for what Keras calls training.
+    """Checks that no argument is one of Flax's names for Keras's `training`.
 
-    It would be swallowed: a Functional model drops what it doesn't know.
+    It would be ignored silently: a Functional model drops unknown arguments.
 
     Raises:
         StructureMismatchError: naming the argument.
@@ -153,7 +153,7 @@ def require_known(kwargs: Mapping[str, Any], model: Any, where: str) -> None:
             where,
             got=f"the argument {', '.join(sorted(unknown))}",
             expected="training=",
-            fix="A Keras model takes training=True or training=False, and drops what it doesn't know.",
+            fix="A Keras model takes training=True or training=False, and ignores other arguments.",
         )
 
 

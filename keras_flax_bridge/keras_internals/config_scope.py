@@ -1,4 +1,4 @@
-"""Modules that are made anew out of a config, known while Keras builds them."""
+"""Objects that the config of a layer refers to while Keras rebuilds the layer in the same process."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 
-LIVING: ContextVar[list[Any] | None] = ContextVar("_LIVING", default=None)
+IN_PROCESS: ContextVar[list[Any] | None] = ContextVar("IN_PROCESS", default=None)
 
 
 @contextlib.contextmanager
-def living() -> Iterator[None]:
-    """Inside, configs are read again in this process: they may hold modules as they are."""
-    token = LIVING.set([])
+def in_process_configs() -> Iterator[None]:
+    """Inside, a config is read back in this process: it may refer to objects that have no config."""
+    token = IN_PROCESS.set([])
     try:
         yield
     finally:
-        LIVING.reset(token)
+        IN_PROCESS.reset(token)

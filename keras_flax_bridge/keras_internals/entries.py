@@ -1,4 +1,4 @@
-"""What a variable is to the bridge: its path, its kind, its place in Keras's order."""
+"""A variable with its path, its kind and its place in Keras's order."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Entry(NamedTuple):
 
 
 class Collection(tuple[Entry, ...]):
-    """Entries in the order in which Keras's stateless functions want their values."""
+    """Entries in the order in which Keras's stateless functions take their values."""
 
     def __add__(self, other: Any) -> Collection:
         return Collection((*self, *other))

@@ -15,7 +15,7 @@ from keras.src.backend.common import global_state
 from keras_flax_bridge.errors import UnsupportedLayerError, said
 from keras_flax_bridge.keras_internals import seeds
 from keras_flax_bridge.keras_internals.bounds import Made, variables_made_by
-from keras_flax_bridge.keras_internals.config_scope import living
+from keras_flax_bridge.keras_internals.config_scope import in_process_configs
 from keras_flax_bridge.keras_internals.entries import SEED, Entry, variable_spec
 from keras_flax_bridge.keras_internals.keys import collect_state
 from keras_flax_bridge.keras_internals.models import (
@@ -97,7 +97,7 @@ def _rebuilt(layer: Any) -> Any:
     # registered or not; Keras's own would hide its operations of the same names, such as Add
     own = {cls.__name__: cls for cls in classes if not cls.__module__.startswith("keras.")}
     try:
-        with keras.saving.custom_object_scope(own), living():
+        with keras.saving.custom_object_scope(own), in_process_configs():
             twin = type(layer).from_config(layer.get_config())
         if not is_complete(twin):
             _build_as(twin, layer)
@@ -121,9 +121,9 @@ def _build_as(twin: Any, layer: Any) -> None:
 def _cannot_rebuild(layer: Any, reason: str) -> UnsupportedLayerError:
     return UnsupportedLayerError(
         f"layer {layer.name!r}",
-        got=f"a {type(layer).__name__} that can't be built again ({reason})",
+        got=f"a {type(layer).__name__} that can't be rebuilt ({reason})",
         expected="get_config() and get_build_config() that rebuild it",
-        fix="Define them as Keras's guide on saving says, or take the layer's present values.",
+        fix="Define them as Keras's guide on serialization says, or use the layer's current values.",
     )
 
 

@@ -111,9 +111,9 @@ def _require_arrays(layer: Any) -> None:
     if hasattr(layer, "save_assets"):  # where Keras's layers keep what is no array
         raise UnsupportedLayerError(
             f"layer {layer.name!r}",
-            got=f"a {type(layer).__name__}, which keeps state that is no array (it has save_assets)",
+            got=f"a {type(layer).__name__}, which keeps state that is not an array (it has save_assets)",
             expected="state in variables",
-            fix="Keep the layer out of the model, in the pipeline that makes the batches.",
+            fix="Move the layer out of the model into the data pipeline.",
         )
 
 

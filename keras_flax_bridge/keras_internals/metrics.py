@@ -105,14 +105,14 @@ def with_built_metrics(model: Any) -> Any:
 def _metrics_need_data(where: str) -> NotBuiltError:
     return NotBuiltError(
         where,
-        got="metrics that saw no data yet, and whose variables depend on it",
+        got="metrics that have seen no data yet, and whose variables depend on it",
         expected="built metrics",
         fix="Pass batch=(x, y), real or of jax.ShapeDtypeStruct.",
     )
 
 
 def reset_metrics(model: Any, values: Sequence[Any]) -> list[Any]:
-    """The values that the metrics have after a reset, as `fit` does it at each start of an epoch."""
+    """The values of the metrics after a reset, as at the start of each epoch in `fit`."""
     built = with_built_metrics(model)
     entries = list(metric_entries(built))
     with keras.StatelessScope([(e.variable, v) for e, v in zip(entries, values, strict=True)]) as scope:

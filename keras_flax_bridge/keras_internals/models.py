@@ -1,4 +1,4 @@
-"""Whole models: all of their variables, and building what isn't built."""
+"""Models: all of their variables, and building unbuilt ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def collect(model: Any, *, metrics: bool = True) -> ModelVariables:
     `model` may be a layer; then there are no slots and no metrics.
 
     Raises:
-        NotBuiltError: if there are metrics whose variables depend on data that they didn't see yet.
+        NotBuiltError: if the variables of a metric depend on data that it has not seen yet.
     """
     params, non_trainable = collect_layer(model)
     keys = {id(entry.variable): entry.path for entry in params + non_trainable}
@@ -34,7 +34,7 @@ def collect(model: Any, *, metrics: bool = True) -> ModelVariables:
 
 
 def is_built(model: Any) -> bool:
-    """Whether `build` has nothing left to do for this model, its loss, metrics and optimizer."""
+    """Whether this model, its loss, metrics and optimizer are all built."""
     return model.built and metrics_built(model) and model.optimizer.built
 
 

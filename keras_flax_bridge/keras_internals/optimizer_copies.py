@@ -1,7 +1,8 @@
-"""Copies of optimizers: the one place that makes an optimizer once more.
+"""Copies of optimizers: the only place that rebuilds an optimizer.
 
-A config holds the arguments of a constructor. `rebuilt` copies what else decides an update: exclusions from
-weight decay, learning rates that are objects, and which optimizers of a `MultiOptimizer` are one object.
+A config has the arguments of the constructor. `rebuilt` copies everything else that affects an update:
+exclusions from weight decay, learning rates that are objects, and which optimizers of a `MultiOptimizer`
+are the same object.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from keras_flax_bridge.tree.paths import Flat, Path
 def rebuilt(
     optimizer: Any, counterparts: Mapping[int, Any], *, values: Iterable[tuple[Any, Any]] = ()
 ) -> Any:
-    """An optimizer of the same class, config and exclusions that is not built: its slots are yet to start.
+    """An optimizer of the same class, config and exclusions that is not built: it has no slots yet.
 
     Args:
         optimizer: a Keras optimizer; it is only read.
-        counterparts: the variables that the new one is to train, by the id of the variable that
-            `optimizer` has in the place.
+        counterparts: the variables that the new one will train, by the id of the corresponding variable
+            of `optimizer`.
         values: pairs of a variable of `optimizer` and the value to read in its place, where its own moved.
     """
     return _Copies(counterparts, list(values)).of(optimizer)
@@ -38,7 +39,7 @@ def rebuilt_alone(optimizer: Any) -> Any:
     """As `rebuilt`, before the variables that it will train exist: `match_exclusions` follows when they do.
 
     Raises:
-        UnsupportedOptimizerError: if variables are excluded as objects, and nothing says which they are.
+        UnsupportedOptimizerError: if variables are excluded as objects that can't be identified.
     """
     for part in optimizer_parts(optimizer).values():
         if excludes_variables(part) and not optimizer.built:
@@ -53,7 +54,7 @@ def rebuilt_alone(optimizer: Any) -> Any:
 
 
 def match_exclusions(optimizer: Any, fresh: Any) -> None:
-    """Gives a built optimizer the exclusions of another: the variables of both pair up in order.
+    """Gives a built optimizer the exclusions of another; the variables of both correspond in order.
 
     Raises:
         StructureMismatchError: if variables are excluded, and the two were built for different ones.
@@ -76,7 +77,7 @@ def match_exclusions(optimizer: Any, fresh: Any) -> None:
 
 
 class _Copies:
-    """Copies of optimizers; one that is held twice is copied once."""
+    """Copies of optimizers; an optimizer that is referenced twice is copied once."""
 
     def __init__(self, counterparts: Mapping[int, Any], values: list[tuple[Any, Any]]):
         self._counterparts, self._values = counterparts, values
@@ -103,7 +104,7 @@ class _Copies:
         return fresh
 
     def _config(self, optimizer: Any, inside: str | None = None) -> dict[str, Any]:
-        """The config, without what is passed on as an object, which Keras may be unable to serialize."""
+        """The config, without parts that are passed on as objects, which Keras may be unable to serialize."""
         reader = object.__new__(type(optimizer))
         vars(reader).update(vars(optimizer))
         if inside is not None:
@@ -132,7 +133,7 @@ def _multi(optimizer: Any, config: dict[str, Any], again: Callable[[Any], Any]) 
 
 
 def _selector(select: Callable[[Any], Any], again: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A function that gives copies of the optimizers that another gives, and is serialized as that one."""
+    """A function that returns copies of the optimizers of another, and is serialized as that one."""
 
     def selected(variable: Any) -> Any:
         return again(select(variable))
@@ -154,7 +155,7 @@ _INSIDE = {
 
 
 def sharing_objects() -> Any:
-    """Inside, what is serialized twice as one object is deserialized as one, as in ``.keras`` files."""
+    """Context in which an object that was serialized twice is deserialized once, as in ``.keras`` files."""
     from keras.src.saving.serialization_lib import ObjectSharingScope  # keras exports no name for it
 
     return ObjectSharingScope()
@@ -185,7 +186,7 @@ def twin_of(optimizer: Any, values: Flat, owner: Callable[[Path], Any]) -> Twin:
 
 
 def _variable(path: Path, value: Any, owner: Any) -> Any:
-    """A variable of another value that an optimizer takes for its owner: some slots start with weights."""
+    """A variable of another value that stands in for its owner: some slots start with the weights."""
     name = (path[-1] if path else "param").replace("/", "_")
     variable = keras.Variable(
         value, dtype=str(value.dtype), trainable=True, name=owner.name if owner is not None else name

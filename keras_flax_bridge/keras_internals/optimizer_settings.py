@@ -1,4 +1,4 @@
-"""What an optimizer holds and decides for each variable: learning rate, decay, group, rule."""
+"""What an optimizer decides for each variable: learning rate, decay, group, rule."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def learning_rate(optimizer: Any) -> Any:
 
 
 def number(variable: Any) -> float | None:
-    """The value of a scalar variable; None where it moved or is traced."""
+    """The value of a scalar variable; None if it was moved or is traced."""
     return float(variable.value) if holds_value(variable) else None
 
 
@@ -61,7 +61,7 @@ def group_of(multi: Any, variable: Any) -> int:
 
 
 class NamedLeaf:
-    """What stands for a variable where there is none: the name and the shape of a leaf."""
+    """A stand-in for a variable: the name and the shape of a leaf."""
 
     constraint = None
 

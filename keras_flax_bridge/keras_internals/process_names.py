@@ -1,4 +1,4 @@
-"""The names that Keras gave in one process, found again for a model whose names another process gave.
+"""Maps the automatic names of one process to those of another.
 
 Keras counts its automatic names up over a process: the layer that was ``dense`` there is ``dense_3``
 here. Names that a user gave are compared as they are, automatic ones by their order.
@@ -28,7 +28,7 @@ VARIABLE_TREES = {
 
 
 def found_again(model: Any, stored: Iterable[Path]) -> dict[Path, Path]:
-    """Where each variable of a model lies in a tree of Keras's, by its structural path.
+    """The path of each variable of a model in one of Keras's trees, by its structural path.
 
     Args:
         model: a built model, with its optimizer and metrics as far as they are to be found.
@@ -52,7 +52,7 @@ def found_again(model: Any, stored: Iterable[Path]) -> dict[Path, Path]:
 
 
 def _weights(entries: Mapping[Path, Entry], stored: Mapping[Path, Path], automatic: Any) -> dict[Path, Path]:
-    """The places of weights; Keras puts the model's own name before theirs, or not, as it was built."""
+    """The paths of weights; Keras prefixes the model's own name or not, depending on how it was built."""
     own = {name: _keras_path(e) for name, e in entries.items()}
     tries = [
         _matched(_cut(own, a), {_without(p, b): place for p, place in stored.items()}, automatic)
@@ -66,7 +66,7 @@ def _cut(paths: Mapping[Path, Path], count: int) -> dict[Path, Path]:
 
 
 def _without(path: Path, count: int) -> Path:
-    """A path without the model's name; seeds have none, and a variable needs its layer."""
+    """A path without the model's name; seeds have no prefix, and a variable keeps its layer."""
     return path[count:] if len(path) > 2 else path
 
 
@@ -88,7 +88,7 @@ def _flat(entry: Entry) -> str:
 
 
 def _slot_path(entry: Entry, flat: Mapping[str, str]) -> Path:
-    """The path of a slot, with the name of its weight as it was where the tree was stored.
+    """The path of a slot, with the name of its weight in the process that stored the tree.
 
     Keras calls the slot of ``dense/kernel`` ``dense_kernel_momentum``.
     """
@@ -120,7 +120,7 @@ def _order(name: str) -> int:
 def _paired(
     own: Collection[Path], stored: Collection[Path], automatic: Callable[[str], bool]
 ) -> Iterator[tuple[Path, Path]]:
-    """Each own path with the stored one that is its counterpart, level by level."""
+    """Each path with its stored counterpart, level by level."""
     ours, theirs = _tails(own), _tails(stored)
     for mine, other in _same_heads(ours, theirs, automatic):
         if () in ours[mine] and () in theirs[other]:
@@ -152,7 +152,7 @@ def _same_heads(
 
 
 def _by_stem(names: Iterable[str]) -> dict[str, list[str]]:
-    """Names by what comes before their number, in the order of the numbers."""
+    """Names grouped by their prefix, in the order of their numbers."""
     stems: dict[str, list[str]] = {}
     for name in sorted(names, key=_order):
         stems.setdefault(_stem(name), []).append(name)

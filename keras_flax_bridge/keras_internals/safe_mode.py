@@ -13,20 +13,20 @@ from keras_flax_bridge.tree.untrusted import require_safe
 
 
 def safe_mode() -> Any:
-    """Inside, Keras runs no code out of configs."""
+    """Context in which Keras runs no code from configs."""
     return SafeModeScope(True)
 
 
 def deserialized(config: Any, where: Any) -> Any:
-    """What a config describes.
+    """Deserializes a config.
 
     Args:
         config: what `keras.saving.serialize_keras_object` gave, out of a file.
         where: what it is of, for messages.
 
     Raises:
-        CheckpointError: if it names something that may not be named.
-        Exception: whatever Keras raises when it can't be made.
+        CheckpointError: if it names something that is not allowed.
+        Exception: any error of Keras.
     """
     require_safe(config, where)
     with safe_mode():

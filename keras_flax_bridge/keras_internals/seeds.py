@@ -11,7 +11,7 @@ from keras_flax_bridge.tree.paths import Path, join_path
 
 
 def fold(key: jax.Array, path: Path) -> jax.Array:
-    """A key of its own for a path, the same in every process."""
+    """A distinct key for a path, the same in every process."""
     return jax.random.fold_in(key, zlib.crc32(join_path(path).encode()))
 
 

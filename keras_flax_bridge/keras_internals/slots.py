@@ -64,10 +64,10 @@ def _parts(optimizer: Any, seen: set[int]) -> dict[Path, Any]:
 
 
 def _slots(value: Any, optimizer: Any) -> Iterator[tuple[Path, Any, Any]]:
-    """The slots in a value: what lies between attribute and weight, the slot, the weight it belongs to.
+    """The slots in a value: the path between attribute and weight, the slot, and its weight.
 
     A slot belongs to the weight whose place it has in a list as long as the optimizer's, or in a dict
-    by path; such lists and dicts may lie in others, and hold others.
+    by path; such lists and dicts may be nested.
     """
     # `_trainable_variables`: the variables an optimizer was built for, in order; nothing public has them
     owners = optimizer._trainable_variables
@@ -96,18 +96,20 @@ def _slots_within(value: Any, optimizer: Any) -> Iterator[tuple[Path, Any, Any]]
 
 
 def _variables(value: Any) -> list[tuple[Path, Any]]:
-    """The variables in what belongs to one weight, with the paths to them."""
+    """The variables of one weight's slot, with their paths."""
     return [(path, item) for path, item in contents((), value) if isinstance(item, keras.Variable)]
 
 
 def iterations(optimizer: Any) -> Any:
     """How many batches an optimizer has seen, an int32 scalar."""
-    inner = getattr(optimizer, "inner_optimizer", optimizer)  # the outer one of a loss scale stands still
+    inner = getattr(
+        optimizer, "inner_optimizer", optimizer
+    )  # that of an outer LossScaleOptimizer does not advance
     return inner._iterations.value  # `_iterations`: the public one is divided by accumulation steps
 
 
 def takes_up(new: Any, old: Any) -> bool:
-    """Whether the slots of one Keras optimizer go on in another: the same rule, whatever its settings."""
+    """Whether the slots of one Keras optimizer fit another: the same rule, whatever its settings."""
     if type(new) is not type(old):
         return False
     inner = [getattr(optimizer, "inner_optimizer", None) for optimizer in (new, old)]

@@ -15,7 +15,7 @@ from keras_flax_bridge.tree.paths import Path
 
 
 class _Recorder(saving_lib.H5IOStore):
-    """Takes what Keras would write to a file, and keeps which variable has which name."""
+    """A file stand-in that records the name under which Keras stores each variable."""
 
     def __init__(self) -> None:
         self.names: dict[int, str] = {}
@@ -34,9 +34,9 @@ class _Recorder(saving_lib.H5IOStore):
 
 
 def names_in_files(model: Any) -> dict[Path, str]:
-    """The name in a file of Keras's for each variable that is written as it is; no value is needed.
+    """The name in Keras's files of each variable that is written unchanged; no value is needed.
 
-    A variable whose value is computed when it is written, as that of a kernel with LoRA, has none.
+    A variable whose value is computed on writing, such as a kernel with LoRA, has none.
     """
     recorder, optimizer = _Recorder(), getattr(model, "optimizer", None)
     # `_save_state`: Keras's own walk; what it would write of an optimizer are values, by their order

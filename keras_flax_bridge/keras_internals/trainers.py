@@ -1,4 +1,4 @@
-"""Compiled models: a twin with other parts, and what Keras asks of a model that trains."""
+"""Compiled models: a copy compiled with other parts, and queries about a trained model."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def trainer(model: Any, *, loss: Any = None, optimizer: Any = None, metrics: Any
         raise StructureMismatchError(
             f"compile of model {model.name!r}",
             got=", ".join(f"{name}={part!r}"[:100] for name, part in parts.items()),
-            expected="what compile takes",
+            expected="arguments that compile accepts",
             fix=f"Keras says: {said(error)}",
         ) from error
     return twin
 
 
 def compiled_parts(model: Any) -> dict[str, Any]:
-    """What a model was compiled with, by argument; nothing for one that never was."""
+    """The arguments of `compile`; empty for an uncompiled model."""
     if not model.compiled:
         return {}
     # `_compile_metrics`, `_compile_loss`: compile() keeps its arguments nowhere else as objects
@@ -62,7 +62,7 @@ def compiled_parts(model: Any) -> dict[str, Any]:
 
 
 def compilation(model: Any) -> tuple[Any, ...]:
-    """What `compile` made: another one after every call of it."""
+    """The object that `compile` creates: a new one after every call."""
     return model.optimizer, model._compile_loss, model._compile_metrics
 
 
@@ -94,5 +94,5 @@ def metrics_built(model: Any) -> bool:
 
 
 def begin_fit_at(model: Any, epoch: int | None) -> None:
-    """The epoch at which `fit` begins in place of its argument; None for what the argument says."""
+    """The epoch at which `fit` starts instead of its argument; None to use the argument."""
     model._initial_epoch = epoch  # `_initial_epoch`: what Keras's own BackupAndRestore sets

@@ -1,4 +1,4 @@
-"""Values of variables: moved out of a model, and what layers compute from them and keep."""
+"""Values of variables: moving them out of a model, and caches that layers compute from them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from keras_flax_bridge.tree.paths import join_path
 
 @cache
 def _moved_class(base: Any) -> Any:
-    """A variable class whose value is gone: it works where a value is handed in, else says so."""
+    """A variable class without a value: it works inside a stateless scope, and raises outside of one."""
 
     def value(self: Any) -> Any:
         scope = get_stateless_scope()
@@ -45,7 +45,7 @@ def _moved_class(base: Any) -> Any:
 
 
 def in_scope() -> bool:
-    """Whether variables that are made now get their values later, as in symbolic calls."""
+    """Whether variables created now get their values later, as in symbolic calls."""
     return get_stateless_scope() is not None
 
 
@@ -75,7 +75,7 @@ def _keepers(layer: Any) -> list[Any]:
 
 @contextlib.contextmanager
 def finalized(layer: Any, entries: Iterable[Entry], values: Iterable[Any]) -> Iterator[None]:
-    """Inside, layers that keep what they computed from their variables computed it from these values."""
+    """Context in which cached results of layers are computed from these values."""
     keepers = _keepers(layer)
     before = [dict(vars(keeper)) for keeper in keepers]
     try:
@@ -92,7 +92,7 @@ def finalized(layer: Any, entries: Iterable[Entry], values: Iterable[Any]) -> It
 
 @contextlib.contextmanager
 def writable(layer: Any) -> Iterator[None]:
-    """Inside, layers may set attributes of theirs under any trace, in Keras's NNX mode too.
+    """Context in which layers may set attributes under any trace, in Keras's NNX mode too.
 
     There a layer is an nnx.Module, and nnx keeps a module from being written under another trace
     than it was made in; RNNs, among others, do write what they compute.
@@ -110,7 +110,7 @@ def writable(layer: Any) -> Iterator[None]:
 
 
 def refresh(model: Any) -> None:
-    """Computes anew what layers keep, after their variables were assigned."""
+    """Recomputes the caches of layers after their variables were assigned."""
     keepers = _keepers(model)
     for keeper in keepers:
         keeper.finalize_state()

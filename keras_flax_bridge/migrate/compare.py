@@ -1,4 +1,4 @@
-"""Compares a Keras model with a Flax model on one batch: outputs, and every layer between."""
+"""Compares a Keras model with a Flax model on one batch: outputs, and intermediate layers."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from keras_flax_bridge.migrate.map_values import flax_values, keras_values
 from keras_flax_bridge.migrate.selfcheck import tolerance_of
 from keras_flax_bridge.migrate.weight_map import WeightMap
 from keras_flax_bridge.tree import words
+from keras_flax_bridge.tree.reports import Table, as_json, table_of
 from keras_flax_bridge.tree.types import Batch
 
 
 class Difference(NamedTuple):
-    """How far two arrays are apart.
+    """The difference of two arrays.
 
     Attributes:
         name: the output's path, or the layer's.
@@ -35,6 +36,26 @@ class Difference(NamedTuple):
     absolute: float
     relative: float
     note: str = ""
+
+
+class ComparisonRow(NamedTuple):
+    """The difference of an output, or of a layer's output, from Keras's.
+
+    Attributes:
+        kind: ``output`` or ``layer``.
+        name: the output's path, or the layer's.
+        absolute: the largest difference.
+        relative: the same, relative to the largest value of the Keras side.
+        ok: whether it is rounding.
+        note: why the two can't be compared; empty where they can.
+    """
+
+    kind: str
+    name: str
+    absolute: float
+    relative: float
+    ok: bool
+    note: str
 
 
 @words.doors()
@@ -59,7 +80,7 @@ class ComparisonReport(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Whether all outputs are the same but for rounding."""
+        """Whether all outputs are equal up to rounding."""
         return all(self.is_close(difference) for difference in self.outputs)
 
     @property
@@ -71,12 +92,35 @@ class ComparisonReport(NamedTuple):
         """Whether a difference is rounding."""
         return not difference.note and difference.relative <= self.tolerance
 
+    @property
+    def rows(self) -> tuple[ComparisonRow, ...]:
+        """One row for each output, then one for each layer, in the order in which they run."""
+        kinds = [*(("output", d) for d in self.outputs), *(("layer", d) for d in self.layers)]
+        return tuple(
+            ComparisonRow(kind, d.name, d.absolute, d.relative, self.is_close(d), d.note) for kind, d in kinds
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON types; a difference that is not finite is ``"inf"`` or ``"nan"``."""
+        return {"ok": self.ok, "tolerance": as_json(self.tolerance), "rows": as_json(self.rows)}
+
+    def _head(self) -> str:
+        return f"{'ok: within' if self.ok else 'not ok: differs by more than'} {self.tolerance:g}"
+
     def __str__(self) -> str:
-        word = "ok: within" if self.ok else "not ok: differs by more than"
-        lines = [f"{word} {self.tolerance:g}"]
+        lines = [self._head()]
         lines += [f"  output {_said(difference)}" for difference in self.outputs]
         lines += [f"  {'layer ' if self.is_close(d) else 'DIFFERS '}{_said(d)}" for d in self.layers]
         return printed(lines)
+
+    def _table(self) -> Table:
+        return table_of(self._head(), ComparisonRow._fields, self.rows)
+
+    def __rich__(self) -> Table:
+        return self._table()
+
+    def _repr_html_(self) -> str:
+        return self._table().to_html()
 
 
 def _said(difference: Difference) -> str:
@@ -93,24 +137,24 @@ def compare(
     layers: bool = False,
     tolerance: float | None = None,
 ) -> ComparisonReport:
-    """Runs a Keras model and a Flax model on one batch in inference and compares what they give.
+    """Runs a Keras model and a Flax model on one batch in inference and compares their outputs.
 
     Args:
         model: a built Keras model.
-        target: an `nnx.Module`, run as it is, so call ``eval()`` first if it is of your own; or any
-            function of the batch, such as ``lambda x: linen_model.apply(variables, x)``.
+        target: an `nnx.Module`, run in its current mode, so call ``eval()`` first on a module of your own; or
+            any function of the batch, such as ``lambda x: linen_model.apply(variables, x)``.
         x: the batch, in the structure that the model takes.
-        layers: whether every layer between is compared too; for a module that `to_nnx` made.
+        layers: whether intermediate outputs are compared too, layer by layer; for a module from `to_nnx`.
         tolerance: the relative difference that counts as rounding; None for what the model's
             dtypes allow.
 
     Returns:
-        A report with ``report.ok`` and ``report.first``; printed, it says all of it.
+        A report with ``report.ok`` and ``report.first``, which prints as a table.
 
     Raises:
         NotBuiltError: if the model has no variables yet.
-        StructureMismatchError: if the numbers of outputs differ, or if layers are asked of a module
-            that `to_nnx` did not make.
+        StructureMismatchError: if the numbers of outputs differ, or with `layers` if the module
+            is not from `to_nnx`.
 
     Example:
         >>> from keras_flax_bridge.migrate import to_nnx
@@ -125,9 +169,9 @@ def compare(
 
 
 def _layers(model: Any, target: Any, x: Any) -> Iterator[Difference]:
-    """Every layer's output on both sides, in the order in which they run.
+    """The outputs of every layer in both models, in the order in which they run.
 
-    The native side is a module of the same graph and the target's weights that returns all of them.
+    The native outputs come from a module of the same graph and the target's weights that returns all of them.
     """
     wmap = getattr(type(target), "weight_map", None)
     if not isinstance(wmap, WeightMap):
@@ -152,7 +196,10 @@ def _outputs(got: Any, wanted: Any) -> Iterator[Difference]:
     a, b = jax.tree.leaves(got), jax.tree_util.tree_flatten_with_path(wanted)[0]
     if len(a) != len(b):
         raise StructureMismatchError(
-            "outputs", got=f"{len(a)} arrays", expected=f"{len(b)}, as Keras gives", fix="Compare the same."
+            "outputs",
+            got=f"{len(a)} arrays",
+            expected=f"{len(b)}, as Keras gives",
+            fix="Compare models with the same outputs.",
         )
     for one, (path, other) in zip(a, b, strict=True):
         yield _between(jax.tree_util.keystr(path) or "the only one", one, other)

@@ -1,4 +1,4 @@
-"""The live module: made by running the written source, then filled with the model's weights."""
+"""The live module: created by executing the generated source, then filled with the model's weights."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from keras_flax_bridge.tree.paths import Path, join_path
 
 
 class Conversion:
-    """One conversion: the source, and where everything lies in the module that it makes."""
+    """One conversion: the source, and the weight map of the module that it defines."""
 
     def __init__(self, model: Any, class_name: str, fallback: str, *, watch: bool = False):
         require_built(model)
@@ -57,14 +57,14 @@ class Conversion:
         if left:
             raise UnsupportedLayerError(
                 f"model {self.model.name!r}",
-                got="variables that the drawn graph does not read: "
+                got="variables that the traced graph does not read: "
                 + ", ".join(join_path(entry.path) for entry in left),
                 expected="every variable in the graph from inputs to outputs",
                 fix="Leave out layers that are not used, or bridge the model with kfb.ToNNX.",
             )
 
     def module_class(self) -> Any:
-        """The class of the source, made by running it."""
+        """The class that the source defines, created by executing it."""
         text = self.source.text
         name = f"<keras_flax_bridge {self.source.class_name} {abs(hash(text)):x}>"
         linecache.cache[name] = (len(text), None, text.splitlines(True), name)  # for tracebacks
@@ -74,14 +74,14 @@ class Conversion:
         return executed(text, name, scope)[self.source.class_name]
 
     def weight_map(self) -> WeightMap:
-        """Where every variable of the model lies in the module."""
+        """The weight map from the model to the module."""
         weights = [w for w in self.source.weights if w.kind != "constant"]
         pairs = [Pair((w.key,), w.paths, w.transforms, w.kind) for w in weights]
         seeds = [entry.path for entry in self.drawing.entries.values() if entry.kind == SEED]
         return WeightMap(pairs, seeds=seeds)
 
     def module(self, values: dict[Path, Any], rngs: nnx.Rngs) -> Any:
-        """The module in inference mode: built without computing anything, then given its values."""
+        """The module in inference mode: built abstractly, then filled with its values."""
         constants = {path: jnp.asarray(a) for path, a in self.drawing.constants.items()}
         made = abstract(self.module_class())
         fill(made, dict(self.values(values | constants)), rngs)
@@ -89,7 +89,7 @@ class Conversion:
         return made
 
     def values(self, values: dict[Path, Any]) -> Iterator[tuple[Path, Any]]:
-        """What every native leaf holds, out of the Keras values by structural key."""
+        """The value of every native leaf, from the Keras values by structural key."""
         for weight in self.source.weights:
             arrays = forward(weight.transforms, [values[weight.key]])
             yield from zip(weight.paths, arrays, strict=True)
@@ -106,23 +106,21 @@ def to_nnx(
 ) -> nnx.Module:
     """Converts a Keras model into native Flax NNX modules, with its weights; no Keras at call time.
 
-    The module's class is made by running the very source that `to_source` writes. It starts in
-    inference mode, as Keras does; ``module.train()`` and ``module.eval()`` switch. What was
-    converted by which rule, what was dropped, and the measured difference of the outputs are in
-    ``module.conversion_report``.
+    The class of the module is created by executing the source that `to_source` writes. It starts in
+    inference mode, as Keras does; ``module.train()`` and ``module.eval()`` switch it.
+    ``module.conversion_report`` lists the rule of each layer, what was dropped, and the measured
+    difference of the outputs.
 
     Args:
         model: a built Sequential, Functional or subclassed model.
-        rngs: where the keys of dropout come from, by its ``dropout`` stream; ``nnx.Rngs(0)`` by
-            default.
+        rngs: its ``dropout`` stream gives the keys of dropout; ``nnx.Rngs(0)`` by default.
         fallback: ``"error"`` names all layers that have no rule; ``"bridge"`` keeps each as a
             `ToNNX` inside the native module.
         check_outputs: whether both are run on a random input and compared.
         class_name: the name of the module's class.
 
     Returns:
-        An ordinary `nnx.Module`, on which `nnx.jit`, `nnx.split` and optax work. It holds copies of
-        the weights.
+        An ordinary `nnx.Module`, for `nnx.jit`, `nnx.split` and optax. It holds copies of the weights.
 
     Raises:
         NotBuiltError: if the model has no variables yet.
@@ -168,12 +166,12 @@ def converted(
 def to_source(model: keras.Model, *, class_name: str = "Model") -> str:
     """Writes a Keras model as standalone Python that imports only jax and flax.
 
-    Layers have the user's names, repeated blocks are a class and a loop, and settings that are
-    Flax's defaults are left out. The same model gives the same text.
+    Layers keep the user's names, repeated blocks become a class and a loop, and settings that equal
+    Flax's defaults are left out. The same model always gives the same text.
 
     Args:
         model: a built Sequential, Functional or subclassed model.
-        class_name: the name of the model's class; made an identifier where it isn't one.
+        class_name: the name of the model's class; converted to a valid identifier.
 
     Returns:
         The source. ``nnx.update(Model(rngs=nnx.Rngs(0)), kfb.migrate.to_nnx_state(model))`` has
@@ -204,7 +202,7 @@ def to_source(model: keras.Model, *, class_name: str = "Model") -> str:
 
 
 def _own_name(model: Any) -> str:
-    """A model's name; a counter at its end is not the user's."""
+    """A model's name, without the automatic counter."""
     name = keras_internals.own_name(model)
     head, _, count = name.rpartition("_")
     return head if count.isdigit() and head in ("sequential", "functional", "model") else name
@@ -220,8 +218,8 @@ def _require_choice(where: str, got: Any, allowed: tuple[str, ...]) -> None:
 def abstract(cls: Any) -> Any:
     """A module of shapes and dtypes.
 
-    The keys of weights that will be overwritten are one and the same: drawing each from a stream
-    would write to a variable for every one, which costs more than all the rest.
+    All weights, which are overwritten later, share one key: a key from a stream for each would update
+    a variable every time, which costs more than everything else.
     """
 
     def make() -> Any:
@@ -234,7 +232,7 @@ def abstract(cls: Any) -> Any:
 
 
 def fill(module: Any, values: dict[Path, Any], rngs: nnx.Rngs) -> None:
-    """Puts a value in every leaf; keys come from `rngs`.
+    """Fills every leaf with its value; keys come from `rngs`.
 
     Raises:
         StructureMismatchError: if a value has no leaf of its shape, or a leaf no value.
@@ -245,7 +243,7 @@ def fill(module: Any, values: dict[Path, Any], rngs: nnx.Rngs) -> None:
     expected = {p: leaf.get_value() for p, leaf in leaves.items() if not isinstance(leaf, nnx.RngState)}
     difference = diff_trees(values, expected)
     if difference:
-        raise difference.error("the weights of the module", "This is a mistake in a rule: report it.")
+        raise difference.error("the weights of the module", "This is a bug in a rule: please report it.")
     for path, leaf in leaves.items():
         if isinstance(leaf, nnx.RngKey):
             leaf.set_value(next(drawn))

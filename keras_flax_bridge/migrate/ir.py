@@ -1,7 +1,7 @@
-"""The intermediate form: one graph of values, steps and child modules, whatever drew it.
+"""The intermediate form: one graph of values, steps and child modules.
 
-The source is written from it and from nothing else; the live module is made by running that
-source. So the two, and the map of the weights, can't diverge.
+The source is written from it alone, and the live module is created by executing that source. So the two,
+and the weight map, can't diverge.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Call(NamedTuple):
 
 
 class Weight(NamedTuple):
-    """Where one Keras variable lies in a native module.
+    """The place of one Keras variable in a native module.
 
     Attributes:
         key: the structural key of the Keras variable; relative to its layer in a rule.
@@ -84,13 +84,13 @@ class Step:
 
     @property
     def args(self) -> list[int]:
-        """The numbers of the values that the expression reads, in the order in which they stand."""
+        """The numbers of the values that the expression reads, in order of appearance."""
         return list(dict.fromkeys(numbers(self.code)))
 
 
 @dataclass(eq=False)
 class Graph:
-    """What becomes one class: arguments, child modules, steps, and what is returned.
+    """The contents of one class: arguments, child modules, steps, and outputs.
 
     Attributes:
         name: what the user calls the model or the block.
@@ -112,7 +112,7 @@ class Graph:
         return list({id(s.child): s.child for s in self.steps if s.child is not None}.values())
 
     def walk(self, path: Path, place: Callable[[Graph, Child], Path]) -> Iterator[tuple[Path, Child]]:
-        """Every module below this graph that is no graph itself, with its path."""
+        """Every module below this graph that is not itself a graph, with its path."""
         for child in self.children:
             below = (*path, *place(self, child))
             if isinstance(child.call, Graph):

@@ -16,7 +16,7 @@ from keras_flax_bridge.tree.untrusted.schema import Malformed
 
 
 class Pair(NamedTuple):
-    """Variables that hold the same numbers on both sides.
+    """Variables with the same values in both models.
 
     Attributes:
         keras: structural keys of the Keras variables; several where Flax has them joined.
@@ -43,7 +43,7 @@ _PAIR = schema.record(
 
 
 def _pair(value: Any, field: str) -> None:
-    """A pair whose transforms make as many arrays as it has paths in the Flax model."""
+    """Checks that the transforms of a pair produce as many arrays as it has Flax paths."""
     _PAIR(value, field)
     steps = tuple(map(from_json, value["transforms"]))
     made = transforms.count_after(steps, len(value["keras"]))

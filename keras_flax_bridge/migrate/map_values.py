@@ -1,4 +1,4 @@
-"""The leaves on both sides of a weight map, and how values get into them."""
+"""The leaves on both sides of a weight map: reading and writing their values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from keras_flax_bridge.tree.paths import Flat, Path, fill_tree, flatten_tree, jo
 
 
 def whole_values(paths: Sequence[Path], flat: Flat) -> list[Any] | None:
-    """The leaves of one side of a pair; None where there are none."""
+    """The leaves of one side of a pair; None if there are none."""
     found = [path for path in paths if path in flat]
     if found and len(found) < len(paths):
         missing = [join_path(path) for path in paths if path not in flat]
@@ -25,7 +25,7 @@ def whole_values(paths: Sequence[Path], flat: Flat) -> list[Any] | None:
             "the weights",
             missing=missing,
             report=[f"  missing     {path}" for path in missing],
-            fix="They belong together with others that are there: pass all of them.",
+            fix="They form a pair with variables that were given: pass all of them.",
         )
     return [flat[path] for path in paths] if found else None
 
@@ -69,13 +69,13 @@ def value_of(leaf: Any) -> Any:
 
 
 def placed_as(value: Any, before: Any) -> Any:
-    """A value where the one before it lies."""
+    """A value on the devices of the previous one."""
     sharding = getattr(before, "sharding", None)
     return value if sharding is None else jax.device_put(value, sharding)
 
 
 def with_values(like: Any, values: Flat, lacking: set[Path]) -> Any:
-    """The Keras side with the given values, after checking every one of them."""
+    """Writes values into the Keras side, after checking all of them."""
     if isinstance(like, keras.layers.Layer):
         entries = {e.path: e for c in keras_internals.collect_layer(like) for e in c if e.kind != SEED}
         expected = {

@@ -19,7 +19,7 @@ INDENT = "    "
 
 
 class Unwritable(TypeError):  # noqa: N818 - it never leaves the package
-    """A value that can't stand where it would in a source."""
+    """A value that can't be written into source."""
 
 
 class Raw(str):
@@ -29,7 +29,7 @@ class Raw(str):
 
 
 def literal(value: Any) -> str:
-    """A value as Python writes it; a string can't leave its quotes.
+    """A value as a Python literal; strings are quoted safely.
 
     >>> literal((1, None)), literal('a"b'), literal(Raw("jnp.tanh"))
     ('(1, None)', '\\'a"b\\'', 'jnp.tanh')
@@ -54,7 +54,7 @@ def literal(value: Any) -> str:
 
 
 def number(value: Any) -> str:
-    """A number as Python writes it: what else a setting may be, in a file, can't stand in its place.
+    """A number as a Python literal; other values are refused, since settings may come from a file.
 
     Raises:
         Unwritable: if it is no number.
@@ -69,7 +69,7 @@ def number(value: Any) -> str:
 
 
 def docstring_line(text: str) -> str:
-    """A docstring of one line, whatever is in the text: what might end it, or act on who reads it, is ``_``.
+    """A one-line docstring of untrusted text: characters that could end it become ``_``.
 
     >>> docstring_line("The model a'; b.")[3:-3]
     'The model a__ b.'
@@ -131,7 +131,7 @@ def identifier(text: str, taken: Callable[[str], bool], default: str) -> str:
 
 
 def executed(text: str, name: str, scope: dict[str, Any]) -> dict[str, Any]:
-    """What a source that `source.write` made defines: the one place where this package runs what it wrote.
+    """Executes generated source and returns its definitions; nothing else runs generated code.
 
     Args:
         text: the source.

@@ -1,11 +1,24 @@
-"""What a conversion did, in words."""
+"""The report of a conversion."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from keras_flax_bridge.errors import printed
 from keras_flax_bridge.tree import words
+from keras_flax_bridge.tree.reports import Table, as_json, table_of
+
+
+class ConversionRow(NamedTuple):
+    """A module of the native model.
+
+    Attributes:
+        path: of the Keras layer.
+        rule: what it became.
+    """
+
+    path: str
+    rule: str
 
 
 @words.doors()
@@ -15,10 +28,10 @@ class ConversionReport(NamedTuple):
     Attributes:
         model: the name of the Keras model.
         layers: each layer's path in the module, and the rule that converted it.
-        dropped: what a native model does not do: regularizers, constraints, losses of layers.
+        dropped: what the native model leaves out: regularizers, constraints, losses of layers.
         checked: the largest difference of the outputs on a random input, relative to the largest
-            output; None where it was not measured.
-        tolerance: what that difference may be.
+            output; None if it was not measured.
+        tolerance: the largest difference allowed.
 
     Example:
         >>> report = ConversionReport("mlp", (("dense", "Dense -> nnx.Linear"),), (), 1e-7, 1e-5)
@@ -33,13 +46,42 @@ class ConversionReport(NamedTuple):
     checked: float | None
     tolerance: float | None
 
-    def __str__(self) -> str:
+    @property
+    def ok(self) -> bool:
+        """Whether the outputs were compared, and agree within the tolerance."""
+        return self.checked is not None and self.tolerance is not None and self.checked <= self.tolerance
+
+    @property
+    def rows(self) -> tuple[ConversionRow, ...]:
+        """One row for each layer: its ``path``, and the ``rule`` that converted it."""
+        return tuple(ConversionRow(*layer) for layer in self.layers)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON types."""
+        measured = {"checked": as_json(self.checked), "tolerance": as_json(self.tolerance)}
+        head = {"ok": self.ok, "model": self.model, **measured}
+        return {**head, "rows": as_json(self.rows), "dropped": list(self.dropped)}
+
+    def _head(self) -> str:
         said = (
             "outputs were not compared"
             if self.checked is None
             else f"outputs differ by {self.checked:.1e} (at most {self.tolerance:.1e})"
         )
+        return f"{self.model}: {len(self.layers)} modules, {said}"
+
+    def __str__(self) -> str:
         width = max((len(path) for path, _ in self.layers), default=0)
         lines = [f"  {path:<{width}}  {rule}" for path, rule in self.layers]
         lines += [f"  dropped: {what}" for what in self.dropped]
-        return printed([f"{self.model}: {len(self.layers)} modules, {said}", *lines])
+        return printed([self._head(), *lines])
+
+    def _table(self) -> Table:
+        notes = (f"dropped: {what}" for what in self.dropped)
+        return table_of(self._head(), ConversionRow._fields, self.rows, notes)
+
+    def __rich__(self) -> Table:
+        return self._table()
+
+    def _repr_html_(self) -> str:
+        return self._table().to_html()

@@ -17,7 +17,7 @@ ROUNDING = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2
 def random_input(model: Any, graph: Any, rng: np.random.Generator) -> Any:
     """A batch of the shapes and dtypes that the graph of a model takes.
 
-    Integers are below what every embedding of the model knows.
+    Integers are valid indices of every embedding of the model.
     """
     inputs, _ = keras_internals.structure(graph)
     sizes = [
@@ -27,7 +27,9 @@ def random_input(model: Any, graph: Any, rng: np.random.Generator) -> Any:
     ]
     most = min(sizes, default=2)
     inputs = inputs[0] if isinstance(inputs, (list, tuple)) and len(inputs) == 1 else inputs
-    if sizes and keras_internals.functional(model) is None:  # a drawn model does not say which inputs are ids
+    if (
+        sizes and keras_internals.functional(model) is None
+    ):  # a traced model does not tell which inputs are ids
         return keras.tree.map_structure(lambda tensor: _ids(tensor, most, rng), inputs)
     return keras.tree.map_structure(lambda tensor: _random(tensor, most, rng), inputs)
 
@@ -65,7 +67,7 @@ def _difference(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def tolerance_of(model: Any) -> float:
-    """What two orders of rounding may differ by, in the least exact dtype of the model."""
+    """The tolerance for rounding, in the least exact dtype of the model."""
     kinds = {part.compute_dtype for part in keras_internals.all_layers(model)} | {model.compute_dtype}
     return max(ROUNDING.get(kind, 0.0) for kind in kinds)
 
@@ -74,7 +76,7 @@ def check(model: Any, module: Any, graph: Any) -> float:
     """The measured difference of the outputs in inference.
 
     Raises:
-        UnsupportedLayerError: if it is more than rounding.
+        UnsupportedLayerError: if it exceeds the tolerance.
     """
     x = random_input(model, graph, np.random.default_rng(0))
     measured = difference(module(x), model(x, training=False))

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import keras
@@ -25,13 +25,28 @@ from keras_flax_bridge.migrate.transforms import forward, inverse, shapes
 from keras_flax_bridge.tree import words
 from keras_flax_bridge.tree.diff import spec_text
 from keras_flax_bridge.tree.paths import Flat, Path, fill_tree, join_path, nest_paths
+from keras_flax_bridge.tree.reports import Table, table_of
 from keras_flax_bridge.tree.types import PathLike, PyTree, Target
 from keras_flax_bridge.tree.untrusted import records, texts
 
 
+class MapRow(NamedTuple):
+    """A pair of the map, or a variable that only one of the models has.
+
+    Attributes:
+        keras: structural keys, joined by `` + ``; ``""`` where the Keras model lacks it.
+        flax: paths, joined alike; ``""`` where the Flax model lacks it.
+        transforms: what turns the Keras values into the Flax values.
+    """
+
+    keras: str
+    flax: str
+    transforms: str = ""
+
+
 @words.doors()
 class WeightMap(metaclass=words.AnsweringType):
-    """Where every Keras variable lies in a Flax model.
+    """The counterpart of every Keras variable in a Flax model.
 
     It moves weights, gradients and optimizer slots, in both directions and bit for bit. Print it
     for a table; `save` writes JSON to keep and edit; `kfb.restore` takes it as ``rename=``.
@@ -74,22 +89,45 @@ class WeightMap(metaclass=words.AnsweringType):
         self.model = model
 
     def __repr__(self) -> str:
-        return f"WeightMap of {len(self.pairs)} pairs\n{self.table()}"
+        return f"{self._head()}\n{self.table()}"
+
+    def _head(self) -> str:
+        return f"WeightMap of {len(self.pairs)} pairs"
+
+    @property
+    def ok(self) -> bool:
+        """Whether every variable has a counterpart, and the map has no note."""
+        return not (self.only_keras or self.only_flax or self.notes)
+
+    @property
+    def rows(self) -> tuple[MapRow, ...]:
+        """One row for each pair, then one for each variable that only one of the models has."""
+        alone = [MapRow(join_path(path), "") for path in self.only_keras]
+        return (*self._pairs(), *alone, *(MapRow("", join_path(path)) for path in self.only_flax))
+
+    def _pairs(self) -> list[MapRow]:
+        return [
+            MapRow(_listed(pair.keras), _listed(pair.flax), ", ".join(map(str, pair.transforms)))
+            for pair in self.pairs
+        ]
 
     def table(self) -> str:
         """One line for every pair, then what one side lacks, then what else differs."""
-        rows = [
-            (_listed(pair.keras), _listed(pair.flax), ", ".join(map(str, pair.transforms)))
-            for pair in self.pairs
-        ]
-        width = max((len(row[0]) for row in rows), default=0)
+        rows = self._pairs()
+        width = max((len(row.keras) for row in rows), default=0)
         lines = [f"{a:<{width}}  ->  {b}{f'  ({how})' if how else ''}" for a, b, how in rows]
         lines += [f"only in Keras: {join_path(path)}" for path in self.only_keras]
         lines += [f"only in Flax: {join_path(path)}" for path in self.only_flax]
         return printed([*lines, *(f"note: {note}" for note in self.notes)])
 
+    def __rich__(self) -> Table:
+        return table_of(self._head(), MapRow._fields, self.rows, [f"note: {note}" for note in self.notes])
+
+    def _repr_html_(self) -> str:
+        return self.__rich__().to_html()
+
     def to_flax(self, source: PyTree = None) -> dict[str, Any]:
-        """Keras values in the places and shapes that they have in the Flax model.
+        """Keras values under the paths and in the shapes of the Flax model.
 
         Args:
             source: None for the model that the map was made with; a `keras.Model`; a `TrainState`;
@@ -99,13 +137,13 @@ class WeightMap(metaclass=words.AnsweringType):
             A nested dict of arrays; for a tree that holds part of the variables, that part.
 
         Raises:
-            StructureMismatchError: naming the variables that half of a pair lacks.
+            StructureMismatchError: naming the variables that are missing from a pair.
         """
         flat = keras_values(self.model if source is None else source)
         return nest_paths(dict(self.flax_values(flat)))
 
     def to_keras(self, target: PyTree, *, like: PyTree = None) -> PyTree:
-        """Flax values in the places and shapes that they have in the Keras model.
+        """Flax values under the keys and in the shapes of the Keras model.
 
         Args:
             target: an `nnx.Module`, an `nnx.State`, Linen variables, or a nested dict such as
@@ -181,7 +219,7 @@ class WeightMap(metaclass=words.AnsweringType):
         """The map as plain JSON types.
 
         Raises:
-            TypeError: if a transform has a setting that JSON has not.
+            TypeError: if a transform has a setting that JSON can't represent.
         """
         return records.to_json(StoredMap(**{name: getattr(self, name) for name in _STORED}))
 
@@ -193,10 +231,10 @@ class WeightMap(metaclass=words.AnsweringType):
             path: the file.
 
         Returns:
-            The map; it knows no model.
+            The map, without a model.
 
         Raises:
-            CheckpointError: if the file holds no map.
+            CheckpointError: if the file is not a weight map.
 
         Example:
             >>> import tempfile

@@ -26,7 +26,7 @@ _TYPES = {PARAM: nnx.Param, BATCH_STAT: nnx.BatchStat}
 
 @words.door
 def weight_map(module: nnx.Module) -> WeightMap:
-    """Where every variable of the Keras model lies in a module that `to_nnx` made.
+    """The weight map of a module that `to_nnx` made.
 
     Args:
         module: the module, or one merged or cloned from it.
@@ -41,7 +41,7 @@ def weight_map(module: nnx.Module) -> WeightMap:
     if not isinstance(found, WeightMap):
         raise StructureMismatchError(
             "module",
-            got=f"a {type(module).__name__} that knows no Keras model",
+            got=f"a {type(module).__name__} that has no weight map to a Keras model",
             expected="a module that kfb.migrate.to_nnx made",
             fix="For a module of your own make a map with kfb.migrate.match(model, module).",
         )
@@ -56,7 +56,7 @@ def to_nnx_state(model_or_state: keras.Model | TrainState) -> nnx.State[Any, Any
         model_or_state: a built Keras model, or a `TrainState` that was taken from one.
 
     Returns:
-        An `nnx.State` for ``nnx.update(module, state)``, with weights and statistics, no random keys.
+        An `nnx.State` for ``nnx.update(module, state)``: weights and statistics, without random keys.
 
     Raises:
         NotBuiltError: if the model has no variables yet.
@@ -157,11 +157,11 @@ def slots_to_nnx(module: nnx.Module, state: TrainState) -> dict[str, nnx.State[A
 
 @words.door
 def slots_to_keras(module: nnx.Module, slots: dict[str, Any], state: TrainState) -> TrainState:
-    """A `TrainState` with optimizer slots that were trained as states of a module.
+    """Writes optimizer slots that were trained with a module back into a `TrainState`.
 
     Args:
         module: a module that `to_nnx` made of the state's model.
-        slots: by the names of the Keras optimizer, what `slots_to_nnx` gave.
+        slots: trees by slot name, as `slots_to_nnx` returns them.
         state: the state to take the other leaves from.
 
     Returns:

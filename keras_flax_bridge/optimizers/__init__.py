@@ -1,4 +1,4 @@
-"""Optimizers across the bridge: Keras's as native optax with their state, optax's in Keras."""
+"""Optimizers: Keras's as native optax with their state, optax's in Keras."""
 
 from keras_flax_bridge.optimizers.as_optax import as_optax as as_optax
 from keras_flax_bridge.optimizers.opt_state import opt_state_from_optax as opt_state_from_optax

@@ -17,11 +17,11 @@ from keras_flax_bridge.optimizers.to_optax import inner_optimizers, warn_of_roun
 from keras_flax_bridge.optimizers.variable_lookup import Leaves
 from keras_flax_bridge.tree import words
 from keras_flax_bridge.tree.diff import require_paths
-from keras_flax_bridge.tree.leaves import Whole, strong
+from keras_flax_bridge.tree.leaves import SharedOnCopy, strong
 from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, join_path, nest_paths
 
 
-class Adapter(Whole, optax.GradientTransformationExtraArgs):
+class Adapter(SharedOnCopy, optax.GradientTransformationExtraArgs):
     """What `as_optax` returns: Keras's own `stateless_apply`, on any tree of parameters.
 
     Attributes:
@@ -32,7 +32,7 @@ class Adapter(Whole, optax.GradientTransformationExtraArgs):
     _model: Any
 
     def __new__(cls, optimizer: Any, model: Any) -> Adapter:
-        """Checks that every decision of the optimizer can be made on a tree of arrays."""
+        """Checks that the optimizer can treat every leaf of a tree of arrays without its variable."""
         _require_adaptable(optimizer, model)
         owners = (
             {} if model is None else {e.path: e.variable for e in keras_internals.collect_layer(model)[0]}
@@ -43,9 +43,9 @@ class Adapter(Whole, optax.GradientTransformationExtraArgs):
             if model is not None and path not in owners:
                 raise StructureMismatchError(
                     f"params/{join_path(path)}",
-                    got="a leaf that is no trainable variable of the model",
+                    got="a leaf that is not a trainable variable of the model",
                     expected="the parameters of TrainState.from_keras(model)",
-                    fix="Pass the model that the parameters are of, or no model.",
+                    fix="Pass the model that the parameters belong to, or no model.",
                 )
             return owners.get(path)
 
@@ -53,7 +53,7 @@ class Adapter(Whole, optax.GradientTransformationExtraArgs):
             return _twin(optimizer, values, owner)
 
         def for_updates(params: Any) -> Twin:
-            """An optimizer of that structure, built once, whose variables hold nothing."""
+            """An optimizer built once for a structure of parameters, whose variables hold no values."""
             flat = flatten_tree(params)
             key = tuple((path, leaf.shape, str(leaf.dtype)) for path, leaf in flat.items())
             if key not in twins:
@@ -87,7 +87,7 @@ class Adapter(Whole, optax.GradientTransformationExtraArgs):
         self.optimizer, self._model = optimizer, model
         return self
 
-    def __eq__(self, other: object) -> bool:  # two of one optimizer are one type to jit
+    def __eq__(self, other: object) -> bool:  # for jit: equal adapters share one compilation
         return (
             isinstance(other, Adapter) and self.optimizer is other.optimizer and self._model is other._model
         )
@@ -100,10 +100,10 @@ class Adapter(Whole, optax.GradientTransformationExtraArgs):
 def as_optax(
     optimizer: keras.optimizers.Optimizer, *, model: keras.Model | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """Any Keras optimizer, of your own too, as an optax transformation.
+    """Any Keras optimizer, custom ones included, as an optax transformation.
 
     It runs Keras's own `stateless_apply`, on an optimizer rebuilt from the config of this one for the
-    structure of the parameters, so it works where optax's do: under `jax.jit`, `jax.vmap`,
+    structure of the parameters, so it works wherever optax's do: under `jax.jit`, `jax.vmap`,
     `jax.lax.scan` and `jax.eval_shape`, in `optax.chain` and `optax.multi_transform`, in Linen's
     `TrainState` and `nnx.Optimizer`. An update is the difference of new and old parameters, so that
     adding it rounds once more. `to_optax` gives native optax, without Keras, for Keras's own optimizers.
@@ -148,8 +148,8 @@ def _require_adaptable(optimizer: Any, model: Any) -> None:
         if model is None and keras_internals.excludes_variables(inner):
             raise UnsupportedOptimizerError(
                 f"optimizer {inner.name!r}",
-                got="variables excluded from weight decay as objects, and no model that they are of",
-                expected="the model, or names, which the leaves of a tree have as well",
+                got="variables excluded from weight decay as objects, and no model",
+                expected="their model, or exclusions by name",
                 fix="Pass model=, or call exclude_from_weight_decay(var_names=[...]).",
             )
         looks_at_paths = isinstance(inner, K.MultiOptimizer) or getattr(inner, "exclude_layers", None)
@@ -160,7 +160,7 @@ def _require_adaptable(optimizer: Any, model: Any) -> None:
 
 
 def _shaped(slots: Collection, values: list[Any], params: Any) -> Any:
-    """The values by name, each slot as a tree of the kind of the parameters; None where it has no leaf."""
+    """The values by name, each slot as a tree like the parameters; None if it has no leaf."""
     if isinstance(params, dict):
         return slots.tree(values)
     paths, treedef = list(flatten_tree(params)), jax.tree.structure(params)
@@ -190,6 +190,6 @@ def _twin(optimizer: Any, values: Flat, owner: Any) -> Twin:
         raise UnsupportedOptimizerError(
             f"optimizer {optimizer.name!r}",
             got=f"a {type(optimizer).__name__} that can't be rebuilt ({type(error).__name__}: {said(error)})",
-            expected="a get_config() that gives all arguments of its constructor",
-            fix="Define it as Keras's guide on saving says, and register the class.",
+            expected="a get_config() that returns all arguments of its constructor",
+            fix="Define it as Keras's guide on serialization says, and register the class.",
         ) from error

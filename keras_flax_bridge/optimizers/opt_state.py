@@ -1,4 +1,4 @@
-"""`opt_state_to_optax` and `opt_state_from_optax`: a run goes on on the other side."""
+"""`opt_state_to_optax` and `opt_state_from_optax`: convert the state of a running optimizer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def opt_state_to_optax(
     *,
     model: keras.Model | None = None,
 ) -> OptState:
-    """The state of ``to_optax(optimizer)``, of that of the Keras optimizer: slots, counts, learning rate.
+    """Converts the state of a Keras optimizer to that of ``to_optax(optimizer)``.
 
     Args:
         optimizer: the Keras optimizer.
@@ -33,12 +33,12 @@ def opt_state_to_optax(
         model: as in `to_optax`.
 
     Returns:
-        The state, of the structure of ``to_optax(optimizer).init(params)``. Its arrays are those of
-        `opt_state` where nothing changes; donate only one of the two.
+        The state, of the structure of ``to_optax(optimizer).init(params)``. It shares unchanged
+        arrays with `opt_state`; donate only one of the two.
 
     Raises:
         StructureMismatchError: if `opt_state` isn't that of this optimizer for these parameters; lists all
-            leaves that are missing, unexpected, or of another shape or dtype.
+            leaves that are missing, unexpected, or have a different shape or dtype.
         UnsupportedOptimizerError: as `to_optax`.
 
     Example:
@@ -66,21 +66,21 @@ def opt_state_from_optax(
     model: keras.Model | None = None,
     label: bool = False,
 ) -> OptState:
-    """The state of a Keras optimizer, of that of an optax one with the same rule.
+    """Converts the state of an optax optimizer to that of a Keras optimizer with the same rule.
 
     Reads what ``to_optax(optimizer)`` made of it, and the states of optax's own optimizers (`optax.sgd`,
     `optax.adamw`, ...), also inside `optax.chain`, `optax.MultiSteps` (with its default, the mean),
     `optax.inject_hyperparams`, `optax.masked` and `optax.partition`.
 
     Args:
-        optimizer: the Keras optimizer that goes on.
+        optimizer: the Keras optimizer that continues.
         opt_state: the state of the optax optimizer; concrete or abstract.
         params: the parameters, or their `jax.ShapeDtypeStruct`.
         step: batches seen; used where the state holds no count (`optax.sgd`, `optax.rmsprop`,
             `optax.adagrad`, `optax.adadelta` at a constant rate).
         model: as in `to_optax`.
-        label: True returns a pair of the state and a `Label` that says whether the Keras optimizer goes on
-            exactly as the optax one would have, or what differs and how much.
+        label: True returns a pair of the state and a `Label` that says whether the Keras optimizer continues
+            exactly as the optax one would have, or what differs and by how much.
 
     Returns:
         The nested dict that ``TrainState.from_keras(model).opt_state`` is. With ``label=True`` also the
@@ -108,14 +108,14 @@ def opt_state_from_optax(
     if difference:
         raise difference.error(
             "opt_state",
-            f"The {type(optimizer).__name__} needs these leaves, and none can be made up: convert for an "
+            f"The {type(optimizer).__name__} needs these leaves, and they can't be derived: convert for an "
             "optimizer of the same options, with the same parameters.",
         )
     return (state, _label(tx, opt_state, like)) if label else state
 
 
 def _label(tx: Native, opt_state: Any, like: Any) -> Label:
-    """Whether the state is that of a stock optimizer, and its rule another."""
+    """Whether the state is that of a stock optimizer with a different rule."""
     stock: Any = getattr(RULES.get(type(tx.optimizer)), "stock", None)
     structure: Any = jax.tree.structure(opt_state)
     is_ours = structure == jax.tree.structure(like) or _holds_ours(opt_state)

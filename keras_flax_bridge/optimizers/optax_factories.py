@@ -1,4 +1,4 @@
-"""What an `OptaxOptimizer` is made of: a factory of optax by name, a function, or a transformation."""
+"""The arguments of an `OptaxOptimizer`: the name of an optax factory, a function, or a transformation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OPTIONS = (
 
 
 class Ready:
-    """A transformation that was made already, in a config: it goes through one process, not to disk."""
+    """A transformation object in a config: valid within one process, not on disk."""
 
     def __init__(self, transformation: Any):
         self.transformation = transformation
@@ -40,16 +40,16 @@ class Ready:
         """
         raise UnsupportedOptimizerError(
             "transformation",
-            got="a transformation that was made already, to be saved in a config",
+            got="a transformation object, which a config can't hold",
             expected="the name of a function of optax, or a registered function, with its arguments",
             fix="Pass OptaxOptimizer('adamw', learning_rate=...), or the function that makes it, registered "
-            "with keras.saving.register_keras_serializable. Weights alone can be saved as it is.",
+            "with keras.saving.register_keras_serializable. Weights alone can be saved without it.",
         )
 
 
 @keras.saving.register_keras_serializable("keras_flax_bridge")
 class OptaxSchedule(keras.optimizers.schedules.LearningRateSchedule):
-    """An optax schedule as one of Keras's."""
+    """An optax schedule as a Keras schedule."""
 
     def __init__(self, schedule: Any):
         self.schedule = schedule
@@ -59,12 +59,12 @@ class OptaxSchedule(keras.optimizers.schedules.LearningRateSchedule):
         return self.schedule(keras.ops.convert_to_tensor(step))
 
     def get_config(self) -> dict[str, Any]:
-        """The function, which Keras can write if it is registered."""
+        """The config, with the function, which Keras can serialize if it is registered."""
         return {"schedule": self.schedule}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> OptaxSchedule:
-        """The schedule again.
+        """Rebuilds the schedule.
 
         Raises:
             UnsupportedOptimizerError: if the config names anything but a registered function or schedule.
@@ -73,10 +73,10 @@ class OptaxSchedule(keras.optimizers.schedules.LearningRateSchedule):
 
 
 def plain(value: Any) -> Any:
-    """A value out of a config: JSON types as they are, and what Keras wrote for other things.
+    """Deserializes a value of a config: JSON types unchanged, other values as Keras wrote them.
 
     Raises:
-        CheckpointError: if something in it may not be named, or holds code.
+        CheckpointError: if it names something that is not allowed, or contains code.
     """
     if type(value) in (list, tuple):
         return type(value)(plain(item) for item in value)
@@ -88,11 +88,11 @@ def plain(value: Any) -> Any:
 
 
 def made(value: Any, where: str) -> Any:
-    """What is called to make a transformation or a schedule, or is one: registered, where it is of a file.
+    """A factory of a transformation or schedule, or the object itself; from a file it must be registered.
 
     Raises:
         CheckpointError: as `plain`.
-        UnsupportedOptimizerError: if it is anything else that a config can name.
+        UnsupportedOptimizerError: if the config names anything else.
     """
     found = plain(value)
     if not isinstance(value, Mapping):  # a name for `factory_of`; or of this process, and no file's
@@ -120,10 +120,10 @@ def _is_registered(found: Any, written: Mapping[str, Any]) -> bool:
 
 
 def factory_of(transformation: Any) -> Any:
-    """The function that makes the transformation; None for one that is made already.
+    """The function that returns the transformation; None for a transformation object.
 
     Raises:
-        UnsupportedOptimizerError: if optax has nothing of that name, or it is nothing of the kind.
+        UnsupportedOptimizerError: if optax has no such name, or it is not such a function.
     """
     if isinstance(transformation, str):
         return untrusted.optax_factory(transformation)
@@ -133,17 +133,17 @@ def factory_of(transformation: Any) -> Any:
         raise UnsupportedOptimizerError(
             "transformation",
             got=f"a {type(transformation).__name__}",
-            expected="a name such as 'adamw', a function that makes a transformation, or a transformation",
-            fix="Pass one of these.",
+            expected="a name such as 'adamw', a function that returns a transformation, or a transformation",
+            fix="Pass one of them.",
         )
     return transformation
 
 
 def split(factory: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The arguments of the factory, and Keras's options; a name that both have is the factory's.
+    """Splits arguments into those of the factory and Keras's options; the factory takes precedence.
 
     Raises:
-        UnsupportedOptimizerError: listing those that are of neither.
+        UnsupportedOptimizerError: listing those that neither accepts.
     """
     own = () if factory is None else inspect.signature(factory).parameters
     arguments = {name: value for name, value in given.items() if name in own}
@@ -154,9 +154,9 @@ def split(factory: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
         expected, fix = words.answer_arguments("kfb.OptaxOptimizer", unknown, names, _about)
         raise UnsupportedOptimizerError(
             f"argument {', '.join(unknown)}",
-            got="a name that neither the transformation nor Keras's optimizers have",
+            got="a name that neither the transformation nor Keras's optimizers accept",
             expected=expected,
-            fix=f"{fix} A transformation that was made already takes no arguments of its own.",
+            fix=f"{fix} A transformation object takes no arguments of its own.",
         )
     return arguments, options
 
@@ -171,7 +171,7 @@ def takes_rate(factory: Any) -> bool:
 
 
 def rate_of(given: Any) -> Any:
-    """A learning rate as Keras takes it: a float, its own schedule, or a function without arguments."""
+    """A learning rate that Keras accepts: a float, a Keras schedule, or a function without arguments."""
     if isinstance(given, int):
         return float(given)
     is_schedule = isinstance(given, keras.optimizers.schedules.LearningRateSchedule)

@@ -42,20 +42,20 @@ class OptaxOptimizer(WholeTreeOptimizer):
 
     Args:
         transformation: the name of a function in optax (``"adamw"``, ``"contrib.muon"``), a function that
-            makes a transformation, or a transformation.
-        learning_rate: a number, a schedule of Keras or of optax, or None where the transformation is
-            ready or takes none. It is read at every step, so callbacks may set it.
+            returns a transformation, or a transformation.
+        learning_rate: a number, a Keras or optax schedule, or None if `transformation` is a
+            transformation, or takes none. It is read at every step, so callbacks may set it.
         name: the optimizer's name.
         **arguments: those of the function, such as ``weight_decay=1e-4``; others are Keras's options, such
             as ``clipnorm=1.0`` or ``use_ema=True``.
 
     Attributes:
-        transformation: what it was made of.
+        transformation: the name, function or transformation it was created from.
         slots: optax's state by name, one variable for each parameter that has one.
         numbers: the rest of it by name, such as counts.
 
     Raises:
-        UnsupportedOptimizerError: if optax has no such name, an argument is of neither, or, when it is
+        UnsupportedOptimizerError: if optax has no such name, an argument is unknown, or, when it is
             built, the transformation needs more than gradients, state and parameters
             (`optax.lbfgs`, `optax.contrib.reduce_on_plateau`).
 
@@ -79,7 +79,7 @@ class OptaxOptimizer(WholeTreeOptimizer):
         if not takes_rate(factory) and learning_rate is not None:
             raise UnsupportedOptimizerError(
                 "learning_rate",
-                got="one for a transformation that takes none: it has its own inside",
+                got="a learning rate for a transformation object, which has its own",
                 expected="None, or a function that takes one",
                 fix="Pass the function itself: OptaxOptimizer(optax.adam, learning_rate=...).",
             )
@@ -91,10 +91,10 @@ class OptaxOptimizer(WholeTreeOptimizer):
                 fix="Add optax.add_decayed_weights to the transformation.",
             )
         super().__init__(1.0 if learning_rate is None else rate_of(learning_rate), name=name, **options)
-        self._given = Ready(ready)  # wrapped, because Keras makes tuples anew that are set on an optimizer
+        self._given = Ready(ready)  # wrapped, because Keras copies tuples that are set on an optimizer
         self.arguments = own
         self._has_rate = learning_rate is not None
-        self._made(0.1 if self._has_rate else None)  # arguments that don't fit are told now
+        self._made(0.1 if self._has_rate else None)  # raises for invalid arguments
 
     @property
     def transformation(self) -> Any:
@@ -103,10 +103,10 @@ class OptaxOptimizer(WholeTreeOptimizer):
 
     @property
     def learning_rate(self) -> Any:
-        """The learning rate at this moment; 1 where the transformation has its own inside.
+        """The current learning rate; 1 for a transformation that has its own.
 
         Raises:
-            UnsupportedOptimizerError: if it is set where the transformation has its own inside.
+            UnsupportedOptimizerError: if it is set and the transformation has its own.
         """
         return super().learning_rate
 
@@ -115,14 +115,14 @@ class OptaxOptimizer(WholeTreeOptimizer):
         if not self._has_rate:
             raise UnsupportedOptimizerError(
                 "learning_rate",
-                got="a transformation that has its own inside, which nothing outside reaches",
+                got="a transformation object, whose learning rate can't be changed from outside",
                 expected="a function that takes a learning rate",
                 fix="Pass the function itself: OptaxOptimizer(optax.adam, learning_rate=...).",
             )
         keras.optimizers.Optimizer.learning_rate.fset(self, value)
 
     def _made(self, rate: Any) -> Any:
-        """The transformation at a learning rate; its state is the same at any."""
+        """The transformation for a learning rate; its state does not depend on the rate."""
         factory = factory_of(self.transformation)
         if factory is None:
             return optax.with_extra_args_support(self.transformation)
@@ -138,7 +138,7 @@ class OptaxOptimizer(WholeTreeOptimizer):
             ) from error
 
     def build(self, variables: list[Any]) -> None:
-        """Makes a variable for every leaf of the transformation's state.
+        """Creates a variable for every leaf of the transformation's state.
 
         Args:
             variables: the variables to train.
@@ -159,7 +159,7 @@ class OptaxOptimizer(WholeTreeOptimizer):
         self._keep(state, params)
 
     def _keep(self, state: Any, params: Any) -> None:
-        """Variables for the leaves of a state, in an order that no name changes: by field, then by weight."""
+        """Creates variables for the leaves of a state, ordered by field, then by weight, not by name."""
         owners = {path: i for i, path in enumerate(self._paths())}
         leaves, self._treedef = jax.tree.flatten(state)
         places = [_place(path, owners) for path in flatten_tree(state)]
@@ -190,7 +190,7 @@ class OptaxOptimizer(WholeTreeOptimizer):
         )
 
     def _paths(self) -> list[Path]:
-        """Where each weight lies in the tree that the transformation sees: by its path if that is unique."""
+        """The path of each weight in the tree of the transformation: its own path if that is unique."""
         paths = [tuple(variable.path.split("/")) for variable in self.trained]
         inner = {path[:i] for path in paths for i in range(1, len(path))}
         if len(set(paths)) < len(paths) or inner & set(paths):
@@ -198,7 +198,7 @@ class OptaxOptimizer(WholeTreeOptimizer):
         return paths
 
     def _tree(self, values: list[Any]) -> Any:
-        """A nested dict in Keras's order: sorted by name it would depend on what else a process built."""
+        """A nested dict in Keras's order: the order of names would depend on what else the process built."""
         tree: OrderedDict[str, Any] = OrderedDict()
         for path, value in zip(self._paths(), values, strict=True):
             node = tree
@@ -237,17 +237,17 @@ class OptaxOptimizer(WholeTreeOptimizer):
     def from_config(
         cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None
     ) -> OptaxOptimizer:
-        """The optimizer of a config, which may come out of a file: nothing in it is run as code.
+        """Rebuilds the optimizer from a config, which may come from a file: nothing in it is run as code.
 
         Args:
-            config: what `get_config` gave. Names are those of a table of optax's functions, or registered.
+            config: the result of `get_config`. Names must be in the table of optax functions, or registered.
             custom_objects: classes and functions by the names that the config has for them.
 
         Returns:
             The optimizer.
 
         Raises:
-            CheckpointError: if the config names what may not be named, or holds code.
+            CheckpointError: if the config names something that is not allowed, or contains code.
             UnsupportedOptimizerError: as the constructor.
         """
         with keras.saving.custom_object_scope(custom_objects or {}):
@@ -261,7 +261,7 @@ class OptaxOptimizer(WholeTreeOptimizer):
             A dict for `from_config`.
 
         Raises:
-            UnsupportedOptimizerError: when a transformation that was made already is written to a file.
+            UnsupportedOptimizerError: when an optimizer of a transformation object is written to a file.
         """
         config = super().get_config()
         taken = split(factory_of(self.transformation), dict.fromkeys(OPTIONS))[0]
@@ -274,14 +274,14 @@ class OptaxOptimizer(WholeTreeOptimizer):
 
 
 def _place(path: Path, owners: Mapping[Path, int]) -> tuple[Path, int | None]:
-    """A leaf of the state: what comes before the path of a parameter, and which; or it is no slot."""
+    """The position of a leaf in the state: its prefix and its parameter, or neither for a number."""
     found = [owner for owner in owners if path[len(path) - len(owner) :] == owner]
     longest = max(found, key=len, default=None)
     return (path, None) if longest is None else (path[: len(path) - len(longest)], owners[longest])
 
 
 def _short(prefixes: set[Path], order: list[Path]) -> dict[Path, str]:
-    """A name for each field: its last word where no other has it, else all of its path."""
+    """A name for each field: its last part if unique, otherwise its full path."""
     words = {
         prefix: next((name for name in reversed(prefix) if not name.isdigit()), "state")
         for prefix in prefixes

@@ -1,6 +1,6 @@
-"""The table of optimizers: for each of Keras's the same rule in optax, and where its slots lie there.
+"""The table of optimizers: for each Keras optimizer its rule in optax, and the fields of its slots.
 
-One entry adds an optimizer, and its tests and its line in docs/optimizers.md with it.
+One entry adds an optimizer, with its tests and its line in docs/optimizers.md.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _as_is(value: Any, param: Any) -> Any:
 
 
 class Slot(NamedTuple):
-    """Where one of Keras's slots lies: its name, and what becomes of each of its leaves.
+    """One of Keras's slots in an optax state: its name, and the conversion of each leaf.
 
     Both functions get the leaf and the parameter, or its shape and dtype.
     """
@@ -39,13 +39,13 @@ class Slot(NamedTuple):
 
 
 class Stock(NamedTuple):
-    """The optimizer of optax that comes nearest.
+    """The closest optimizer of optax.
 
     Attributes:
         name: its name in optax.
         make: makes it, of the Keras optimizer and its learning rate or schedule.
-        off: how far it runs from Keras's within 50 steps, at most, in the rows of the contract table: the
-            largest difference relative to the largest parameter; where nothing differs, float rounding.
+        off: its largest deviation from Keras within 50 steps, in the rows of the contract table, relative
+            to the largest parameter; float rounding if nothing differs.
         why: what differs, and with which options.
         differs: whether it differs from a Keras optimizer, with the options that this one has.
     """
@@ -58,15 +58,15 @@ class Stock(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """An optimizer of Keras in optax.
+    """A Keras optimizer in optax.
 
     Attributes:
         parts: the transformations to chain, learning rate included.
-        slots: by class of optax state and field, the slot of Keras that lies there.
+        slots: by class of optax state and field, the slot of Keras that it contains.
         stock: the nearest of optax's own optimizers, or None.
         betas: hyperparameters that must not round to 1 in the dtype of the parameters.
         rounded: what happens if they do.
-        derived: makes slots that optax doesn't hold, of those that it does and the parameters.
+        derived: computes slots that optax doesn't keep from those that it does and the parameters.
     """
 
     parts: Callable[[Any, Schedule, Leaves], tuple[Transformation, ...]]
@@ -157,12 +157,12 @@ def _negative(value: Any, param: Any) -> Any:
 
 
 def _matrix_only(value: Any, param: Any) -> Any:
-    """What optax holds of a factor: nothing, as zeros of one entry, where nothing is factored."""
+    """Optax's form of a factor: zeros of one entry if nothing is factored."""
     return value if len(param.shape) > 1 else jnp.zeros((1,), param.dtype)
 
 
 def _factor(value: Any, param: Any) -> Any:
-    """What Keras holds of a factor: an integer where nothing is factored."""
+    """Keras's form of a factor: an integer if nothing is factored."""
     return value if len(param.shape) > 1 else jnp.zeros((), int)
 
 

@@ -20,7 +20,7 @@ from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, nest_paths
 
 
 def packed(tx: Native, opt_state: Any, params: Any) -> Any:
-    """The state of `tx`, of that of its Keras optimizer.
+    """Converts the state of a Keras optimizer to that of `tx`.
 
     Raises:
         StructureMismatchError: if the leaves are not those of the optimizer; lists all of them.
@@ -41,10 +41,10 @@ def packed(tx: Native, opt_state: Any, params: Any) -> Any:
 
 
 def unpacked(tx: Native, state: Any, params: Any, step: Any = None) -> dict[str, Any]:
-    """The state of the Keras optimizer, of one of optax with the same rule, whose leaves are not yet checked.
+    """Converts an optax state of the same rule to that of the Keras optimizer; leaves are not checked yet.
 
     Raises:
-        NotBuiltError: if the state counts no steps and `step` is None.
+        NotBuiltError: if the state has no step count and `step` is None.
         UnsupportedOptimizerError: naming a state that the optimizer's rule doesn't have.
     """
     made = partial(_complete, tx.optimizer, specs_of(params), step=step)
@@ -54,7 +54,7 @@ def unpacked(tx: Native, state: Any, params: Any, step: Any = None) -> dict[str,
 
 
 def described(tx: Native, params: Any) -> tuple[Any, Flat, Flat]:
-    """The state of `tx` in shapes, those of the parameters by path, those of Keras's state by path."""
+    """The shapes of the state of `tx`, of the parameters by path, and of Keras's state by path."""
     warn_of_rounding(tx.optimizer, params)
     like, specs = jax.eval_shape(tx.fresh, params), specs_of(params)
     return like, specs, jax.eval_shape(partial(_complete, tx.optimizer, specs), like)
@@ -97,7 +97,7 @@ def _packed(like: Any, scope: Scope, leaves: Flat) -> Any:
 
 
 def _complete(optimizer: Any, specs: Flat, state: Any, step: Any = None) -> Flat:
-    """All leaves that Keras holds: those in the state, and those that optax has no use for."""
+    """All leaves of Keras's state: those in the optax state, and those that optax lacks."""
     found = collected(state, scope_of(optimizer, specs))
     if not is_outer(optimizer) and ("iteration",) not in found:
         found["iteration",] = _counted(step)
@@ -110,7 +110,7 @@ def _counted(step: Any) -> Any:
     if step is None:
         raise NotBuiltError(
             "opt_state",
-            got="the state of an optimizer that counts no steps, and no step",
+            got="the state of an optimizer without a step count, and no step=",
             expected="the number of batches it has seen",
             fix="Pass step=, such as state.step of a TrainState.",
         )
@@ -130,7 +130,7 @@ def _scopes(optimizer: Any, specs: Flat) -> list[Scope]:
 
 
 def _untouched(scope: Scope, found: Flat) -> Flat:
-    """What Keras holds besides: counts and rates that nothing moves."""
+    """The other leaves of Keras's state: counts and rates that no update changes."""
     rate, made = (
         keras_internals.learning_rate(scope.optimizer),
         {scope.at("iteration"): jnp.zeros((), jnp.int32)},
@@ -140,7 +140,7 @@ def _untouched(scope: Scope, found: Flat) -> Flat:
         if number is None:
             raise OwnershipError(
                 f"optimizer {scope.optimizer.name!r}",
-                got="a learning rate that neither the state nor the optimizer holds: it moved",
+                got="a learning rate whose value moved into a state",
                 expected="its value",
                 fix="Call assign_to(model) first.",
             )
@@ -152,7 +152,7 @@ def _untouched(scope: Scope, found: Flat) -> Flat:
 
 
 def _adapted(scope: Scope, found: Flat) -> Flat:
-    """With the slots that optax holds in another form, or doesn't hold because they follow from others."""
+    """Adds the slots that optax keeps in another form, or that follow from others."""
     if is_outer(scope.optimizer):
         return found
     size, kind = len(scope.prefix), type(scope.optimizer)
@@ -179,7 +179,7 @@ def _is_lost(scope: Scope, path: Path, leaf: Any) -> bool:
 
 
 def collected(node: Any, scope: Scope) -> Flat:
-    """The leaves that Keras holds, out of an optax state; of counts the outermost, which sees all batches.
+    """The leaves of Keras's state in an optax state; of counts the outermost, which counts all batches.
 
     Raises:
         UnsupportedOptimizerError: naming a state that the optimizer's rule doesn't have.

@@ -1,6 +1,6 @@
-"""What lies in each field of an optax state: a slot of Keras, a count of steps, a number, another state.
+"""The contents of each field of an optax state: a Keras slot, a step count, a number, another state.
 
-Every field knows both ways, so that what one writes the other reads.
+Every field converts in both directions.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from keras_flax_bridge.tree.paths import Flat, Path, fill_tree, flatten_tree
 
 
 class Scope(NamedTuple):
-    """The optimizer whose state is being read, and where Keras keeps it.
+    """The optimizer whose state is converted, and its path in Keras's state.
 
     Attributes:
         optimizer: a Keras optimizer, of which others may be parts.
@@ -62,8 +62,8 @@ class Field(NamedTuple):
     """One field of a state.
 
     Attributes:
-        pack: its value, of the scope, the field in shapes, and the leaves that Keras holds.
-        unpack: the leaves that Keras holds of it, by path, of the scope, its value, and the whole state.
+        pack: computes its value from the scope, the field's shapes, and the leaves of Keras's state.
+        unpack: returns its leaves of Keras's state by path, from the scope, its value and the full state.
     """
 
     pack: Callable[[Scope, Any, Flat], Any]
@@ -83,7 +83,7 @@ class Groups(NamedTuple):
 
 
 def leaf(name: str) -> Field:
-    """A number that Keras holds under a name of its own."""
+    """A number that Keras stores under its own name."""
     return Field(
         lambda scope, like, leaves: leaves[scope.at(name)],
         lambda scope, value, node: {scope.at(name): value},
@@ -91,7 +91,7 @@ def leaf(name: str) -> Field:
 
 
 def rates(name: str) -> Field:
-    """The hyperparameters that `optax.inject_hyperparams` keeps, of which Keras keeps one."""
+    """The hyperparameters of `optax.inject_hyperparams`, of which Keras stores one."""
     return Field(
         lambda scope, like, leaves: {name: leaves[scope.at(name)]},
         lambda scope, value, node: {scope.at(name): value[name]} if name in value else {},
@@ -99,7 +99,7 @@ def rates(name: str) -> Field:
 
 
 def count(of: Callable[[Any, int], Any], back: Callable[[Any, int], Any] | None = None) -> Field:
-    """A count that follows from the batches seen; `back` gives those, or None where it can't alone."""
+    """A count that follows from the batches seen; `back` inverts it, or returns None if it can't."""
 
     def pack(scope: Scope, like: Any, leaves: Flat) -> Any:
         return jnp.asarray(of(leaves[scope.at("iteration")], scope.steps), like.dtype)
@@ -132,7 +132,7 @@ def slot(slot: Slot) -> Field:
 
 
 def mean(name: str) -> Field:
-    """A slot that Keras holds as a sum, and `optax.MultiSteps` as the mean of the batches so far."""
+    """A slot that is a sum in Keras, and the mean of the batches so far in `optax.MultiSteps`."""
     held = slot(Slot(name))
 
     def unpack(scope: Scope, value: Any, node: Any) -> Flat:
@@ -227,7 +227,7 @@ BATCHES: dict[type, Callable[[Any, int], Any]] = {
 
 
 def fields_of(node: Any, scope: Scope) -> dict[str, Any] | None:
-    """What lies in each field of a state; None where the optimizer's rule has no such state."""
+    """The contents of each field of a state; None if the optimizer's rule has no such state."""
     known: dict[str, Any] = {}
     for kind in reversed(type(node).__mro__):
         known |= FIELDS.get(kind, {})

@@ -1,4 +1,4 @@
-"""Keras optimizers behind optax's interface, and optax behind the one of Keras's train step."""
+"""Keras optimizers with optax's interface, and optax with the interface of Keras's train step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import StructureMismatchError, UnsupportedOptimizerError, said
 from keras_flax_bridge.keras_internals import Collection, ModelVariables
 from keras_flax_bridge.tree.diff import diff_trees
-from keras_flax_bridge.tree.leaves import Whole
+from keras_flax_bridge.tree.leaves import SharedOnCopy
 from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, nest_paths
 
 
@@ -29,7 +29,7 @@ def training_model(model: Any, *, loss: Any = None, optimizer: Any = None, metri
         metrics: as in ``compile``; None for the model's own.
 
     Raises:
-        StructureMismatchError: if `model` is no `keras.Model`.
+        StructureMismatchError: if `model` is not a `keras.Model`.
         NotBuiltError: if the model was never compiled and no optimizer is given.
     """
     require_model(model)
@@ -41,10 +41,10 @@ def training_model(model: Any, *, loss: Any = None, optimizer: Any = None, metri
 
 
 def require_model(model: Any) -> None:
-    """Checks that a model is one.
+    """Checks that an object is a Keras model.
 
     Raises:
-        StructureMismatchError: saying what to do with what is none.
+        StructureMismatchError: with the fix for other objects.
     """
     if not isinstance(model, keras.Model):
         raise StructureMismatchError(
@@ -62,7 +62,7 @@ def is_optax(optimizer: Any) -> bool:
 
 
 class OptaxInKeras:
-    """What Keras's train step asks of an optimizer, answered by an optax transformation."""
+    """The optimizer interface of Keras's train step for an optax transformation."""
 
     built = True
     variables = ()
@@ -92,7 +92,7 @@ class OptaxInKeras:
 
 @contextlib.contextmanager
 def taking_no_extra_arguments(tx: Any) -> Iterator[None]:
-    """Says so where an optax transformation asks for more than gradients, state and parameters.
+    """Explains the error of an optax transformation that needs more than gradients, state and parameters.
 
     Raises:
         UnsupportedOptimizerError: in place of Python's own error.
@@ -111,7 +111,7 @@ def taking_no_extra_arguments(tx: Any) -> Iterator[None]:
 
 
 class OptaxSlots:
-    """Optax's state where a `Collection` of slots stands for a Keras optimizer."""
+    """Optax's state in the role of a Keras optimizer's `Collection` of slots."""
 
     def __init__(self, tx: optax.GradientTransformation, params: Collection):
         self._like = jax.eval_shape(tx.init, nest_paths(params.specs()))
@@ -125,7 +125,7 @@ class OptaxSlots:
         like = flatten_tree(self._like)
         difference = diff_trees(flat, like)
         if difference:
-            raise difference.error(where, "It is the state of another optimizer than the step has.")
+            raise difference.error(where, "It is the state of a different optimizer than the step's.")
         return list(like)
 
     def tree(self, values: list[Any]) -> Any:
@@ -141,7 +141,7 @@ def training_variables(trained: Any) -> tuple[Any, Any, Any, Any]:
     return variables
 
 
-class KerasTransformation(Whole, optax.GradientTransformationExtraArgs):
+class KerasTransformation(SharedOnCopy, optax.GradientTransformationExtraArgs):
     """A Keras optimizer as an optax transformation whose `apply` is exact.
 
     `update` returns differences, as optax has it, and adding one to a parameter rounds; `apply`
@@ -171,7 +171,7 @@ class KerasTransformation(Whole, optax.GradientTransformationExtraArgs):
         self._key = (id(optimizer), *(id(entry.variable) for entry in variables.params))
         return self
 
-    def __eq__(self, other: object) -> bool:  # two states of one model are one type to jit
+    def __eq__(self, other: object) -> bool:  # for jit: equal states share one compilation
         return isinstance(other, KerasTransformation) and self._key == other._key
 
     def __hash__(self) -> int:
@@ -180,8 +180,8 @@ class KerasTransformation(Whole, optax.GradientTransformationExtraArgs):
     def apply(self, grads: Any, opt_state: Any, params: Any) -> tuple[Any, Any]:
         """New parameters and slots, by Keras's own rule.
 
-        The gradients are those of the loss itself: where the optimizer scales the loss, they are
-        scaled as if the loss had been, because Keras's rule divides by that scale.
+        The gradients are those of the unscaled loss: if the optimizer scales the loss, they are scaled
+        here, because Keras's rule divides by that scale.
         """
         owned, slots = self._variables.params, self._variables.opt_state
         slot_values = slots.leaves(opt_state, "opt_state")

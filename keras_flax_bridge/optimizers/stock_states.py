@@ -1,4 +1,4 @@
-"""How the states of optax's own optimizers, such as `optax.sgd`, read as Keras's slots."""
+"""Reads the states of optax's own optimizers, such as `optax.sgd`, as Keras's slots."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from keras_flax_bridge.tree.paths import Flat, Path, join_path
 
 
 class Reading(NamedTuple):
-    """What is different in the state of the stock optimizer.
+    """The differences of a stock optimizer's state.
 
     Attributes:
         slots: by class of state and field, under which name its leaves are collected; a name that is
@@ -100,7 +100,7 @@ def _last_two(path: Path, shape: tuple[int, ...], row: Any, column: Any) -> tupl
         f"params/{join_path(path)}",
         got=f"moments that optax factored in other dimensions than the last two of {shape}",
         expected="moments of the last two dimensions, as Keras has them",
-        fix="Start the optimizer anew, or train with kfb.to_optax(keras.optimizers.Adafactor(...)) in optax.",
+        fix="Start a new optimizer, or train with kfb.to_optax(keras.optimizers.Adafactor(...)) in optax.",
     )
 
 

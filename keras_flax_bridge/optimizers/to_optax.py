@@ -20,19 +20,19 @@ from keras_flax_bridge.optimizers.update_rules import Schedule, Transformation
 from keras_flax_bridge.optimizers.variable_lookup import Leaves
 from keras_flax_bridge.tree import words
 from keras_flax_bridge.tree.diff import require_paths
-from keras_flax_bridge.tree.leaves import Whole
+from keras_flax_bridge.tree.leaves import SharedOnCopy
 from keras_flax_bridge.tree.paths import flatten_tree, join_path
 
 
 @words.doors()
 class Label(NamedTuple):
-    """How exact a conversion is, and what in optax comes near.
+    """How exact a conversion is, and the closest optimizer of optax.
 
     Attributes:
-        exact: whether the two run the same way, to float rounding.
-        stock: the nearest of optax's own optimizers, or None.
-        off: how far that one runs from Keras's within 50 steps, relative to the parameters; 0 for
-            float rounding only.
+        exact: whether both give the same trajectory, up to float rounding.
+        stock: the closest of optax's own optimizers, or None.
+        off: the largest deviation of that one from Keras within 50 steps, relative to the parameters; 0
+            for float rounding only.
         why: what differs between Keras's and that one, and with which options.
     """
 
@@ -42,8 +42,8 @@ class Label(NamedTuple):
     why: str = ""
 
 
-class Native(Whole, optax.GradientTransformationExtraArgs):
-    """What `to_optax` returns: optax's own transformations, chained, that know where they come from.
+class Native(SharedOnCopy, optax.GradientTransformationExtraArgs):
+    """The result of `to_optax`: a chain of optax transformations, with the optimizer that it came from.
 
     Attributes:
         optimizer: the Keras optimizer.
@@ -58,7 +58,7 @@ class Native(Whole, optax.GradientTransformationExtraArgs):
     _key: tuple[Any, ...]
 
     def __new__(cls, optimizer: Any, model: Any, unscaled: bool = False) -> Native:
-        """Converts; `unscaled` says that gradients are those of the loss itself, whatever scales it."""
+        """Converts; `unscaled` means that gradients are those of the unscaled loss."""
         leaves = Leaves(optimizer, model)
         _require_convertible(optimizer, leaves)
         inner = _whole(optimizer, leaves, unscaled)
@@ -83,7 +83,7 @@ class Native(Whole, optax.GradientTransformationExtraArgs):
         self._key = (id(optimizer), id(model), unscaled)
         return self
 
-    def __eq__(self, other: object) -> bool:  # two conversions of one optimizer are one type to jit
+    def __eq__(self, other: object) -> bool:  # for jit: equal conversions share one compilation
         return isinstance(other, Native) and self._key == other._key
 
     def __hash__(self) -> int:
@@ -108,13 +108,13 @@ def to_optax(
 ) -> optax.GradientTransformationExtraArgs | tuple[optax.GradientTransformationExtraArgs, Label]:
     r"""A Keras optimizer as native optax: the same rule, options and hyperparameters, the same trajectory.
 
-    Built of optax's own transformations where they are the same rule, else of small ones of this
-    package, each with its equations. Options come in Keras's order: gradients divided by the loss
-    scale, accumulated and clipped; parameters decayed; the rule; averages; constraints. A learning
-    rate that is a number lies in the state, as `optax.inject_hyperparams` puts it there
-    (``opt_state.hyperparams["learning_rate"]``); a schedule is called with the number of batches
-    seen. With `LossScaleOptimizer`, or a ``loss_scale_factor``, the gradients are those of the
-    scaled loss, as Keras's own `apply` takes them.
+    Built from optax's own transformations where they follow the same rule, otherwise from small ones of
+    this package, each documented with its equations. Options are applied in Keras's order: gradients
+    divided by the loss scale, accumulated and clipped; parameters decayed; the rule; averages;
+    constraints. A learning rate that is a number is part of the state, as with
+    `optax.inject_hyperparams` (``opt_state.hyperparams["learning_rate"]``); a schedule is called with
+    the number of batches seen. With `LossScaleOptimizer`, or a ``loss_scale_factor``, the gradients are
+    those of the scaled loss, as Keras's own `apply` takes them.
 
     Args:
         optimizer: a `keras.optimizers.Optimizer` of Keras itself, built or not.
@@ -124,14 +124,14 @@ def to_optax(
         label: True returns a pair of the transformation and its `Label`.
 
     Returns:
-        An `optax.GradientTransformationExtraArgs`; ``.label`` says which stock optimizer of optax comes
-        near and how far off it is. With ``label=True`` also that label. Parameters are any pytree;
+        An `optax.GradientTransformationExtraArgs`; ``.label`` names the closest stock optimizer of optax
+        and how it differs. With ``label=True`` also that label. Parameters are any pytree;
         those of ``TrainState.from_keras(model)`` where the optimizer looks at variables.
 
     Raises:
         UnsupportedOptimizerError: naming the class or the option that can't be converted. `as_optax`
             takes any optimizer.
-        NotBuiltError: if it can't be said what a variable gets before the optimizer is built.
+        NotBuiltError: if how a variable is treated is known only after the optimizer is built.
 
     Example:
         >>> import jax.numpy as jnp, keras, optax
@@ -164,7 +164,7 @@ def rule_of(optimizer: Any) -> Rule:
     """The rule of an optimizer.
 
     Raises:
-        UnsupportedOptimizerError: if it has none; a class derived from Keras's may do anything.
+        UnsupportedOptimizerError: if it has none; a subclass of a Keras optimizer may change the rule.
     """
     if type(optimizer) not in RULES:
         kind = type(optimizer)
@@ -194,7 +194,7 @@ def _label(optimizer: Any) -> Label:
 
 
 def is_outer(optimizer: Any) -> bool:
-    """Whether an optimizer has others inside it, and no rule of its own."""
+    """Whether an optimizer wraps others, without a rule of its own."""
     return isinstance(optimizer, (K.LossScaleOptimizer, K.MultiOptimizer))
 
 
@@ -239,7 +239,7 @@ def _require_rates(optimizer: Any) -> None:
 
 
 def warn_of_rounding(optimizer: Any, params: Any) -> None:
-    """Warns where a moving average stands still because its factor is 1 in the dtype of a parameter."""
+    """Warns if a moving average can't change because its factor rounds to 1 in a parameter's dtype."""
     for inner in inner_optimizers(optimizer):
         rule = RULES.get(type(inner))
         for path, leaf in flatten_tree(params).items() if rule else ():
@@ -275,7 +275,7 @@ def group_question(multi: Any) -> Callable[[Any], str]:
 
 
 def _with_rate(optimizer: Any, build: Callable[[Schedule], Transformation]) -> Transformation:
-    """A number lies in the state, to be set there; what gives one is called with the batches seen."""
+    """Keeps a constant rate in the state, where it can be set; calls a schedule with the batches seen."""
     rate = keras_internals.learning_rate(optimizer)
     if isinstance(rate, keras.Variable):
         number = keras_internals.number(rate)

@@ -17,15 +17,15 @@ Transformation: TypeAlias = Any  # optax.GradientTransformation, which has no ty
 
 
 class ScaleByKerasAdamState(optax.ScaleByAdamState):
-    """That of `optax.scale_by_adam`, told apart from it: what lies in it is another rule's."""
+    """State of Keras's Adam: the fields of optax's, another type because the rule differs."""
 
 
 class ScaleByKerasAmsgradState(optax.ScaleByAmsgradState):
-    """That of `optax.scale_by_amsgrad`; `nu_max` is the largest v itself, not of the corrected ones."""
+    """State of Keras's AMSGrad: as optax's, but `nu_max` is the maximum of v, not of the corrected v."""
 
 
 class ScaleByKerasAdamaxState(optax.ScaleByAdamState):
-    """That of `optax.scale_by_adamax`; `nu` is the infinity norm without epsilon."""
+    """State of Keras's Adamax: as optax's, but `nu` is the infinity norm without epsilon."""
 
 
 class ScaleByKerasNadamState(NamedTuple):

@@ -68,7 +68,7 @@ class Leaves:
             raise UnsupportedOptimizerError(
                 f"params/{join_path(path)}",
                 got=f"{len(answers)} variables of that name and shape, which differ in {what}",
-                expected="the model, which says which is which",
+                expected="the model, which identifies them",
                 fix="Pass model=, and parameters as TrainState.from_keras(model) has them.",
             )
         return answers[0]
@@ -82,9 +82,9 @@ class Leaves:
         if self._by_path or not alike:
             raise StructureMismatchError(
                 f"params/{join_path(path)}",
-                got=f"a leaf {spec_text(leaf)} that is that of no variable",
+                got=f"a leaf {spec_text(leaf)} that matches no variable",
                 expected="the parameters that the optimizer was built for",
-                fix="Pass state.params of TrainState.from_keras(model), or that model's twin as model=.",
+                fix="Pass state.params of TrainState.from_keras(model), or a model of this structure.",
             )
         named = [v for v in alike if path and _stem(v.name) == _stem(path[-1])]
         return named or alike

@@ -1,4 +1,4 @@
-"""Which leaf lies on which devices."""
+"""Shardings of the leaves of a state."""
 
 from keras_flax_bridge.sharding.placement import shard as shard
 from keras_flax_bridge.sharding.placement import shardings_for as shardings_for

@@ -1,4 +1,4 @@
-"""What a model takes on each device of a mesh, on paper: nothing is allocated."""
+"""Estimates the memory of a model on each device of a mesh; nothing is allocated."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _AVERAGES = ("model_variables_moving_average", "ema")
 
 
 class Plan(NamedTuple):
-    """Bytes on each device under one layout, by kind; and those of a checkpoint."""
+    """Bytes on each device under one layout, by kind, and the bytes of a checkpoint."""
 
     layout: str
     per_device: dict[str, int]
@@ -55,7 +55,7 @@ def _rules(flat: Flat, axes: Mapping[str, int]) -> Iterable[tuple[str, Rules]]:
 
 
 def _each(weights: Mapping[Path, Any], splits: Sequence[tuple[str, ...]], axes: Mapping[str, int]) -> Rules:
-    """A rule for each weight: its largest axes that divide, in turn, are split."""
+    """A rule for each weight: splits its largest divisible axes in turn."""
     found = ((path, _spec(shape, splits, axes)) for path, shape in weights.items())
     return [(f"^{re.escape(join_path(path))}$", spec) for path, spec in found if any(spec)]
 

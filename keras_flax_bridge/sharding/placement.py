@@ -19,26 +19,26 @@ from keras_flax_bridge.tree.types import PyTree, Target
 
 @words.door
 def shardings_for(state: PyTree, mesh: Mesh, rules: Rules) -> PyTree:
-    """The sharding of every leaf of a state, as rules on the paths of its weights say.
+    """The sharding of every leaf of a state, by rules that match the paths of its weights.
 
-    The first rule that is found in a weight's path takes it, and with it all that belongs to the weight
-    and has its shape: slots, averages, accumulated gradients. Weights that no rule takes, metrics, seeds
-    and scalars are replicated.
+    The first rule that matches the path of a weight applies to it and to everything that belongs to it
+    and has its shape: slots, averages, accumulated gradients. Weights that no rule matches, metrics,
+    seeds and scalars are replicated.
 
     Args:
         state: a `TrainState`, concrete or abstract, or a tree of weights.
-        mesh: the devices, a `jax.sharding.Mesh`. For a state of Keras models its axes are taken as automatic
-            ones, whatever their type is.
+        mesh: the devices, a `jax.sharding.Mesh`. For a state of Keras models its axes are used as automatic
+            axes, whatever their type.
         rules: pairs of a regular expression, searched for in paths such as ``params/dense/kernel``, and a
             `PartitionSpec`; or a `keras.distribution.LayoutMap`, by the names of the variables; or None for
-            what Flax modules say of their weights.
+            the sharding metadata of Flax modules.
 
     Returns:
         A tree of the structure of `state` with a `NamedSharding` for every leaf.
 
     Raises:
-        StructureMismatchError: naming the rule that matches no weight, or all leaves whose shape isn't
-            divided as a spec wants it.
+        StructureMismatchError: naming the rule that matches no weight, or all leaves whose shape
+            a spec can't divide.
 
     Example:
         >>> import jax.numpy as jnp
@@ -61,13 +61,13 @@ def shard(state: Target, mesh: Mesh, rules: Rules) -> Target:
     With several processes, each calls this with the same values.
 
     Args:
-        state: a `TrainState`, or a tree of arrays; abstract leaves get their sharding and stay abstract, for
-            `restore` to read a checkpoint straight onto the devices.
+        state: a `TrainState`, or a tree of arrays; abstract leaves get their sharding and stay abstract, so
+            that `restore` reads a checkpoint straight onto the devices.
         mesh: the devices.
         rules: see `shardings_for`.
 
     Returns:
-        A state whose leaves lie as the rules say.
+        A state sharded by the rules.
 
     Raises:
         StructureMismatchError: as `shardings_for`.
@@ -88,7 +88,7 @@ def shard(state: Target, mesh: Mesh, rules: Rules) -> Target:
 
 
 def keras_names(state: Any) -> dict[Path, str]:
-    """How Keras itself calls the weights of a state, by path, where it is a state of Keras models."""
+    """Keras's own names of the weights of a state, by path, for a state of Keras models."""
     found = {}
     for name, model in models_of(getattr(state, "apply_fn", None)).items():
         for tree, entries in zip(WEIGHTS, keras_internals.collect_layer(model), strict=True):

@@ -1,4 +1,4 @@
-"""What the rules of a layout do to a state, as a table."""
+"""What sharding rules do to a state, as a table."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from keras_flax_bridge.sharding.rules import Layout, Rules, axis_parts, layouts
 from keras_flax_bridge.tree import words
 from keras_flax_bridge.tree.leaves import size_of
 from keras_flax_bridge.tree.paths import Path, flatten_tree, join_path
+from keras_flax_bridge.tree.reports import Table, as_json, table_of
 from keras_flax_bridge.tree.types import PyTree
 
 
 @words.doors()
 class RuleReport(NamedTuple):
-    """What one rule took.
+    """The leaves that one rule matched.
 
     Attributes:
-        rule: the regular expression; ``everywhere`` for what no rule took.
-        spec: how the leaves lie.
+        rule: the regular expression; ``everywhere`` for leaves that no rule matched.
+        spec: how the leaves are sharded.
         leaves: how many.
         example: the path of one.
-        shards: into how many parts each is split.
+        shards: the number of parts of each leaf.
         size: bytes of all of them.
-        per_device: bytes that lie on each device.
+        per_device: their bytes on each device.
 
     Example:
         >>> row = RuleReport("kernel", PartitionSpec("data"), 2, "params/dense/kernel", 8, 1024, 128)
@@ -47,10 +48,10 @@ class RuleReport(NamedTuple):
 
 @words.doors()
 class ShardingReport(NamedTuple):
-    """What each rule took; printed, a table.
+    """The leaves that each rule matched; printed, a table.
 
     Attributes:
-        devices: how many the mesh has.
+        devices: the number of devices of the mesh.
         rules: one row for each rule and spec.
 
     Example:
@@ -69,9 +70,24 @@ class ShardingReport(NamedTuple):
     rules: tuple[RuleReport, ...]
 
     @property
+    def rows(self) -> tuple[RuleReport, ...]:
+        """One row for each rule and spec: `rules`."""
+        return self.rules
+
+    @property
+    def ok(self) -> bool:
+        """True: `sharding_report` raises for a rule that matches no leaf, or whose spec doesn't fit one."""
+        return True
+
+    @property
     def per_device(self) -> int:
-        """Bytes that lie on each device."""
+        """Bytes on each device."""
         return sum(row.per_device for row in self.rules)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON types; a spec is a list of axis names and nulls."""
+        rows = [as_json(row._replace(spec=tuple(row.spec))) for row in self.rules]  # type: ignore[arg-type]
+        return {"ok": self.ok, "devices": self.devices, "per_device": self.per_device, "rows": rows}
 
     def __str__(self) -> str:
         specs = [str(tuple(row.spec)) for row in self.rules]
@@ -82,14 +98,26 @@ class ShardingReport(NamedTuple):
             f"{row.size:11}  {row.per_device:11}  {row.example}"
             for row, spec in zip(self.rules, specs, strict=True)
         ]
+        return printed([head, *lines, self._total()])
+
+    def _total(self) -> str:
         leaves, size = (sum(getattr(row, name) for row in self.rules) for name in ("leaves", "size"))
-        total = f"{leaves} leaves on {self.devices} devices: {size} bytes, {self.per_device} on each device"
-        return printed([head, *lines, total])
+        return f"{leaves} leaves on {self.devices} devices: {size} bytes, {self.per_device} on each device"
+
+    def _table(self) -> Table:
+        rows = [(*row[:1], str(tuple(row.spec)), *row[2:]) for row in self.rules]
+        return table_of("sharding", RuleReport._fields, rows, [self._total()])
+
+    def __rich__(self) -> Table:
+        return self._table()
+
+    def _repr_html_(self) -> str:
+        return self._table().to_html()
 
 
 @words.door
 def sharding_report(state: PyTree, mesh: Mesh, rules: Rules) -> ShardingReport:
-    """What each rule takes of a state, in leaves, devices and bytes.
+    """Reports which leaves of a state each rule matches, with shards and bytes.
 
     Args:
         state: a `TrainState`, concrete or abstract, or a tree of weights.
@@ -97,7 +125,7 @@ def sharding_report(state: PyTree, mesh: Mesh, rules: Rules) -> ShardingReport:
         rules: see `shardings_for`.
 
     Returns:
-        A report; printed, it is a table.
+        A report, which prints as a table.
 
     Raises:
         StructureMismatchError: as `shardings_for`.

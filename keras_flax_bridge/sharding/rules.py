@@ -1,4 +1,4 @@
-"""Which leaf of a state lies how on a mesh: rules take weights, and what belongs to a weight follows it."""
+"""The layout of each leaf on a mesh: rules match weights, and slots follow their weight."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EVERYWHERE = "everywhere"  # what is said in place of a rule where none took a l
 
 
 class Layout(NamedTuple):
-    """How one leaf lies on the mesh, and the rule that said so."""
+    """The layout of one leaf, and the rule that set it."""
 
     spec: PartitionSpec
     rule: str
@@ -59,7 +59,7 @@ def layouts(
 
 
 def automatic(mesh: Mesh) -> Mesh:
-    """The mesh with axes over which XLA itself spreads computations: Keras's layers are written for that."""
+    """The mesh with automatic axes, over which XLA partitions computations: Keras's layers need that."""
     types = (AxisType.Auto,) * len(mesh.axis_names)
     return mesh if mesh.axis_types == types else Mesh(mesh.devices, mesh.axis_names, axis_types=types)
 
@@ -108,14 +108,14 @@ def _require_used(unused: Iterable[str], weights: Iterable[Path]) -> None:
         paths = [join_path(path) for path in weights]
         raise StructureMismatchError(
             f"rule {rule!r}",
-            got="no leaf that it matches",
+            got="a rule that matches no leaf",
             expected="a regular expression that is found in the path of a weight",
             fix=f"Paths are {', '.join(paths[:5])}{', ...' if len(paths) > 5 else ''}.",
         )
 
 
 def _of_layout_map(rules: Any, weights: Flat, names: Mapping[Path, str]) -> dict[Path, Layout]:
-    """By the names of Keras's variables, as Keras itself looks them up."""
+    """Looks up Keras's variable names in a `LayoutMap`, as Keras does."""
     found = {path: rules[names.get(path, join_path(path[1:]))] for path in weights}
     used = {id(layout) for layout in found.values()}
     _require_used([key for key, layout in rules.items() if id(layout) not in used], weights)
@@ -127,7 +127,7 @@ def _of_layout_map(rules: Any, weights: Flat, names: Mapping[Path, str]) -> dict
 
 
 def _of_metadata(tree: Any) -> dict[Path, Layout]:
-    """By what Flax modules say of their weights, in `linen.Partitioned` or in an `nnx.State`."""
+    """Reads the sharding metadata of Flax modules, in `linen.Partitioned` or in an `nnx.State`."""
     if isinstance(tree, nnx.State):
         specs: Any = nnx.get_partition_spec(tree)
     else:
@@ -137,8 +137,8 @@ def _of_metadata(tree: Any) -> dict[Path, Layout]:
     if len(leaves) != len(paths) or not any(leaf for _, leaf in leaves):
         raise StructureMismatchError(
             "rules",
-            got="None, and weights that say nothing of how they lie",
-            expected="rules, or weights with the metadata of Flax",
+            got="None, and weights without sharding metadata",
+            expected="rules, or weights with Flax's sharding metadata",
             fix="Pass rules=[('.*', PartitionSpec())] to replicate all of them.",
         )
     return {
@@ -159,7 +159,7 @@ def _shape(leaf: Any) -> tuple[int, ...]:
 
 
 def _owner(path: Path, params: Mapping[Path, Path]) -> Path | None:
-    """The weight that a slot belongs to: its path ends as the weight's, in a state of several models too."""
+    """The weight of a slot: its path ends with the weight's path, in a state of several models too."""
     tails = [path[i:] for i in range(1, len(path))]
     tails += [(path[1], *path[i:]) for i in range(3, len(path))]
     return next((params[tail] for tail in tails if tail in params), None)
@@ -176,7 +176,7 @@ def _require_fit(leaves: Mapping[Path, tuple[Any, PartitionSpec]], mesh: Mesh | 
         raise StructureMismatchError(
             "rules",
             got=f"specs that don't fit {len(lines)} leaves",
-            expected="as many axes as a leaf has or fewer, each of a size that the mesh's divide",
+            expected="at most one entry for each axis of a leaf, and axes that the mesh's sizes divide",
             report=lines,
             mismatched=[join_path(path) for path, why in wrong.items() if why],
             fix=f"The mesh is {dict(mesh.shape)}. Put a rule for these leaves before the one that took them.",
@@ -194,7 +194,7 @@ def _misfit(shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh | AbstractMe
 
 
 def axis_parts(spec: PartitionSpec, sizes: Mapping[str, int]) -> list[int]:
-    """Into how many parts a spec cuts each of its axes."""
+    """The number of parts into which a spec splits each axis."""
     return [math.prod(sizes[name] for name in _axes(entry)) for entry in spec]
 
 

@@ -1,1 +1,1 @@
-"""Chooses JAX before Keras is imported, and looks at an installation: nothing here needs Keras."""
+"""Selects JAX before Keras is imported, and examines an installation; nothing here needs Keras."""

@@ -11,7 +11,7 @@ from keras_flax_bridge.errors import BackendError
 
 
 def ensure_jax() -> None:
-    """Sets ``KERAS_BACKEND=jax`` if nobody chose a backend, and refuses any other choice.
+    """Sets ``KERAS_BACKEND=jax`` if no backend is chosen, and refuses any other choice.
 
     Raises:
         BackendError: if Keras is imported, or set to be imported, on another backend.
@@ -29,7 +29,7 @@ def ensure_jax() -> None:
 
 
 def _choice() -> tuple[str, str | None]:
-    """Who chose the backend, and which; asked in the order in which Keras itself asks."""
+    """Where the backend is configured, and which it is, in the order in which Keras looks."""
     keras = sys.modules.get("keras")
     if keras is not None and hasattr(keras, "backend"):
         return "the imported keras", keras.backend.backend()
@@ -43,7 +43,7 @@ def config_path() -> Path:
     return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "keras.json"
 
 
-# Keras writes this file at its very first import, whatever backend runs: it is nobody's choice.
+# Keras writes this file at its first import with any backend: it is not a user's choice.
 WRITTEN_BY_KERAS = {
     "floatx": "float32",
     "epsilon": 1e-07,

@@ -1,4 +1,7 @@
-"""How the package begins; its own command line too must say what is wrong where nothing can be imported."""
+"""Start-up: selects the JAX backend.
+
+The command line must report problems even where Keras can't be imported.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ _NAME, _MODULE = "keras-flax-bridge", "keras_flax_bridge"
 def begin() -> None:
     """Chooses Keras's backend.
 
-    A process of the command line is told what is wrong as it is told everything: in a line, with code 2.
-    If ``doctor`` was typed, it runs here, before anything else is imported, and the process ends.
+    On the command line an error is one line, and the exit code 2. The command ``doctor`` runs here,
+    before anything else is imported, and ends the process.
 
     Raises:
         BackendError: if Keras is imported, or set to be imported, on another backend.
@@ -43,5 +46,5 @@ def is_command() -> bool:
 
 
 def _command() -> str | None:
-    """The first argument that is no option."""
+    """The first argument that is not an option."""
     return next((argument for argument in sys.argv[1:] if not argument.startswith("-")), None)

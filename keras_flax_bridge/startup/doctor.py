@@ -1,6 +1,6 @@
-"""What is installed and chosen, what clashes, and what to do: with the standard library alone.
+"""Reports what is installed and configured, what conflicts, and how to fix it.
 
-It must say what is wrong where Keras, jax or this package itself can't be imported.
+It needs only the standard library: it must work where Keras, jax or this package itself can't be imported.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from keras_flax_bridge.errors import BackendError
+from keras_flax_bridge.errors import BackendError, printed
 from keras_flax_bridge.startup.backend import WRITTEN_BY_KERAS, config_path, ensure_jax
+from keras_flax_bridge.tree.reports import Table, table_of
 
 _OWN = "keras-flax-bridge"
 _NEEDED = ("keras", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "rich")
@@ -25,10 +26,17 @@ _OPTIONAL = ("grain", "safetensors", "matplotlib")
 
 
 class Clash(NamedTuple):
-    """Something that doesn't work together, and what to do."""
+    """A conflict, and how to fix it."""
 
     what: str
     fix: str
+
+
+class Found(NamedTuple):
+    """A package that is installed, or a setting that is chosen."""
+
+    name: str
+    value: str
 
 
 class Health(NamedTuple):
@@ -37,25 +45,53 @@ class Health(NamedTuple):
     Attributes:
         found: what is installed and chosen, by name.
         clashes: what doesn't work together.
+
+    Example:
+        >>> print(Health({"python": "3.11.2"}, [Clash("jax is not installed", "pip install jax")]))
+        python  3.11.2
+        clash: jax is not installed. pip install jax
+        clashes: 1
     """
 
     found: dict[str, str]
     clashes: list[Clash]
 
+    @property
+    def rows(self) -> tuple[Found, ...]:
+        """One row for each package and setting."""
+        return tuple(Found(*item) for item in self.found.items())
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing clashes."""
+        return not self.clashes
+
     def to_json(self) -> dict[str, Any]:
-        """What was found as plain JSON types."""
+        """What was found as JSON types."""
         clashes = [clash._asdict() for clash in self.clashes]
-        return {"ok": not self.clashes, "found": self.found, "clashes": clashes}
+        return {"ok": self.ok, "found": dict(self.found), "clashes": clashes}
 
     def __str__(self) -> str:
         width = max(map(len, self.found))
         lines = [f"{name:<{width}}  {value}" for name, value in self.found.items()]
-        lines += [f"clash: {clash.what}. {clash.fix}" for clash in self.clashes]
-        return "\n".join([*lines, f"clashes: {len(self.clashes) or 'none'}"])
+        return printed([*lines, *self._notes()])
+
+    def _notes(self) -> list[str]:
+        clashes = [f"clash: {clash.what}. {clash.fix}" for clash in self.clashes]
+        return [*clashes, f"clashes: {len(self.clashes) or 'none'}"]
+
+    def _table(self) -> Table:
+        return table_of("environment", Found._fields, self.rows, self._notes())
+
+    def __rich__(self) -> Table:
+        return self._table()
+
+    def _repr_html_(self) -> str:
+        return self._table().to_html()
 
 
 def examined() -> Health:
-    """Looks at this environment; it imports jax, to see the devices."""
+    """Examines this environment; imports jax, to list the devices."""
     versions = {name: _version(name) for name in (*_NEEDED, *_OPTIONAL)}
     found = {"python": platform.python_version(), _OWN: _version(_OWN) or "not installed"}
     found |= {name: version or "not installed" for name, version in versions.items()}
@@ -72,13 +108,13 @@ def _version(name: str) -> str | None:
 
 
 def _missing(versions: dict[str, str | None]) -> list[Clash]:
-    """Packages that are needed and not there."""
+    """Required packages that are missing."""
     lost = [name for name in _NEEDED if versions[name] is None]
     return [Clash(f"{name} is not installed", f"pip install {name}") for name in lost]
 
 
 def _outside(versions: dict[str, str | None]) -> Iterator[Clash]:
-    """Versions that are not those that this package says it works with, and parts of jax that differ."""
+    """Versions older than this package supports, and mismatched jax and jaxlib."""
     for name, least in _least():
         version = versions.get(name)
         if version is not None and _numbers(version) < _numbers(least):
@@ -86,12 +122,12 @@ def _outside(versions: dict[str, str | None]) -> Iterator[Clash]:
     jax, jaxlib = versions["jax"], versions["jaxlib"]
     if jax and jaxlib and _numbers(jax)[:2] != _numbers(jaxlib)[:2]:
         yield Clash(
-            f"jax {jax} and jaxlib {jaxlib} are not of one release", f"pip install -U 'jaxlib=={jax}'"
+            f"jax {jax} and jaxlib {jaxlib} are of different releases", f"pip install -U 'jaxlib=={jax}'"
         )
 
 
 def _least() -> list[tuple[str, str]]:
-    """The oldest version of each package that is supported, as the installed package says."""
+    """The oldest supported version of each package, from the installed metadata."""
     try:
         lines = metadata.requires(_OWN) or []
     except metadata.PackageNotFoundError:
@@ -101,7 +137,7 @@ def _least() -> list[tuple[str, str]]:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """The numbers of a release; what comes after them is left out.
+    """The numbers of a release, without a suffix.
 
     >>> _numbers("0.12.8rc1") < _numbers("0.12.10")
     True
@@ -119,7 +155,7 @@ def _keras_json() -> dict[str, Any]:
 
 
 def _nnx() -> str:
-    """What switches Keras's NNX mode on; nothing if it is off."""
+    """The setting that switches Keras's NNX mode on; empty if it is off."""
     variable = os.environ.get("KERAS_NNX_ENABLED")
     if variable is not None:
         return f"KERAS_NNX_ENABLED={variable}" if variable.lower() in ("true", "1") else ""
@@ -136,26 +172,26 @@ def _chosen() -> dict[str, str]:
 
 
 def _settings() -> str:
-    """What a user chose in Keras's file."""
+    """The user's settings in Keras's config file."""
     found = _keras_json()
     if not found or found == WRITTEN_BY_KERAS:
-        return "none" if not found else "as Keras writes it by itself, so nobody's choice"
+        return "none" if not found else "Keras's defaults"
     return f"{config_path()}: {json.dumps(found)}"
 
 
 def _choices() -> Iterator[Clash]:
-    """Settings under which this package doesn't run, or Keras behaves otherwise."""
+    """Settings with which this package doesn't run, or Keras behaves differently."""
     try:
         ensure_jax()
     except BackendError as error:
         yield Clash(f"{error.where} chooses {error.got} for Keras", str(error.fix))
     if _nnx():
-        why = "models of Keras train more slowly there and some diverge; kfb.ToNNX doesn't need it"
+        why = "Keras models train more slowly in it and some diverge; kfb.ToNNX doesn't need it"
         yield Clash(f"{_nnx()} switches Keras's NNX mode on", f"Switch it off: {why}")
 
 
 def _devices() -> tuple[dict[str, str], Iterable[Clash]]:
-    """What jax computes on."""
+    """The devices of jax."""
     try:
         jax = importlib.import_module("jax")
         devices = jax.devices()
@@ -170,7 +206,7 @@ def _devices() -> tuple[dict[str, str], Iterable[Clash]]:
 
 
 def _idle(backend: str) -> Iterator[Clash]:
-    """A GPU that jax doesn't use, though nobody told it not to."""
+    """A GPU that jax doesn't use, though no setting excludes it."""
     told = os.environ.get("JAX_PLATFORMS") or os.environ.get("CUDA_VISIBLE_DEVICES") is not None
     if backend == "cpu" and not told and Path("/proc/driver/nvidia/version").exists():
         yield Clash(
@@ -183,10 +219,10 @@ def run(*, as_json: bool) -> int:
     health = examined()
     if as_json:
         print(json.dumps(health.to_json(), indent=1))
-        return 1 if health.clashes else 0
+        return 0 if health.ok else 1
     for line in str(health).splitlines():
         say(line, sys.stdout, red=line.startswith("clash:"))
-    return 1 if health.clashes else 0
+    return 0 if health.ok else 1
 
 
 def say(text: str, stream: Any, *, red: bool) -> None:

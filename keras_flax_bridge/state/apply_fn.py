@@ -44,15 +44,15 @@ class KerasApply:
 
         Args:
             variables: ``{"params": ..., "non_trainable": ...}``. ``non_trainable`` may be left out
-                where the model has no such state, or only seeds that this call doesn't draw from.
+                where the model has no such state, or has only seeds that this call doesn't use.
             *args: what the model is called on.
-            mutable: collections to return as updated, of ``non_trainable`` and ``losses`` (what
-                ``add_loss`` and regularizers raised, a list of scalars); True for both.
+            mutable: the collections to return updated: ``non_trainable``, and ``losses`` (a list of
+                scalars from ``add_loss`` and regularizers); True for both.
             rngs: a JAX key, or ``{"dropout": key}``, from which all seeds of this call derive.
             **kwargs: passed to the model; ``training`` only where it takes it.
 
         Returns:
-            The outputs, or ``(outputs, updates)`` where `mutable` asks for any.
+            The outputs, or ``(outputs, updates)`` if `mutable` names any.
 
         Raises:
             StructureMismatchError: if `variables` isn't what the model needs.

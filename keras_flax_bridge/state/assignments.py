@@ -1,4 +1,4 @@
-"""Where the leaves of a state go in a Keras model, decided and checked before anything is assigned."""
+"""Maps the leaves of a state to the variables of a Keras model; checks all before anything is assigned."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ def of(state: Any, model: Any, **parts: Any) -> Assignments:
 def _of_one(state: Any, model: Any, parts: Mapping[str, Any]) -> Assignments:
     places = receivers(model, **parts)
     if "opt_state" in places and "metrics" not in places:
-        log.info("model %r: its metrics saw no data yet; they take no values, start at zero", model.name)
+        log.info(
+            "model %r: its metrics have seen no data yet: they take no values, start at zero", model.name
+        )
     if not isinstance(state.tx, KerasTransformation) and places.pop("opt_state", Collection()):
         _warn_foreign_slots(model)
     variables = {(tree, *e.path): e.variable for tree, found in places.items() for e in found}

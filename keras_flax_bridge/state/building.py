@@ -1,4 +1,4 @@
-"""Between a Keras model and a state: build what isn't built, take values out, find where they go back."""
+"""Building a Keras model, its optimizer and metrics for a state."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from keras_flax_bridge.optimizers.step_interface import require_model
 
 
 def built(trained: Any, batch: Any) -> Any:
-    """The model, its metrics as far as `batch` tells, and its optimizer, built.
+    """Builds the model, its metrics as far as `batch` allows, and its optimizer.
 
     Raises:
         NotBuiltError: if the model is unbuilt and there is no batch.
@@ -37,7 +37,7 @@ def built(trained: Any, batch: Any) -> Any:
 
 
 def build(trained: Any, batch: Any) -> None:
-    """Creates the variables that a batch of these shapes and dtypes asks for, as `fit` would.
+    """Creates the variables that a batch of these shapes and dtypes needs, as `fit` would.
 
     Raises:
         StructureMismatchError: if the batch is not what the model, its loss and its metrics take.
@@ -51,7 +51,7 @@ def build(trained: Any, batch: Any) -> None:
             raise
         raise StructureMismatchError(
             f"batch of model {trained.name!r}",
-            got="a batch that can't be built from",
+            got="a batch that the model can't be built from",
             expected="what the model, its loss and its metrics take",
             report=described(batch),
             fix=f"Keras says: {said(error)}",
@@ -70,7 +70,7 @@ def require_built_model(model: Any) -> None:
 
 
 def copied(optimizer: Any) -> Any:
-    """Copies of Keras optimizers, also in a dict, for a model that is yet to be built; all else as it is.
+    """Copies of Keras optimizers, also in a dict, for a model that is not built yet; other values unchanged.
 
     Raises:
         UnsupportedOptimizerError: as `keras_internals.rebuilt_alone`.
@@ -100,7 +100,7 @@ def match_copies(optimizer: Any, copies: Any) -> None:
 def abstracted(
     take: Callable[..., Any], model_fn: Callable[[], Any], optimizer: Any, given: Mapping[str, Any]
 ) -> Any:
-    """What `take` makes of the model that `model_fn` builds, as shapes and dtypes.
+    """The state that `take` returns for the model that `model_fn` builds, as shapes and dtypes.
 
     Args:
         take: `TrainState.from_keras`.
@@ -109,7 +109,7 @@ def abstracted(
         given: the other arguments of `take`.
 
     Raises:
-        StructureMismatchError: if the model was there before, or the optimizer is for another one.
+        StructureMismatchError: if the model existed before, or the optimizer was built for another one.
         UnsupportedLayerError: if building the model needs values.
         UnsupportedOptimizerError: if the optimizer can't be copied.
     """
@@ -121,15 +121,15 @@ def abstracted(
             require_untraced(built)
         return take(model, optimizer=fresh, **given)
 
-    with needing_no_values():
+    with explaining_concretization():
         state = jax.eval_shape(build)
     match_copies(optimizer, fresh)
     return state
 
 
 @contextlib.contextmanager
-def needing_no_values() -> Iterator[None]:
-    """Says so where code under a trace asked for the value of an array.
+def explaining_concretization() -> Iterator[None]:
+    """Explains JAX's error where code under a trace needs the value of an array.
 
     Raises:
         UnsupportedLayerError: in place of jax's own error.
@@ -146,7 +146,7 @@ def needing_no_values() -> Iterator[None]:
 
 
 def require_untraced(model: Any) -> None:
-    """Checks that a model which `abstract` is to build was not there before.
+    """Checks that `model_fn` builds a new model.
 
     Raises:
         StructureMismatchError: if its variables hold values.
@@ -159,7 +159,7 @@ def require_untraced(model: Any) -> None:
     ):
         raise StructureMismatchError(
             f"model {model.name!r}",
-            got="a model that was there before, and holds values",
+            got="a model that existed before and holds values",
             expected="one that model_fn builds",
             fix="Build it inside model_fn, or use TrainState.from_keras(model).",
         )

@@ -1,4 +1,4 @@
-"""Python's garbage collector, held off where many objects are made that all live on."""
+"""Pauses Python's garbage collector while many long-lived objects are created."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def gc_paused() -> Iterator[None]:
-    """Without collections, each of which would look at every object of a large model again."""
+    """Pauses the cyclic garbage collector: a collection would traverse every object of a large model."""
     enabled = gc.isenabled()
     gc.disable()
     try:

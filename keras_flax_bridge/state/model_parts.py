@@ -11,7 +11,7 @@ from keras_flax_bridge.tree.types import PyTree
 
 
 class ModelParts:
-    """What a `TrainState` knows about the models in it."""
+    """Methods of a `TrainState` for the models in it."""
 
     if TYPE_CHECKING:  # what it has of Flax's class
         apply_fn: Any
@@ -28,8 +28,8 @@ class ModelParts:
     def part(self, name: str) -> Self:
         """The state of one model out of several, as `from_keras` of that model alone would give it.
 
-        All that works on a state of one model works on it: steps, `apply_gradients`, `apply_fn`.
-        Donating it takes the leaves away from this state, but for `step`, which is copied.
+        Everything that works on a state of one model works on it: steps, `apply_gradients`, `apply_fn`.
+        Donating it invalidates the leaves of this state, except `step`, which is copied.
 
         Args:
             name: a name of `parts`.
@@ -66,7 +66,7 @@ class ModelParts:
             **parts: states by name, as `part` gives them.
 
         Returns:
-            A new state; its `step` is that of the part that went furthest.
+            A new state; its `step` is the largest of the parts.
 
         Raises:
             StructureMismatchError: if there is no such model, or a state is of another one.

@@ -14,7 +14,7 @@ from keras_flax_bridge.errors import StructureMismatchError
 from keras_flax_bridge.state import trees
 from keras_flax_bridge.state.apply_fn import KerasApply
 from keras_flax_bridge.tree.diff import diff_trees
-from keras_flax_bridge.tree.leaves import Whole
+from keras_flax_bridge.tree.leaves import SharedOnCopy
 from keras_flax_bridge.tree.paths import flatten_tree, join_path
 
 
@@ -39,11 +39,11 @@ class PartsApply:
             variables: ``{"params": ..., "non_trainable": ...}``, as `state` has them.
             *args: what the model is called on.
             method: the model's name.
-            **kwargs: as for a single model. Updates of ``non_trainable`` come back with those of the
-                other models in place.
+            **kwargs: as for a single model. Updates of ``non_trainable`` include the
+                unchanged values of the other models.
 
         Returns:
-            The outputs, or ``(outputs, updates)`` where ``mutable`` asks for any.
+            The outputs, or ``(outputs, updates)`` if ``mutable`` names any.
 
         Raises:
             StructureMismatchError: if there is no such model, or `variables` isn't what it needs.
@@ -61,7 +61,7 @@ class PartsApply:
         return outputs, updates
 
 
-class PartsTransformation(Whole, optax.GradientTransformationExtraArgs):
+class PartsTransformation(SharedOnCopy, optax.GradientTransformationExtraArgs):
     """One optimizer for each model; models without gradients stay as they are."""
 
     parts: dict[str, Any]
@@ -93,7 +93,7 @@ class PartsTransformation(Whole, optax.GradientTransformationExtraArgs):
 
 
 def require_names(names: Iterable[Any], models: Mapping[str, Any], where: str) -> None:
-    """Checks that every name is that of a model.
+    """Checks that every name is the name of a model.
 
     Raises:
         StructureMismatchError: listing the names that are not.
@@ -127,7 +127,7 @@ def require_single(names: Iterable[str], where: str) -> None:
 
 
 def require_same_weights(part: Any, present: Any, name: str) -> None:
-    """Checks that a state has the weights of another, whatever is trained.
+    """Checks that a state has the same weights as another, trainable or not.
 
     Raises:
         StructureMismatchError: listing the weights that differ.
@@ -137,7 +137,7 @@ def require_same_weights(part: Any, present: Any, name: str) -> None:
             name,
             got=f"a {type(part).__name__}",
             expected="a TrainState",
-            fix="Pass what state.part(name) gave.",
+            fix="Pass what state.part(name) returned.",
         )
     got, expected = ({**flatten_tree(s.params), **flatten_tree(s.non_trainable)} for s in (part, present))
     difference = diff_trees(got, expected)
@@ -168,12 +168,12 @@ def models_of(apply_fn: Any) -> dict[str, Any]:
 
 
 def arguments(given: Mapping[str, Any], name: str, models: Mapping[str, Any]) -> dict[str, Any]:
-    """What arguments that are dicts by model say about one model.
+    """The arguments for one model, of arguments that are dicts by model.
 
     A model that ``optimizer`` names with None isn't trained; one that it doesn't name keeps its own.
 
     Raises:
-        StructureMismatchError: if an argument is no dict, or names a model that isn't there.
+        StructureMismatchError: if an argument is not a dict, or names an unknown model.
     """
     own = {argument: _chosen(value, name, models, argument) for argument, value in given.items()}
     if "optimizer" in own and own["optimizer"] is None and name in (given["optimizer"] or {}):
@@ -208,7 +208,7 @@ def joined(states: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def require_distinct(models: Mapping[str, Any]) -> None:
-    """Checks that models have names, and that no two hold one variable: in one state it would part ways.
+    """Checks that models have names and share no variable: a state would hold copies of it that diverge.
 
     Raises:
         StructureMismatchError: naming both places of each shared variable.
@@ -217,7 +217,7 @@ def require_distinct(models: Mapping[str, Any]) -> None:
         raise StructureMismatchError(
             "models",
             got=f"the names {list(models)}",
-            expected="words, one or more",
+            expected="one or more names, each a string",
             fix="Pass {name: model}.",
         )
     places: dict[int, str] = {}

@@ -1,4 +1,4 @@
-"""A whole `TrainState` from Keras's optimizer to optax and back."""
+"""Converts a `TrainState` from a Keras optimizer to optax and back."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ log = logging.getLogger("keras_flax_bridge")
 
 
 class OptimizerSwitch:
-    """What a `TrainState` knows about changing its optimizer's side; everything else in it stays."""
+    """Methods of a `TrainState` that switch between a Keras optimizer and optax; nothing else changes."""
 
     def to_optax(self, model: Models | None = None) -> Self:
         """The state with native optax for the Keras optimizer, in the middle of training.
 
         ``state.tx`` is `to_optax` of the optimizer and ``state.opt_state`` its state; parameters,
-        counts, slots and the learning rate go on. As `apply_gradients` has it, gradients are those of
-        the loss itself, also where the Keras optimizer scales the loss.
+        counts, slots and the learning rate are kept. As in `apply_gradients`, gradients are those of
+        the unscaled loss, even if the Keras optimizer scales the loss.
 
         Args:
             model: the model, compiled with an optimizer of the kind that trained the state, or not
@@ -64,8 +64,8 @@ class OptimizerSwitch:
                 state was taken from. Of several models a dict.
 
         Returns:
-            A new state; ``assign_to(model)`` then fills the optimizer's slots as well. Where the state
-            comes from a stock optimizer of optax whose rule is only near, a log line says what differs.
+            A new state; ``assign_to(model)`` then fills the optimizer's slots as well. If the state
+            comes from a stock optax optimizer whose rule differs, a log line names the difference.
 
         Raises:
             NotBuiltError: if the model is not compiled.
@@ -124,7 +124,7 @@ def _slots(state: Any, trained: Any) -> Any:
     )
     if not label.exact:
         log.warning(
-            "%s goes on by another rule than optax.%s: %s",
+            "%s continues with a different rule than optax.%s: %s",
             printable(trained.optimizer.name),
             label.stock,
             label.why,

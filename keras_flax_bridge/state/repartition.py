@@ -1,4 +1,4 @@
-"""Moves the leaves of a state to where a model has them after layers were frozen or unfrozen."""
+"""Moves the leaves of a state to the partition of a model after layers were frozen or unfrozen."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from keras_flax_bridge.tree.paths import fill_tree, flatten_tree
 
 
 def fields(state: Any, model: Any, batch: Any) -> dict[str, Any]:
-    """The fields that change: weights where the model has them, slots as far as they survive.
+    """The fields that change: repartitioned weights, and the slots that are kept.
 
     Raises:
         NotBuiltError: if new metrics need a batch.
@@ -54,7 +54,7 @@ def fields(state: Any, model: Any, batch: Any) -> dict[str, Any]:
 
 
 def _trained_with(state: Any, model: Any) -> dict[str, Any]:
-    """What trains the model from now on: what it is compiled with, else what trained it before."""
+    """The optimizer from now on: the compiled one, otherwise the previous one."""
     is_keras = isinstance(state.tx, KerasTransformation)
     if model.compiled:
         return {} if is_keras else {"optimizer": state.tx}
@@ -64,7 +64,7 @@ def _trained_with(state: Any, model: Any) -> dict[str, Any]:
 
 
 def _again(state: Any, model: Any) -> Any:
-    """The optimizer once more; its config is read with the values of the state, as its own may have moved."""
+    """A copy of the optimizer; its config is read with the state's values, since its own may have moved."""
     before, slots = state.apply_fn.model, flatten_tree(state.opt_state)
     now = {entry.path: entry.variable for part in keras_internals.collect_layer(model) for entry in part}
     held = [entry for part in keras_internals.collect_layer(before) for entry in part]
@@ -75,7 +75,7 @@ def _again(state: Any, model: Any) -> Any:
 
 
 def _slots(state: Any, tx: Any, params: Any, compiled: bool) -> Any:
-    """Slots of weights that stay trainable go on, the others start as the optimizer starts them."""
+    """Keeps slots of weights that stay trainable; the optimizer initializes the others."""
     fresh, kept = tx.init(params), flatten_tree(state.opt_state)
     if not isinstance(tx, KerasTransformation):
         return fill_tree(fresh, kept)
@@ -87,7 +87,7 @@ def _slots(state: Any, tx: Any, params: Any, compiled: bool) -> Any:
 
 
 def _averaging(fresh: Any, params: Any) -> Any:
-    """Averages of weights start with the weights, as Keras has it at iteration 0."""
+    """Averages of weights start as the weights, as in Keras at iteration 0."""
     weights = flatten_tree(params)
     started = {
         path: weights[path[path.index(AVERAGES) + 1 :]] for path in flatten_tree(fresh) if AVERAGES in path
@@ -96,7 +96,7 @@ def _averaging(fresh: Any, params: Any) -> Any:
 
 
 def _metrics(state: Any, trained: Any) -> dict[str, Any]:
-    """Metrics that the model still has go on, new ones start."""
+    """Keeps metrics that the model still has; new ones start at their initial values."""
     metrics = keras_internals.collect(trained).metrics
     start = zeroed(trained, metrics, metrics.tree())
     before = trees.of_state(state, trees.of_metrics())

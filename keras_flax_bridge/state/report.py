@@ -1,14 +1,13 @@
-"""Leaves as rows of a table: what lies where, in which kind, shape, dtype and size."""
+"""Leaves as rows of a table: path, kind, shape, dtype, size and sharding."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
-from keras_flax_bridge.errors import StructureMismatchError, printable
+from keras_flax_bridge.errors import StructureMismatchError
 from keras_flax_bridge.state.trees import METRIC as METRIC
 from keras_flax_bridge.state.trees import SLOT as SLOT
 from keras_flax_bridge.state.trees import STEP as STEP
@@ -18,9 +17,9 @@ from keras_flax_bridge.tree import words
 from keras_flax_bridge.tree.diff import dtype_name
 from keras_flax_bridge.tree.leaves import size_of
 from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, join_path, split_path
+from keras_flax_bridge.tree.reports import Line, Table
 from keras_flax_bridge.tree.types import PyTree
 
-_WIDE = 10_000  # columns: a path is never broken
 COLUMNS = ("path", "kind", "dtype", "shape", "bytes", "sharding")
 
 
@@ -29,13 +28,13 @@ class LeafRow(NamedTuple):
     """One leaf.
 
     Attributes:
-        path: where it lies, such as ``params/dense/kernel``.
+        path: its path, such as ``params/dense/kernel``.
         kind: ``param``, ``slot``, ``batch_stat``, ``seed``, ``metric``, ``step``, ``frozen``, ``other``;
-            ``""`` where it isn't known.
-        dtype: its dtype; of what is no array its type.
+            ``""`` if it isn't known.
+        dtype: its dtype; for a leaf that is not an array, its type.
         shape: its shape.
         size: its bytes.
-        sharding: how it lies on devices; ``""`` where it isn't known.
+        sharding: how it is sharded over devices; ``""`` if it isn't known.
 
     Example:
         >>> LeafRow("params/dense/kernel", "param", "float32", (4, 2), 32, "").collection
@@ -60,9 +59,9 @@ class StateReport(NamedTuple):
     """The leaves of a state or a checkpoint; printed, a table by collection, with totals.
 
     Attributes:
-        title: what the leaves are of.
+        title: where the leaves come from.
         rows: one for each leaf.
-        notes: what else is to be said.
+        notes: remarks, such as what the file does not store.
 
     Example:
         >>> report = StateReport("weights", (LeafRow("params/w", "param", "float32", (2, 3), 24, ""),))
@@ -74,6 +73,11 @@ class StateReport(NamedTuple):
     rows: tuple[LeafRow, ...]
     notes: tuple[str, ...] = ()
 
+    @property
+    def ok(self) -> bool:
+        """True: a list of leaves has nothing that could be wrong."""
+        return True
+
     def totals(self) -> dict[str, tuple[int, int]]:
         """How many leaves and bytes each collection has."""
         found: dict[str, tuple[int, int]] = {}
@@ -83,7 +87,7 @@ class StateReport(NamedTuple):
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """The report as plain JSON types."""
+        """The report as JSON types: the leaves, totals of each collection and of all, the notes."""
         totals = {name: {"leaves": n, "bytes": size} for name, (n, size) in self.totals().items()}
         leaves = [
             {"path": row.path, "kind": row.kind, "dtype": row.dtype, "shape": list(row.shape)}
@@ -91,54 +95,42 @@ class StateReport(NamedTuple):
             for row in self.rows
         ]
         whole = {"leaves": len(self.rows), "bytes": sum(row.size for row in self.rows)}
-        return {"title": self.title, "leaves": leaves, "collections": totals, "total": whole} | {
-            "notes": list(self.notes)
-        }
+        found = {"leaves": leaves, "collections": totals, "total": whole, "notes": list(self.notes)}
+        return {"title": self.title, "ok": self.ok, **found}
 
-    def __rich__(self) -> Any:
-        from rich.console import Group  # on first use: it takes a while to load
-        from rich.text import Text
-
-        return Group(self._table(), *(Text(printable(note)) for note in self.notes))
-
-    def _table(self) -> Any:
-        from rich.table import Table
-        from rich.text import Text
-
+    def _table(self) -> Table:
         columns = COLUMNS if any(row.sharding for row in self.rows) else COLUMNS[:-1]
-        table = Table(title=Text(printable(self.title)), title_justify="left", box=None, pad_edge=False)
-        for name in columns:
-            table.add_column(name, justify="right" if name in ("shape", "bytes") else "left", overflow="fold")
-        for cells, style in self._lines():
-            table.add_row(*(Text(cell, style=style) for cell in cells[: len(columns)]))
-        return table
+        lines = (line._replace(cells=line.cells[: len(columns)]) for line in self._lines())
+        return Table(self.title, columns, tuple(lines), self.notes, {"shape", "bytes"})
 
-    def _lines(self) -> Iterator[tuple[list[str], str]]:
-        """The cells of every line of the table, and its style: each collection, its total, all together."""
+    def _lines(self) -> Iterator[Line]:
+        """Every line of the table: the leaves of each collection, its total, all together."""
         for collection, (leaves, size) in self.totals().items():
-            yield from ((_cells(row), "") for row in self.rows if row.collection == collection)
-            yield _total(collection, leaves, size), "bold"
-        yield _total("all", len(self.rows), sum(row.size for row in self.rows)), "bold"
+            yield from (_line(row) for row in self.rows if row.collection == collection)
+            yield _total(collection, leaves, size)
+        yield _total("all", len(self.rows), sum(row.size for row in self.rows))
 
     def __str__(self) -> str:
-        return _printed(self, html=False)
+        return str(self._table())
+
+    def __rich__(self) -> Table:
+        return self._table()
 
     def _repr_html_(self) -> str:
-        return _printed(self, html=True)
+        return self._table().to_html()
 
 
-def _cells(row: LeafRow) -> list[str]:
+def _line(row: LeafRow) -> Line:
     shape = "x".join(map(str, row.shape)) or "scalar"
-    cells = [f"  {row.path}", row.kind, row.dtype, shape, f"{row.size:,}", row.sharding]
-    return list(map(printable, cells))
+    return Line((f"  {row.path}", row.kind, row.dtype, shape, f"{row.size:,}", row.sharding))
 
 
-def _total(what: str, leaves: int, size: int) -> list[str]:
-    return [f"{printable(what)}: {counted(leaves, 'leaf')}", "", "", "", f"{size:,}", ""]
+def _total(what: str, leaves: int, size: int) -> Line:
+    return Line((f"{what}: {counted(leaves, 'leaf')}", "", "", "", f"{size:,}", ""), is_total=True)
 
 
 def counted(number: int, what: str) -> str:
-    """A number of things in words.
+    """A count and a noun, in the singular or the plural.
 
     >>> counted(1, "leaf"), counted(2, "leaf"), counted(0, "metric")
     ('1 leaf', '2 leaves', '0 metrics')
@@ -147,23 +139,12 @@ def counted(number: int, what: str) -> str:
     return f"{number:,} {what if number == 1 else plural}"
 
 
-def _printed(report: StateReport, *, html: bool) -> str:
-    from rich.console import Console
-
-    console = Console(file=io.StringIO(), width=_WIDE, record=html, color_system=None)
-    console.print(report)
-    if html:
-        return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
-    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    return "\n".join(line.rstrip() for line in lines)
-
-
 def rows(flat: Flat, shardings: Mapping[Path, str] | None = None) -> tuple[LeafRow, ...]:
-    """A row for every leaf, be it abstract.
+    """A row for every leaf, concrete or abstract.
 
     Args:
         flat: the leaves.
-        shardings: how they lie, in words; None to ask the leaves.
+        shardings: how they are sharded, as text; None to read it from the leaves.
     """
     found = {p: described(getattr(leaf, "sharding", None)) for p, leaf in flat.items()}
     found = found if shardings is None else dict(shardings)
@@ -186,7 +167,7 @@ def _dtype(leaf: Any) -> str:
 
 
 def described(sharding: Any) -> str:
-    """A sharding in words; nothing for that of a single device."""
+    """A sharding as text; empty for a single device."""
     if not isinstance(sharding, jax.sharding.NamedSharding):
         return ""
     return in_words(tuple(sharding.spec), sharding.mesh.shape)
@@ -204,16 +185,16 @@ def in_words(spec: Sequence[Any], axes: Mapping[str, int]) -> str:
 
 @words.door
 def report(state: PyTree) -> StateReport:
-    """What a state holds, leaf by leaf: kind, dtype, shape, bytes, how it lies on devices.
+    """Lists a state leaf by leaf: kind, dtype, shape, bytes, sharding.
 
     Args:
         state: a `TrainState`, concrete or abstract, or a part of one; any tree of arrays.
 
     Returns:
-        A report; printed, or shown in a notebook, it is a table by collection, with totals.
+        A report, which prints as a table by collection, with totals; in a notebook too.
 
     Raises:
-        StructureMismatchError: if `state` is no tree of leaves.
+        StructureMismatchError: if `state` is not a tree of leaves.
 
     Example:
         >>> import keras

@@ -221,17 +221,17 @@ class TrainState(
     ) -> None:
         """Writes the state into a Keras model: weights, seeds, slots and metrics, all or nothing.
 
-        Slots go to the compiled or the given Keras optimizer; an uncompiled model has no place for
-        slots and metrics, and optax's state has none in a Keras optimizer. Metrics that saw no data yet
-        have no variables: they start at zero.
+        Slots go to the compiled or the given Keras optimizer; an uncompiled model can't receive
+        slots and metrics, and a Keras optimizer can't receive optax's state. Metrics that have seen no
+        data yet have no variables: they start at zero.
 
         Args:
             model: a built model of the architecture that the state was taken from; for a state of
                 several models a dict of all of them.
             optimizer: a Keras optimizer that receives the slots; None for the model's own.
             metrics: metrics that receive the values; None for the model's own.
-            copy: True gives the model buffers of its own. False hands it the state's: donating the
-                state afterwards would delete them.
+            copy: True gives the model buffers of its own. False shares the state's buffers: donating
+                the state afterwards would delete them.
 
         Raises:
             NotBuiltError: if the model is unbuilt, or the state is abstract.
@@ -258,8 +258,8 @@ class TrainState(
         """The state after one optimizer step, as in Flax; exact for Keras optimizers.
 
         Args:
-            grads: gradients of the loss, of the structure of `params`; of several models, of those
-                that shall move. They are never scaled: where a Keras optimizer scales the loss,
+            grads: gradients of the loss, of the structure of `params`; of several models, those
+                of the models to update. They are never scaled: where a Keras optimizer scales the loss,
                 this is accounted for.
             **kwargs: fields to replace, such as ``non_trainable=updates["non_trainable"]``.
 
@@ -302,7 +302,7 @@ class TrainState(
         return self.replace(step=self.step + 1, params=params, opt_state=opt_state, **kwargs)
 
     def reset_metrics(self) -> TrainState:
-        """The state with all metrics at their start; everything else is untouched.
+        """The state with all metrics reset; everything else is unchanged.
 
         Returns:
             A new state.
@@ -331,11 +331,11 @@ class TrainState(
     def repartition(self, model: keras.Model, *, batch: Batch | None = None) -> TrainState:
         """Moves leaves between `params` and `non_trainable` after layers were frozen or unfrozen.
 
-        Slots of weights that stay trainable are kept, those of newly trainable ones start as the
-        optimizer starts them, those of frozen ones are dropped. A model that was compiled again
-        brings its learning rate, and its metrics as far as they are new; with another kind of
-        optimizer all slots start. The step is kept. A model that isn't compiled goes on with an
-        optimizer of the same config: make its steps with ``optimizer=state.tx.optimizer``.
+        Slots of weights that stay trainable are kept, those of newly trainable ones are initialized by
+        the optimizer, those of frozen ones are dropped. A model that was compiled again brings its
+        learning rate and its new metrics; with another kind of optimizer all slots are initialized.
+        The step is kept. A model that isn't compiled continues with an optimizer of the same config:
+        make its steps with ``optimizer=state.tx.optimizer``.
 
         Args:
             model: the model as it is now; compiled again if it was, as Keras asks for. For a state

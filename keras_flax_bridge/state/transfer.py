@@ -1,4 +1,4 @@
-"""Values between a Keras model and a state, none of them shared by accident."""
+"""Moves values between a Keras model and a state without sharing buffers by accident."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from keras_flax_bridge.tree.leaves import owned, placed_like, strong
 
 
 def unaliased(tree: Any, other: Any) -> Any:
-    """A tree none of whose buffers is one of another tree's: both can be donated."""
+    """A tree that shares no buffer with another tree: both can be donated."""
     taken = {id(leaf) for leaf in jax.tree.leaves(other)}
     return jax.tree.map(lambda leaf: jnp.copy(leaf) if id(leaf) in taken else leaf, tree)
 

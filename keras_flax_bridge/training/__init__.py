@@ -1,1 +1,1 @@
-"""Steps, the loop, and what a run needs to go on where it ended."""
+"""Steps, the training loop, and resuming a run."""

@@ -1,4 +1,4 @@
-"""Runs a step on states: one goes into JAX as a list, comes out as one, and an interrupt loses neither."""
+"""Runs a step on the flat leaves of states; an interrupt loses neither input nor output."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Program:
 
     Attributes:
         form: of these states.
-        call: from a count, leaves and a batch to a count, the leaves that the step gives back, and logs.
+        call: maps a count, leaves and a batch to a count, the updated leaves, and logs.
     """
 
     def __init__(self, step: KerasStep, tree: Any, jit: bool, options: dict[str, Any]):
@@ -56,8 +56,8 @@ class Runner:
     Args:
         step: the step.
         jit: whether it is compiled.
-        donate: whether it takes over the state's buffers.
-        mesh: where states and batches are put before the step; None for where they are.
+        donate: whether it reuses the state's buffers.
+        mesh: places states and batches before the step; None to leave them in place.
     """
 
     def __init__(self, step: KerasStep, *, jit: bool, donate: bool = False, mesh: Meshed | None = None):

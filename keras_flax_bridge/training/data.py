@@ -1,4 +1,4 @@
-"""The data of a training loop: batches over epochs, and where in them the loop stands."""
+"""The data of a training loop: batches over epochs, and the position in them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from keras_flax_bridge.errors import StructureMismatchError
 
 
 class Feed:
-    """Batches from an iterator, or from what gives one anew for each epoch; it can say where it is.
+    """Batches from an iterator, or from an iterable once per epoch, with a position.
 
-    Its position is the epoch, the batch in it, and the position of the iterator where it has one of its
-    own. Where it has none, as one over a list, the batches before are passed over on resume.
+    The position is the epoch, the batch in it, and that of the iterator if it has one. If it has none,
+    such as an iterator over a list, earlier batches are skipped on resume.
     """
 
     def __init__(self, data: Any):
@@ -23,7 +23,7 @@ class Feed:
             raise StructureMismatchError(
                 "data",
                 got=f"a {type(data).__name__}",
-                expected="an iterator of batches, or something to iterate over",
+                expected="an iterator of batches, or an iterable",
                 fix="Pass a list of batches, a Grain dataset or iterator, or a data loader.",
             )
         self._data = data
@@ -35,33 +35,33 @@ class Feed:
 
     @property
     def length(self) -> int | None:
-        """Batches in an epoch, where the data says it."""
+        """The number of batches in an epoch, if the data has a length."""
         return len(self._data) if not self.endless and hasattr(self._data, "__len__") else None
 
     def __iter__(self) -> Iterator[Any]:
-        """The batches that are left of this epoch."""
+        """The remaining batches of this epoch."""
         for batch in self._batches:
             self.batch += 1
             yield batch
 
     def next_epoch(self) -> None:
-        """To be called when an epoch has ended."""
+        """Starts the next epoch; called at the end of one."""
         self.epoch, self.batch, self._batches = self.epoch + 1, 0, self._fresh()
 
     @property
     def restorable(self) -> bool:
-        """Whether a position can be come back to."""
+        """Whether a position can be restored."""
         return not self.endless or data_positions.has_position(self._batches)
 
     def get_state(self) -> dict[str, Any]:
-        """The position: epoch, batch, and that of the iterator inside."""
+        """The position: epoch, batch, and the position of the inner iterator."""
         inner = (
             data_positions.get_position(self._batches) if data_positions.has_position(self._batches) else None
         )
         return {"epoch": self.epoch, "batch": self.batch, "inner": inner}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes to a position that `get_state` gave."""
+        """Restores a position that `get_state` returned."""
         self.epoch, self.batch, self._batches = state["epoch"], state["batch"], self._fresh()
         if state["inner"] is not None:
             data_positions.set_position(self._batches, state["inner"])

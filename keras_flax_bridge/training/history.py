@@ -14,7 +14,7 @@ _HELD_OUT = "val_"
 
 @words.doors(methods=False)
 class History(keras.callbacks.History):
-    """Keras's History of a run, which can draw its curves.
+    """Keras's `History` of a run, with a plot of its curves.
 
     Example:
         >>> history = History()
@@ -24,7 +24,7 @@ class History(keras.callbacks.History):
     """
 
     def plot(self) -> Any:
-        """The curves of all logs over epochs: one chart each, that of held-out data in the same.
+        """Plots all logs over epochs: one chart for each metric, validation in the same chart.
 
         Returns:
             A `matplotlib.figure.Figure`; ``.savefig(path)`` writes it.

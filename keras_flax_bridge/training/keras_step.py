@@ -180,7 +180,7 @@ class KerasStep:
             check(self._model, batch)
 
     def prepare(self, batch: Any) -> None:
-        """Builds what the model still lacks from its first batch, as `fit` does; later calls cost nothing.
+        """Builds missing variables from the first batch, as `fit` does; later calls are free.
 
         Raises:
             StructureMismatchError: if the model was compiled again since the step was made.
@@ -201,9 +201,9 @@ class KerasStep:
             self._is_built = True
 
     def explain(self, error: BaseException, fields: Fields, batch: Any) -> None:
-        """Raises in place of an error of the step its reason, where that is the state or the batch.
+        """Raises the cause of an error of the step, if it is the state or the batch.
 
-        An error that stays gets a note of what the batch was.
+        Any other error gets a note that describes the batch.
         """
         if isinstance(error, (TypeError, ValueError, RuntimeError)) and not isinstance(error, BridgeError):
             error.add_note(f"A step of keras_flax_bridge on this batch:\n{described(batch)}")
@@ -212,7 +212,7 @@ class KerasStep:
 
 
 def _order(collection: Any, places: Mapping[Path, int], leaves: Sequence[Any], name: str) -> list[int]:
-    """Where the value of each variable is, in Keras's order, after checking that they are the model's."""
+    """The position of each variable's value, in Keras's order, after checking them against the model."""
     flat = {path: leaves[place] for path, place in places.items()}
     return [places[path] for path in collection.order(flat, f"state.{name}")]
 

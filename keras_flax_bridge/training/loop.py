@@ -39,38 +39,38 @@ def train(
     callbacks: Iterable[keras.callbacks.Callback] = (),
     verbose: int = 1,
 ) -> tuple[TrainState, History]:
-    """Trains until `steps` or `epochs` are reached, and goes on from the manager's newest checkpoint.
+    """Trains until `steps` or `epochs` are reached; resumes from the manager's newest checkpoint.
 
-    Metrics start again with each epoch. With a manager, its newest checkpoint is restored first, with the
-    position in the data, and one is written whenever its ``save_every`` says so, and at the end. On
-    SIGTERM the step in flight ends, a checkpoint is written, and the process exits with code 0, under
-    `jax.distributed` all processes after the same step. A Ctrl-C loses nothing: a checkpoint is written,
-    and the state that was given becomes the one that was reached.
+    Metrics are reset at each epoch. With a manager, its newest checkpoint is restored first, with the
+    position in the data; checkpoints are written every ``save_every`` steps, and at the end. On
+    SIGTERM the current step finishes, a checkpoint is written, and the process exits with code 0; under
+    `jax.distributed` all processes stop after the same step. Ctrl-C loses nothing: a checkpoint is written,
+    and the state that was passed in becomes the last one reached.
 
     Keras callbacks see the model of the state, which is brought up to date before the end of each epoch,
-    and a learning rate that they set is taken over, as are weights that they set at the end of training
+    and a learning rate that they set takes effect, as do weights that they set at the end of training
     (EarlyStopping with ``restore_best_weights``).
 
     Args:
-        state: where training begins, if the manager holds nothing.
+        state: the initial state, if the manager has no checkpoint.
         train_step: ``train_step(state, batch) -> (state, logs)``, of `make_train_step` or your own.
-        data: batches: something to iterate over anew in each epoch, such as a list or a Grain dataset, or
-            an iterator, which needs `steps`. To resume, an iterator needs `get_state` and `set_state`.
-        steps: the number that `state.step` shall reach.
-        epochs: how many times `data` is gone through, all processes that resumed counted.
+        data: batches: an iterable that can be read again in each epoch, such as a list or a Grain dataset,
+            or an iterator, which needs `steps`. To resume, an iterator needs `get_state` and `set_state`.
+        steps: train until `state.step` is this number.
+        epochs: how many passes over `data`, counted over all resumed runs.
         eval_step: ``eval_step(state, batch) -> (state, logs)``; runs over `eval_data` after each epoch.
         eval_data: batches to evaluate on; its logs come as ``val_...``.
         manager: where checkpoints are.
-        callbacks: Keras callbacks; those that save the model or need its `fit` make no sense here.
-        verbose: 0 for silence, 1 for Keras's progress bar, 2 for a line an epoch.
+        callbacks: Keras callbacks, except those that save the model or need its `fit`.
+        verbose: 0 for no output, 1 for Keras's progress bar, 2 for a line an epoch.
 
     Returns:
         The state, and Keras's History of this process's epochs, such as ``history.history["loss"]``;
         ``history.plot()`` draws its curves.
 
     Raises:
-        StructureMismatchError: if neither or not the right one of `steps` and `epochs` is given, or the data
-            can't be gone through, or not be resumed.
+        StructureMismatchError: if the wrong one or neither of `steps` and `epochs` is given, or if the data
+            can't be iterated over or resumed.
         CheckpointError: if a checkpoint can't be read or written.
 
     Example:
@@ -109,7 +109,7 @@ def train(
 
 
 class _Run:
-    """The state as it goes through the batches; it counts steps without waiting for the device."""
+    """The state during the loop; counts steps without waiting for the device."""
 
     def __init__(
         self, state: TrainState, train_step: Step[TrainState], feed: Feed, manager: CheckpointManager | None
@@ -122,7 +122,7 @@ class _Run:
         self._manager = manager
 
     def epoch(self, watch: _Watch, over: Callable[[], bool]) -> dict[str, Any]:
-        """Trains on what is left of the epoch, or until all is over; gives the last logs, if any."""
+        """Trains on the rest of the epoch, or until the end; returns the last logs, if any."""
         feed, logs = self._feed, {}
         if feed.batch == 0:
             self.state = self.state.reset_metrics()
@@ -137,14 +137,17 @@ class _Run:
                 return logs
         if feed.batch == 0:
             raise StructureMismatchError(
-                "data", got="no batches", expected="one or more in each epoch", fix="Has an iterator ended?"
+                "data",
+                got="no batches",
+                expected="one or more in each epoch",
+                fix="If the iterator is exhausted, pass a new one, or an iterable that can be read again.",
             )
         feed.next_epoch()
         return logs
 
     @contextlib.contextmanager
     def kept_in(self, given: TrainState) -> Iterator[None]:
-        """Where training is interrupted, the caller's state becomes the one reached, and is saved."""
+        """If training is interrupted, updates the caller's state to the last one reached, and saves it."""
         try:
             yield
         except KeyboardInterrupt as interruption:
@@ -163,7 +166,7 @@ class _Run:
         return dict(logs)
 
     def save(self, logs: Logs, *, due: bool) -> None:
-        """Saves where a multiple of the manager's ``save_every`` was reached; no step twice."""
+        """Saves at multiples of the manager's ``save_every``; no step twice."""
         manager = self._manager
         if manager is None or not due or self.count in manager.saved:
             return
@@ -190,12 +193,12 @@ def _require_end(feed: Feed, steps: int | None, epochs: int | None, manager: Any
             "train",
             got="neither steps nor epochs" if epochs is None else "epochs of an iterator",
             expected="steps=" if feed.endless else "steps= or epochs=",
-            fix="An iterator has no epochs: pass steps=, or something to iterate over anew.",
+            fix="An iterator has no epochs: pass steps=, or an iterable that can be read again.",
         )
     if manager is not None and not feed.restorable:
         raise StructureMismatchError(
             "data",
-            got="an iterator that can't say where it is",
+            got="an iterator without a position",
             expected="one with get_state and set_state, for the manager to resume",
             fix="Pass a list, a Grain dataset or iterator, or train without manager=.",
         )
@@ -215,7 +218,7 @@ def _evaluated(
 
 
 class _Watch:
-    """Keras's callbacks around the loop, and what they do to the model, taken over into the state."""
+    """Runs Keras callbacks around the loop, and applies their changes of the model to the state."""
 
     def __init__(self, state: TrainState, callbacks: Any, verbose: int, feed: Feed, epochs: int | None):
         self._users = list(callbacks)
@@ -279,5 +282,5 @@ class _Watch:
 
 
 def _number(value: Any) -> Any:
-    """A log as callbacks take it: a float where it is a scalar."""
+    """A log for callbacks: a float if it is a scalar."""
     return float(value) if getattr(value, "ndim", 0) == 0 else value

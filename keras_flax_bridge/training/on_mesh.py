@@ -1,4 +1,4 @@
-"""What a step on a mesh takes and gives: the state lies as the rules say, batches are split over devices."""
+"""Steps on a mesh: places the state by the rules, and splits batches over devices."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from keras_flax_bridge.tree.paths import flatten_tree, join_path
 
 
 class Meshed:
-    """Puts states and batches where a step wants them.
+    """Places states and batches for a step.
 
     Args:
         kind: of the step.
         mesh: the devices.
-        rules: how the state lies; see `shardings_for`.
+        rules: how the state is sharded; see `shardings_for`.
         batch_spec: how a batch is split; None for its rows over the mesh's first axis.
         steps_per_call: for more than one, batches have a leading axis that is not split.
     """
@@ -51,7 +51,7 @@ class Meshed:
         self._layouts: dict[Any, Fields] = {}  # by the tree of the fields
 
     def state(self, state: TrainState, *, known: bool) -> TrainState:
-        """The state on the mesh; nothing is moved if it is there already, or if it is known to be.
+        """The state on the mesh; not moved if it is already there.
 
         Raises:
             OwnershipError: if it was donated; XLA ends the process if several devices get such a buffer.
@@ -78,7 +78,7 @@ class Meshed:
         return layout.get("step"), given, logs
 
     def _layout(self, state: TrainState, tree: Any) -> Fields:
-        """Where the fields that the step takes shall lie; `tree` is theirs."""
+        """The shardings of the fields that the step takes; `tree` is theirs."""
         if tree not in self._layouts:
             wanted = shardings_for(state, self._mesh, self._rules)
             self._layouts[tree] = of_state(wanted, self._names)
@@ -100,7 +100,7 @@ class Meshed:
         )
 
     def _require_rows(self, batch: Any) -> None:
-        """Checks that all rows of a batch find a device.
+        """Checks that the rows of a batch divide over the devices.
 
         Raises:
             StructureMismatchError: naming the leaves that can't be split.

@@ -1,4 +1,4 @@
-"""Whether the process was asked to end, by SIGTERM: of one process, or of any of several."""
+"""Detects SIGTERM, to this process or to any of several."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-_calls = count(1)  # jax wants numbers without gaps, the same in all processes, and never one again
+_calls = count(1)  # jax needs consecutive numbers, equal in all processes, each used once
 
 
 class Preemption:
@@ -31,19 +31,19 @@ class Preemption:
         self._before: Any = None
 
     def begin(self) -> None:
-        """Takes the signal over, in the main thread of a single process."""
+        """Installs the signal handler, in the main thread of a single process."""
         self._came, self._asked = False, None
         if not jax.distributed.is_initialized() and threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._notice) or signal.SIG_DFL
 
     def end(self) -> None:
-        """Gives the signal back."""
+        """Restores the previous signal handler."""
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
             self._before = None
 
     def came(self, step: int) -> bool:
-        """Whether to end after this step; under `jax.distributed` every process asks at every step."""
+        """Whether to stop after this step; under `jax.distributed` all processes must ask at every step."""
         if jax.distributed.is_initialized() and not self._came and step != self._asked:
             from jax.experimental import multihost_utils
 

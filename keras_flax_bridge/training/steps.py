@@ -48,19 +48,19 @@ def make_train_step(
         optimizer: a Keras optimizer or an optax transformation; None for the model's own.
         metrics: as in ``compile``; None for the model's own.
         jit: False gives the pure function, to be used under `vmap`, `scan` or `shard_map`.
-        donate: whether the compiled step takes over the buffers of the state it is given.
+        donate: whether the compiled step reuses the buffers of the state it is given.
         steps_per_call: for k > 1, batch leaves carry a leading axis of size k and the k steps run
             as one compiled `lax.scan`; the logs are those after the last.
-        mesh: the devices to run on; the state is put there at the first call, and stays as it lies.
-        rules: how the state lies on the mesh, as `shardings_for` takes them; none to replicate all of it.
+        mesh: the devices to run on; the state is placed there at the first call and keeps its sharding.
+        rules: how the state is sharded, as in `shardings_for`; none to replicate all of it.
         batch_spec: how a batch is split over the mesh; None for its rows over the first axis. With several
             processes each passes its own rows, as numpy arrays.
 
     Returns:
         The step. Its logs are scalars, the loss and every metric's running result, as in ``fit``.
 
-    A Ctrl-C loses nothing: the state that was given to the interrupted step can be used, be it the
-    one before the step or the one after it.
+    Ctrl-C loses nothing: the state that was passed to the interrupted step stays usable, as it was
+    either before or after the step.
 
     Raises:
         NotBuiltError: if the model is uncompiled and there is no optimizer.
@@ -116,7 +116,7 @@ def make_eval_step(
         metrics: as in ``compile``; None for the model's own.
         jit: False gives the pure function.
         mesh: the devices to run on, as in `make_train_step`.
-        rules: how the state lies on the mesh, as in `make_train_step`.
+        rules: how the state is sharded over the mesh, as in `make_train_step`.
         batch_spec: how a batch is split over the mesh, as in `make_train_step`.
 
     Returns:
@@ -166,16 +166,16 @@ def make_predict_step(
         model: a built model; it need not be compiled.
         jit: False gives the pure function.
         mesh: the devices to run on, as in `make_train_step`.
-        rules: how the state lies on the mesh, as in `make_train_step`.
+        rules: how the state is sharded over the mesh, as in `make_train_step`.
         batch_spec: how `x` is split over the mesh, as a batch in `make_train_step`.
 
     Returns:
-        The step. It gives what the model's own ``predict_step`` gives, Keras's or an overridden one; by
-        default its outputs in inference mode. `x` is what the model is called on. On a mesh the outputs
+        The step. It returns the result of the model's own ``predict_step``, Keras's or an overridden one; by
+        default the outputs in inference mode. `x` is the input of the model. On a mesh the outputs
         are sharded as XLA chooses, by rows as a rule.
 
     Raises:
-        StructureMismatchError: if `model` is no Keras model; at the first call, if the state is not
+        StructureMismatchError: if `model` is not a Keras model; at the first call, if the state is not
             one of this model.
 
     Example:

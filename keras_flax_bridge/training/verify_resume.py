@@ -22,7 +22,18 @@ from keras_flax_bridge.state.train_state import TrainState
 from keras_flax_bridge.training.steps import make_train_step
 from keras_flax_bridge.tree import words
 from keras_flax_bridge.tree.paths import Flat, join_path
+from keras_flax_bridge.tree.reports import Table, as_json, table_of
 from keras_flax_bridge.tree.types import BatchIterator
+
+
+class ResumeRow(NamedTuple):
+    """A leaf that an interruption changed.
+
+    Attributes:
+        path: such as ``params/dense/kernel``.
+    """
+
+    path: str
 
 
 @words.doors()
@@ -32,7 +43,7 @@ class ResumeReport(NamedTuple):
     Attributes:
         steps: steps before and after the interruption.
         leaves: how many leaves were compared.
-        differing: paths of the leaves that are not the same bits, in the order of the state.
+        differing: paths of the leaves that differ in any bit, in the order of the state.
 
     Example:
         >>> print(ResumeReport((3, 3), 12, ("params/dense/kernel",)))
@@ -45,8 +56,17 @@ class ResumeReport(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Whether all leaves are the same bits."""
+        """Whether all leaves are equal bit for bit."""
         return not self.differing
+
+    @property
+    def rows(self) -> tuple[ResumeRow, ...]:
+        """One row for each leaf that differs: its ``path``."""
+        return tuple(map(ResumeRow, self.differing))
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON types."""
+        return {"ok": self.ok, "steps": list(self.steps), "leaves": self.leaves, "rows": as_json(self.rows)}
 
     def __str__(self) -> str:
         first = f", first {self.differing[0]}" if self.differing else ""
@@ -56,6 +76,15 @@ class ResumeReport(NamedTuple):
             f"{len(self.differing)} of {self.leaves} leaves differ{first}"
         )
 
+    def _table(self) -> Table:
+        return table_of(str(self), ("differs",), self.rows)
+
+    def __rich__(self) -> Table:
+        return self._table()
+
+    def _repr_html_(self) -> str:
+        return self._table().to_html()
+
 
 @words.door
 def verify_resume(
@@ -64,7 +93,7 @@ def verify_resume(
     *,
     steps: tuple[int, int] = (3, 3),
 ) -> ResumeReport:
-    """Trains once without a break and once with one, and compares the two to the bit.
+    """Trains once uninterrupted and once interrupted, and compares the two bit for bit.
 
     Both runs begin with the same weights. One new process trains ``sum(steps)`` steps. Another trains
     ``steps[0]``, saves, and ends at once; a third restores state and data position and trains
@@ -73,11 +102,11 @@ def verify_resume(
     Args:
         model_fn: builds a compiled model. Like `data_fn` a function that a new process can import: at
             the top level of a module, with what runs it behind ``if __name__ == "__main__"``.
-        data_fn: gives an iterator of batches, a Grain iterator or one with `get_state` and `set_state`.
-        steps: how many steps before and after the break.
+        data_fn: returns an iterator of batches: a Grain iterator, or one with `get_state` and `set_state`.
+        steps: how many steps before and after the interruption.
 
     Returns:
-        A report that names the leaves that differ; printed, it says the first.
+        A report that names the leaves that differ; printed, it names the first.
 
     Raises:
         BridgeError: if one of the processes fails; its own output says why.
@@ -122,7 +151,7 @@ def _in_a_new_process(target: Callable[..., Any], *args: Any) -> None:
 
 
 def _run(model_fn: Callable[[], Any], data_fn: Callable[[], Any], folder: Path, steps: int) -> None:
-    """Trains up to `steps` from wherever the folder is, and saves."""
+    """Trains up to `steps` from the folder's newest step, and saves."""
     model, data = model_fn(), data_fn()
     with CheckpointManager(folder / "steps") as manager:
         state = TrainState.from_keras(model, batch=next(data_fn()))  # of an iterator of its own

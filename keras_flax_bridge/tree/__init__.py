@@ -1,1 +1,1 @@
-"""Trees of leaves: the paths, what differs, what an array must be, and text that came out of a file."""
+"""Trees of leaves: paths, differences, requirements on arrays, reports, and untrusted text from files."""

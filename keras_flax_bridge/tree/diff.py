@@ -34,7 +34,7 @@ class Diff(NamedTuple):
         return bool(self.missing or self.unexpected or self.mismatched)
 
     def table(self) -> str:
-        """One line a leaf; a missing one comes with the closest name among the unexpected."""
+        """One line per leaf; a missing one with the closest unexpected name."""
         return printed(self.lines())
 
     def lines(self) -> list[str]:
@@ -85,7 +85,7 @@ dtype_name = cache(str)  # numpy takes microseconds for it
 
 
 def require_paths(tree: Any, like: Any, where: str) -> None:
-    """Checks that a tree has the paths of another, whatever its leaves are.
+    """Checks that a tree has the same paths as another; leaves are not compared.
 
     Raises:
         StructureMismatchError: listing the paths that are missing and unexpected.

@@ -1,4 +1,4 @@
-"""What a leaf must be before it is used: an array, its buffer there, its value known."""
+"""Requirements on a leaf before it is used: an array, with a live buffer and a concrete value."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, join_path
 
 
 def strong(tree: Any) -> Any:
-    """Without jax's weak types, which would make a second step compile again."""
+    """Removes jax's weak types, with which a second step would compile again."""
     return jax.tree.map(_strong, tree)
 
 
@@ -40,7 +40,7 @@ def owned(value: Any) -> Any:
 
 
 def placed_like(value: Any, other: Any) -> Any:
-    """An array on the devices on which another lies."""
+    """An array moved to the devices of another."""
     sharding = getattr(other, "sharding", None)
     if isinstance(other, jax.core.Tracer) or sharding in (None, getattr(value, "sharding", None)):
         return value
@@ -53,9 +53,9 @@ def is_abstract(leaf: Any) -> bool:
 
 
 def placed(value: Any, sharding: jax.sharding.Sharding) -> Any:
-    """An array that this process holds, on devices that may be those of several; an abstract one stays so.
+    """Puts an array of this process on devices that may belong to several; abstract arrays stay abstract.
 
-    The parts that stay where they are share their buffers with `value`, whatever `may_alias` says.
+    Parts that are not moved share their buffers with `value`.
     """
     if is_abstract(value):
         return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)
@@ -67,7 +67,7 @@ def placed(value: Any, sharding: jax.sharding.Sharding) -> Any:
 
 
 def size_of(leaf: Any) -> int:
-    """The bytes of a leaf, be it abstract; of a number those that jax gives it."""
+    """The bytes of a leaf, concrete or abstract; a Python number counts as jax stores it."""
     if not hasattr(leaf, "dtype"):
         return 4
     stored = jax.eval_shape(jax.random.key_data, leaf) if is_key(leaf) else leaf
@@ -75,8 +75,8 @@ def size_of(leaf: Any) -> int:
     return size
 
 
-class Whole:
-    """What a state carries beside its leaves: a copy of the state shares it, and it can't be pickled."""
+class SharedOnCopy:
+    """A static part of a state: copies of the state share it, and it can't be pickled."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return self  # it holds nothing that a step changes
@@ -84,7 +84,7 @@ class Whole:
     def __reduce__(self) -> Any:
         raise UnsupportedOptimizerError(
             "tx",
-            got="a state to be pickled, whose optimizer is Keras's",
+            got="a state with a Keras optimizer, which can't be pickled",
             expected="a checkpoint",
             fix="Save the state with kfb.save(path, state); jax.device_get(state.params) can be pickled.",
         )
@@ -101,7 +101,7 @@ def _is_key_dtype(dtype: Any) -> bool:
 
 
 def on_disk(leaf: Any) -> Any:
-    """A leaf as it lies on disk: the data of a typed key, abstract if the key is; all else as it is.
+    """A leaf as it is stored: the data of a typed key, abstract if the key is; other leaves unchanged.
 
     A numpy scalar makes Orbax's asynchronous save hang at exit, a Python bool makes it lose all leaves, and
     it refuses complex numbers: all become arrays. An array of another byte order gets the machine's.
@@ -121,7 +121,7 @@ def on_disk(leaf: Any) -> Any:
 
 
 def from_disk(value: Any, wanted: Any) -> Any:
-    """What `on_disk` made, or other Orbax code, as the kind of leaf that is wanted."""
+    """Converts a stored leaf, of this package or of other Orbax code, to the kind that is wanted."""
     if is_key(value):  # others store typed keys as such
         value = jax.random.key_data(value)
     if not is_key(wanted):
@@ -161,7 +161,7 @@ def require_values(flat: Flat, *, arrays: bool = True) -> None:
     Raises:
         NotBuiltError: naming the leaf that is abstract.
         OwnershipError: naming the leaf that was donated, is traced, or is a Keras variable.
-        StructureMismatchError: naming the leaf that is no array.
+        StructureMismatchError: naming the leaf that is not an array.
     """
     for path, leaf in flat.items():
         if isinstance(leaf, jax.core.Tracer):
@@ -176,7 +176,7 @@ def require_values(flat: Flat, *, arrays: bool = True) -> None:
 
 @contextlib.contextmanager
 def explained(trees: Mapping[str, Any]) -> Iterator[None]:
-    """Where a computation fails for a leaf that can't be used, says which and why; see `explain`."""
+    """Explains an error of a computation by the leaf that can't be used; see `explain`."""
     try:
         yield
     except (TypeError, ValueError, RuntimeError) as error:
@@ -185,7 +185,7 @@ def explained(trees: Mapping[str, Any]) -> Iterator[None]:
 
 
 def explain_leaf(error: BaseException, trees: Mapping[str, Any]) -> None:
-    """Raises in place of an error the reason for it, where that is a leaf that can't be used.
+    """Raises an error that names the leaf that can't be used, if there is one.
 
     Raises:
         OwnershipError: naming the leaf that was donated, or is a Keras variable.
@@ -224,5 +224,5 @@ def _require_usable(path: Path, leaf: Any, cause: BaseException | None, *, array
             join_path(path),
             got=f"a {type(leaf).__name__}",
             expected="an array",
-            fix="Put an array there, or take the state anew with TrainState.from_keras(model).",
+            fix="Put an array there, or take a new state with TrainState.from_keras(model).",
         ) from cause

@@ -1,4 +1,4 @@
-"""Paths of leaves in a tree: flatten, nest, fill, compare, and say the difference in words."""
+"""Paths of leaves in a tree: flatten, nest, fill and compare."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ def _name(key: Any) -> str:
 
 
 def nest_paths(flat: Mapping[Path, Any]) -> dict[str, Any]:
-    """The nested dict of the given leaves.
+    """Builds the nested dict of the given leaves.
 
     >>> nest_paths({("a", "b"): 1, ("a", "c"): 2})
     {'a': {'b': 1, 'c': 2}}
 
     Raises:
-        StructureMismatchError: if a leaf lies below another.
+        StructureMismatchError: if one leaf is below another.
     """
     tree: dict[str, Any] = {}
     for path, leaf in flat.items():
@@ -86,8 +86,8 @@ def nest_paths(flat: Mapping[Path, Any]) -> dict[str, Any]:
 def _not_nested(path: Path) -> StructureMismatchError:
     return StructureMismatchError(
         join_path(path),
-        got="a leaf, and another one above or below it",
-        expected="leaves of which none lies below another",
+        got="a leaf, and another leaf below it",
+        expected="no leaf below another leaf",
         fix="Rename one of them.",
     )
 
@@ -107,11 +107,14 @@ def compiled_pattern(text: Any, where: str, fix: str) -> re.Pattern[str]:
     """A regular expression that a user gave, to be searched for in paths.
 
     Raises:
-        StructureMismatchError: if it is none.
+        StructureMismatchError: if it is not valid.
     """
     try:
         return re.compile(text)
     except (re.error, TypeError) as error:
         raise StructureMismatchError(
-            where, got=f"{text!r}, which is no regular expression ({error})", expected="one", fix=fix
+            where,
+            got=f"{text!r}, which is not a valid regular expression ({error})",
+            expected="a regular expression",
+            fix=fix,
         ) from error

@@ -1,7 +1,7 @@
 """Types of public arguments and results, by the names that the documentation uses.
 
-Trees of arrays have no type of their own in Python: `PyTree` and what is made of it say what is meant, as in
-optax and Flax, and a type checker takes them for `Any`.
+Trees of arrays have no type of their own in Python: `PyTree` and its aliases document what is meant, as in
+optax and Flax; for a type checker they are `Any`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import optax
 
 Leaf: TypeAlias = jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct
 PyTree: TypeAlias = Any  # nested dicts, lists, tuples and registered classes, with a `Leaf` at each end
-Params: TypeAlias = PyTree  # trainable weights, and what is shaped like them
+Params: TypeAlias = PyTree  # trainable weights, and trees of the same structure
 OptState: TypeAlias = PyTree  # Keras's slots as a nested dict, or the state of optax
 Batch: TypeAlias = PyTree  # (x,), (x, y), (x, y, sample_weight), or x
 Shape: TypeAlias = PyTree  # (None, 28, 28), or a list or a dict of such

@@ -152,7 +152,7 @@ def test_data_that_begins_anew_is_warned_about(tmp_path):
     data = lambda: {"x": generator(), "steps_per_epoch": BATCHES, "shuffle": False}  # noqa: E731
     fit(tmp_path, data, build=small, kill=2, save_freq=1)
     fit(tmp_path, data, build=small, kill=BATCHES + 3, save_freq=1)  # in its first epoch it is the same
-    with pytest.warns(UserWarning, match="the data of epoch 1 is another than before the break"):
+    with pytest.warns(UserWarning, match="the data of epoch 1 differs from before the interruption"):
         fit(tmp_path, data, build=small)
 
 
@@ -215,7 +215,7 @@ def test_another_model_is_refused_and_nothing_is_assigned(tmp_path, change):
 
 def test_a_folder_that_fit_did_not_write_is_refused(tmp_path):
     kfb.save(tmp_path / "3", kfb.TrainState.from_keras(small()))
-    with pytest.raises(kfb.CheckpointError, match="something else than fit"):
+    with pytest.raises(kfb.CheckpointError, match="not written by fit"):
         fit(tmp_path, DATA["arrays"], build=small)
 
 

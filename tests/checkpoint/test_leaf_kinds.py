@@ -233,7 +233,7 @@ class Twice:
 
 CLASHES = {
     "of two types": ({1: np.ones(1), "1": np.zeros(1)}, "keys can be sorted"),
-    "twice": (Twice(), "a name of its own"),
+    "twice": (Twice(), "a distinct name"),
     "no text": ({"\ud800": np.ones(1)}, r"\\ud800"),
 }
 

@@ -125,7 +125,7 @@ def test_steps_of_a_run_that_was_given_up_are_not_taken_for_new_ones(tmp_path):
         for state in (first, *rest):
             manager.save(state)
         manager.restore(first, step=1)
-        with pytest.raises(kfb.CheckpointError, match="that you give up"):
+        with pytest.raises(kfb.CheckpointError, match="that you no longer need"):
             manager.save(rest[0])
 
 

@@ -327,12 +327,12 @@ def test_damaged_metadata_is_no_empty_checkpoint(saved, file):
 SAID = {
     "a typo": ({"include": ["params", "non_trainble"]}, "'non_trainble', which names nothing"),
     "half a name": ({"include": ["params/den"]}, "'params/den'"),
-    "no pattern": ({"include": "("}, "no regular expression"),
+    "no pattern": ({"include": "("}, "not a valid regular expression"),
     "a number": ({"include": 3}, "got a int"),
     "a name that is not stored": ({"rename": {"params/dense": "params/foo"}}, "not stored  params/dense"),
     "no names": ({"rename": lambda name: None}, "got a NoneType"),
     "a word": ({"rename": "foo"}, "got a str"),
-    "a broken pattern": ({"rename": [("(", "x")]}, "no regular expression"),
+    "a broken pattern": ({"rename": [("(", "x")]}, "not a valid regular expression"),
 }
 
 

@@ -43,7 +43,7 @@ def test_every_page_is_in_the_table_of_contents():
     index = (ROOT / "docs" / "index.md").read_text()
     trees = re.findall(r"```\{toctree\}(.*?)```", index, re.DOTALL)
     lines = [line for tree in trees for line in tree.split("\n") if line and not line.startswith(":")]
-    listed = {re.fullmatch(r"(?:.* <)?(\w+)>?", line)[1] for line in lines}
+    listed = {re.fullmatch(r"(?:.* <)?([\w-]+)>?", line)[1] for line in lines}
     assert listed == {page.stem for page in (ROOT / "docs").glob("*.md")} - {"index"}
 
 

@@ -258,7 +258,7 @@ def test_a_near_rule_is_said_so(caplog):
     state = kfb.TrainState.from_keras(model, optimizer=optax.adam(0.1))
     state = state.apply_gradients(grads=state.params)
     moved = state.to_keras(model)
-    assert "another rule than optax.adam" in caplog.text
+    assert "a different rule than optax.adam" in caplog.text
     assert int(moved.opt_state["iteration"]) == 1
 
 

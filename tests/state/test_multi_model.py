@@ -220,7 +220,7 @@ MISUSE = {
     "one model for two": (lambda: taken().assign_to({"generator": generator()}), "1 missing"),
     "a part of one": (lambda: kfb.TrainState.from_keras(generator()).part("x"), "the state is of one model"),
     "no models": (lambda: kfb.TrainState.from_keras({}), "one or more"),
-    "numbers as names": (lambda: kfb.TrainState.from_keras({0: generator()}), "words"),
+    "numbers as names": (lambda: kfb.TrainState.from_keras({0: generator()}), "each a string"),
     "a part that is none": (lambda: taken().with_parts(generator={}), "got a dict"),
     "a part of another model": (
         lambda: taken().with_parts(generator=taken().part("discriminator")),

@@ -58,7 +58,7 @@ def test_a_sharded_state_says_how_it_lies():
 def test_a_notebook_shows_a_table(trained):
     _, state = trained
     shown = kfb.report(state)._repr_html_()
-    assert shown.startswith("<pre>")
+    assert shown.startswith("<table>")
     assert "params/" in shown
 
 

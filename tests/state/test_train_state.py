@@ -249,7 +249,7 @@ def test_state_that_is_no_array_is_refused_by_name():
     model = keras.Sequential([keras.Input((4,)), Lookup(name="words"), layers.Dense(1)])
     model.compile("sgd", "mse")
     for take in (kfb.TrainState.from_keras, kfb.ToNNX):
-        with pytest.raises(kfb.UnsupportedLayerError, match=r"'words'.*no array.*pipeline"):
+        with pytest.raises(kfb.UnsupportedLayerError, match=r"'words'.*not an array.*pipeline"):
             take(model)
 
 

@@ -334,5 +334,5 @@ def test_a_wrong_number_of_steps_is_explained(model, count):
 
 def test_a_state_of_another_optimizer_is_explained(model):
     state = kfb.TrainState.from_keras(model)
-    with pytest.raises(kfb.StructureMismatchError, match="another optimizer"):
+    with pytest.raises(kfb.StructureMismatchError, match="a different optimizer"):
         kfb.make_train_step(model, optimizer=optax.adam(1e-3))(state, BATCH)

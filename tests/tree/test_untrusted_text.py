@@ -7,14 +7,12 @@ import re
 import sys
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import pytest
 
 import keras_flax_bridge as kfb
 from keras_flax_bridge import cli, migrate
 from keras_flax_bridge.errors import printable
-from keras_flax_bridge.migrate.compare import Difference
 from tests.support import hostile
 
 PACKAGE = Path(kfb.__file__).parent
@@ -42,26 +40,11 @@ def test_names_of_any_language_stay():
 E_ = hostile.ESCAPE
 
 
-def difference():
-    from keras_flax_bridge.cli.files.differing import FileDifference
-
-    return FileDifference(E_, E_, 1, {"missing": [{"path": E_, "leaf": E_}]}, {E_: [E_]})
-
-
 TEXTS = {
     "an error": lambda: kfb.BridgeError(E_, got=E_, expected=E_, fix=E_),
     "an error of leaves": lambda: kfb.StructureMismatchError(E_, missing=[E_], unexpected=[E_], fix=E_),
     "an error with a table": lambda: kfb.StructureMismatchError(E_, report=[E_], fix=E_),
-    "a report": lambda: kfb.report({E_: jnp.ones(2)}),
-    "a verification": lambda: kfb.VerifyReport(Path(f"/{E_}".replace("\0", "")), 1, {E_: E_}, (E_,)),
-    "a difference": difference,
     "a map": lambda: migrate.WeightMap([migrate.map_schema.Pair(((E_,),), ((E_,),))], notes=[E_]).table(),
-    "a conversion": lambda: migrate.report.ConversionReport(E_, ((E_, E_),), (E_,), None, None),
-    "a comparison": lambda: migrate.ComparisonReport((Difference(E_, 0, 0, E_),), (), 1),
-    "rules": lambda: kfb.ShardingReport(
-        1, (kfb.RuleReport(E_, jax.sharding.PartitionSpec(E_), 1, E_, 1, 1, 1),)
-    ),
-    "a resumption": lambda: kfb.ResumeReport((1, 1), 1, (E_,)),
 }
 
 
@@ -71,13 +54,6 @@ def test_what_is_printed_acts_on_nothing(row):
     assert "owned" in text
     assert clean(text)
     assert not any(line.startswith("forged") for line in text.split("\n"))
-
-
-def test_a_notebook_shows_names_as_text():
-    html = kfb.report({f"<script>{E_}</script><img src=x onerror=y>": jnp.ones(2)})._repr_html_()
-    assert "<script" not in html
-    assert "<img" not in html
-    assert clean(html)
 
 
 def test_a_chart_reads_no_formula_in_a_name():

@@ -1,8 +1,7 @@
-"""Files of Keras's kinds are checked before anything in them is read or handed to Keras.
+"""Checks Keras files before anything in them is read or passed to Keras.
 
-A file may come from a stranger. What Keras itself never writes is refused, and no number in a file
-is believed before it is compared with the bytes that are there. Every limit stands in `limits`,
-with its reason.
+Files are untrusted. Anything that Keras itself never writes is refused, and every number in a file is
+compared with the bytes that are there before it is used. All limits are in `limits`, with their reasons.
 """
 
 from keras_flax_bridge.checkpoint.guards.archive import archive as archive

@@ -24,7 +24,7 @@ _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 class Archive:
-    """An archive whose members were checked; what they hold was not."""
+    """An archive whose members were checked, but not their contents."""
 
     def __init__(self, path: FilePath, file: BinaryIO, opened: zipfile.ZipFile):
         self.path = path
@@ -64,7 +64,7 @@ class Archive:
 
     @contextlib.contextmanager
     def file(self, name: str) -> Iterator[BinaryIO]:
-        """A member as a file in which one can seek; a compressed one is unpacked to disk, and checked so."""
+        """A member as a seekable file; a compressed one is unpacked to disk and checked."""
         info = self._info(name)
         if info.compress_type == zipfile.ZIP_STORED:
             yield io.BufferedReader(_Part(self._file, self._begins[name], info.file_size))
@@ -82,7 +82,7 @@ class Archive:
                 yield part
 
     def damaged(self) -> dict[str, str]:
-        """What is wrong with members, by name: each is read and compared with its checksum."""
+        """Damaged members by name: reads each and compares it with its checksum."""
         found = {}
         for name in self.members:
             try:
@@ -93,7 +93,7 @@ class Archive:
         return found
 
     def require_whole(self) -> None:
-        """Compares every member with its checksum: Keras's own loader passes over a mismatch.
+        """Compares every member with its checksum: Keras's own loader ignores a mismatch.
 
         Raises:
             CorruptCheckpointError: naming the members that are damaged.
@@ -102,7 +102,10 @@ class Archive:
         if found:
             said = "; ".join(f"{limits.shown(name)}: {why}" for name, why in found.items())
             raise CorruptCheckpointError(
-                str(self.path), got=said, expected="the bytes that were written", fix="Take another copy."
+                str(self.path),
+                got=said,
+                expected="the bytes that were written",
+                fix="Use another copy of the file.",
             )
 
     @contextlib.contextmanager
@@ -114,7 +117,7 @@ class Archive:
                 f"{self.path}: {limits.shown(name)}",
                 got=f"{type(error).__name__}: {limits.shown(str(error))}",
                 expected="the bytes that were written",
-                fix="Take another copy of the file.",
+                fix="Use another copy of the file.",
             ) from error
 
 
@@ -123,7 +126,7 @@ def archive(path: FilePath) -> Iterator[Archive]:
     """A `.keras` file, opened and checked.
 
     Raises:
-        CheckpointError: if it is not such a file, or holds what Keras never writes.
+        CheckpointError: if it is not such a file, or contains something that Keras never writes.
     """
     with contextlib.ExitStack() as stack:
         require_regular(path)
@@ -137,9 +140,9 @@ def archive(path: FilePath) -> Iterator[Archive]:
 
 
 class _Opening:
-    """A file that gives no more at a time than the directory of an honest archive has.
+    """A file whose reads are limited to the size of a valid archive's directory.
 
-    `zipfile` reads the directory whole, before anyone can ask how large it is.
+    `zipfile` reads the directory completely before its size can be checked.
     """
 
     def __init__(self, file: BinaryIO):
@@ -201,7 +204,7 @@ def _require_names(path: FilePath, names: list[str]) -> None:
 
 
 def _require_plain(path: FilePath, info: zipfile.ZipInfo) -> None:
-    """Checks that a member is a plain file, or a folder, that one can read without a password."""
+    """Checks that a member is a plain file or folder, without a password."""
     kind = stat.S_IFMT(info.external_attr >> 16)
     odd = {
         "an encrypted member": info.flag_bits & 0x41,
@@ -217,7 +220,7 @@ def _require_plain(path: FilePath, info: zipfile.ZipInfo) -> None:
 
 
 def _begins(path: FilePath, file: BinaryIO, infos: list[zipfile.ZipInfo], end: int) -> dict[str, int]:
-    """Where the bytes of each member begin; no two members share any."""
+    """The offset of each member, after checking that no two overlap."""
     found, last = {}, end
     for info in sorted(infos, key=lambda info: info.header_offset, reverse=True):
         header = b""

@@ -1,4 +1,4 @@
-"""Compressed chunks of arrays: HDF5 unpacks one to whatever size it has, so each is measured before."""
+"""Compressed chunks of arrays: HDF5 unpacks a chunk to any size, so each is measured first."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def require_unpacked_sizes(path: FilePath, name: str, item: Any, array: Array) -
 
 
 def _unpacked_size(packed: bytes, most: int) -> int:
-    """The bytes that deflated ones stand for; some number above `most` where they are more."""
+    """The inflated size of deflated bytes; some number above `most` if it is larger."""
     stream, size, rest = zlib.decompressobj(), 0, packed
     try:
         while size <= most and not stream.eof:

@@ -42,7 +42,7 @@ class Weights(NamedTuple):
             yield self.read(name, where)
 
     def require_unpacked_sizes(self) -> None:
-        """Checks what only reading tells: that compressed chunks unpack to the size that they should have."""
+        """Checks by reading that compressed chunks unpack to their declared size."""
         for name, array in self.arrays.items():
             require_unpacked_sizes(self.path, name, self.file[name], array)
 
@@ -62,7 +62,7 @@ def weights(path: FilePath, *, values: bool = False) -> Iterator[Weights]:
             unpack to, are checked first.
 
     Raises:
-        CheckpointError: if it is not such a file, or holds what Keras never writes.
+        CheckpointError: if it is not such a file, or contains something that Keras never writes.
         CorruptCheckpointError: if a checksum of the archive differs.
     """
     with contextlib.ExitStack() as stack:
@@ -104,7 +104,7 @@ def config(path: FilePath) -> dict[str, Any]:
     """The config of the model in a `.keras` file.
 
     Raises:
-        CheckpointError: if it can't be read, or is no config that Keras wrote.
+        CheckpointError: if it can't be read, or is not a config that Keras wrote.
     """
     with archive(path) as opened:
         return texts.parsed(path, CONFIG, opened.text(CONFIG, limits.CONFIG))
@@ -130,7 +130,7 @@ def require_loadable(path: FilePath) -> None:
     """Checks a file before Keras reads it, all of it; each array in the bounds of one chunk.
 
     Raises:
-        CheckpointError: if it is not a file of Keras's, or holds what Keras never writes.
+        CheckpointError: if it is not a Keras file, or contains something that Keras never writes.
         CorruptCheckpointError: if a checksum of the archive differs.
     """
     if kind(path) == KERAS:

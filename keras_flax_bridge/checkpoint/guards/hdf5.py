@@ -52,7 +52,7 @@ class Array(NamedTuple):
 
 
 def arrays(path: FilePath, file: h5py.File, size: int, stored: int) -> dict[str, Array]:
-    """Every array in a file by its name, after all that is declared was checked; no array is read.
+    """Every array in a file by its name, after checking all declarations; no array is read.
 
     Args:
         path: what the file is called in errors.
@@ -61,7 +61,7 @@ def arrays(path: FilePath, file: h5py.File, size: int, stored: int) -> dict[str,
         stored: the bytes that it takes on disk, where it is compressed as a whole.
 
     Raises:
-        CheckpointError: if it holds what Keras never writes, or declares more than is there.
+        CheckpointError: if it contains something that Keras never writes, or declares more than is there.
     """
     found = {name: _array(path, name, item, size) for name, item in _datasets(path, file)}
     taken = sum(array.stored for array in found.values())
@@ -116,7 +116,7 @@ def _opened(path: FilePath, name: str, group: Any, raw: bytes, seen: set[Any]) -
 
 
 def _array(path: FilePath, name: str, item: Any, size: int) -> Array:
-    """What a dataset declares, checked; nothing of it is read."""
+    """The checked declaration of a dataset; its data is not read."""
     plist = item.get_create_plist()
     layout = plist.get_layout()
     if plist.get_external_count():

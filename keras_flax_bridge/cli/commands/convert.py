@@ -1,4 +1,4 @@
-"""convert: writes what lies in one kind of file as another, reads it back and compares every bit."""
+"""convert: writes one kind of file as another, reads it back and compares every bit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 from keras_flax_bridge.checkpoint import orbax_io
 from keras_flax_bridge.cli import arguments, output
 from keras_flax_bridge.cli.files import converting
-from keras_flax_bridge.state.report import counted
 
 
 def add_arguments(parser: Any) -> None:
@@ -16,11 +15,11 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument(
         "target",
         metavar="DST",
-        help="where to; its suffix says what it becomes; without one it is a checkpoint",
+        help="the target; its suffix selects the format; without one it is a checkpoint",
     )
-    said = "what it becomes; flax is a plain tree, for Orbax's StandardCheckpointer"
+    said = "the format; flax is a plain tree, for Orbax's StandardCheckpointer"
     parser.add_argument("--to", choices=converting.KINDS, help=said)
-    said = "how a checkpoint lies on disk"
+    said = "the layout of a checkpoint on disk"
     parser.add_argument("--layout", choices=("tree", "packed"), default="tree", help=said)
     parser.add_argument("--force", action="store_true", help="replace what lies there")
     arguments.add_step(parser)
@@ -32,7 +31,7 @@ def run(options: Any) -> int:
     arguments.do_imports(options)
     target = orbax_io.absolute(options.target)
     kind = converting.kind_for(target, options.to)
-    done = converting.convert(
+    report = converting.convert(
         arguments.opened_with(options.source, options, step=options.step),
         target,
         kind,
@@ -40,11 +39,5 @@ def run(options: Any) -> int:
         layout=options.layout,
         force=options.force,
     )
-    output.say(
-        f"{done.path}: {done.kind}, {counted(done.leaves, 'leaf')}, {done.size:,} bytes, read back the same"
-    )
-    for why, names in done.left.items():
-        output.say(f"left out: {', '.join(names)} ({why})")
-    for note in done.notes:
-        output.say(f"note: {note}")
+    output.show(str(report))
     return 0

@@ -30,4 +30,4 @@ def run(options: Any) -> int:
         output.show_json(found.to_json())
     else:
         output.show(str(found))
-    return 1 if found else 0
+    return 0 if found.ok else 1

@@ -1,6 +1,6 @@
-"""doctor: versions, backend, devices and settings; what clashes, and what to do about it.
+"""doctor: versions, backend, devices and settings; conflicts, and how to fix them.
 
-Typed in a shell it runs before the rest of the package is imported: see `_start`.
+From a shell it runs before the rest of the package is imported: see `startup.begin`.
 """
 
 from __future__ import annotations

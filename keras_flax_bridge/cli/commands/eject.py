@@ -1,4 +1,4 @@
-"""eject: a Keras model as the source of a native Flax module, with its weights beside it; without Keras."""
+"""eject: writes a Keras model as the source of a native Flax module, and its weights as a checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""inspect: what lies in a checkpoint or a file: paths, kinds, shapes, dtypes, bytes; no array is read."""
+"""inspect: lists the leaves of a checkpoint or file: paths, kinds, shapes, dtypes, bytes; reads no array."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""plan: bytes on each device of a mesh, under some layouts, and of a checkpoint; nothing is allocated."""
+"""plan: estimates bytes on each device of a mesh for several layouts, and of a checkpoint."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _optimizer(name: str, ema: bool) -> Any:
 
 
 def _builder(model: str) -> Callable[[], Any]:
-    """What builds the model: nothing is built yet."""
+    """A function that builds the model, not called yet."""
     if model.endswith(".keras"):
         config = {**guards.config(Path(model)), "compile_config": None}  # its weights are not needed
         return lambda: model_configs.build(config, model)

@@ -1,4 +1,4 @@
-"""verify: reads every leaf, compares its checksum, names those that are damaged or have none.
+"""verify: compares every leaf with its checksum, and names those that are damaged or have none.
 
 The exit code is 0 only if every leaf was compared and none is damaged.
 """
@@ -25,10 +25,7 @@ def run(options: Any) -> int:
     with working(f"reading {options.path}"):
         report = verify(existing(options.path), step=options.step)
     if options.json:
-        output.show_json(
-            {"path": str(report.path), "ok": report.ok, "leaves": report.leaves, "checked": report.checked}
-            | {"damaged": report.damaged, "unchecked": list(report.unchecked), "by": report.by}
-        )
+        output.show_json(report.to_json())
     else:
         output.show(str(report))
     return 0 if report.ok else 1

@@ -1,4 +1,4 @@
-"""What lies in one kind of file or folder, written as another, read back and compared bit for bit."""
+"""Writes one kind of file or folder as another, reads it back and compares it bit for bit."""
 
 from __future__ import annotations
 
@@ -16,15 +16,39 @@ from keras_flax_bridge.cli.files import writers
 from keras_flax_bridge.cli.files.comparing import unlike
 from keras_flax_bridge.cli.files.leaves import Leaves
 from keras_flax_bridge.cli.files.replacing import beside, require_free
-from keras_flax_bridge.errors import CheckpointError
+from keras_flax_bridge.errors import CheckpointError, printed
+from keras_flax_bridge.state.report import counted
 from keras_flax_bridge.tree.paths import Path, join_path
+from keras_flax_bridge.tree.reports import Table, table_of
 
 SUFFIXES = {".keras": "keras", ".weights.h5": "weights.h5", ".safetensors": "safetensors"}
 KINDS = ("checkpoint", "flax", *SUFFIXES.values())
 
 
+class LeftOut(NamedTuple):
+    """A leaf that the target can't hold, and why."""
+
+    path: str
+    why: str
+
+
 class Converted(NamedTuple):
-    """What was converted: how many leaves and bytes, what was left out and why, and what else to know."""
+    """What was converted.
+
+    Attributes:
+        path: the file or the folder that was written.
+        kind: one of `KINDS`.
+        leaves: how many leaves it holds.
+        size: their bytes.
+        left: paths of leaves that were left out, by the reason.
+        notes: what else to know.
+
+    Example:
+        >>> left = {"Keras's files hold no seeds": ["seed"]}
+        >>> print(Converted(FilePath("a.keras"), "keras", 2, 60, left, []))
+        a.keras: keras, 2 leaves, 60 bytes, read back the same
+        left out: seed (Keras's files hold no seeds)
+    """
 
     path: FilePath
     kind: str
@@ -33,12 +57,47 @@ class Converted(NamedTuple):
     left: dict[str, list[str]]
     notes: list[str]
 
+    @property
+    def rows(self) -> tuple[LeftOut, ...]:
+        """One row for each leaf that was left out."""
+        return tuple(LeftOut(path, why) for why, paths in self.left.items() for path in paths)
+
+    @property
+    def ok(self) -> bool:
+        """True: `convert` raises where what was written does not read back the same."""
+        return True
+
+    def to_json(self) -> dict[str, Any]:
+        """The conversion as JSON types."""
+        head = {"path": str(self.path), "ok": self.ok, "kind": self.kind}
+        return {**head, "leaves": self.leaves, "bytes": self.size, "left_out": self.left, "notes": self.notes}
+
+    def __str__(self) -> str:
+        left = [f"left out: {', '.join(paths)} ({why})" for why, paths in self.left.items()]
+        return printed([self._head(), *left, *self._notes()])
+
+    def _head(self) -> str:
+        leaves = counted(self.leaves, "leaf")
+        return f"{self.path}: {self.kind}, {leaves}, {self.size:,} bytes, read back the same"
+
+    def _notes(self) -> list[str]:
+        return [f"note: {note}" for note in self.notes]
+
+    def _table(self) -> Table:
+        return table_of(self._head(), ("left out", "why"), self.rows, self._notes())
+
+    def __rich__(self) -> Table:
+        return self._table()
+
+    def _repr_html_(self) -> str:
+        return self._table().to_html()
+
 
 def kind_for(path: FilePath, to: str | None) -> str:
-    """The kind of a target: what was asked for, else what its suffix says, else a checkpoint.
+    """The kind of a target: as requested, otherwise by its suffix, otherwise a checkpoint.
 
     Raises:
-        CheckpointError: if the suffix says another kind than was asked for.
+        CheckpointError: if the suffix is that of a different kind than requested.
     """
     wanted = {kind: suffix for suffix, kind in SUFFIXES.items()}
     by_suffix = next((kind for suffix, kind in SUFFIXES.items() if path.name.endswith(suffix)), None)
@@ -48,7 +107,7 @@ def kind_for(path: FilePath, to: str | None) -> str:
         raise CheckpointError(
             str(path),
             got=f"this name for --to {to}",
-            expected=f"one that ends in {wanted[to]}" if to in wanted else "one without the suffix of a file",
+            expected=f"one that ends in {wanted[to]}" if to in wanted else "a name without a file suffix",
             fix="The suffix says what a file is.",
         )
     return to
@@ -63,15 +122,15 @@ def convert(
     layout: str = "tree",
     force: bool = False,
 ) -> Converted:
-    """Writes what lies in `source` as another kind, all or nothing.
+    """Writes the leaves of `source` as another kind, all or nothing.
 
     Args:
         source: what was opened.
         path: where to.
         kind: one of `KINDS`.
-        model_file: a `.keras` file with the model that the leaves are of, if nothing stored says so.
+        model_file: a `.keras` file with the model of the leaves, if `source` has no model config.
         layout: of a checkpoint.
-        force: whether what lies at `path` may be replaced.
+        force: whether an existing `path` may be replaced.
 
     Raises:
         CheckpointError: if `path` can't be written, or the kind can't hold the leaves.
@@ -82,7 +141,7 @@ def convert(
     with working(f"reading {source.path}"):
         # first, since a model may be loaded for it: before the values are in memory as well
         initial = source.initial() if kind == "checkpoint" else {}
-        gc.collect()  # models hold themselves
+        gc.collect()  # models contain reference cycles
         give_back()
     leaves = Leaves(source, initial)
     job = writers.Job(leaves, _models(source, model_file, path), model_file is not None, layout)
@@ -101,13 +160,13 @@ def convert(
 
 
 def _started(initial: Mapping[Path, Any]) -> list[str]:
-    """What is said of leaves that the source lacks."""
+    """A note on leaves that the source lacks."""
     names = ", ".join(map(join_path, initial))
     return [f"not in the source, so as the model starts them: {names}"] if initial else []
 
 
 def _models(source: Contents, model_file: Any, path: FilePath) -> Callable[[], Any]:
-    """What gives the model that the leaves are of, each time a new one."""
+    """A function that returns the model of the leaves, a new one each time."""
 
     def build() -> Any:
         if model_file is not None:
@@ -117,8 +176,8 @@ def _models(source: Contents, model_file: Any, path: FilePath) -> Callable[[], A
             raise CheckpointError(
                 str(path),
                 got=f"no model config in {source.path}",
-                expected="the model that its leaves are of",
-                fix="Give it with --model FILE.keras.",
+                expected="the model that its leaves belong to",
+                fix="Pass it with --model FILE.keras.",
             )
         return model
 
@@ -129,9 +188,9 @@ def _require_named(source: Contents) -> None:
     if source.unnamed:
         raise CheckpointError(
             str(source.path),
-            got=f"names that mean nothing elsewhere: {source.unnamed}",
-            expected="leaves by their places in a model",
-            fix="Give the model that it is of with --model FILE.keras, or register its classes by --import.",
+            got=f"names that are valid in this file only: {source.unnamed}",
+            expected="leaves by structural key",
+            fix="Pass its model with --model FILE.keras, or register its classes with --import MODULE.",
         )
 
 
@@ -146,7 +205,7 @@ def _require_equal(draft: FilePath, done: writers.Written, job: writers.Job) -> 
     if lost or differing or added:
         raise CheckpointError(
             str(draft.name),
-            got=f"leaves that came back otherwise, or not: {_names([*lost, *differing, *added])}",
+            got=f"leaves that differ or are missing when read back: {_names([*lost, *differing, *added])}",
             expected="what was read, bit for bit",
             fix="Nothing was written. Another kind of target may hold them.",
         )

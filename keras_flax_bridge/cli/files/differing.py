@@ -1,7 +1,8 @@
-"""What differs between what lies in two places: paths, shapes, dtypes, values."""
+"""Compares two files or checkpoints: paths, shapes, dtypes, values."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -14,55 +15,100 @@ from keras_flax_bridge.errors import printed
 from keras_flax_bridge.state.report import counted, kind_of, listed
 from keras_flax_bridge.tree.diff import diff_trees, spec_text
 from keras_flax_bridge.tree.paths import Flat, Path, join_path
+from keras_flax_bridge.tree.reports import Table, table_of
 
 KINDS = ("missing", "unexpected", "shape", "dtype", "value")
-Row = dict[str, Any]
+
+
+class DifferenceRow(NamedTuple):
+    """A leaf that differs.
+
+    Attributes:
+        kind: one of `KINDS`; ``missing`` is in the first file alone, ``unexpected`` in the second alone.
+        path: of the leaf.
+        a: its dtype and shape in the first file; ``""`` if it is not there, or if values differ.
+        b: the same in the second.
+        largest: the largest absolute difference of its values, or text where there is no number for it.
+    """
+
+    kind: str
+    path: str
+    a: str = ""
+    b: str = ""
+    largest: float | str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The leaf as JSON types, with what its kind of difference has."""
+        if self.kind == "value":
+            return {"path": self.path, "largest": self.largest}
+        if self.kind in ("missing", "unexpected"):
+            return {"path": self.path, "leaf": self.a or self.b}
+        return {"path": self.path, "a": self.a, "b": self.b}
+
+    def __str__(self) -> str:
+        number = self.largest if isinstance(self.largest, str) else f"{self.largest:.6g}"
+        said = " and ".join(filter(None, (self.a, self.b))) or number
+        return f"{self.kind:<10}  {self.path}  {said}"
 
 
 class FileDifference(NamedTuple):
     """What differs, leaf by leaf.
 
     Attributes:
-        a: the first place.
+        a: the first file or folder.
         b: the second.
         compared: how many leaves both have.
-        rows: by kind of difference; ``missing`` is in the first alone, ``unexpected`` in the second alone.
+        rows: one for each leaf that differs, in the order of `KINDS`.
         skipped: paths that weren't compared, by the reason.
+
+    Example:
+        >>> rows = (DifferenceRow("dtype", "params/bias", "float32[2]", "bfloat16[2]"),)
+        >>> print(FileDifference("/runs/a", "/runs/b", 4, rows, {}))
+        dtype       params/bias  float32[2] and bfloat16[2]
+        4 leaves compared: 1 dtype
     """
 
     a: str
     b: str
     compared: int
-    rows: dict[str, list[Row]]
+    rows: tuple[DifferenceRow, ...]
     skipped: dict[str, list[str]]
 
-    def __bool__(self) -> bool:
-        return any(self.rows.values())
+    @property
+    def ok(self) -> bool:
+        """Whether nothing differs, of what was compared."""
+        return not self.rows
 
     def to_json(self) -> dict[str, Any]:
-        """The difference as plain JSON types."""
-        head = {"a": self.a, "b": self.b, "same": not self, "compared": self.compared}
-        return {**head, **self.rows, "not_compared": self.skipped}
+        """The difference as JSON types: the leaves by kind of difference."""
+        head = {"a": self.a, "b": self.b, "ok": self.ok, "same": self.ok, "compared": self.compared}
+        rows = {kind: [row.to_json() for row in self.rows if row.kind == kind] for kind in KINDS}
+        return {**head, **rows, "not_compared": self.skipped}
 
     def __str__(self) -> str:
-        lines = [_line(kind, row) for kind, rows in self.rows.items() for row in rows]
-        counts = [f"{len(rows)} {kind}" for kind, rows in self.rows.items() if rows]
-        said = ", ".join(counts) or "no difference"
-        notes = [f"not compared: {listed(names)} ({why})" for why, names in self.skipped.items()]
-        return printed([*lines, *notes, f"{counted(self.compared, 'leaf')} compared: {said}"])
+        return printed([*map(str, self.rows), *self._notes(), self._head()])
 
+    def _head(self) -> str:
+        counts = Counter(row.kind for row in self.rows)
+        said = ", ".join(f"{number} {kind}" for kind, number in counts.items()) or "no difference"
+        return f"{counted(self.compared, 'leaf')} compared: {said}"
 
-def _line(kind: str, row: Row) -> str:
-    said = row.get("leaf") or (f"{row['a']} and {row['b']}" if "a" in row else _number(row["largest"]))
-    return f"{kind:<10}  {row['path']}  {said}"
+    def _notes(self) -> list[str]:
+        return [f"not compared: {listed(names)} ({why})" for why, names in self.skipped.items()]
 
+    def _table(self) -> Table:
+        title = f"{self.a} and {self.b}: {self._head()}"
+        return table_of(title, DifferenceRow._fields, self.rows, self._notes())
 
-def _number(largest: float | str) -> str:
-    return largest if isinstance(largest, str) else f"{largest:.6g}"
+    def __rich__(self) -> Table:
+        return self._table()
+
+    def _repr_html_(self) -> str:
+        return self._table().to_html()
 
 
 def difference(a: Contents, b: Contents, *, values: bool = False) -> FileDifference:
-    """Compares two places.
+    """Compares two files or checkpoints.
 
     Args:
         a: the first.
@@ -73,18 +119,21 @@ def difference(a: Contents, b: Contents, *, values: bool = False) -> FileDiffere
     diff = diff_trees(second, first)
     both = {path: (leaf, second[path]) for path, leaf in first.items() if path in second}
     alike = [path for path in both if path not in diff.mismatched]
-    rows: dict[str, list[Row]] = {
-        "missing": _alone(diff.missing),
-        "unexpected": _alone(diff.unexpected),
-        "shape": _unlike(both, diff.mismatched, by_shape=True),
-        "dtype": _unlike(both, diff.mismatched, by_shape=False),
-        "value": list(_values(a, b, {path: both[path] for path in alike})) if values else [],
-    }
+    rows = (
+        *(DifferenceRow("missing", join_path(p), a=spec_text(leaf)) for p, leaf in diff.missing.items()),
+        *(
+            DifferenceRow("unexpected", join_path(p), b=spec_text(leaf))
+            for p, leaf in diff.unexpected.items()
+        ),
+        *_unlike("shape", both, diff.mismatched),
+        *_unlike("dtype", both, diff.mismatched),
+        *(_values(a, b, {path: both[path] for path in alike}) if values else ()),
+    )
     return FileDifference(str(a.path), str(b.path), len(both), rows, skipped)
 
 
 def _comparable(a: Contents, b: Contents) -> tuple[Flat, Flat, dict[str, list[str]]]:
-    """The leaves of both, without those that one of them can't hold."""
+    """The leaves of both, without those that either format can't store."""
     first, second = _below_params(a.specs, b.specs), _below_params(b.specs, a.specs)
     why = {**a.lacks, **b.lacks}
     skipped: dict[str, list[str]] = {}
@@ -99,32 +148,27 @@ def _without(flat: Flat, kinds: Mapping[str, str]) -> Flat:
 
 
 def _below_params(flat: Flat, other: Flat) -> Flat:
-    """The leaves of a module's state, which has no ``params`` above it, where the other side has."""
+    """Adds ``params`` above the leaves of a module's state, if the other file has it."""
     if any(kind_of(path) for path in flat) or not any(path[0] == "params" for path in other):
         return flat
     return {("params", *path): leaf for path, leaf in flat.items()}
 
 
-def _alone(flat: Mapping[Path, Any]) -> list[Row]:
-    return [{"path": join_path(path), "leaf": spec_text(leaf)} for path, leaf in flat.items()]
+def _unlike(kind: str, both: Mapping[Path, Any], paths: Iterable[Path]) -> Iterator[DifferenceRow]:
+    """Leaves whose shapes differ, or whose shapes are the same and whose dtypes differ."""
+    for path in paths:
+        first, second = both[path]
+        if ("shape" if np.shape(first) != np.shape(second) else "dtype") == kind:
+            yield DifferenceRow(kind, join_path(path), spec_text(first), spec_text(second))
 
 
-def _unlike(both: Mapping[Path, Any], paths: Iterable[Path], *, by_shape: bool) -> list[Row]:
-    """Leaves of another shape, or of the same shape and another dtype."""
-    return [
-        {"path": join_path(path), "a": spec_text(both[path][0]), "b": spec_text(both[path][1])}
-        for path in paths
-        if (np.shape(both[path][0]) != np.shape(both[path][1])) == by_shape
-    ]
-
-
-def _values(a: Contents, b: Contents, names: Mapping[Path, tuple[Any, Any]]) -> Iterator[Row]:
-    """Leaves whose values differ; some are read at a time, of a large one some elements."""
+def _values(a: Contents, b: Contents, names: Mapping[Path, tuple[Any, Any]]) -> Iterator[DifferenceRow]:
+    """Leaves whose values differ; reads a few leaves at a time, and large ones in parts."""
     with a.reading(), b.reading():
         for group in groups({path: leaf for path, (leaf, _) in names.items()}, a.packed()):
             for path, largest in _of_group(a, b, group, names):
                 if largest is not None:
-                    yield {"path": join_path(path), "largest": largest}
+                    yield DifferenceRow("value", join_path(path), largest=largest)
 
 
 def _of_group(
@@ -143,7 +187,7 @@ def _of_group(
 
 
 def _own(contents: Contents, path: Path) -> Path:
-    """The name of a leaf on one side: there may be no ``params`` above it."""
+    """The path of a leaf in its own file, which may have no ``params`` above it."""
     return path if path in contents.specs else path[1:]
 
 

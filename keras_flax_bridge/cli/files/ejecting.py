@@ -26,7 +26,7 @@ from keras_flax_bridge.tree.diff import diff_trees
 from keras_flax_bridge.tree.leaves import on_disk
 from keras_flax_bridge.tree.paths import Flat, join_path
 
-_WEIGHTS = nnx.Not(nnx.RngState)  # the keys of dropout are whoever's makes the module
+_WEIGHTS = nnx.Not(nnx.RngState)  # dropout keys come from the caller that creates the module
 
 
 class Ejected(NamedTuple):
@@ -45,7 +45,7 @@ def eject(file: Path, source: Path, weights: Path, class_name: str, *, force: bo
         source: the ``.py`` file to write.
         weights: the folder of the checkpoint to write; its leaves have the names of the module's.
         class_name: of the module.
-        force: whether what lies there may be replaced.
+        force: whether existing targets may be replaced.
 
     Raises:
         CheckpointError: if the file can't be read, or either can't be written.
@@ -76,7 +76,7 @@ def _converted(file: Path, class_name: str) -> tuple[Source, Flat, Any]:
 
 @contextlib.contextmanager
 def _converting(file: Path) -> Iterator[None]:
-    """Says of which file a model is that can't be run: its settings may be of anyone's choice."""
+    """Names the file of a model that can't be run: its settings are untrusted."""
     try:
         yield
     except BridgeError:
@@ -85,8 +85,8 @@ def _converting(file: Path) -> Iterator[None]:
         raise CheckpointError(
             str(file),
             got=f"a model that can't be converted or run ({type(error).__name__}: {said(error)})",
-            expected="settings that its layers compute with",
-            fix="Run the model in Keras first. The file may be damaged, or was made to harm.",
+            expected="layer settings that can be run",
+            fix="Run the model in Keras first. The file may be damaged or malicious.",
         ) from error
 
 
@@ -101,7 +101,10 @@ def _require_equal(source: Source, file: Path, weights: Path, flat: Flat) -> Non
     text = file.read_text(encoding="utf-8")
     if text != source.text:
         raise CheckpointError(
-            str(file), got="another text than was written", expected="the same", fix="Check the disk."
+            str(file),
+            got="text that differs from what was written",
+            expected="the same text",
+            fix="Check the disk.",
         )
     made = executed(text, str(file), {"__name__": "keras_flax_bridge_ejected"})  # nothing else is run
     state = nnx.to_flat_state(nnx.state(abstract(made[source.class_name]), _WEIGHTS))
@@ -115,5 +118,5 @@ def _require_equal(source: Source, file: Path, weights: Path, flat: Flat) -> Non
             str(file),
             got=difference.table() if difference else f"weights that came back otherwise: {names}",
             expected="those of the model, bit for bit",
-            fix="Nothing was written. This is a mistake in the bridge: report it.",
+            fix="Nothing was written. This is a bug in keras_flax_bridge: please report it.",
         )

@@ -1,4 +1,4 @@
-"""Files and folders that take their place at once, or not at all."""
+"""Replaces files and folders atomically."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def require_free(path: Path, *, source: Path, force: bool) -> None:
     """Checks that a path may be written, and that what is replaced is one file or one checkpoint.
 
     Raises:
-        StepAlreadyExistsError: if something lies there.
-        ArgumentError: if `source` does, or what lies there is no file and no checkpoint.
+        StepAlreadyExistsError: if the path exists.
+        ArgumentError: if it is `source`, or neither a file nor a checkpoint.
     """
     fix = "Make the folder first."
-    require(path.parent.is_dir(), str(path), "no folder to write it in", "a folder that exists", fix)
+    require(path.parent.is_dir(), str(path), "a parent folder that does not exist", "one that does", fix)
     nested = source == path or path in source.parents or source in path.parents
     fix = "Write it beside the source."
-    require(not nested, str(path), f"a place around, at or inside of {source}", "another place", fix)
+    require(not nested, str(path), f"a path that contains, is or is in {source}", "another path", fix)
     if not path.exists():
         return
     if not force:
@@ -33,12 +33,12 @@ def require_free(path: Path, *, source: Path, force: bool) -> None:
         )
     one = path.is_file() or orbax_io.is_checkpoint(path)
     fix = "--force replaces one file or one checkpoint, never a folder of several things."
-    require(one, str(path), "a folder of other things", "a file or one checkpoint to replace", fix)
+    require(one, str(path), "a folder that is not a checkpoint", "a file or one checkpoint to replace", fix)
 
 
 @contextlib.contextmanager
 def beside(path: Path) -> Iterator[Path]:
-    """A place to write to, on the disk of `path`; it takes the name at the end, if nothing failed."""
+    """A temporary path on the same disk as `path`; renamed to it at the end, if nothing failed."""
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         yield folder / path.name

@@ -47,7 +47,7 @@ class Job:
 
     @cached_property
     def config(self) -> Any:
-        """The config of the model: of the given one, if the leaves are of it; else the stored one."""
+        """The config of the given model, after checking the leaves against it, or the stored config."""
         if not self.given:
             return self.source.config
         config = model_configs.of_model(_filled(self)[0])
@@ -62,8 +62,8 @@ class Written(NamedTuple):
     Attributes:
         names: the leaf that each written name holds.
         left: leaves that were left out, and why.
-        notes: what else is to be said.
-        started: names that hold no leaf of the source, but what the model starts with.
+        notes: remarks for the user.
+        started: names whose leaves are not in the source and are initialized by the model.
     """
 
     names: dict[Path, Path]
@@ -155,7 +155,7 @@ def _fill(model: Any, leaves: Leaves) -> Written:
         raise CheckpointError(
             where,
             got=f"several models ({', '.join(model)})",
-            expected="one, as Keras's files hold",
+            expected="one model: a Keras file holds only one",
             fix="Load them with kfb.load_model, and save each.",
         )
     given, weights = _parted(leaves.specs)
@@ -185,7 +185,7 @@ def _parted(flat: Flat) -> tuple[Flat, Flat]:
 
 
 def _restart(model: Any) -> None:
-    """Gives a compiled model an optimizer that has seen nothing."""
+    """Gives a compiled model a new optimizer."""
     if model.compiled:
         model.optimizer = keras_internals.rebuilt(model.optimizer, {id(v): v for v in model.weights})
 

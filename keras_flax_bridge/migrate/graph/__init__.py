@@ -1,1 +1,1 @@
-"""The graph of a model's calls, as the conversion sees it."""
+"""The graph of a model's calls for the conversion."""

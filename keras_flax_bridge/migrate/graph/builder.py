@@ -1,4 +1,4 @@
-"""From a Keras model to the intermediate form, by the rules; everything that has none is named at once."""
+"""Converts a Keras model to the intermediate form by the rules; lists everything without a rule at once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LITERAL_SIZE = 16  # larger constants become a variable of the module
 
 
 class Problems:
-    """Layers and operations that can't be converted, collected to be named at once."""
+    """Layers and operations that can't be converted, collected for one error."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -36,7 +36,7 @@ class Problems:
             self.lines.append(line)
 
     def raise_any(self, model: Any) -> None:
-        """Raises UnsupportedLayerError with all that was noted."""
+        """Raises UnsupportedLayerError with everything that was noted."""
         if not self.lines:
             return
         raise UnsupportedLayerError(
@@ -61,7 +61,7 @@ class Drawing:
         self.islands: dict[str, Any] = {}
         self.mapped: set[Path] = set()
         self.graphs: dict[int, Graph] = {}
-        self.kept: list[Any] = []  # drawn tensors: their ids must stay theirs
+        self.kept: list[Any] = []  # traced tensors: kept alive, since they are looked up by id
 
     def value(self, shape: Any, dtype: Any, hint: str) -> Value:
         """A value with the next number."""
@@ -81,11 +81,11 @@ class GraphBuilder:
         self.texts: dict[int, str] = {}
         self.children: dict[Any, Child] = {}
         self.done: set[int] = set()
-        self.tensors: dict[int, Any] = {}  # what stands for the model's own tensors
+        self.tensors: dict[int, Any] = {}  # the tensors that replace the model's own
         self.aliases: dict[int, Any] = {}  # tensors that stand for others without their mask
         self.current: Child | None = None
 
-    # what rules ask for
+    # the interface for rules
     def text(self, tensor: Any) -> str:
         """The expression of a tensor, after the steps that compute it."""
         tensor = self.aliases.get(id(tensor), tensor)
@@ -98,7 +98,7 @@ class GraphBuilder:
         return self.texts[id(tensor)]
 
     def name(self, tensor: Any, code: str) -> None:
-        """Says which expression a tensor stands for."""
+        """Sets the expression of a tensor."""
         self.drawing.kept.append(tensor)
         self.texts[id(tensor)] = code
 
@@ -111,7 +111,7 @@ class GraphBuilder:
         return str(value)
 
     def constant(self, array: np.ndarray) -> str:
-        """An array of the graph: a literal where it is small, else a frozen variable."""
+        """An array of the graph: a literal if it is small, otherwise a frozen variable."""
         if array.ndim == 0:
             return f"{dtype_name(array.dtype)}({literal(_shortest(array))})"
         if array.size <= LITERAL_SIZE:
@@ -122,7 +122,7 @@ class GraphBuilder:
         return self._held("constant", array.shape, str(array.dtype), "Frozen", weight)
 
     def variable(self, variable: Any) -> str:
-        """A Keras variable that an operation reads, as one of the module."""
+        """The module's variable for a Keras variable that an operation reads."""
         entry = self.drawing.entries[id(variable)]
         key = id(variable)
         if key not in self.children:
@@ -150,7 +150,7 @@ class GraphBuilder:
 
     # calls
     def _missing(self, node: Node) -> list[Node]:
-        """A call after those that it needs and that have no steps yet; without recursion: graphs are deep."""
+        """A call, after the calls that it depends on; without recursion, since graphs may be deep."""
         found, seen, stack = [], {node.key}, [(node, iter(node.inputs))]
         while stack:
             call, inputs = stack[-1]
@@ -167,7 +167,7 @@ class GraphBuilder:
         return found
 
     def emit(self, node: Node) -> None:
-        """Adds the steps of a call, after those of what it reads."""
+        """Adds the steps of a call, after those of its inputs."""
         if node.key in self.done:
             return
         self.done.add(node.key)
@@ -223,7 +223,7 @@ class GraphBuilder:
         return code
 
     def _weights(self, rule: rules.Rule, site: Site) -> Iterator[Weight]:
-        """Where the variables of a layer go; one without a place is an error."""
+        """The paths of a layer's variables in the module; a variable without one is an error."""
         targets = rule.targets(site)
         for collection in keras_internals.collect_layer(site.layer):
             for entry in collection:
@@ -239,7 +239,7 @@ class GraphBuilder:
                 yield Weight(own.path, tuple(map(split_path, paths)), tuple(transforms), own.kind)
 
     def _nested(self, model: Any, inner: Any, node: Node) -> str | None:
-        """A model inside the model: a class of its own."""
+        """A nested model, which becomes a class of its own."""
         if any(keras_internals.mask_of(tensor) is not None for tensor in node.inputs):
             return self._drawn(node)  # its layers see a mask that its own graph does not know
         if id(model) not in self.children:
@@ -250,14 +250,14 @@ class GraphBuilder:
         return f"«m»({self.packed(_bare(argument))})"
 
     def _drawn(self, node: Node) -> str | None:
-        """A layer without a rule: what its `call` does, where that draws a graph."""
+        """A layer without a rule: the graph of its `call`, if it can be traced."""
         outputs = drawn(self, node)
         for tensor, output in zip(node.outputs, outputs, strict=True):
             self.texts[id(tensor)] = self.text(output)
         return None
 
     def _fallback(self, node: Node, reason: str) -> str | None:
-        """What stands for a call that can't be converted: an island of Keras, or nothing yet."""
+        """A replacement for a call that can't be converted: a wrapped Keras layer, or a placeholder."""
         operation = node.operation
         if self.drawing.fallback == "bridge" and isinstance(operation, keras.layers.Layer):
             return self._island(node)
@@ -299,7 +299,7 @@ class GraphBuilder:
         return self.text(value) if isinstance(value, keras.KerasTensor) else literal(value)
 
     def build(self) -> Graph:
-        """The whole graph, from its outputs back."""
+        """The complete graph, from its outputs back."""
         inputs, _ = keras_internals.structure(self.model)
         self.graph.arguments = keras.tree.map_structure(self._input, _bare(inputs))
         outputs = self._drawn_as_run()
@@ -313,7 +313,7 @@ class GraphBuilder:
         return self.graph
 
     def watched(self) -> list[tuple[str, Any]]:
-        """What every layer of the graph gives, by its name, in the order in which Keras runs them."""
+        """The output of every layer of the graph by name, in Keras's order."""
         return [
             (self._name(node.operation), tensor)
             for node in keras_internals.run_nodes(self.model)
@@ -347,7 +347,7 @@ class GraphBuilder:
 def build_root(
     drawing: Drawing, model: Any, name: str, watch: bool, names: dict[int, str]
 ) -> tuple[Graph, list[tuple[str, Any]]]:
-    """The graph of a whole model; with `watch` one that returns what every layer gives.
+    """The graph of a model; with `watch` one that returns the output of every layer.
 
     Returns:
         The graph, and the names and tensors of what it returns in place of the outputs.
@@ -371,20 +371,20 @@ def build_graph(drawing: Drawing, model: Any, name: str) -> Graph:
 
 
 def _bare(structure: Any) -> Any:
-    """A list of one tensor is that tensor, as to Keras."""
+    """Unwraps a list of one tensor, as Keras does."""
     single = isinstance(structure, (list, tuple)) and len(structure) == 1
     return structure[0] if single else structure
 
 
 def _shortest(array: np.ndarray) -> Any:
-    """Nested lists whose numbers have no more digits than their dtype holds."""
+    """Nested lists of numbers with no more digits than their dtype needs."""
     if array.ndim == 0:
         return float(str(array)) if array.dtype.kind == "f" else array.item()
     return [_shortest(item) for item in array]
 
 
 def _frozen(weights: tuple[Weight, ...]) -> tuple[Path, ...]:
-    """Paths of the parameters that Keras keeps from training; `((),)` where it is all of them."""
+    """Paths of the frozen parameters; `((),)` if all of them are frozen."""
     held = [w for w in weights if w.kind in (PARAM, FROZEN)]
     frozen = [path for w in held if w.kind == FROZEN for path in w.paths]
     whole = frozen and all(w.kind == FROZEN for w in held)

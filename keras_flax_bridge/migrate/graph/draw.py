@@ -1,8 +1,8 @@
-"""What a layer without a rule computes: its `call`, drawn on symbolic tensors, with guards.
+"""Traces the `call` of a layer without a rule on symbolic tensors, with guards.
 
-Drawing runs the user's Python once, so three things would go wrong in silence: what does not depend
-on an input becomes a constant (found by a variable that stays unmapped), assignments run while
-drawing (found by what they leave), and ``if training:`` keeps one branch (found by drawing both).
+Tracing runs the user's Python once, so three things would fail silently: values that do not depend on an
+input become constants (detected by unmapped variables), assignments run during tracing (detected by their
+effects), and ``if training:`` keeps one branch (detected by tracing both).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from keras_flax_bridge.migrate.rules.site import Refusal, is_float
 
 
 def drawn(builder: Any, node: Node) -> list[Any]:
-    """The tensors that the layer's own `call` gives for those of a call, in a graph of their own.
+    """The outputs of the layer's `call` for the inputs of a call, traced in a graph of their own.
 
     Raises:
         Refusal: if it can't be drawn, or not without losing something.
@@ -51,7 +51,7 @@ def drawn(builder: Any, node: Node) -> list[Any]:
 
 
 def _stand_in(builder: Any, layer: Any, tensor: Any) -> Any:
-    """A tensor without history for one that comes in, in the dtype that Keras casts it to."""
+    """A new input tensor in the dtype to which Keras casts the original."""
     cast = layer.autocast and is_float(tensor.dtype)
     dtype = layer.compute_dtype if cast else tensor.dtype
     text = builder.text(tensor)
@@ -67,7 +67,7 @@ def _stand_in(builder: Any, layer: Any, tensor: Any) -> Any:
 
 
 def _both_modes(layer: Any, args: Any, kwargs: Any) -> Any:
-    """What `call` gives, after checking that training computes the same graph.
+    """The outputs of `call`, after checking that training traces the same graph.
 
     Raises:
         Refusal: if `call` can't be drawn.
@@ -78,7 +78,7 @@ def _both_modes(layer: Any, args: Any, kwargs: Any) -> Any:
     outputs = _once(layer, args, {**kwargs, "training": False})
     training = _once(layer, args, {**kwargs, "training": True})
     if _form(outputs) != _form(training):
-        raise Refusal("its call computes another graph in training (`if training:`), and it has no rule")
+        raise Refusal("its call computes a different graph in training (`if training:`), and it has no rule")
     return outputs
 
 
@@ -104,7 +104,7 @@ def _once(layer: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def _form(outputs: Any) -> list[Any]:
-    """A graph as plain values: which operation is called on what; equal for equal graphs."""
+    """A comparable description of a graph: the operations and their inputs."""
     order: dict[int, int] = {}
     form: list[Any] = []
 
@@ -141,7 +141,7 @@ def as_functional(model: Any) -> Any:
         UnsupportedLayerError: if its `call` can't be drawn, saying why and what to do.
     """
     shapes = keras_internals.build_shapes(model)
-    fix = "Bridge it with kfb.ToNNX(model), or register a rule for the layers that its call spells out."
+    fix = "Bridge it with kfb.ToNNX(model), or register a rule for the layers that its call implements."
     if shapes is None:
         raise UnsupportedLayerError(
             f"model {model.name!r}",
@@ -156,7 +156,7 @@ def as_functional(model: Any) -> Any:
         raise UnsupportedLayerError(
             f"model {model.name!r}",
             got=f"a {type(model).__name__}: {refusal}",
-            expected="a call that gives the same graph whenever it runs",
+            expected="a call that gives the same graph each time",
             fix=fix,
         ) from None
     return keras.Model(inputs, outputs, name="functional")

@@ -1,1 +1,1 @@
-"""Which weight of a Keras model is which of a Flax module written by hand."""
+"""Matches the weights of a Keras model with those of an existing Flax module."""

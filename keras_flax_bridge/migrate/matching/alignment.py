@@ -1,4 +1,4 @@
-"""Which module of one model may be which of another: by the roles and shapes of what they hold."""
+"""Matches modules of two models by the roles and shapes of their variables."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ ROLES = {
     "var": ("var", "variance", "moving_variance", "running_var"),
     "embedding": ("embedding", "embeddings", "table", "emb"),
 }
-MATRICES = ("kernel", "embedding")  # what one calls a kernel, another may call an embedding
+MATRICES = ("kernel", "embedding")  # roles with different names in different libraries
 OPTIONAL = ("bias",)
-RESHAPED, TRANSPOSED, LACKING = 0.1, 0.3, 0.5  # costs of what is not the same on both sides
-ORDER, NAMES = 0.05, 0.05  # hints, which only decide between what fits alike
+RESHAPED, TRANSPOSED, LACKING = 0.1, 0.3, 0.5  # costs of differences
+ORDER, NAMES = 0.05, 0.05  # hints, which only break ties
 UNFIT = 1e6
 
 
@@ -42,14 +42,14 @@ class Group(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """How one group takes up another."""
+    """The match of one group with another."""
 
     cost: float
     parts: tuple[tuple[str, tuple[Transform, ...]], ...]  # role, and how its array is turned
 
 
 def role(name: str) -> str:
-    """What a variable is in its module, whatever it is called."""
+    """The role of a variable in its module, independent of its name."""
     return next((found for found, names in ROLES.items() if name.lower() in names), name)
 
 
@@ -101,7 +101,7 @@ def _natural(name: str) -> tuple[Any, ...]:
 
 
 def fit(ours: Group, theirs: Group) -> Fit | None:
-    """How the variables of one group become those of another; None where they can't."""
+    """The transforms from the variables of one group to those of another; None if they don't fit."""
     parts: list[tuple[str, tuple[Transform, ...]]] = []
     cost = 0.0
     names = {r: _counterpart(r, theirs.shapes) for r in ours.shapes}
@@ -137,7 +137,7 @@ def counterpart(r: str, group: Group) -> Path:
 
 
 def turns(before: Shape, after: Shape) -> list[tuple[float, tuple[Transform, ...]]]:
-    """Ways to turn an array of one shape into another, the cheapest first."""
+    """Transforms of an array from one shape to another, the cheapest first."""
     found: list[tuple[float, tuple[Transform, ...]]] = []
     if before == after:
         found.append((0.0, ()))
@@ -212,7 +212,7 @@ def unfused(
 
 
 def _joined(part: Shape, whole: Shape) -> tuple[Transform, ...] | None:
-    """How an array of three parts after one another is cut: features last, or an axis for the parts."""
+    """How a joined array is split: along the features, or along an axis of its own."""
     is_bias = len(part) < 3 and len(whole) == 1
     width = math.prod(part) if is_bias else math.prod(part[1:])
     flat = (width,) if is_bias else (part[0], width)

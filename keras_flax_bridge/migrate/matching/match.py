@@ -1,4 +1,4 @@
-"""Aligns a Keras model with a Flax model that somebody else wrote."""
+"""Aligns a Keras model with an existing Flax model."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Pairs = list[tuple[Group, Group]]
 
 
 class Ours(NamedTuple):
-    """The Keras model in its own native form, by the rules: what is matched against the target."""
+    """The native form of the Keras model by the rules, which is matched against the target."""
 
     groups: list[Group]
     weights: dict[Path, Pair]  # the variable behind every native path
@@ -56,11 +56,11 @@ def match(
     sample: Batch | None = None,
     apply: Callable[..., Any] | None = None,
 ) -> WeightMap:
-    """Finds where every variable of a Keras model lies in a Flax model with other names.
+    """Finds the counterpart of every variable of a Keras model in a Flax model with other names.
 
-    Layers are aligned by what they hold, up to reshapes, transposes, and query, key and value in one
-    array; where several fit, by their names and their order. Where these don't settle it, `sample`
-    does: both models run on it. Without one the map says in its notes, and the log, what is open.
+    Layers are aligned by the shapes of their variables, up to reshapes, transposes, and query, key and
+    value in one array; if several fit, by names and order. If that is ambiguous, both models run on
+    `sample`. Without a sample, the notes of the map and the log say what is ambiguous.
 
     Args:
         model: a built Keras model.
@@ -69,8 +69,8 @@ def match(
         apply: with Linen variables and a sample, the function ``apply(variables, x)``.
 
     Returns:
-        A `WeightMap`. ``only_keras`` and ``only_flax`` name biases that one side lacks; ``notes``
-        what is open, and settings that differ and change the outputs.
+        A `WeightMap`. ``only_keras`` and ``only_flax`` name biases that only one model has; ``notes``
+        list ambiguities, and settings that differ and change the outputs.
 
     Raises:
         NotBuiltError: if the model has no variables yet.
@@ -152,7 +152,7 @@ def _require_all(ours: list[Group], theirs: list[Group], found: list[Any]) -> No
             report=lines,
             missing=missing,
             unexpected=unexpected,
-            fix="Modules are matched by what they hold and its shapes: these have no counterpart.",
+            fix="Modules are matched by their variables and shapes: these have no counterpart.",
         )
 
 
@@ -161,7 +161,7 @@ def _said(group: Group) -> str:
 
 
 def _open(pairs: Pairs) -> Iterator[list[int]]:
-    """Places of pairs that fit as well the other way round, where no name says which is which."""
+    """Positions of pairs that could be exchanged and that names do not distinguish."""
     alike: dict[Any, list[int]] = {}
     for i, (a, b) in enumerate(pairs):
         kind = (tuple(sorted(a.shapes.items())), tuple(sorted(b.shapes.items())))
@@ -180,7 +180,7 @@ def _named(pairs: Pairs, i: int, places: list[int]) -> bool:
 
 
 def _open_note(places: list[int]) -> str:
-    return f"{len(places)} modules are alike and were paired in their order; pass sample= to be certain"
+    return f"{len(places)} modules are indistinguishable and were paired in order; pass sample= to be certain"
 
 
 class _Maker:
@@ -226,7 +226,7 @@ class _Maker:
 
 
 def _back(transforms: tuple[Transform, ...]) -> tuple[Transform, ...]:
-    """The transforms that undo others."""
+    """The inverse transforms."""
     undone: list[Transform] = []
     for transform in reversed(transforms):
         if isinstance(transform, Split):
@@ -239,7 +239,7 @@ def _back(transforms: tuple[Transform, ...]) -> tuple[Transform, ...]:
 
 
 def _settings(pairs: Pairs, ours: Ours, target: Any) -> list[str]:
-    """Settings of modules that differ and change what they compute."""
+    """Settings of modules that differ and change their outputs."""
     if not isinstance(target, nnx.Module):
         return []
     own = {tuple(map(str, path)): m for path, m in nnx.iter_modules(ours.modules)}
@@ -271,7 +271,7 @@ def _by_numbers(
     sample: Any,
     apply: Callable[..., Any] | None,
 ) -> WeightMap:
-    """The alignment under which both models give the same numbers on a sample."""
+    """The alignment with which both models give the same outputs on a sample."""
     model, limit = make.model, tolerance_of(make.model)
     wanted = model(sample, training=False)
     best: tuple[float, WeightMap, Pairs] | None = None
@@ -294,7 +294,7 @@ def _by_numbers(
 
 
 def _exchanges(pairs: Pairs, open_groups: list[list[int]]) -> Iterator[Pairs]:
-    """The pairs, and then those with alike modules in every other order."""
+    """The pairs, then the other orders of indistinguishable modules."""
     for orders in product(*(permutations(places) for places in open_groups)):
         changed = list(pairs)
         for places, order in zip(open_groups, orders, strict=True):
@@ -314,7 +314,7 @@ def _run(target: Any, wmap: WeightMap, sample: Any, apply: Callable[..., Any] | 
         raise StructureMismatchError(
             "apply",
             got="none",
-            expected="the function that runs the variables",
+            expected="the function that applies the variables",
             fix="Pass apply=model.apply.",
         )
     return jax.tree.leaves(apply(fill_tree(target, values), sample))

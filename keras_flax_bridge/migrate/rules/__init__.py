@@ -1,1 +1,1 @@
-"""One rule for a kind of layer: what it is in Flax."""
+"""Rules: the Flax counterpart of each kind of layer."""

@@ -26,7 +26,7 @@ HEADS = {
 
 
 class Heads:
-    """The settings of an attention layer in the words of both Keras classes."""
+    """The settings of an attention layer, for both Keras classes."""
 
     def __init__(self, site: Site):
         layer, config = site.layer, site.layer.get_config()
@@ -63,7 +63,7 @@ class Heads:
 
 
 def _masks(site: Site, heads: Heads) -> list[str]:
-    """Everything that says who may attend to whom, each of axes batch, head, query, key."""
+    """All attention masks, each with axes batch, head, query, key."""
     found = [(_mask(site, "query", heads.query), "[:, None, :, None]")]
     found += [(_mask(site, "value", heads.value), "[:, None, None, :]")]
     if heads.key_given and heads.key is not heads.value:
@@ -151,7 +151,7 @@ add(
             {},
             HEADS,
             _attended,
-            note="`Attention` of ours where head sizes differ, for gates and scores",
+            note="own `Attention` module if head sizes differ, for gates and scores",
         )
         for layer in (L.MultiHeadAttention, L.GroupQueryAttention)
     ),
@@ -194,7 +194,7 @@ add(
             {"scale": "scale", "concat_score_weight": "weight"},
             _attention,
             refuse=_explicit_masks,
-            note="a module of ours",
+            note="own module",
         )
         for layer in (L.Attention, L.AdditiveAttention)
     ),

@@ -26,7 +26,7 @@ def features(site: Site) -> int:
 
 
 def plain(site: Site) -> str | None:
-    """Why a layer with LoRA or quantized weights stays behind."""
+    """Why a layer with LoRA or quantized weights can't be converted."""
     layer = site.layer
     if getattr(layer, "lora_enabled", False):
         return "LoRA weights are added to it: merge them first"
@@ -97,7 +97,7 @@ add(
         WEIGHT_AND_BIAS,
         activation="activation",
         refuse=plain,
-        note="`nnx.Einsum`, or a module of ours where the bias has fewer axes",
+        note="`nnx.Einsum`, or own module if the bias has fewer axes",
     ),
     Rule(
         L.Embedding,
@@ -304,7 +304,7 @@ add(
         _moved,
         cast_output=True,
     ),
-    Rule(L.UnitNormalization, code=_unit_axis, note="a function of ours"),
+    Rule(L.UnitNormalization, code=_unit_axis, note="own function"),
 )
 
 

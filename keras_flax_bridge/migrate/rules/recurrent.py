@@ -119,7 +119,7 @@ def rnn_call(layer: Any, cell: Call) -> Call:
     return Call("RNN", {**arguments, "zero_output_for_mask": zero}, rngs=False)
 
 
-_rnn.names = "`RNN` of ours around a cell"  # type: ignore[attr-defined]
+_rnn.names = "own `RNN` around a cell"  # type: ignore[attr-defined]
 
 
 def _carry(cell: Any, states: list[str]) -> str:
@@ -156,12 +156,12 @@ add(
         Rule(layer, _rnn, {}, _weights, _run, refuse=_refused, note=note)
         for layer, note in (
             (L.LSTM, "`nnx.OptimizedLSTMCell`; any mask"),
-            (L.GRU, "a cell of ours; `reset_after` or not"),
-            (L.SimpleRNN, "a cell of ours"),
+            (L.GRU, "own cell; `reset_after` or not"),
+            (L.SimpleRNN, "own cell"),
             (L.RNN, "around a cell of these"),
-            (L.ConvLSTM1D, "a cell of ours"),
-            (L.ConvLSTM2D, "a cell of ours"),
-            (L.ConvLSTM3D, "a cell of ours"),
+            (L.ConvLSTM1D, "own cell"),
+            (L.ConvLSTM2D, "own cell"),
+            (L.ConvLSTM3D, "own cell"),
         )
     ),
 )
@@ -180,7 +180,7 @@ def _both_ways(site: Site) -> Call:
     return Call("Bidirectional", {**calls, "merge": layer.merge_mode}, rngs=False)
 
 
-_both_ways.names = "`Bidirectional` of ours"  # type: ignore[attr-defined]
+_both_ways.names = "own `Bidirectional`"  # type: ignore[attr-defined]
 
 
 def _parts(layer: Any) -> tuple[tuple[str, Any], ...]:

@@ -1,4 +1,4 @@
-"""Rules: what a Keras layer is in native Flax, as data. One entry adds a layer everywhere."""
+"""Rules: the native Flax counterpart of each Keras layer, as data. One entry adds a layer everywhere."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Transforms = Callable[[Site, Shape], tuple[Transform, ...]]
 
 
 class To(NamedTuple):
-    """Where a variable goes when it doesn't go as it is: one path or several, and how it is turned."""
+    """The target of a variable that is transformed: one or several paths, and the transforms."""
 
     paths: str | tuple[str, ...]
     transforms: Transforms
@@ -28,7 +28,7 @@ class To(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """What one Keras class is in native Flax.
+    """The native Flax counterpart of one Keras class.
 
     Attributes:
         layer: the class itself; a subclass needs a rule of its own.
@@ -59,7 +59,7 @@ class Rule(NamedTuple):
         """The constructor call, and the expressions of the outputs.
 
         Raises:
-            Refusal: if the layer is set in a way that native Flax can't follow.
+            Refusal: if native Flax has no counterpart of the layer's settings.
         """
         reason = self.refuse and self.refuse(site)
         if reason:
@@ -87,7 +87,7 @@ class Rule(NamedTuple):
 
 
 def target(to: str | To, site: Site, shape: Shape) -> tuple[tuple[str, ...], tuple[Transform, ...]]:
-    """The paths of a variable of that shape, and how it is turned."""
+    """The paths of a variable of that shape, and its transforms."""
     if isinstance(to, str):
         return (to,), ()
     return (to.paths,) if isinstance(to.paths, str) else to.paths, to.transforms(site, shape)
@@ -110,7 +110,7 @@ RULES: dict[type, Rule] = {}
 
 
 def add(*rules: Rule) -> None:
-    """Adds rules of our own to the table."""
+    """Adds this package's rules to the table."""
     for rule in rules:
         RULES[rule.layer] = rule
 
@@ -130,10 +130,10 @@ def register_rule(
     call: str | Callable[[Site], str] = "{module}({x})",
     activation: str | None = None,
 ) -> None:
-    """Registers what a Keras layer of yours is in native Flax.
+    """Registers the native Flax counterpart of a Keras layer class.
 
-    The converter, the source writer and the maps of weights read the same rule. It holds for
-    exactly this class; a subclass needs one of its own.
+    The converter, the source writer and the weight maps read the same rule. It applies to exactly
+    this class; a subclass needs a rule of its own.
 
     Args:
         layer: the Keras class.
@@ -143,12 +143,12 @@ def register_rule(
             site, which knows the ``layer`` and the input's ``shape()``; a value stands for itself.
         weights: structural key of a variable in the layer, such as ``kernel``: its path in the
             module, or ``(path, transforms)`` with invertible transforms.
-        call: the expression, with ``{module}`` and ``{x}`` in it; a function of the site where that
-            doesn't do.
+        call: the expression, with ``{module}`` and ``{x}`` in it; or a function of the
+            site.
         activation: the attribute with the activation that is applied to the result.
 
     Raises:
-        StructureMismatchError: if `layer` is no Keras layer class.
+        StructureMismatchError: if `layer` is not a Keras layer class.
 
     Example:
         >>> import keras
@@ -163,7 +163,7 @@ def register_rule(
         raise StructureMismatchError(
             "layer",
             got=repr(layer),
-            expected="a class of Keras layers",
+            expected="a Keras layer class",
             fix="Pass the class itself: register_rule(MyLayer, ...).",
         )
     targets = {key: _target(to) for key, to in (weights or {}).items()}

@@ -1,4 +1,4 @@
-"""What a rule sees: one call of one layer or operation, and the expressions of what goes in."""
+"""The argument of a rule: one call of a layer or operation, with the expressions of its inputs."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Builder(Protocol):
         """The expression of a tensor that was computed."""
 
     def let(self, code: str, hint: str, shape: Any, dtype: str) -> str:
-        """A value of its own for an expression that is read twice."""
+        """A named value for an expression that is read twice."""
 
     def name(self, tensor: Any, code: str) -> None:
-        """Says which expression a tensor stands for."""
+        """Sets the expression of a tensor."""
 
     def constant(self, array: np.ndarray) -> str:
         """The expression of an array that the graph holds."""
@@ -76,7 +76,7 @@ class Site:
         return tuple(self.node.inputs[index].shape)
 
     def argument(self, name: str) -> Any:
-        """What was passed under a name: a KerasTensor, or any value; None where nothing was."""
+        """The argument of a name: a KerasTensor, or any value; None if it was not passed."""
         return self.node.argument(name)
 
     def text(self, value: Any) -> str:
@@ -125,7 +125,7 @@ class Site:
 
     # what comes out
     def let(self, code: str, hint: str = "x") -> str:
-        """Gives an expression that is read twice a name, unless it is one."""
+        """Names an expression that is read twice, unless it is a name."""
         output = self.node.outputs[0]
         return self.builder.let(code, hint, output.shape, output.dtype)
 
@@ -153,7 +153,7 @@ def activation_template(activation: Any) -> str:
 
 
 def activation_function(activation: Any) -> Raw:
-    """A Keras activation as the source passes it on: a name where there is one, else a lambda."""
+    """A Keras activation as an argument in the source: a name if there is one, otherwise a lambda."""
     template = activation_template(activation)
     if template.endswith("({x})") and template.count("{x}") == 1 and "(" not in template[:-5]:
         return Raw(template[:-5])

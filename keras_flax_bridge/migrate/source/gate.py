@@ -1,7 +1,7 @@
-"""What source of a model may name, looked at before it is handed out or run.
+"""Checks the names in generated source before it is returned or executed.
 
-Rules write text in quotes, numbers by `code.number`, names by `code.identifier`. This is the second lock: a
-rule that forgets it can't make code of what stands in a file.
+Rules write text in quotes, numbers by `code.number`, names by `code.identifier`. This is a second line of
+defence: a rule that forgets it still can't turn text from a file into code.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ def require_plain(text: str, known: set[str]) -> None:
             "source",
             got=f"{found[:60]!r} in what was written for the model",
             expected="public names of jax and flax, and those of the model itself",
-            fix="A rule writes a setting of a layer as code: report it, with the rule.",
+            fix="A rule wrote a layer setting as code. Please report it, with the rule.",
         )
 
 
 def _strange(node: ast.AST, names: set[str]) -> Iterator[str]:
-    """What a part of the source uses and may not."""
+    """The names that a part of the source uses without permission."""
     if (isinstance(node, ast.stmt) and not isinstance(node, _STATEMENTS)) or isinstance(node, _FOREIGN):
         yield ast.unparse(node)
     elif isinstance(node, ast.Name) and node.id not in names:

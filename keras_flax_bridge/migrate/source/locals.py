@@ -1,4 +1,4 @@
-"""Names of local values: the shortest that are free, as a person would choose them."""
+"""Names of local values: the shortest free ones, as a person would choose."""
 
 from __future__ import annotations
 

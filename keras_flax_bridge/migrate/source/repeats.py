@@ -1,4 +1,4 @@
-"""Finds what repeats in a graph, and makes each repetition a graph of its own.
+"""Finds repeated blocks in a graph, and makes each a graph of its own.
 
 A row of steps is a candidate where it stands again with other numbers in its constructors: the same
 expressions, the same wiring, the same kinds of modules. The best one, by the lines it saves, is cut
@@ -29,7 +29,7 @@ SETTING_LINES = 1.5  # what each setting of a block that differs takes
 
 
 class Found(NamedTuple):
-    """A row of steps that stands in several places."""
+    """A run of steps that occurs in several places."""
 
     score: float
     length: int
@@ -38,7 +38,7 @@ class Found(NamedTuple):
 
 
 def fold(graph: Graph) -> None:
-    """Turns what repeats into graphs of their own, in place."""
+    """Turns repeated blocks into graphs of their own, in place."""
     _fold([graph], set())
 
 
@@ -104,7 +104,7 @@ class _Rows:
         return ends
 
     def best(self) -> Found | None:
-        """The row of steps whose repetition saves most."""
+        """The run of steps whose repetition saves the most lines."""
         best: Found | None = None
         for length, starts in self._repeated():
             inside = self.steps[starts[0] : starts[0] + length]

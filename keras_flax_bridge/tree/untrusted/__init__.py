@@ -1,4 +1,4 @@
-"""Every string out of a file passes here where it becomes a name that is looked up: by a table, not a walk.
+"""Every string from a file that becomes a name is looked up here, in a table, never along attributes.
 
 `docs/security.md` lists the places. Text that goes out passes `_printable`, text in written source
 `migrate.code`.

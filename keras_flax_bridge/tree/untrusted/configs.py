@@ -1,4 +1,4 @@
-"""Configs for Keras out of a file: what they name is looked at before Keras sees them.
+"""Keras configs from a file: the names in them are checked before Keras reads them.
 
 Keras's safe mode refuses lambdas. What else a config can reach depends on the version: any public function of
 Keras that is not on a list of Keras's, layers that load other files, and packages that Keras imports.
@@ -43,7 +43,7 @@ def require_safe(config: Any, where: Any) -> None:
             raise CheckpointError(
                 str(where),
                 got=f"a config that Keras can't build a {_title(config)} from (it names {why})",
-                expected="the config of a model whose classes are known, and that holds no code",
+                expected="the config of a model whose classes are registered, without code",
                 fix="Register your classes with keras.saving.register_keras_serializable, or build the model "
                 "yourself and call restore(path, model).",
             )
@@ -63,7 +63,7 @@ def _named(config: Any, where: Any) -> Iterator[Mapping[str, Any]]:
                 str(where),
                 got=f"a config of more than {DEPTH} levels",
                 expected="that of a model",
-                fix="The file is damaged, or was made to harm: take another.",
+                fix="The file is damaged or malicious: use another one.",
             )
         if isinstance(node, Mapping):
             if "class_name" in node:

@@ -1,4 +1,4 @@
-"""Checks of JSON that a stranger may have written: types, ranges, names; each fault says its field."""
+"""Checks of untrusted JSON: types, ranges, names; each error names its field."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MOST_ELEMENTS = 1 << 48  # of an array: the address space of a machine
 
 
 class Malformed(ValueError):  # noqa: N818 - it never leaves the package
-    """A field that is not what it should be."""
+    """A field with an invalid value."""
 
     def __init__(self, field: str, got: str, expected: str):
         super().__init__(f"{field}: got {got}, expected {expected}")
@@ -207,7 +207,7 @@ def require_apart(tables: Iterable[Iterable[str]], field: str) -> None:
     for table in tables:
         twice = names.intersection(table)
         if twice:
-            raise Malformed(field, f"{clipped(min(twice))} twice", "names that differ")
+            raise Malformed(field, f"{clipped(min(twice))} twice", "distinct names")
         names.update(table)
     above = {n.rpartition("/")[0] for n in names if "/" in n}
     while above:
@@ -243,7 +243,7 @@ def require_within(places: Mapping[str, Any], size: int, field: str) -> None:
     ):
         if begin < end:
             got = f"{begin}, inside {clipped(before)}"
-            raise Malformed(f"{field}/{key}", got, "a place of its own")
+            raise Malformed(f"{field}/{key}", got, "a distinct place")
         end, before = begin + length, key
         if end > size:
             raise Malformed(f"{field}/{key}", f"{begin} to {end}", f"a place within {size} bytes")

@@ -1,6 +1,6 @@
-"""Files that a stranger may have written: what is opened, how much is read, what counts as JSON.
+"""Untrusted files: what is opened, how much is read, what counts as JSON.
 
-Nothing here knows what the text means; `_schema` checks that.
+The meaning of the text is checked in `schema`.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def parsed(text: Any, where: str, kind: type[CheckpointError] = CorruptCheckpoin
         return found
     except (ValueError, RecursionError) as error:
         said = "it is nested too deeply" if isinstance(error, RecursionError) else _reason(error)
-        raise _unlike(where, f"a text that can't be read as JSON: {said}", "JSON", kind) from error
+        raise _unlike(where, f"text that is not valid JSON: {said}", "JSON", kind) from error
 
 
 def require_bounded(text: str, where: str, kind: type[CheckpointError] = CorruptCheckpointError) -> None:
@@ -87,7 +87,7 @@ def require_bounded(text: str, where: str, kind: type[CheckpointError] = Corrupt
 
 
 def require_modest(path: Path) -> None:
-    """Checks that somebody else may read a file of JSON whole; a short one is not read for that.
+    """Checks that another library may read a JSON file completely; a short file is not read for that.
 
     Raises:
         CorruptCheckpointError: if it is not a regular file, or becomes too large in memory.
@@ -102,7 +102,7 @@ def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in found if keys.count(key) > 1)
-        raise ValueError(f"the key {clipped(twice)} stands twice in one object")
+        raise ValueError(f"the key {clipped(twice)} appears twice in one object")
     return found
 
 
@@ -124,7 +124,7 @@ def _is_long(value: Any) -> bool:
 def require_files(folder: Path) -> None:
     """Checks that a folder holds regular files and folders alone, and no link that leads out of it.
 
-    A FIFO or a device would hold up, without end, whoever reads it; through a link the arrays of a
+    Reading a FIFO or a device could block forever; through a link the arrays of a
     checkpoint could be those of any file of the user.
 
     Raises:
@@ -140,7 +140,7 @@ def require_files(folder: Path) -> None:
 
 
 def require_inside(path: Path, folder: Path) -> None:
-    """Checks that a file or a folder lies in a folder, whatever links lead to it.
+    """Checks that a file or folder is inside a folder after all links are resolved.
 
     In the cache of the Hugging Face hub every file of a snapshot is a link into the folder ``blobs``
     of its repository.
@@ -156,7 +156,7 @@ def require_inside(path: Path, folder: Path) -> None:
     if not any(real.is_relative_to(base) for base in allowed):
         raise CorruptCheckpointError(
             str(path),
-            got="a link that leads out of the checkpoint",
+            got="a link that points outside the checkpoint",
             expected="a file in it",
             fix="If you trust it, put a copy of the file in the place of the link.",
         )
@@ -229,7 +229,7 @@ def require_reachable(path: Path) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """What an error means, without the path, which is said already."""
+    """The reason of an error, without the path, which the message already has."""
     if isinstance(error, OSError) and error.errno is not None:
         return f"{errno.errorcode.get(error.errno, error.errno)}, {os.strerror(error.errno)}"
     return str(error)[:300]
