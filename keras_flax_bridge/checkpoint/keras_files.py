@@ -76,6 +76,7 @@ def _filled(path: FilePath, config: Any) -> Any:
             return model_configs.build(config, path)
 
     with guards.weights_alone(path) as weights:
+        rewind = keras_internals.random_states()
         if weights is not None:
 
             def fill(model: Any) -> None:
@@ -85,6 +86,7 @@ def _filled(path: FilePath, config: Any) -> Any:
             model = keras_internals.filled(build, fill)
             if model.built:
                 return model
+            rewind()
         with keras_internals.bounded(most, str(path)), keras_internals.weights_on_disk():
             return keras.saving.load_model(path, safe_mode=True)
 

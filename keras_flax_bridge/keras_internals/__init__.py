@@ -72,6 +72,7 @@ from keras_flax_bridge.keras_internals.process_names import VARIABLE_TREES as VA
 from keras_flax_bridge.keras_internals.process_names import found_again as found_again
 from keras_flax_bridge.keras_internals.safe_mode import deserialized as deserialized
 from keras_flax_bridge.keras_internals.safe_mode import safe_mode as safe_mode
+from keras_flax_bridge.keras_internals.seeds import random_states as random_states
 from keras_flax_bridge.keras_internals.slots import AVERAGES as AVERAGES
 from keras_flax_bridge.keras_internals.slots import iterations as iterations
 from keras_flax_bridge.keras_internals.slots import optimizer_parts as optimizer_parts

@@ -10,8 +10,11 @@ import jax
 import keras
 import numpy as np
 from keras import initializers
+from keras.src.backend.common.stateless_scope import get_stateless_scope
+from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 
 from keras_flax_bridge.keras_internals.bounds import Made, variables_made_by
+from keras_flax_bridge.keras_internals.seeds import random_states
 from keras_flax_bridge.keras_internals.values import in_scope
 
 _RANDOM = (
@@ -21,7 +24,6 @@ _RANDOM = (
     initializers.VarianceScaling,
     initializers.Orthogonal,
 )
-_FIXED = (initializers.Zeros, initializers.Ones, initializers.Constant)
 _ALIGNED = 64  # bytes: jax takes over an aligned array of numpy's as it is, on CPU
 
 
@@ -30,52 +32,89 @@ def filled(build: Callable[[], Any], fill: Callable[[Any], None]) -> Any:
 
     Random initial values cost a program for every shape, and the memory of the weights a second time. In
     their place stand zeros whose memory the system provides when it is touched, which it never is. If
-    `fill` leaves a variable as it was built, the model is built and filled once more with the values that
-    Keras draws.
+    one of these zeros is read before it is replaced, or never replaced, the model is built and filled once
+    more with the values that Keras draws.
 
     Args:
         build: called without arguments; may be called a second time.
         fill: assigns the stored values to the variables of the model that it is given.
     """
-    with _zeros_for_random() as made:
+    rewind = random_states()
+    with _Undrawn().standing_in() as undrawn:
         model = build()
-    before = [(variable, id(variable._value)) for variable in made]  # `_value`: the array itself, not a cast
     fill(model)
-    # a new array can't have the id of the one that it replaces: that one is still there
-    if any(id(variable._value) == value for variable, value in before):
+    if undrawn.missed():
+        rewind()
         model = build()
         fill(model)
     return model
 
 
-@contextlib.contextmanager
-def _zeros_for_random() -> Iterator[list[Any]]:
-    """Inside, variables with a random initializer of Keras's are zeros.
+class _Undrawn:
+    """Variables that hold zeros in place of the random values that Keras would draw."""
 
-    Gives these variables, and those that may have been computed from them.
-    """
-    made: list[Any] = []
+    def __init__(self) -> None:
+        self._made: list[Any] = []
+        self._read = False
+        self._classes: dict[type, Any] = {}
 
-    def make(plain: Made, variable: Any, initializer: Any, shape: Any, dtype: Any, options: Any) -> None:
-        given = initializers.get(initializer) if isinstance(initializer, str) else initializer
-        if not _is_keras_own(given, _FIXED):
-            made.append(variable)
-        plain(variable, _zeros if _draws_alone(given) else initializer, shape=shape, dtype=dtype, **options)
+    @contextlib.contextmanager
+    def standing_in(self) -> Iterator[_Undrawn]:
+        """Context in which variables with a random initializer of Keras's are made as zeros."""
 
-    if keras.distribution.distribution() is not None or in_scope():  # Keras places the values, or needs none
-        yield made
-        return
-    with variables_made_by(make):
-        yield made
+        def make(plain: Made, variable: Any, initializer: Any, shape: Any, dtype: Any, options: Any) -> None:
+            # `get` draws a seed: it is called once, as Keras does
+            given = initializers.get(initializer) if isinstance(initializer, str) else initializer
+            if not _draws_alone(given):
+                plain(variable, given, shape=shape, dtype=dtype, **options)
+                return
+            plain(variable, _zeros, shape=shape, dtype=dtype, **options)
+            variable.__class__ = self._class(variable.__class__)
+            self._made.append(variable)
 
+        if (
+            keras.distribution.distribution() is not None or in_scope()
+        ):  # Keras places the values, or needs none
+            yield self
+            return
+        with variables_made_by(make):
+            yield self
 
-def _is_keras_own(initializer: Any, kinds: tuple[type, ...]) -> bool:
-    return isinstance(initializer, kinds) and type(initializer).__module__.startswith("keras.")
+    def missed(self) -> bool:
+        """Whether a zero is left, or something may have been computed from one."""
+        return self._read or any(type(variable) in self._classes.values() for variable in self._made)
+
+    def _class(self, base: type) -> Any:
+        """A class for variables of another class, which they have again once they are assigned."""
+        if base not in self._classes:
+            self._classes[base] = self._made_class(base)
+        return self._classes[base]
+
+    def _made_class(self, base: Any) -> Any:
+        def value(variable: Any) -> Any:
+            scope = get_stateless_scope()
+            given = scope is not None and scope.get_current_value(variable) is not None
+            if not given and not in_symbolic_scope():  # shape inference asks for no values
+                self._read = True
+            return base.value.fget(variable)
+
+        def _direct_assign(variable: Any, new: Any) -> None:
+            variable.__class__ = base
+            variable._direct_assign(new)
+
+        def _deferred_initialize(variable: Any) -> None:
+            variable.__class__ = base
+            variable._deferred_initialize()  # of a variable that was made in a stateless scope: to zeros
+            variable.__class__ = self._classes[base]
+
+        methods = {"_direct_assign": _direct_assign, "_deferred_initialize": _deferred_initialize}
+        return type(base.__name__, (base,), {"value": property(value), **methods})
 
 
 def _draws_alone(initializer: Any) -> bool:
     """Whether an initializer draws from a number of its own, so that nobody misses the draw."""
-    return _is_keras_own(initializer, _RANDOM) and isinstance(getattr(initializer, "seed", None), int)
+    own = isinstance(initializer, _RANDOM) and type(initializer).__module__.startswith("keras.")
+    return own and isinstance(getattr(initializer, "seed", None), int)
 
 
 def _zeros(shape: Any, dtype: Any = None) -> Any:

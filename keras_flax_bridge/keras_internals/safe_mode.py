@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import keras
@@ -21,7 +22,7 @@ def deserialized(config: Any, where: Any) -> Any:
     """Deserializes a config.
 
     Args:
-        config: what `keras.saving.serialize_keras_object` gave, out of a file.
+        config: what `keras.saving.serialize_keras_object` gave, out of a file; it stays as it is.
         where: what it is of, for messages.
 
     Raises:
@@ -30,4 +31,5 @@ def deserialized(config: Any, where: Any) -> Any:
     """
     require_safe(config, where)
     with safe_mode():
-        return keras.saving.deserialize_keras_object(config, safe_mode=True)
+        # a copy: `from_config` may change what it is given, as that of keras.layers.Wrapper does
+        return keras.saving.deserialize_keras_object(copy.deepcopy(config), safe_mode=True)

@@ -1,11 +1,14 @@
 """Models that are built to be filled: what is stored comes in, what is not starts as Keras starts it."""
 
+import random
+
 import keras
 import numpy as np
 import pytest
 from keras import initializers, layers
 
 import keras_flax_bridge as kfb
+from keras_flax_bridge.checkpoint import model_configs
 from keras_flax_bridge.keras_internals import filled
 
 
@@ -29,6 +32,86 @@ class Unstored(layers.Layer):
 
     def load_own_variables(self, store):
         self.stored.assign(store["0"])
+
+
+class Square(layers.Layer):
+    """Has one stored weight, whose first value is known."""
+
+    def build(self, shape):
+        self.kernel = self.add_weight(
+            shape=(4, 4), initializer=initializers.RandomNormal(seed=1), name="kernel"
+        )
+        self.other()
+
+    def other(self):
+        """What else it makes of the first value."""
+
+    def call(self, x):
+        return x @ self.kernel
+
+    def save_own_variables(self, store):
+        store["kernel"] = self.kernel
+
+    def load_own_variables(self, store):
+        self.kernel.assign(store["kernel"])
+
+
+@keras.saving.register_keras_serializable("tests")
+class Assigned(Square):
+    """A weight of zeros, which is assigned from the first value of another."""
+
+    def other(self):
+        self.norm = self.add_weight(shape=(), initializer="zeros", trainable=False)
+        self.norm.assign(keras.ops.sum(self.kernel * self.kernel))
+
+    def call(self, x):
+        return x @ self.kernel / self.norm
+
+
+@keras.saving.register_keras_serializable("tests")
+class Attribute(Square):
+    """A number of Python's, from the first value of a weight."""
+
+    def other(self):
+        self.norm = float(np.abs(self.kernel.numpy()).max())
+
+    def call(self, x):
+        return x @ self.kernel / self.norm
+
+
+@keras.saving.register_keras_serializable("tests")
+class Rows(Square):
+    """Only some rows are stored; the others stay as they started."""
+
+    def save_own_variables(self, store):
+        store["kernel"] = np.asarray(self.kernel)[:2]
+
+    def load_own_variables(self, store):
+        self.kernel.assign(np.concatenate([store["kernel"], np.asarray(self.kernel)[2:]]))
+
+
+@keras.saving.register_keras_serializable("tests")
+class Global(Square):
+    """Numbers from every global generator, which no file holds."""
+
+    def other(self):
+        self.numbers = [random.random(), np.random.normal(), float(keras.random.normal(()))]
+        self.raw = keras.Variable("uniform", shape=(2,))
+
+    def call(self, x):
+        return x @ self.kernel + sum(self.numbers) + keras.ops.sum(self.raw)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Unbuilt(keras.Model):
+    """Keras saves no shape for it: its layers are built when it is first called."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.drop, self.last = layers.Dropout(0.5), layers.Dense(2)
+
+    def call(self, x, training=False):
+        return self.last(self.drop(x, training=training))
 
 
 def dense():
@@ -69,6 +152,69 @@ def test_loading_draws_no_random_values(tmp_path, monkeypatch, kind):
         np.testing.assert_array_equal(a, b)
     for a, b in zip(loaded.optimizer.variables, model.optimizer.variables, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+ODD = {
+    "assigned": Assigned,
+    "attribute": Attribute,
+    "rows": Rows,
+    "global": Global,
+    "dropout": lambda: layers.Dropout(0.5),
+    "wrapper": lambda: layers.SpectralNormalization(layers.Dense(4)),
+    "wrapper of what is not stored": lambda: layers.TimeDistributed(Global()),
+    "rnn": lambda: layers.GRU(4, dropout=0.5),
+    "generator": lambda: layers.Dense(
+        4, kernel_initializer=initializers.RandomNormal(seed=keras.random.SeedGenerator(3))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_is_not_stored_is_as_keras_loads_it(tmp_path, name):
+    model = keras.Sequential([keras.Input((3, 4)), ODD[name]()])
+    model.save(tmp_path / "m.keras")
+    require_equal(tmp_path / "m.keras", np.ones((2, 3, 4), np.float32))
+
+
+@pytest.mark.filterwarnings("ignore:You are saving a model that has not yet been built")
+def test_a_model_without_a_shape_is_as_keras_loads_it(tmp_path):
+    Unbuilt().save(tmp_path / "m.keras")
+    require_equal(tmp_path / "m.keras", np.ones((2, 4), np.float32))
+
+
+def require_equal(path, x):
+    """Both loads give the same model, and draw the same numbers from the global generators."""
+    results = []
+    for load in (keras.saving.load_model, kfb.load_model):
+        keras.utils.set_random_seed(7)
+        model = load(path)
+        outputs = model(x), model(x, training=True), keras.random.normal((2,))
+        results.append([*outputs, random.random(), np.random.normal(), *model.variables])
+    for expected, got in zip(*results, strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("kind", [Assigned, Attribute])
+def test_what_is_computed_from_a_first_value_survives_a_checkpoint(tmp_path, kind):
+    model = keras.Sequential([keras.Input((4,)), kind()])
+    model.compile("sgd", "mse")
+    model.layers[0].kernel.assign(np.full((4, 4), 3.0))
+    kfb.save(tmp_path / "m", kfb.TrainState.from_keras(model))
+    x = np.ones((2, 4), np.float32)
+    np.testing.assert_array_equal(kfb.load_model(tmp_path / "m")(x), model(x))
+
+
+def test_a_model_with_seeds_is_built_once(tmp_path, monkeypatch):
+    keras.Sequential([keras.Input((4,)), layers.Dense(4), layers.Dropout(0.5)]).save(tmp_path / "m.keras")
+    built, build = [], model_configs.build
+    monkeypatch.setattr(model_configs, "build", lambda *args: built.append(1) or build(*args))
+    kfb.load_model(tmp_path / "m.keras")
+    assert len(built) == 1
+
+
+def test_variables_of_a_filled_model_have_the_class_that_keras_gives(tmp_path):
+    dense().save(tmp_path / "m.keras")
+    assert {type(variable) for variable in kfb.load_model(tmp_path / "m.keras").variables} == {keras.Variable}
 
 
 def test_a_model_that_nothing_fills_is_the_model_that_keras_builds():
