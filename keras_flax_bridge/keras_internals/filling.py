@@ -81,8 +81,10 @@ class _Undrawn:
             yield self
 
     def missed(self) -> bool:
-        """Whether a zero is left, or something may have been computed from one."""
-        return self._read or any(type(variable) in self._classes.values() for variable in self._made)
+        """Whether a zero is left, or something may have been computed from one; asked once, at the end."""
+        left = any(type(variable) in self._classes.values() for variable in self._made)
+        self._made.clear()  # the classes hold this object in a circle: it would keep the values of a model
+        return self._read or left
 
     def _class(self, base: type) -> Any:
         """A class for variables of another class, which they have again once they are assigned."""
