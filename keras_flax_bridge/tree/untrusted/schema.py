@@ -72,16 +72,6 @@ def whole(least: int = 0, most: int = 1 << 63) -> Check:
     return check
 
 
-def choice_of(*values: Any) -> Check:
-    """A check for one of some values."""
-
-    def check(value: Any, field: str) -> None:
-        fits = any(type(value) is type(one) and value == one for one in values)
-        _require(fits, value, field, f"one of {', '.join(map(str, values))}")
-
-    return check
-
-
 def anything(value: Any, field: str) -> None:
     """What is checked where it is used."""
 
