@@ -114,6 +114,7 @@ def note(scratch, text):
 
 
 PRINTED = "printed.txt"
+VALUES = "values"  # the bytes of the leaves that came out
 
 
 def _filled(word, filled):
@@ -177,6 +178,7 @@ DOORS = {
     "safetensors": {**_LOOK, **_VERIFY, **_COMPARE, **_CONVERT, **_OWN},
     "map": {"load": _map},
     "flax": {name: door for name, door in _CHECKPOINT.items() if name not in ("manager", "load_model")},
+    "callback": {"load_model": _load, **_CHECKPOINT},
 }
 CHECKED = ("tree", "packed")  # kinds that carry checksums: what comes out is right
 
@@ -211,6 +213,7 @@ def outcome(door, path, goods, scratch, *, checked, seconds=30):
         return "told", "" if str(error) else "an error without a word"
     except (Exception, Hang):
         return "raw", traceback.format_exc()[-3000:]
+    (scratch / VALUES).write_bytes(b"".join(leaf.tobytes() for leaf in found.values()))
     wrong = differing(found, goods) if checked else []
     return ("wrong", f"other values than were saved: {wrong}") if wrong else ("right", "")
 

@@ -5,6 +5,8 @@ compared with the bytes that are there before it is used. All limits are in `lim
 """
 
 from keras_flax_bridge.checkpoint.guards.archive import archive as archive
+from keras_flax_bridge.checkpoint.guards.arrays import declared_bytes as declared_bytes
+from keras_flax_bridge.checkpoint.guards.arrays import require_stored as require_stored
 from keras_flax_bridge.checkpoint.guards.files import KERAS as KERAS
 from keras_flax_bridge.checkpoint.guards.files import WEIGHTS as WEIGHTS
 from keras_flax_bridge.checkpoint.guards.files import Weights as Weights

@@ -70,6 +70,18 @@ def parsed(text: Any, where: str, kind: type[CheckpointError] = CorruptCheckpoin
         raise _unlike(where, f"text that is not valid JSON: {said}", "JSON", kind) from error
 
 
+def decoded(content: bytes, where: str, kind: type[CheckpointError] = CorruptCheckpointError) -> str:
+    """Bytes as the text that they are of.
+
+    Raises:
+        CheckpointError: of the given kind, if they are not UTF-8.
+    """
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise _unlike(where, "bytes that are not UTF-8", "a readable text", kind) from error
+
+
 def require_bounded(text: str, where: str, kind: type[CheckpointError] = CorruptCheckpointError) -> None:
     """Checks that a text of JSON does not become many times larger in memory.
 
