@@ -16,7 +16,6 @@ from keras_flax_bridge.checkpoint.guards.files import require_loadable as requir
 from keras_flax_bridge.checkpoint.guards.files import weights as weights
 from keras_flax_bridge.checkpoint.guards.files import weights_alone as weights_alone
 from keras_flax_bridge.checkpoint.guards.hdf5 import Array as Array
-from keras_flax_bridge.checkpoint.guards.limits import shown as shown
 from keras_flax_bridge.checkpoint.guards.tensors import DTYPES as DTYPES
 from keras_flax_bridge.checkpoint.guards.tensors import Tensor as Tensor
 from keras_flax_bridge.checkpoint.guards.tensors import Tensors as Tensors
