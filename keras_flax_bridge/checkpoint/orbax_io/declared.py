@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from keras_flax_bridge.checkpoint import guards
-from keras_flax_bridge.checkpoint.orbax_io.api import FilePath, speaking, tensorstore
+from keras_flax_bridge.checkpoint.orbax_io.api import LEAVES, FilePath, speaking, tensorstore
 from keras_flax_bridge.errors import CorruptCheckpointError
 from keras_flax_bridge.tree.untrusted import texts
 
@@ -117,12 +117,33 @@ def _in_files(item: FilePath) -> Iterator[tuple[str, str]]:
 
 def _in_database(item: FilePath) -> Iterator[tuple[str, str]]:
     store = tensorstore().KvStore.open({"driver": "ocdbt", "base": _base(item)}).result()
-    keys = [key for key in store.list().result() if key.decode(errors="replace").endswith(_ARRAYS)]
+    keys = _keys(store, item)
     for begin in range(0, len(keys), _AT_ONCE):
         some = keys[begin : begin + _AT_ONCE]
         for key, read in zip(some, [store.read(key) for key in some], strict=True):
-            where = f"{item}, {texts.clipped(key.decode(errors='replace'), 200)}"
-            yield where, texts.decoded(read.result().value, where)
+            text = _value(read)
+            if text:
+                where = f"{item}, {texts.clipped(key, 200)}"
+                yield where, texts.decoded(text, where)
+
+
+def _keys(store: Any, item: FilePath) -> list[str]:
+    """The metadata of the arrays; where the list is damaged, of those that Orbax would look for."""
+    try:
+        found = [key.decode(errors="replace") for key in store.list().result()]
+    except Exception:  # tensorstore raises many kinds
+        leaves = texts.read_json(item / LEAVES)
+        tree = leaves.get("tree_metadata") if isinstance(leaves, dict) else None
+        return [f"{name}/{file}" for name in _names(tree) for file in _ARRAYS]
+    return [key for key in found if key.endswith(_ARRAYS)]
+
+
+def _value(read: Any) -> bytes:
+    """What lies under a key; nothing where it can't be read, which Orbax can't do either."""
+    try:
+        return bytes(read.result().value)
+    except Exception:  # as above
+        return b""
 
 
 def _base(item: FilePath) -> dict[str, Any]:
