@@ -189,7 +189,7 @@ def timed(seconds):
     """Raises `Hang` in Python code, and ends the process where other code doesn't return.
 
     Args:
-        seconds: of this process's own time; of the clock four times as many, since other processes take time too.
+        seconds: of this process's own time; of the clock four times as many, as other processes run too.
     """
     begin, rounds = time.process_time(), iter(range(3))
 
