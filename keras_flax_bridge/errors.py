@@ -37,13 +37,23 @@ def printable_lines(text: str) -> str:
     return printed(text.split("\n"))
 
 
+def shortened(text: str, most: int = 200) -> str:
+    """The beginning of a text of others as one printable line: whatever an error repeats is cut here.
+
+    >>> shortened("dense" + chr(27) + "[31m"), shortened("a" * 100, 5)
+    ('dense\\\\x1b[31m', 'aaaaa...')
+    """
+    safe = printable(text)
+    return safe if len(safe) <= most else f"{safe[:most]}..."
+
+
 def said(error: BaseException, most: int = 500) -> str:
     """The message of a library's error, in one line.
 
     >>> said(ValueError("a  config\\n\\nwith a name"))
     'a config with a name'
     """
-    return printable(" ".join(str(error).split())[:most])
+    return shortened(" ".join(str(error).split()), most)
 
 
 class Listing(str):

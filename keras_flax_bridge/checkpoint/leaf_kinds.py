@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from keras_flax_bridge.errors import StructureMismatchError
 from keras_flax_bridge.tree.diff import dtype_name
-from keras_flax_bridge.tree.leaves import from_disk, is_key, on_disk, require_values
+from keras_flax_bridge.tree.leaves import from_disk, is_key, key_kind, on_disk, require_values
 from keras_flax_bridge.tree.paths import Flat, Path, join_path, named_leaves
 from keras_flax_bridge.tree.untrusted.schema import DEEPEST, HOST_ONLY, LONGEST
 from keras_flax_bridge.tree.untrusted.schema import DTYPES as DTYPES
@@ -102,17 +104,51 @@ _KINDS: tuple[tuple[Any, Callable[[Any], str]], ...] = (
 )
 
 
-def given_back(value: Any, wanted: Any) -> Any:
+def key_kinds(flat: Flat) -> dict[str, str]:
+    """The implementations of typed keys, by the names of their leaves."""
+    return {join_path(path): str(key_kind(leaf)) for path, leaf in flat.items() if is_key(leaf)}
+
+
+def given_back(value: Any, wanted: Any, path: Path) -> Any:
     """Converts a stored leaf to the kind that is wanted.
 
     A numpy or Python number is restored as one. If an array was stored and `like` has a Python int or float,
     the array is kept: Flax starts steps as such a number.
+
+    Raises:
+        StructureMismatchError: naming the leaf whose numbers the wanted dtype can't hold.
     """
+    _require_range(value, getattr(wanted, "dtype", None), path)
     if isinstance(wanted, np.generic):
         return np.asarray(value, wanted.dtype.newbyteorder("="))[()]
     if type(wanted) in (bool, complex):
         return type(wanted)(np.asarray(value)[()])
     return from_disk(value, wanted)
+
+
+def _require_range(value: Any, dtype: Any, path: Path) -> None:
+    """Checks that whole numbers keep their values in another dtype, and that a number stays finite."""
+    if dtype is None or is_key(value) or dtype_name(getattr(value, "dtype", None)) == dtype_name(dtype):
+        return
+    if np.size(value) and jnp.issubdtype(dtype, jnp.integer):
+        least, most = (int(value.min()), int(value.max())) if hasattr(value, "dtype") else (value, value)
+        bounds = jnp.iinfo(dtype)  # type: ignore[no-untyped-call]
+        fits = int(bounds.min) <= least and most <= int(bounds.max)
+        got = f"{least}" if least == most else f"whole numbers from {least} to {most}"
+    elif type(value) is float and jnp.issubdtype(dtype, jnp.floating):
+        most = float(jnp.finfo(dtype).max)  # type: ignore[no-untyped-call]
+        fits, got = abs(value) <= most or not math.isfinite(value), f"{value}"
+    else:
+        return
+    if not fits:
+        raise StructureMismatchError(
+            join_path(path),
+            got=f"{got}, which {dtype_name(dtype)} can't hold",
+            expected=f"values in the range of {dtype_name(dtype)}, the dtype in like",
+            mismatched=[join_path(path)],
+            fix="Nothing was assigned. Give like a wider dtype there, such as a numpy array of int64 or "
+            "float64, or a Python number.",
+        )
 
 
 def words(dtype: Any) -> np.dtype:

@@ -149,10 +149,10 @@ class CheckpointManager(metaclass=words.AnsweringType):
             if newer is not None:
                 raise stale(self.directory, step, newer)
             with gc_pause.gc_paused():  # until it goes on in the background
-                flat = checked(state)
+                flat, keys = checked(state)
                 values = numbers(logs)
                 position = data_positions.position(data)
-                metadata = dataclasses.replace(state_metadata(state, model), data=position)
+                metadata = dataclasses.replace(state_metadata(state, model), keys=keys, data=position)
                 self._root.save(step, flat, data, values, metadata)
         return True, earlier
 

@@ -18,7 +18,7 @@ from keras_flax_bridge.errors import StructureMismatchError, printable
 from keras_flax_bridge.state import trees
 from keras_flax_bridge.state.trees import COLLECTIONS, WEIGHTS
 from keras_flax_bridge.tree.diff import Diff, same_spec
-from keras_flax_bridge.tree.leaves import on_disk
+from keras_flax_bridge.tree.leaves import KeyData, is_key, key_kind, on_disk
 from keras_flax_bridge.tree.paths import Flat, Path, compiled_pattern, join_path, split_path
 
 log = logging.getLogger("keras_flax_bridge")
@@ -189,11 +189,14 @@ def _substituted(name: str, pairs: Iterable[tuple[re.Pattern[str], str]]) -> str
 def _compatible(stored: Any, wanted: Any, cast: bool) -> bool:
     """The same shape and dtype, or kind of dtype where a cast was asked for.
 
-    A Python number fits a scalar of its kind, since Flax starts steps as one.
+    A Python number fits a scalar of its kind, since Flax starts steps as one. The data of a key fits a key of
+    the same implementation: another would take the same bits for another stream.
     """
     numbers = (bool, int, float, complex)
     if type(wanted) in numbers or type(stored) in numbers:
         return np.shape(stored) == np.shape(wanted) == () and _kind(stored) == _kind(wanted)
+    if isinstance(stored, KeyData) and is_key(wanted) and stored.impl != str(key_kind(wanted)):
+        return False
     wanted = on_disk(wanted)
     if cast and hasattr(stored, "shape") and hasattr(wanted, "shape"):
         return stored.shape == wanted.shape and _kind(stored) == _kind(wanted)

@@ -113,7 +113,9 @@ def filled(source: Contents, like: Any, options: RestoreOptions) -> Any:
         source.require_whole(values)
     if options.data is not None:
         source.load_data(options.data)
-    return finish(target.put({path: given_back(values[n], target.wanted[path]) for path, n in names.items()}))
+    return finish(
+        target.put({path: given_back(values[n], target.wanted[path], path) for path, n in names.items()})
+    )
 
 
 def _target(like: Any, source: Contents, options: RestoreOptions) -> Target:
@@ -183,6 +185,7 @@ def _loaded(folder: FilePath) -> Any:
     if folder.is_file():
         return keras_files.load_model(folder)
     stored = orbax_io.Stored(folder)
+    stored.require_stored()
     config = stored.metadata.model if stored.ours else foreign.config(stored)
     if not config:
         why = stored.metadata.no_model or "the state was not taken from a Keras model"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from importlib import metadata as packages
 from typing import Any
@@ -25,8 +26,11 @@ from keras_flax_bridge.tree.paths import Flat
 from keras_flax_bridge.tree.types import Models, PathLike, PyTree
 
 
-def checked(state: Any) -> Flat:
-    """The leaves of a state as they go to disk, each of a kind and a name that a restore gives back."""
+def checked(state: Any) -> tuple[Flat, dict[str, str]]:
+    """The leaves of a state as they go to disk, and the implementations of typed keys by name.
+
+    Each leaf is of a kind and a name that a restore gives back.
+    """
     if isinstance(state, (nnx.Module, nnx.State)):
         flat = target_of(state).wanted  # by the names under which it is restored
     else:
@@ -35,7 +39,7 @@ def checked(state: Any) -> Flat:
     fix = "Of a Keras model save TrainState.from_keras(model); put a single array into a dict."
     expected = "a TrainState, an nnx.Module, or a tree of arrays"
     require(tree, "state", f"a {type(state).__name__}", expected, fix)
-    return leaf_kinds.to_disk(flat)
+    return leaf_kinds.to_disk(flat), leaf_kinds.key_kinds(flat)
 
 
 def step_of(state: Any) -> int:
@@ -105,4 +109,5 @@ def save(path: PathLike, state: PyTree, *, model: Models | None = None, layout: 
             fix="Take another path, or delete what is there; nothing was written.",
         )
     packed = is_packed(layout)
-    orbax_io.save(folder, checked(state), None, state_metadata(state, model), packed=packed)
+    flat, keys = checked(state)
+    orbax_io.save(folder, flat, None, replace(state_metadata(state, model), keys=keys), packed=packed)

@@ -123,6 +123,7 @@ def verified(place: FilePath) -> VerifyReport:
 
 def _of_checkpoint(folder: FilePath) -> VerifyReport:
     stored = orbax_io.Stored(folder)
+    stored.require_stored()
     written = stored.metadata.checksums
     damaged: dict[str, str] = {}
     for group in groups(stored.specs, stored.packed):

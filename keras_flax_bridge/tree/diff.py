@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from keras_flax_bridge.errors import StructureMismatchError, printed
+from keras_flax_bridge.tree.leaves import KeyData, is_key, key_kind
 from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, join_path
 
 
@@ -21,6 +22,13 @@ def spec_text(leaf: Any) -> str:
     if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
         return type(leaf).__name__
     return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+
+
+def _mismatch(got: Any, want: Any) -> str:
+    """What two leaves are; of data of keys also of which implementation, where only that differs."""
+    impl = f" of impl={got.impl!r}" if isinstance(got, KeyData) else ""
+    wanted = f" of impl={str(key_kind(want))!r}" if impl and is_key(want) else ""
+    return f"got {spec_text(got)}{impl}, expected {spec_text(want)}{wanted}"
 
 
 class Diff(NamedTuple):
@@ -47,7 +55,7 @@ class Diff(NamedTuple):
             f"  unexpected  {join_path(path)}  {spec_text(leaf)}" for path, leaf in self.unexpected.items()
         ]
         lines += [
-            f"  mismatched  {join_path(path)}  got {spec_text(got)}, expected {spec_text(want)}"
+            f"  mismatched  {join_path(path)}  {_mismatch(got, want)}"
             for path, (got, want) in self.mismatched.items()
         ]
         return lines

@@ -134,8 +134,18 @@ def _native(dtype: Any) -> Any:
     return dtype if getattr(dtype, "isnative", True) else dtype.newbyteorder("=")
 
 
+class KeyData(jax.ShapeDtypeStruct):
+    """The spec of the data of typed keys, of which the implementation is known."""
+
+    __slots__ = ("impl",)
+
+    def __init__(self, spec: Any, impl: str):
+        super().__init__(spec.shape, spec.dtype)  # type: ignore[no-untyped-call]
+        self.impl = impl
+
+
 def key_kind(key: Any) -> str:
-    """The name of jax's for the kind of a typed key, which may be abstract; or what was registered."""
+    """The implementation of a typed key, which may be abstract, by jax's name or what was registered."""
     kinds: list[Any] = []
     jax.eval_shape(lambda traced: kinds.append(jax.random.key_impl(traced)), key)
     kind: str = kinds[0]

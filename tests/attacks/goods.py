@@ -21,7 +21,7 @@ from keras_flax_bridge.checkpoint import orbax_io
 from keras_flax_bridge.checkpoint.orbax_io.api import MARK, OURS, OURS_SUM
 from keras_flax_bridge.tree.paths import flatten_tree, join_path, nest_paths
 
-KINDS = ("tree", "packed", "keras", "weights", "safetensors", "map", "flax")
+KINDS = ("tree", "packed", "keras", "weights", "safetensors", "map", "flax", "callback")
 
 
 def build():
@@ -62,6 +62,7 @@ NAMES = {
     "safetensors": "model.safetensors",
     "map": "map.json",
     "flax": "flax/7",
+    "callback": "callback/0",
 }
 
 
@@ -75,6 +76,11 @@ def write(folder):
     model.save(folder / "model.keras")
     model.save_weights(folder / "model.weights.h5")
     flat = {path: np.asarray(leaf) for path, leaf in flatten_tree(state).items()}
+    saver = keras.callbacks.OrbaxCheckpoint(str(folder / "callback"))
+    saver.set_model(model)
+    saver.on_train_begin()
+    saver.on_epoch_end(0)
+    saver.on_train_end()
     orbax_io.save_plain(folder / "flax" / "7", nest_paths(flat))
     save_file({join_path(path): leaf for path, leaf in flat.items()}, folder / "model.safetensors")
     migrate.to_nnx(model).weight_map.save(folder / "map.json")

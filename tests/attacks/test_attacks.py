@@ -6,19 +6,19 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.attacks import goods, rows_bombs, rows_code, rows_files, rows_text, watch
+from tests.attacks import goods, rows_bombs, rows_code, rows_files, rows_storage, rows_text, watch
 from tests.attacks.doors import DOORS, PRINTED, outcome
 from tests.attacks.rows import PLANTED, ROWS, SECRET, Kit, Row
 
 QUICK = 3  # doors of a row in the first pass, beside those that must refuse it
 MOST = 200  # MB that a door may take
-MODULES = (rows_bombs, rows_code, rows_files, rows_text)  # each adds its rows
+MODULES = (rows_bombs, rows_code, rows_files, rows_storage, rows_text)  # each adds its rows
 
 
 @pytest.fixture
 def kit(tmp_path, monkeypatch):
     """Somebody's secret, and a module that shows whether it was imported."""
-    secret = tmp_path / "home" / "secret.txt"
+    secret = tmp_path / "hom" / "secret.txt"
     secret.parent.mkdir()
     secret.write_text(SECRET * 10)
     marker = tmp_path / "marker"

@@ -1,7 +1,9 @@
 """What a process does while a hostile file is open: code that runs, files that are opened or written."""
 
 import contextlib
+import ctypes
 import os
+import struct
 import sys
 from pathlib import Path
 
@@ -53,9 +55,46 @@ def watching(forbidden, planted):
     watch = Watch(forbidden, planted)
     _active.append(watch)
     try:
-        yield watch
+        with _opened_below(watch.forbidden, watch.seen):
+            yield watch
     finally:
         _active.remove(watch)
+
+
+# --- files that other code than Python opens
+
+_OPENED, _NEVER_WAIT = 0x20, os.O_NONBLOCK | os.O_CLOEXEC
+_EVENT = struct.Struct("iIII")  # watch, what happened, a number, length of the name that follows
+_A_FOLDER = 1 << 30
+
+
+@contextlib.contextmanager
+def _opened_below(folder, seen):
+    """Records the files below a folder that this process, or any other, opens; the kernel tells."""
+    library = ctypes.CDLL(None, use_errno=True)
+    events = library.inotify_init1(_NEVER_WAIT)
+    assert events >= 0, os.strerror(ctypes.get_errno())
+    try:
+        for here, _, _ in os.walk(folder):
+            assert library.inotify_add_watch(events, os.fsencode(here), _OPENED) >= 0, here
+        with contextlib.suppress(BlockingIOError):
+            os.read(events, 1 << 16)  # of looking for folders
+        yield
+        with contextlib.suppress(BlockingIOError):
+            seen += [("opened", name) for name in _files_opened(os.read(events, 1 << 16))]
+    finally:
+        os.close(events)
+
+
+def _files_opened(content):
+    at = 0
+    while at < len(content):
+        _, what, _, length = _EVENT.unpack_from(content, at)
+        at += _EVENT.size
+        name = content[at : at + length].rstrip(b"\0").decode()
+        at += length
+        if not what & _A_FOLDER:
+            yield name
 
 
 # --- memory

@@ -124,6 +124,65 @@ def test_keys_of_every_kind_come_back(tmp_path, kind, layout):
             assert np.array_equal(jax.random.key_data(back[name]), jax.random.key_data(key))
 
 
+@LAYOUTS
+@pytest.mark.parametrize("abstract", [False, True])
+@pytest.mark.parametrize(
+    ("saved", "wanted"),
+    [("rbg", "unsafe_rbg"), ("unsafe_rbg", "rbg"), ("threefry2x32", "rbg")],
+)
+def test_key_of_another_implementation_is_an_error_that_names_both(tmp_path, saved, wanted, abstract, layout):
+    tree = {"key": jax.random.key(3, impl=saved), "step": jnp.int32(1)}
+    kfb.save(tmp_path / "x", tree, layout=layout)
+    like = {"key": jax.random.key(0, impl=wanted), "step": jnp.int32(0)}
+    like = jax.eval_shape(lambda: like) if abstract else like
+    with pytest.raises(
+        kfb.StructureMismatchError, match=f"key .* impl='{saved}', .* impl='{wanted}'"
+    ) as caught:
+        kfb.restore(tmp_path / "x", like)
+    assert caught.value.mismatched == ("key",)
+    data = jnp.zeros_like(jax.random.key_data(tree["key"]))
+    back = kfb.restore(tmp_path / "x", {"key": data, "step": 0})  # the bits can be had
+    assert np.array_equal(back["key"], jax.random.key_data(tree["key"]))
+
+
+def test_key_without_a_known_implementation_comes_back(tmp_path):
+    """Of a checkpoint that holds the data alone, as those of the first versions do."""
+    key = jax.random.key(3, impl="rbg")
+    kfb.save(tmp_path / "x", {"key": jax.random.key_data(key)})
+    assert kfb.restore(tmp_path / "x", {"key": jax.random.key(0, impl="rbg")})["key"] == key
+
+
+# what is saved, the dtype in `like`, and whether only a cast brings it there
+OUT_OF_RANGE = {
+    "int of more than 32 bits": (2**40, "int32", False),
+    "negative int": (-1, "uint32", False),
+    "int of 64 bits without a sign": (2**64 - 1, "int64", False),
+    "int64 of numpy": (np.int64(2**40), "int32", True),
+    "array of int64": (np.arange(3) << 32, "int32", True),
+    "array of int32": (jnp.arange(3) - 200, "int8", True),
+    "large float": (1e300, "float32", False),
+}
+
+
+@LAYOUTS
+@pytest.mark.parametrize("kind", [np.asarray, jnp.asarray])
+@pytest.mark.parametrize(("saved", "dtype", "cast"), OUT_OF_RANGE.values(), ids=OUT_OF_RANGE)
+def test_numbers_that_like_can_not_hold_are_an_error(tmp_path, saved, dtype, cast, kind, layout):
+    if kind is jnp.asarray and dtype == "int64":
+        pytest.skip("jax has no int64 here")
+    kfb.save(tmp_path / "x", {"deep": {"n": saved}, "w": jnp.ones(2)}, layout=layout)
+    like = {"deep": {"n": kind(np.zeros(np.shape(saved), dtype))}, "w": jnp.zeros(2)}
+    with pytest.raises(kfb.StructureMismatchError, match=rf"deep/n: got .*{dtype} can't hold") as caught:
+        kfb.restore(tmp_path / "x", like, cast=cast)
+    assert caught.value.mismatched == ("deep/n",)
+    if dtype != "float32":
+        fitting = {"deep": {"n": saved - saved + 1}, "w": jnp.ones(2)}
+        kfb.save(tmp_path / "fits", fitting, layout=layout)
+        back = kfb.restore(tmp_path / "fits", like, cast=cast)["deep"]["n"]
+        assert back.dtype == dtype
+        assert np.all(np.asarray(back) == 1)
+
+
 class Whole(enum.IntEnum):
     ONE = 1
 

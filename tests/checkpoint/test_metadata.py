@@ -46,6 +46,7 @@ WRONG = {
     "empty": ([], {"x": ["float32", [2]]}, {"x": ["float32", "0"]}, {"x": ["float32", [0, 2**60]]}),
     "packed": ([], {"x": 3}, {"x": [-1, "float32", [1]]}, {"x": [0, "U9", [1]]}, {"x": [0, "int8", [True]]}),
     "bytes": ([], {"a": "nonsense"}, {"a": 1}, {"nowhere": "int4"}),
+    "keys": ([], {"a": 1}, {"nowhere": "rbg"}),
     "checksums": ([], {"a": -1}, {"a": "1"}, {"a": 2**32}, {"a": None}, {"a": True}),
     "model": ([], "Sequential", 3),
     "no_model": (None, 3, []),

@@ -284,11 +284,15 @@ def test_the_source_of_a_transformer_is_short():
     assert len(migrate.to_source(native.transformer(12, 32, 4)).splitlines()) <= 120
 
 
-OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in applications.OTHERS]
+QUICK_TO_COMPILE = ("MobileNetV2", "ResNet50")
+APPLICATIONS = [
+    pytest.param(name, marks=[] if name in QUICK_TO_COMPILE else pytest.mark.slow)
+    for name in (*applications.FAMILIES, *applications.OTHERS)
+]
 
 
 @pytest.mark.filterwarnings("ignore:The structure of `inputs` doesn't match")  # they want a list of one
-@pytest.mark.parametrize("name", [*applications.FAMILIES, *OTHERS])
+@pytest.mark.parametrize("name", APPLICATIONS)
 def test_an_application(name):
     model = applications.body(name)
     module = migrate.to_nnx(model, check_outputs=False)

@@ -363,14 +363,10 @@ def written_by_keras(path, comment):
     return path
 
 
-@pytest.mark.parametrize(
-    ("rest", "said"),
-    [(b"", "got text that is not valid JSON"), (b"[" * 60_000, "nested")],
-    ids=["cut off", "deep"],
-)
-def test_a_damaged_comment_of_a_keras_file_is_named(rest, said, tmp_path):
-    path = written_by_keras(tmp_path / "one.keras", b'{"keras_flax_bridge":' + rest)
-    with pytest.raises(kfb.CheckpointError, match=rf"comment of the zip archive: .*{said}"):
+@pytest.mark.parametrize("comment", [b'{"keras_flax_bridge":', b'{"keras_flax_bridge":' + b"[" * 60_000])
+def test_a_damaged_comment_of_a_keras_file_is_named(comment, tmp_path):
+    path = written_by_keras(tmp_path / "one.keras", comment)
+    with pytest.raises(kfb.CheckpointError, match=r"comment of the zip archive: got text .* not valid JSON"):
         kfb.load_model(path)
 
 

@@ -5,6 +5,8 @@ compared with the bytes that are there before it is used. All limits are in `lim
 """
 
 from keras_flax_bridge.checkpoint.guards.archive import archive as archive
+from keras_flax_bridge.checkpoint.guards.arrays import declared_bytes as declared_bytes
+from keras_flax_bridge.checkpoint.guards.arrays import require_stored as require_stored
 from keras_flax_bridge.checkpoint.guards.files import WEIGHTS as WEIGHTS
 from keras_flax_bridge.checkpoint.guards.files import Weights as Weights
 from keras_flax_bridge.checkpoint.guards.files import config as config
@@ -13,7 +15,6 @@ from keras_flax_bridge.checkpoint.guards.files import require_loadable as requir
 from keras_flax_bridge.checkpoint.guards.files import weights as weights
 from keras_flax_bridge.checkpoint.guards.files import weights_alone as weights_alone
 from keras_flax_bridge.checkpoint.guards.hdf5 import Array as Array
-from keras_flax_bridge.checkpoint.guards.limits import shown as shown
 from keras_flax_bridge.checkpoint.guards.tensors import DTYPES as DTYPES
 from keras_flax_bridge.checkpoint.guards.tensors import Tensor as Tensor
 from keras_flax_bridge.checkpoint.guards.tensors import Tensors as Tensors

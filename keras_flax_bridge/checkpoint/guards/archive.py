@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from keras_flax_bridge.checkpoint.guards import limits
 from keras_flax_bridge.checkpoint.guards.limits import refusal, require_ratio
-from keras_flax_bridge.errors import CorruptCheckpointError
+from keras_flax_bridge.errors import CorruptCheckpointError, shortened
 from keras_flax_bridge.tree.untrusted.texts import require_regular
 
 _PART = limits.MEBI  # bytes that are read at a time
@@ -100,7 +100,7 @@ class Archive:
         """
         found = self.damaged()
         if found:
-            said = "; ".join(f"{limits.shown(name)}: {why}" for name, why in found.items())
+            said = "; ".join(f"{shortened(name)}: {why}" for name, why in found.items())
             raise CorruptCheckpointError(
                 str(self.path),
                 got=said,
@@ -114,8 +114,8 @@ class Archive:
             yield
         except Exception as error:  # zipfile and zlib raise many kinds
             raise CorruptCheckpointError(
-                f"{self.path}: {limits.shown(name)}",
-                got=f"{type(error).__name__}: {limits.shown(str(error))}",
+                f"{self.path}: {shortened(name)}",
+                got=f"{type(error).__name__}: {shortened(str(error))}",
                 expected="the bytes that were written",
                 fix="Use another copy of the file.",
             ) from error
@@ -134,7 +134,7 @@ def archive(path: FilePath) -> Iterator[Archive]:
             file = stack.enter_context(path.open("rb"))
             opened = stack.enter_context(zipfile.ZipFile(_Opening(file)))
         except Exception as error:  # zipfile raises many kinds, struct's and Unicode's among them
-            got = f"{type(error).__name__}: {limits.shown(str(error))}"
+            got = f"{type(error).__name__}: {shortened(str(error))}"
             raise refusal(path, "the archive", got, "a zip archive that Keras wrote") from error
         yield Archive(path, file, opened)
 

@@ -17,7 +17,7 @@ from keras_flax_bridge.checkpoint.guards.archive import archive
 from keras_flax_bridge.checkpoint.guards.chunks import require_unpacked_sizes
 from keras_flax_bridge.checkpoint.guards.limits import refusal
 from keras_flax_bridge.checkpoint.slices import slices
-from keras_flax_bridge.errors import BridgeError
+from keras_flax_bridge.errors import BridgeError, shortened
 from keras_flax_bridge.tree.untrusted.texts import require_regular
 
 KERAS, H5, TENSORS = ".keras", ".weights.h5", ".safetensors"
@@ -96,7 +96,7 @@ def _speaking(path: FilePath) -> Iterator[None]:
     except (BridgeError, MemoryError):
         raise
     except Exception as error:  # HDF5 and h5py raise many kinds
-        got = f"{type(error).__name__}: {limits.shown(str(error))}"
+        got = f"{type(error).__name__}: {shortened(str(error))}"
         raise refusal(path, "the arrays", got, "an HDF5 file that Keras wrote") from error
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from keras_flax_bridge.checkpoint.guards import limits
 from keras_flax_bridge.checkpoint.guards.limits import refusal, require_ratio
+from keras_flax_bridge.errors import shortened
 
 # the dtypes of Keras's variables as h5py reads them; V1 and V2 are bytes, as which it writes the dtypes
 # that HDF5 lacks, such as bfloat16
@@ -147,7 +148,7 @@ def _dtype(path: FilePath, name: str, item: Any) -> tuple[str, int]:
         raise refusal(path, name, f"a dtype that numpy lacks ({error})", "a dtype of Keras's") from error
     width = item.get_type().get_size()
     if found.name not in _KINDS or found.names or found.subdtype or found.itemsize != width:
-        raise refusal(path, name, f"dtype {limits.shown(str(found))}", "a dtype of Keras's")
+        raise refusal(path, name, f"dtype {shortened(str(found))}", "a dtype of Keras's")
     mark = _mark(path, name, item)
     if mark is None:
         return found.newbyteorder("=").str if found.kind == "V" else found.name, width
@@ -169,7 +170,7 @@ def _mark(path: FilePath, name: str, item: Any) -> str | None:
     ):
         raise refusal(path, name, f"an attribute {_MARK!r} that is not a text", "the name of a dtype")
     text = dataset.attrs[_MARK]
-    return limits.shown(text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text))
+    return shortened(text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text))
 
 
 def _require_stored(path: FilePath, name: str, item: Any, declared: int, stored: int, size: int) -> None:

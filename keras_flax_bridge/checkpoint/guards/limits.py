@@ -9,7 +9,8 @@ from __future__ import annotations
 import unicodedata
 from pathlib import Path as FilePath
 
-from keras_flax_bridge.errors import CheckpointError, printable
+from keras_flax_bridge.errors import CheckpointError, shortened
+from keras_flax_bridge.tree.untrusted.texts import Bounds
 
 MEBI = 1 << 20
 
@@ -21,10 +22,9 @@ RATIO = 100
 FLOOR = 16 * MEBI
 
 # `config.json`: those of keras.applications are far smaller. Values may need
-# 30 times the bytes of its text in memory, so containers and values are counted as well.
+# 30 times the bytes of its text in memory, so they are counted as well.
 CONFIG = 16 * MEBI
-CONTAINERS = 250_000
-VALUES = 1_000_000
+CONFIG_BOUNDS = Bounds(CONFIG, 1_000_000)
 
 # A zip archive of Keras's holds 3 members and the assets, such as vocabularies. The directory is read
 # whole by whoever opens the archive, and takes about ten times its size in memory.
@@ -48,17 +48,7 @@ _FIX = (
 
 def refusal(path: FilePath, name: str, got: str, expected: str) -> CheckpointError:
     """The error for a file that is not read: `name` is what is wrong inside it."""
-    return CheckpointError(f"{path}: {shown(name)}", got=got, expected=expected, fix=_FIX)
-
-
-def shown(name: str) -> str:
-    """A name out of a file as it may be printed: short, and without control characters.
-
-    >>> shown("dense" + chr(27) + "[31m")
-    'dense\\\\x1b[31m'
-    """
-    safe = printable(name)
-    return safe if len(safe) <= 200 else f"{safe[:200]}..."
+    return CheckpointError(f"{path}: {shortened(name)}", got=got, expected=expected, fix=_FIX)
 
 
 def is_odd(name: str) -> bool:

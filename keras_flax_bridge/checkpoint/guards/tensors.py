@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from keras_flax_bridge.checkpoint.guards import limits, texts
 from keras_flax_bridge.checkpoint.guards.limits import refusal
+from keras_flax_bridge.errors import shortened
 from keras_flax_bridge.tree.untrusted.texts import require_regular
 
 DTYPES = {
@@ -66,7 +67,7 @@ def _tensor(path: FilePath, name: str, entry: Any, start: int) -> Tensor:
     whole = _are_sizes(shape) and _are_sizes(offsets) and len(offsets) == 2
     dtype = DTYPES.get(kind) if isinstance(kind, str) else None
     if not whole or dtype is None or limits.is_odd(name):
-        raise refusal(path, name, f"dtype {limits.shown(str(kind))}, or no sizes", _WHOLE)
+        raise refusal(path, name, f"dtype {shortened(str(kind))}, or no sizes", _WHOLE)
     width = _BITS.get(dtype) or int(dtype.lstrip("uint"))
     if math.prod(shape) * width != 8 * (offsets[1] - offsets[0]):
         raise refusal(path, name, f"{offsets[1] - offsets[0]:,} bytes for {dtype}{shape}", _WHOLE)

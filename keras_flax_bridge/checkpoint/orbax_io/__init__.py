@@ -10,8 +10,8 @@ from keras_flax_bridge.checkpoint.orbax_io.api import is_checkpoint as is_checkp
 from keras_flax_bridge.checkpoint.orbax_io.api import step_of as step_of
 from keras_flax_bridge.checkpoint.orbax_io.api import steps_in as steps_in
 from keras_flax_bridge.checkpoint.orbax_io.metadata import Metadata as Metadata
+from keras_flax_bridge.checkpoint.orbax_io.placing import on_host as on_host
 from keras_flax_bridge.checkpoint.orbax_io.reading import Stored as Stored
-from keras_flax_bridge.checkpoint.orbax_io.reading import on_host as on_host
 from keras_flax_bridge.checkpoint.orbax_io.root import Root as Root
 from keras_flax_bridge.checkpoint.orbax_io.writing import is_empty as is_empty
 from keras_flax_bridge.checkpoint.orbax_io.writing import save as save

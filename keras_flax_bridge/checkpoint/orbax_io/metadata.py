@@ -45,6 +45,7 @@ class Metadata(Record):
         empty: dtypes and shapes of the leaves without elements, which Orbax can't store.
         packed: where in the array of small leaves each of them begins, its dtype and its shape.
         bytes: dtypes of leaves that are stored as whole numbers of the same size.
+        keys: the implementations of typed keys, whose data are stored, by name.
         checksums: of leaves, by name.
         model: the config of the Keras model, or a dict of configs; checked where Keras builds it.
         no_model: why there is no config.
@@ -59,6 +60,7 @@ class Metadata(Record):
     empty: Mapping[str, Any] = field(table_of_leaves(_empty), default_factory=dict)
     packed: Mapping[str, Any] = field(table_of_leaves(schema.place), default_factory=dict)
     bytes: Mapping[str, str] = field(table_of_leaves(schema.dtype), default_factory=dict)
+    keys: Mapping[str, str] = field(table_of_leaves(schema.text), default_factory=dict)
     checksums: Mapping[str, int] = field(table_of(schema.whole(0, 1 << 32)), default_factory=dict)
     model: Mapping[str, Any] | None = field(optional(table_of(schema.anything)), default=None)
     no_model: str | None = field(schema.text, default=None)
@@ -80,9 +82,10 @@ class Metadata(Record):
             raise Malformed("specs", "one name twice", "names that differ")
         if "specs" not in found:
             return
-        unknown = found.get("checksums", {}).keys() - stored.keys() - packed.keys() - empty.keys()
-        if unknown:
-            raise Malformed(f"checksums/{min(unknown)}", "a checksum of no leaf", "one of a leaf")
+        for table, what in {"checksums": "a checksum", "keys": "a kind of keys"}.items():
+            unknown = found.get(table, {}).keys() - stored.keys() - packed.keys() - empty.keys()
+            if unknown:
+                raise Malformed(f"{table}/{min(unknown)}", f"{what} of no leaf", "one of a leaf")
 
 
 def written(metadata: Metadata) -> dict[str, str | int]:

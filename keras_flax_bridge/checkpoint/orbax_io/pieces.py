@@ -12,13 +12,13 @@ import numpy as np
 
 from keras_flax_bridge.checkpoint.memory import give_back
 from keras_flax_bridge.checkpoint.orbax_io.api import LEAVES, FilePath, tensorstore
+from keras_flax_bridge.checkpoint.orbax_io.declared import MANIFEST
 from keras_flax_bridge.checkpoint.orbax_io.unpacking import unpacked
 from keras_flax_bridge.checkpoint.slices import PART, slices
 from keras_flax_bridge.tree.paths import Path
 
 _DRIVERS = ("zarr3", "zarr")  # the formats of arrays in Orbax's trees
 _PLAIN = {"bytes", "sharding_indexed"}  # codecs of zarr3 that compress nothing
-_MANIFEST = "manifest.ocdbt"  # the file of the database in which the arrays of a tree usually are
 
 
 def _has_zeros(item: FilePath) -> bool:
@@ -42,7 +42,7 @@ def opened(item: FilePath, place: Path, spec: Any) -> Any:
     """An array of the tree in a folder; None where Orbax stores arrays in another way."""
     name = ".".join(place) + "/"
     file = {"driver": "file", "path": f"{item}/"}
-    store = {"driver": "ocdbt", "base": file} if (item / _MANIFEST).is_file() else file
+    store = {"driver": "ocdbt", "base": file} if (item / MANIFEST).is_file() else file
     path = name if store is not file else f"{item}/{name}"
     for driver in _DRIVERS:
         try:

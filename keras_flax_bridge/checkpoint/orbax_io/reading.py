@@ -12,8 +12,7 @@ import numpy as np
 from keras_flax_bridge.checkpoint import checksums, packing
 from keras_flax_bridge.checkpoint.data_positions import checksum, is_grain, set_grain, set_position
 from keras_flax_bridge.checkpoint.groups import is_large
-from keras_flax_bridge.checkpoint.leaf_kinds import words
-from keras_flax_bridge.checkpoint.orbax_io import metadata, pieces
+from keras_flax_bridge.checkpoint.orbax_io import declared, metadata, pieces
 from keras_flax_bridge.checkpoint.orbax_io.api import (
     DATA,
     LEAVES,
@@ -27,10 +26,11 @@ from keras_flax_bridge.checkpoint.orbax_io.api import (
 from keras_flax_bridge.checkpoint.orbax_io.background import OPERATIONS
 from keras_flax_bridge.checkpoint.orbax_io.metadata import Metadata
 from keras_flax_bridge.checkpoint.orbax_io.names import decode
+from keras_flax_bridge.checkpoint.orbax_io.placing import host_bytes, is_on_cpu, on_host, placed
 from keras_flax_bridge.checkpoint.progress import working
 from keras_flax_bridge.checkpoint.slices import GROUP, flat_pieces
 from keras_flax_bridge.errors import CheckpointError, CorruptCheckpointError, listing, said
-from keras_flax_bridge.tree.leaves import on_disk, size_of
+from keras_flax_bridge.tree.leaves import KeyData, on_disk, size_of
 from keras_flax_bridge.tree.paths import (
     Flat,
     Path,
@@ -55,6 +55,7 @@ class Stored:
         with speaking(path, "reading the metadata", CorruptCheckpointError):
             texts.require_files(path)
             self._root, self._item = _item(path)
+            self._files = declared.Files(path, self._item_folder)
             found = metadata.read(self._root)
             self.ours = found is not None  # whether this package wrote it
             self.metadata = found or Metadata()
@@ -72,13 +73,15 @@ class Stored:
         self.specs.update({**self._empty, **packing.specs(self._index)})
         self._require_complete()
         self.specs.update({p: _spec(dtype, self.specs[p].shape) for p, dtype in self._viewed.items()})
+        keys = {split_path(name): impl for name, impl in self.metadata.keys.items()}
+        self.specs.update({p: KeyData(self.specs[p], impl) for p, impl in keys.items() if p in self.specs})
 
     def _specs(self) -> Any:
         """The stored tree, with specs for leaves. Where we wrote them, no array has to be opened for them."""
+        declared.require_names(self._item_folder, texts.read_json(self._leaves))
         if self.metadata.specs is None:
-            texts.read_json(self._leaves)
+            self._files.checked()  # checked first: Orbax opens every array for its metadata
             return ocp().metadata(self._root, checkpointable_name=self._item).metadata
-        texts.require_bounded(texts.read_text(self._leaves), str(self._leaves))
         specs = self.metadata.specs.items()
         return nest_paths({split_path(p): _spec(*s) if isinstance(s, list) else s for p, s in specs})
 
@@ -87,6 +90,14 @@ class Stored:
         """Orbax's list of the leaves, which it reads whole."""
         return (self._root if self._item is None else self._root / self._item) / LEAVES
 
+    def require_stored(self) -> None:
+        """Checks what arrays declare against the bytes on disk, for who reads them into no arrays of his own.
+
+        Raises:
+            CheckpointError: if they declare far more.
+        """
+        self._files.require_stored()
+
     def start_at_zero(self, specs: Mapping[Path, Any]) -> None:
         """Adds leaves that the writer had no need to store: they are zeros."""
         self._empty.update(specs)
@@ -94,6 +105,7 @@ class Stored:
 
     def shardings(self) -> dict[Path, tuple[tuple[Any, ...], dict[str, int]]]:
         """How leaves lay on a mesh when they were written: spec and sizes of its axes, where it is known."""
+        self._files.checked()  # checked first
         with speaking(self.path, "reading how leaves lay on devices", CorruptCheckpointError):
             tree = ocp().metadata(self._root, checkpointable_name=self._item).metadata
             found: dict[Path, Any] = {
@@ -139,8 +151,8 @@ class Stored:
     def _load(self, targets: Mapping[Path, Any]) -> Flat:
         small = {path: target for path, target in targets.items() if join_path(path) in self._index}
         wanted = {p: t for p, t in targets.items() if p not in small and p not in self._empty}
-        wanted = {p: _host_bytes(t) if p in self._viewed else t for p, t in wanted.items()}
-        taken = {p: on_host(t) for p, t in wanted.items() if _is_on_cpu(t)}
+        wanted = {p: host_bytes(t) if p in self._viewed else t for p, t in wanted.items()}
+        taken = {p: on_host(t) for p, t in wanted.items() if is_on_cpu(t)}
         wanted |= taken
         part = self._buffer_part(small) if small else None  # of a long buffer only what is needed
         loaded, whole = self._read(wanted, packed=bool(small) and part is None)
@@ -149,7 +161,7 @@ class Stored:
         host |= packing.unpack(buffer, self._index, small, start)
         host |= {p: loaded.pop(p).view(self.specs[p].dtype) for p in self._viewed if p in loaded}
         host |= {p: loaded.pop(p) for p in taken}
-        return {**loaded, **_placed(host, targets)}
+        return {**loaded, **placed(host, targets)}
 
     def _read(self, targets: Mapping[Path, Any], *, packed: bool) -> tuple[Flat, Any]:
         """Leaves out of Orbax's tree, and the array of the packed ones; all others are left out."""
@@ -214,8 +226,9 @@ class Stored:
         return {} if value == written else {name: checksums.difference(value, written)}
 
     def _pieces(self, path: Path) -> Iterator[np.ndarray]:
+        self._files.checked()  # checked first
         spec = self.specs[path]
-        kept = _host_bytes(spec) if path in self._viewed else spec
+        kept = host_bytes(spec) if path in self._viewed else spec
         place = self._places.get(path)
         array = pieces.opened(self._item_folder, place, kept) if place else None
         if array is None:  # in a format that only Orbax knows
@@ -228,6 +241,7 @@ class Stored:
 
     def load_each(self, targets: Mapping[Path, Any]) -> tuple[Flat, dict[str, str]]:
         """The values that can be read, and why the others can't, by path."""
+        self._files.checked()  # checked first, and only once for all leaves
         try:
             return self._load(targets), {}
         except CheckpointError as error:
@@ -353,35 +367,3 @@ def _spec(dtype: str, shape: Any) -> jax.ShapeDtypeStruct:
 
 def _axes(sharding: Any) -> dict[str, int]:
     return dict(zip(sharding.axis_names, map(int, sharding.shape), strict=True))
-
-
-def on_host(spec: Any) -> Any:
-    """What Orbax is asked for to give a leaf as numpy."""
-    return np.broadcast_to(np.zeros((), spec.dtype), spec.shape) if hasattr(spec, "shape") else spec
-
-
-def _is_on_cpu(target: Any) -> bool:
-    """Whether a leaf goes to one CPU: jax takes it over from numpy, and Orbax would keep a second copy."""
-    sharding = getattr(target, "sharding", None)
-    if not isinstance(sharding, jax.sharding.SingleDeviceSharding):
-        return False
-    devices: set[Any] = sharding.device_set
-    return all(device.platform == "cpu" for device in devices)
-
-
-def _host_bytes(target: Any) -> Any:
-    """What Orbax is asked for to give the elements of a leaf on the host, as whole numbers."""
-    return np.broadcast_to(np.zeros((), words(target.dtype)), target.shape)
-
-
-def _placed(values: Flat, targets: Mapping[Path, Any]) -> Flat:
-    """Values on the host, put where their targets say: small ones in one transfer, each large one alone.
-
-    A large one that jax copies is let go before the next is copied: `values` is empty of them at the end.
-    """
-    shardings = {path: getattr(targets[path], "sharding", None) for path in values}
-    placed = {path: values.pop(path) for path, sharding in shardings.items() if sharding is None}
-    for path in [path for path, leaf in values.items() if size_of(leaf) >= GROUP]:
-        placed[path] = jax.block_until_ready(jax.device_put(values.pop(path), shardings[path]))
-    put = jax.device_put(list(values.values()), [shardings[path] for path in values])
-    return {**placed, **dict(zip(values, put, strict=True))}

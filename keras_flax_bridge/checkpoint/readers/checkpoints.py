@@ -57,12 +57,14 @@ class Checkpoint(Contents):
 
     def some(self, paths: Iterable[Path]) -> Flat:
         """The values of some leaves, as numpy."""
+        self._stored.require_stored()
         found = self.load({path: orbax_io.on_host(self.specs[path]) for path in paths})
         self.require_whole(found)
         return {path: as_numpy(leaf) for path, leaf in found.items()}
 
     def parts(self, path: Path) -> Iterator[np.ndarray]:
         """One large leaf in one-dimensional parts."""
+        self._stored.require_stored()
         return self._stored.parts(self._names[path])
 
     def packed(self) -> Container[Path]:

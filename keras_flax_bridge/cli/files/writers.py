@@ -82,6 +82,7 @@ def _to_checkpoint(path: FilePath, job: Job) -> Written:
         model=job.config or job.source.config or None,
         no_model=found.no_model or None,
         weight_map=found.weight_map or None,
+        keys=found.keys,
         data=found.data or None,
     )
     orbax_io.save(path, job.leaves.all(), None, metadata, packed=is_packed(job.layout))

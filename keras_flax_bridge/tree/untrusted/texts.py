@@ -11,12 +11,22 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from keras_flax_bridge.errors import CheckpointError, CorruptCheckpointError
+from keras_flax_bridge.errors import CheckpointError, CorruptCheckpointError, said, shortened
 
 MOST_BYTES = 1 << 26  # of a text: 300 times the metadata of a state of 5,000 leaves
 MOST_VALUES = 1 << 21  # in a JSON text: each takes up to 100 bytes in Python, however few it has in the file
+
+
+class Bounds(NamedTuple):
+    """How much a text of JSON may hold: characters, and values, which take more memory than their text."""
+
+    characters: int
+    values: int
+
+
+JSON = Bounds(MOST_BYTES, MOST_VALUES)
 _MOST_ENTRIES = 1 << 20  # files and folders of one checkpoint
 
 
@@ -46,20 +56,23 @@ def read_json(path: Path, kind: type[CheckpointError] = CorruptCheckpointError) 
     return parsed(read_text(path, kind), str(path), kind)
 
 
-def parsed(text: Any, where: str, kind: type[CheckpointError] = CorruptCheckpointError) -> Any:
+def parsed(
+    text: Any, where: str, kind: type[CheckpointError] = CorruptCheckpointError, bounds: Bounds = JSON
+) -> Any:
     """What a text of JSON holds.
 
     Args:
         text: the text.
         where: the file and the field in it, for the error.
         kind: the error to raise.
+        bounds: how much it may hold.
 
     Raises:
         CheckpointError: of the given kind, if it is not JSON, has a key twice, or is too deep or too long.
     """
     if not isinstance(text, str):
         raise _unlike(where, f"a {type(text).__name__}", "a text of JSON", kind)
-    require_bounded(text, where, kind)
+    require_bounded(text, where, kind, bounds)
     try:
         found = json.loads(text, object_pairs_hook=_mapping)
         if "\\ud" in text or "\\uD" in text:  # half of a surrogate pair can't be printed or stored
@@ -70,18 +83,32 @@ def parsed(text: Any, where: str, kind: type[CheckpointError] = CorruptCheckpoin
         raise _unlike(where, f"text that is not valid JSON: {said}", "JSON", kind) from error
 
 
-def require_bounded(text: str, where: str, kind: type[CheckpointError] = CorruptCheckpointError) -> None:
+def decoded(content: bytes, where: str, kind: type[CheckpointError] = CorruptCheckpointError) -> str:
+    """Bytes as the text that they are of.
+
+    Raises:
+        CheckpointError: of the given kind, if they are not UTF-8.
+    """
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise _unlike(where, "bytes that are not UTF-8", "a readable text", kind) from error
+
+
+def require_bounded(
+    text: str, where: str, kind: type[CheckpointError] = CorruptCheckpointError, bounds: Bounds = JSON
+) -> None:
     """Checks that a text of JSON does not become many times larger in memory.
 
     Raises:
         CheckpointError: of the given kind.
     """
     values = sum(map(text.count, ",[{"))
-    if len(text) > MOST_BYTES or values > MOST_VALUES:
+    if len(text) > bounds.characters or values > bounds.values:
         raise _unlike(
             where,
             f"{len(text):,} characters with some {values:,} values",
-            f"at most {MOST_BYTES:,} characters and {MOST_VALUES:,} values",
+            f"at most {bounds.characters:,} characters and {bounds.values:,} values",
             kind,
         )
 
@@ -114,7 +141,7 @@ def clipped(value: Any, most: int = 60) -> str:
     """
     # a number of 5,000 digits can't be printed, a text may hold escape sequences
     text = f"an integer of {value.bit_length()} bits" if _is_long(value) else ascii(value)
-    return text if len(text) <= most else f"{text[:most]}..."
+    return shortened(text, most)
 
 
 def _is_long(value: Any) -> bool:
@@ -232,7 +259,7 @@ def _reason(error: BaseException) -> str:
     """The reason of an error, without the path, which the message already has."""
     if isinstance(error, OSError) and error.errno is not None:
         return f"{errno.errorcode.get(error.errno, error.errno)}, {os.strerror(error.errno)}"
-    return str(error)[:300]
+    return said(error, 300)
 
 
 def _unlike(where: Any, got: str, expected: str, kind: type[CheckpointError]) -> CheckpointError:
