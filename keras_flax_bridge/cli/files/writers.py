@@ -175,6 +175,7 @@ def _fill(model: Any, leaves: Leaves) -> Written:
         for group in groups({path: stored[place] for path, place in names.items()}):
             values = leaves.some(names[path] for path in group)
             target.put({path: values[names[path]] for path in group})
+            del values  # before the next are read
     return Written(names, left, [], frozenset(own))
 
 
