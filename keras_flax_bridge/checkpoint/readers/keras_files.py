@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path as FilePath
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 
 from keras_flax_bridge.checkpoint import guards, keras_files, model_configs, optimizer_extras
+from keras_flax_bridge.checkpoint.memory import give_back
 from keras_flax_bridge.checkpoint.orbax_io import Metadata
 from keras_flax_bridge.checkpoint.readers import keras_arrays
 from keras_flax_bridge.checkpoint.readers.contents import NOT_IN_KERAS_FILES, Contents, as_numpy
@@ -144,6 +146,8 @@ def in_weights_file(path: FilePath, model: Any) -> Contents:
     """A `.weights.h5` file: by structural keys, if the model that it is of is given."""
     if model is None:
         return KerasArrays(path, "a weights file doesn't say of which model it is")
+    gc.collect()  # what loading the model left behind
+    give_back()
     keras_files.read_weights(path, model)
     state = keras_files.KerasFile(path, model).specs
     specs = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in state.items()}
