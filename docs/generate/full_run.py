@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "full-run.md"
 HEAD = """# The last full run
 
-`make test-full` runs what takes hours: every attack through every door, 5,000 files from the fuzzer, 500 saves on a
-disk that fails in between. It writes this page.
+`make test-full` runs what takes hours: every attack through every door, 5,000 files from the fuzzer,
+500 saves on a disk that fails in between. It writes this page.
 
 """
 PACKAGES = ("keras-flax-bridge", "jax", "flax", "keras", "optax", "orbax-checkpoint", "tensorstore", "numpy")
