@@ -132,11 +132,11 @@ def _require_range(value: Any, dtype: Any, path: Path) -> None:
         return
     if np.size(value) and jnp.issubdtype(dtype, jnp.integer):
         least, most = (int(value.min()), int(value.max())) if hasattr(value, "dtype") else (value, value)
-        bounds = jnp.iinfo(dtype)  # type: ignore[no-untyped-call]
+        bounds = jnp.iinfo(dtype)  # type: ignore[no-untyped-call] # jax has no types for it
         fits = int(bounds.min) <= least and most <= int(bounds.max)
         got = f"{least}" if least == most else f"whole numbers from {least} to {most}"
     elif type(value) is float and jnp.issubdtype(dtype, jnp.floating):
-        most = float(jnp.finfo(dtype).max)  # type: ignore[no-untyped-call]
+        most = float(jnp.finfo(dtype).max)  # type: ignore[no-untyped-call] # as above
         fits, got = abs(value) <= most or not math.isfinite(value), f"{value}"
     else:
         return

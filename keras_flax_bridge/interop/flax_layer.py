@@ -92,10 +92,8 @@ class FlaxLayer(keras.layers.Layer):
             held.signature = _signature(self._prepare(held), method)
             self._held = held
             super().__init__(**options)
-        except (
-            TypeError,
-            ValueError,
-        ):  # of a class that lacks arguments, or of Keras, which knows no such option
+        except (TypeError, ValueError):
+            # of a class that lacks arguments, or of Keras, which knows no such option
             words.require_known(f"kfb.{type(self).__name__}", options, _OPTIONS, type(self).__init__)
             raise
         self.supports_masking = True  # `__call__` propagates masks

@@ -72,9 +72,8 @@ class _Undrawn:
             variable.__class__ = self._class(variable.__class__)
             self._made.append(variable)
 
-        if (
-            keras.distribution.distribution() is not None or in_scope()
-        ):  # Keras places the values, or needs none
+        # then Keras places the values, or needs none
+        if keras.distribution.distribution() is not None or in_scope():
             yield self
             return
         with variables_made_by(make):

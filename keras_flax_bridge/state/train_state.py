@@ -295,6 +295,7 @@ class TrainState(
         if not isinstance(self.tx, KerasTransformation):
             require_paths(grads, self.params, "grads")
             with explained(given), taking_no_extra_arguments(self.tx):
+                # Flax has no types for it
                 stepped: TrainState = super().apply_gradients(grads=grads, **kwargs)  # type: ignore[no-untyped-call]
                 return stepped
         with explained(given):

@@ -132,8 +132,8 @@ class Contents:
 class Held(Contents):
     """Leaves that are in memory already."""
 
-    def __init__(self, path: FilePath, flat: Mapping[Path, Any]):
-        super().__init__(path, "leaves in memory", dict(flat))
+    def __init__(self, path: FilePath, flat: Mapping[Path, Any], kind: str = "leaves in memory"):
+        super().__init__(path, kind, dict(flat))
 
     def some(self, paths: Iterable[Path]) -> Flat:
         """Some leaves, as numpy."""
