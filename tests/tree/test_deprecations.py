@@ -9,6 +9,7 @@ import keras
 import pytest
 
 import keras_flax_bridge as kfb
+from docs.generate import deprecations as table_of_deprecations
 from keras_flax_bridge.cli.main import _parser, main
 from keras_flax_bridge.tree import words
 from keras_flax_bridge.tree.words import deprecations
@@ -235,6 +236,14 @@ def test_no_row_is_kept_beyond_its_version():
         "The version of removal is reached: take these out of words_of_versions.py, add them to the guesses "
         "of the table of wrong words, and to Removed in the changelog."
     )
+
+
+def test_the_page_on_stability_has_the_rows():
+    page = table_of_deprecations.PAGE.read_text()
+    assert table_of_deprecations.written(page) == page, "python -m docs.generate.deprecations"
+    row = Deprecated("target", "like", "kfb.restore kfb.CheckpointManager.restore", "0.2", "0.4")
+    last = table_of_deprecations.table([row]).splitlines()[-1]
+    assert last == "| `kfb.restore`, `kfb.CheckpointManager.restore` | `target` | `like` | 0.2 | 0.4 |"
 
 
 def test_no_row_goes_before_its_time():
