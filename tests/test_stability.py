@@ -9,7 +9,7 @@ import pytest
 
 import keras_flax_bridge as kfb
 from docs.generate import public_api
-from keras_flax_bridge.tree.words.words_of_versions import DEPRECATED
+from keras_flax_bridge.tree.words.word import ARGUMENTS, ATTRIBUTES, OPTIONS, Deprecated
 from tests.support.api_breaks import breaks
 from tests.tables.accepted_breaks import ACCEPTED
 from tests.tree.test_deprecations import minor
@@ -31,18 +31,9 @@ def present():
     return public_api.api()
 
 
-def renamed():
-    """The breaks that an old name stands for which still works."""
-    rows = [
-        (kind, row, door) for kind, rows in DEPRECATED.items() for row in rows for door in row.doors.split()
-    ]
-    written = {"arguments": "{}({})", "attributes": "{}.{}", "options": "keras-flax-bridge {}({})"}
-    return {written[kind].format(door, row.old) for kind, row, door in rows if kind in written}
-
-
 def test_the_api_of_the_last_release_is_not_broken(present):
     found = breaks(STORED, present)
-    left = {what: said for what, said in found.items() if what not in {a.what for a in ACCEPTED} | renamed()}
+    left = {what: said for what, said in found.items() if what not in {row.what for row in ACCEPTED}}
     lines = "\n".join(f"{what} {said}" for what, said in left.items())
     assert not left, TO_DO.format(lines, public_api.stored().name)
 
@@ -215,3 +206,53 @@ def test_additions_are_no_break(present):
     new["names"]["kfb.RuleReport"]["fields"].append("more")
     new["exit codes"]["more"] = 9
     assert breaks(present, new) == {}
+
+
+def row(old, new, doors):
+    return Deprecated(old, new, doors, "0.2", "0.4")
+
+
+def test_what_is_deprecated_is_compared_under_its_present_name(present):
+    new = copy.deepcopy(present)
+    names = new["names"]
+    parameters(new)[1].update(name="target")
+    parameters(new, VERIFY)[-1].update(name="--as-json")
+    names["kfb.TrainState.piece"] = names.pop("kfb.TrainState.part")
+    names["kfb.TrainState"]["fields"][0] = "weights"
+    names["kfb.migrate.shard"] = names.pop("kfb.shard")
+    names["keras-flax-bridge check"] = names.pop(VERIFY)
+    for name in [name for name in names if name.startswith("kfb.ToNNX")]:
+        names[name.replace("ToNNX", "Wrapped")] = names.pop(name)
+    names["kfb.UsageError"] = names.pop("kfb.ArgumentError")
+    above = names["kfb.SignatureError"]["bases"]
+    above[above.index("kfb.ArgumentError")] = "kfb.UsageError"
+    rows = {
+        ARGUMENTS: (row("like", "target", RESTORE),),
+        ATTRIBUTES: (
+            row("part", "piece", "kfb.TrainState"),
+            row("params", "weights", "kfb.TrainState"),
+            row("shard", "kfb.migrate.shard", "kfb"),
+            row("ToNNX", "Wrapped", "kfb"),
+            row("ArgumentError", "UsageError", "kfb"),
+        ),
+        OPTIONS: (row("verify", "check", "keras-flax-bridge"), row("--json", "--as-json", "check")),
+    }
+    assert breaks(present, new, rows) == {}
+    parameters(new)[1].update(kind="keyword-only")
+    parameters(new, "kfb.migrate.shard")[0].update(name="tree")
+    assert breaks(present, new, rows) == {
+        "kfb.restore(target)": "was positional or keyword, is keyword-only",
+        "kfb.migrate.shard(state)": "is gone",
+        "kfb.migrate.shard(tree)": "is new and has no default",
+    }
+    assert breaks(present, new).keys() == {
+        "kfb.restore(like)",
+        "kfb.restore(target)",
+        "kfb.TrainState",
+        "kfb.TrainState.part",
+        "kfb.shard",
+        "kfb.ToNNX",
+        "kfb.ArgumentError",
+        "kfb.SignatureError",
+        VERIFY,
+    }

@@ -3,7 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from keras_flax_bridge.tree.words.word import ARGUMENTS, ATTRIBUTES, OPTIONS, Deprecated
+from keras_flax_bridge.tree.words.words_of_versions import DEPRECATED
+
 Entry = Mapping[str, Any]
+Rows = Mapping[str, Sequence[Deprecated]]
+PROGRAM = "keras-flax-bridge"
 BY_PLACE = ("positional-only", "positional or keyword")
 WIDER = {  # a kind of parameter that takes every call of the other
     ("positional-only", "positional or keyword"),
@@ -11,26 +16,59 @@ WIDER = {  # a kind of parameter that takes every call of the other
 }
 
 
-def breaks(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
+def breaks(old: Mapping[str, Any], new: Mapping[str, Any], rows: Rows = DEPRECATED) -> dict[str, str]:
     """What a program for the old API can't do with the new one: the name, and what is wrong with it.
 
-    Additions are none, and neither are other annotations. An argument is ``kfb.restore(like)``.
+    Additions are none, and neither are other annotations. An argument is ``kfb.restore(like)``. What is
+    deprecated works under its old name: it is looked at under its present one.
     """
     found: dict[str, str] = {}
-    for what, said in [
-        *_of_names(old["names"], new["names"]),
-        *_of_codes(old["exit codes"], new["exit codes"]),
-    ]:
+    names = _of_names(list(_under_present_names(old["names"], rows)), new["names"])
+    for what, said in [*names, *_of_codes(old["exit codes"], new["exit codes"])]:
         found[what] = f"{found[what]}; {said}" if what in found else said
     return found
 
 
-def _of_names(old: Mapping[str, Entry], new: Mapping[str, Entry]) -> Iterator[tuple[str, str]]:
-    for name, entry in old.items():
-        owner = name.rpartition(".")[0]
+def _under_present_names(names: Mapping[str, Entry], rows: Rows) -> Iterator[tuple[str, Entry]]:
+    """The entries of an older API, with the names and arguments that its own stand for now."""
+    places = [
+        (kind, row, door) for kind, those in rows.items() for row in those for door in row.doors.split()
+    ]
+    moved = {f"{door}.{row.old}": _full(row.new, door) for kind, row, door in places if kind == ATTRIBUTES}
+    moved |= {f"{door} {row.old}": f"{door} {row.new}" for _, row, door in places if door == PROGRAM}
+    arguments = {(door, row.old): row.new for kind, row, door in places if kind == ARGUMENTS}
+    arguments |= {(f"{PROGRAM} {door}", row.old): row.new for kind, row, door in places if kind == OPTIONS}
+    for name, entry in names.items():
+        present = name
+        for old, new in moved.items():
+            if name == old or name.startswith(f"{old}."):
+                present = f"{new}{name.removeprefix(old)}"
+        yield present, _entry_under_present_names(present, entry, moved, arguments)
+
+
+def _entry_under_present_names(
+    name: str, entry: Entry, moved: Mapping[str, str], arguments: Mapping[tuple[str, str], str]
+) -> Entry:
+    given = entry.get("parameters", ())
+    fields = [f"{name}.{field}" for field in entry.get("fields", ())]
+    return {
+        **entry,
+        "parameters": [{**one, "name": arguments.get((name, one["name"]), one["name"])} for one in given],
+        "bases": [moved.get(base, base) for base in entry.get("bases", ())],
+        "fields": [moved.get(field, field).rpartition(".")[2] for field in fields],
+    }
+
+
+def _full(name: str, door: str) -> str:
+    return name if "." in name else f"{door}.{name}"
+
+
+def _of_names(old: Sequence[tuple[str, Entry]], new: Mapping[str, Entry]) -> Iterator[tuple[str, str]]:
+    owners = {name for name, _ in old} - new.keys()
+    for name, entry in old:
         if name in new:
             yield from ((f"{name}{rest}", said) for rest, said in _of(entry, new[name]))
-        elif owner not in old or owner in new:  # a class stands for its members
+        elif name.rpartition(".")[0] not in owners:  # a class stands for its members
             yield name, "is gone"
 
 
