@@ -355,4 +355,4 @@ def _set_generators(position: _Position) -> None:
 if not TYPE_CHECKING:  # a module with a `__getattr__` would have any name
 
     def __getattr__(name):
-        raise words.unknown_name("kfb.callbacks", name, globals())
+        return words.missing_in_module("kfb.callbacks", name, globals())

@@ -78,6 +78,10 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {said(error, 10_000)}. Run it again with --debug to see where."
 
 
+def _warn(text: str) -> None:
+    output.complain(f"Warning: {text}", style="yellow")
+
+
 def _close(stream: Any) -> None:
     """Discards what Python or a library still writes to a stream at exit."""
     with contextlib.suppress(OSError, ValueError):
@@ -93,7 +97,8 @@ class _Parser(argparse.ArgumentParser):
 
     def read(self, arguments: Sequence[str] | None) -> argparse.Namespace:
         """Reads a command line; what a command does not take is an error."""
-        options, rest = self.parse_known_args(arguments)
+        typed = sys.argv[1:] if arguments is None else arguments
+        options, rest = self.parse_known_args(words.present_options(self.prog, typed, _warn))
         if rest:
             self.commands[options.command].error(f"unrecognized arguments: {' '.join(rest)}")
         return options

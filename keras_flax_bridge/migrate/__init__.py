@@ -25,4 +25,4 @@ from keras_flax_bridge.tree import words as _words
 if not typing.TYPE_CHECKING:  # a module with a `__getattr__` would have any name
 
     def __getattr__(name):
-        raise _words.unknown_name("kfb.migrate", name, globals())
+        return _words.missing_in_module("kfb.migrate", name, globals())

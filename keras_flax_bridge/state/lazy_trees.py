@@ -50,7 +50,7 @@ class LazyTrees:
             try:
                 return object.__getattribute__(self, name)  # says what is wrong
             except AttributeError as error:
-                raise words.missing_attribute(self, name, error) from None
+                return words.missing_attribute(self, name, error)
 
     def __getstate__(self) -> dict[str, Any]:  # of a copy, or a pickle
         return {name: value for name, value in materialise(self).items() if name != _KEY}

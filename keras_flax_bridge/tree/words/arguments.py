@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from keras_flax_bridge.errors import SignatureError
+from keras_flax_bridge.tree.words.deprecations import present_arguments
 from keras_flax_bridge.tree.words.lookup import public_name
 from keras_flax_bridge.tree.words.misfits import Misfit, named, unknown_arguments
 
@@ -19,7 +20,7 @@ def door(function: F, name: str | None = None) -> F:
     """Decorates a public function: a call that does not fit its signature raises `SignatureError`.
 
     A call that fits costs one frame more: it is compared with the signature only after a `TypeError`, and one
-    that the body raises stays what it is.
+    that the body raises stays what it is. An old name of an argument is passed on under the present one.
 
     Args:
         function: the function; a method as its class has it.
@@ -29,6 +30,8 @@ def door(function: F, name: str | None = None) -> F:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
+        if kwargs:
+            kwargs = present_arguments(where, kwargs)
         try:
             return function(*args, **kwargs)
         except TypeError:

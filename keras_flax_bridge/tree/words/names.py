@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from keras_flax_bridge.errors import UnknownNameError
+from keras_flax_bridge.tree.words.deprecations import renamed_attribute
 from keras_flax_bridge.tree.words.lookup import answer, known
 from keras_flax_bridge.tree.words.word import ATTRIBUTES, OPTIONS
+
+
+def missing_in_module(where: str, name: str, own: Mapping[str, Any], *others: str) -> Any:
+    """What a module's ``__getattr__`` gives for a name that the module does not have.
+
+    Args:
+        where: the module's public name.
+        name: the attribute.
+        own: the module's globals.
+        others: names that it has beside these.
+
+    Raises:
+        UnknownNameError: if it is not an old name either.
+    """
+    if renamed := renamed_attribute(where, name, own.__getitem__):
+        return renamed[0]
+    raise unknown_name(where, name, [*own, *others])
 
 
 def unknown_name(where: str, name: str, names: Iterable[str]) -> AttributeError:
