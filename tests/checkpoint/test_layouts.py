@@ -15,18 +15,13 @@ from tests.tables import contracts
 
 # --- whatever is in a tree
 
+# values beyond those of the table of every dtype in test_leaf_kinds.py, which are zeros and ones
 LEAVES = {
-    "a key": jax.random.key(3),
-    "keys": jax.random.split(jax.random.key(3, impl="rbg"), 2),
     "nothing": jnp.zeros((0, 3), "bfloat16"),
     "bfloat16": jnp.arange(3, dtype="bfloat16"),
-    "a bool": True,
-    "a number": 3,
-    "a real number": 0.5,
     "a numpy scalar": np.float32(2),
     "64 bits": np.array([2**40 + 1, 3]),
     "a 64-bit scalar": np.int64(10**10),
-    "complex": jnp.ones(2, "complex64"),
     "float8": jnp.arange(4, dtype="float8_e4m3fn"),
     "float8 of another kind": jnp.arange(4, dtype="float8_e4m3"),
     "float4": jnp.arange(4, dtype="float4_e2m1fn"),
@@ -47,8 +42,7 @@ def test_leaf_comes_back_as_it_was(tmp_path, leaf, layout):
     assert jnp.asarray(back).dtype == jnp.asarray(leaf).dtype
     if isinstance(leaf, np.ndarray | np.generic):
         assert np.asarray(back).dtype == leaf.dtype
-    same = jax.random.key_data if "key" in str(getattr(leaf, "dtype", "")) else np.asarray
-    assert np.array_equal(same(back), same(leaf))
+    assert np.array_equal(np.asarray(back), np.asarray(leaf))
 
 
 NAMES = {"a.b": 1.0, "a": {"b": 2.0, "c/d": 3.0, "": 4.0}, "a%2Eb": 5.0, "é ~0": 6.0}

@@ -69,13 +69,6 @@ def test_two_states_of_one_model_are_one_type_to_jit(model):
 # --- ownership
 
 
-def test_copy_keeps_the_model_from_donation(model):
-    state, train_step = kfb.TrainState.from_keras(model), kfb.make_train_step(model)
-    state, _ = train_step(state, BATCH)
-    model.predict(BATCH[0], verbose=0)
-    model.evaluate(*BATCH, verbose=0)
-
-
 def test_assign_to_keeps_the_model_from_donation(trained):
     model, state = trained
     state.assign_to(model)
