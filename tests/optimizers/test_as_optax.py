@@ -14,8 +14,8 @@ from keras import optimizers as K
 import keras_flax_bridge as kfb
 from keras_flax_bridge.tree.diff import diff_trees
 from keras_flax_bridge.tree.paths import flatten_tree
-from tests.optimizers.test_to_optax import relative
 from tests.support.models.optimizers import ByPath, Nested
+from tests.support.optimizers import relative
 from tests.tables.optimizers import OPTIMIZERS, SCHEDULES, TOLERANCE, Sawtooth, Small, make
 
 PARAMS = {"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}, "gain": jnp.ones(())}
