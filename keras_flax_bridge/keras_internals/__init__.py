@@ -63,6 +63,7 @@ from keras_flax_bridge.keras_internals.optimizer_settings import NamedLeaf as Na
 from keras_flax_bridge.keras_internals.optimizer_settings import built_for as built_for
 from keras_flax_bridge.keras_internals.optimizer_settings import group_of as group_of
 from keras_flax_bridge.keras_internals.optimizer_settings import is_decayed as is_decayed
+from keras_flax_bridge.keras_internals.optimizer_settings import is_multi as is_multi
 from keras_flax_bridge.keras_internals.optimizer_settings import is_overwritten as is_overwritten
 from keras_flax_bridge.keras_internals.optimizer_settings import keeps as keeps
 from keras_flax_bridge.keras_internals.optimizer_settings import learning_rate as learning_rate

@@ -15,6 +15,7 @@ from keras.src.saving import saving_lib
 
 import keras_flax_bridge as kfb
 from keras_flax_bridge import keras_internals
+from keras_flax_bridge.startup import compat
 from keras_flax_bridge.tree.paths import flatten_tree, join_path
 from tests.support.cases import Case
 from tests.support.models import graphs
@@ -171,7 +172,10 @@ OPTIMIZERS = [
     keras.optimizers.Ftrl(),
     keras.optimizers.Muon(),
     keras.optimizers.LossScaleOptimizer(keras.optimizers.Lion()),
-    keras.optimizers.MultiOptimizer(lambda v, rules={}: rules.setdefault(v.name, keras.optimizers.Adam())),
+    *(
+        multi(lambda v, rules={}: rules.setdefault(v.name, keras.optimizers.Adam()))
+        for multi in compat.kinds("MultiOptimizer")
+    ),
 ]
 
 

@@ -15,6 +15,7 @@ import keras_flax_bridge as kfb
 from keras_flax_bridge.tree.diff import diff_trees
 from keras_flax_bridge.tree.paths import flatten_tree
 from tests.optimizers.test_to_optax import relative
+from tests.support.capabilities import needs
 from tests.support.models.optimizers import ByPath, Nested
 from tests.tables.optimizers import OPTIMIZERS, SCHEDULES, TOLERANCE, Sawtooth, Small, make
 
@@ -173,6 +174,7 @@ def test_the_optimizer_stays_as_it_was():
     assert float(updates["dense"]["bias"][0]) == 0
 
 
+@needs("MultiOptimizer")
 def test_paths_and_constraints_come_from_the_model():
     model = Small(constrained=True)
     model.build((None, 5, 5, 2))

@@ -24,6 +24,7 @@ from keras_flax_bridge.cli.files import converting
 from keras_flax_bridge.keras_internals import exclusions
 from keras_flax_bridge.tree.paths import flatten_tree, join_path
 from tests.support import resumable_runs as resuming
+from tests.support.capabilities import needs, where
 from tests.support.cases import differing
 
 X = np.ones((8, 3), "float32")
@@ -57,6 +58,7 @@ def grouped(model):
     return K.MultiOptimizer(K.OptimizerMap(first, {".*head.*": head}))
 
 
+OF_ADAM = where("Muon with lr_adjust", {"adam_weight_decay": 0.5})  # before, one decay is that of all
 # name: an optimizer that decays the kernels of a model, and not its biases
 OPTIMIZERS = {
     "names": lambda model: excluding(decaying(), ["bias"]),
@@ -66,9 +68,9 @@ OPTIMIZERS = {
     "both": lambda model: excluding(decaying(), ["nothing", "bias$"], [model.layers[1].bias]),
     "scaled": lambda model: K.LossScaleOptimizer(excluding(decaying(), ["bias"])),
     "scaled_variables": lambda model: K.LossScaleOptimizer(excluding(decaying(), variables=biases(model))),
-    "grouped": grouped,
+    **where("MultiOptimizer", {"grouped": grouped}),
     "lamb": lambda model: excluding(decaying(K.Lamb), ["bias"]),
-    "muon": lambda model: excluding(decaying(K.Muon, adam_weight_decay=0.5), variables=biases(model)),
+    "muon": lambda model: excluding(decaying(K.Muon, **OF_ADAM), variables=biases(model)),
 }
 by_optimizer = pytest.mark.parametrize("kind", OPTIMIZERS)
 
@@ -198,6 +200,7 @@ def held_twice():
     return K.MultiOptimizer(K.OptimizerMap(decaying(), {".*head.*": shared, ".*dense.*": shared}))
 
 
+@needs("MultiOptimizer")
 def test_an_optimizer_that_is_held_twice_stays_one(tmp_path):
     model = build()
     model.compile(held_twice(), "mse")
@@ -207,6 +210,7 @@ def test_an_optimizer_that_is_held_twice_stays_one(tmp_path):
     assert len(kfb.load_model(tmp_path / "one").optimizer.optimizers) == 2
 
 
+@needs("MultiOptimizer")
 @pytest.mark.parametrize("named", [True, False])
 def test_optimizers_that_a_function_chooses_are_copied(named):
     first, head = excluding(decaying(), ["bias"]), excluding(decaying(K.SGD), ["bias"])

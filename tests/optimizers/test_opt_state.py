@@ -17,6 +17,7 @@ from keras_flax_bridge.optimizers.rules import RULES
 from keras_flax_bridge.tree.diff import diff_trees
 from keras_flax_bridge.tree.paths import flatten_tree, join_path
 from tests.optimizers.test_to_optax import different, relative
+from tests.support.capabilities import needs, where
 from tests.tables.optimizers import OPTIMIZERS, ROWS, SCHEDULES, STEPS, TOLERANCE, Row, Small, make, noise
 
 PARAMS = {"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}, "gain": jnp.ones(())}
@@ -44,7 +45,10 @@ def trained(optimizer, steps=3):
 WITH = {
     "sgd_momentum+schedule": ("sgd_momentum", {"learning_rate": SCHEDULES["cosine"]}),
     "lamb+decay": ("lamb", {"weight_decay": 0.1}),
-    "schedule_free+schedule": ("schedule_free", {"learning_rate": SCHEDULES["cosine"]}),
+    **where(
+        "ScheduleFreeAdamW",
+        {"schedule_free+schedule": ("schedule_free", {"learning_rate": SCHEDULES["cosine"]})},
+    ),
 }
 STOCK = {**{name: (name, {}) for name in OPTIMIZERS if name != "ftrl"}, **WITH}
 FAST = ("sgd_momentum", "adam")
@@ -341,6 +345,7 @@ def test_variables_alike_that_are_treated_alike_need_no_model():
     assert kfb.to_optax(optimizer).init({"any": {"tree": jnp.ones(7)}})
 
 
+@needs("MultiOptimizer")
 def test_variables_alike_that_are_treated_differently_need_the_model():
     def layers():
         model = keras.Sequential(
@@ -448,7 +453,7 @@ def excluding():
 
 
 NEEDY = {
-    "groups": lambda: K.MultiOptimizer(K.OptimizerMap(K.SGD(0.1))),
+    **where("MultiOptimizer", {"groups": lambda: K.MultiOptimizer(K.OptimizerMap(K.SGD(0.1)))}),
     "layers": lambda: K.Muon(exclude_layers=["a"]),
     "variables": excluding,
 }
@@ -475,7 +480,9 @@ def test_gradients_of_another_structure_are_refused():
         tx.update(GRADS, tx.init(PARAMS))
 
 
-@pytest.mark.parametrize("name", ["adam", "nadam", "lamb", "muon", "schedule_free"])
+@pytest.mark.parametrize(
+    "name", ["adam", "nadam", "lamb", "muon", *where("ScheduleFreeAdamW", ["schedule_free"])]
+)
 def test_a_factor_that_rounds_to_1_is_warned_of(name):
     half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), PARAMS)
     tx = kfb.to_optax(make(name, {})())
