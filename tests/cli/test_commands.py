@@ -123,7 +123,7 @@ ROWS = {
         "Pass its model with --model",
     ),
     "another model": ("convert module out.keras --model model.keras", 2, "", "missing params/first/kernel"),
-    "code": ("convert code.keras out", 2, "", "a config that Keras can't build a Sequential from"),
+    "code": ("convert code.keras out", 2, "", "that Keras can't build a Sequential from"),
     "a name of another kind": ("convert tree out.keras --to flax", 2, "", "without a file suffix"),
     "a name without suffix": ("convert tree out --to keras", 2, "", "one that ends in .keras"),
     "damage while converting": ("convert damaged out", 1, "", "damaged leaves"),

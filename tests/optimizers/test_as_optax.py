@@ -12,6 +12,7 @@ from flax.training import train_state
 from keras import optimizers as K
 
 import keras_flax_bridge as kfb
+from keras_flax_bridge.optimizers.muon import MOMENTUM
 from keras_flax_bridge.tree.diff import diff_trees
 from keras_flax_bridge.tree.paths import flatten_tree
 from tests.optimizers.test_to_optax import relative
@@ -157,7 +158,7 @@ def test_parameters_in_lists():
     params = [jnp.ones((3, 2)), (jnp.ones(2), jnp.ones(()))]
     tx = kfb.as_optax(K.Muon(0.1))
     state = tx.init(params)
-    assert jax.tree.structure(state["momentums"]) == jax.tree.structure(params)
+    assert jax.tree.structure(state[MOMENTUM]) == jax.tree.structure(params)
     updates, after = tx.update(params, state, params)
     assert jax.tree.structure(updates) == jax.tree.structure(params)
     assert jax.tree.structure(after) == jax.tree.structure(state)

@@ -325,7 +325,9 @@ def convert(source, target, kind, **options):
     return converting.convert(opened(source), target, kind, **options).notes
 
 
-@pytest.mark.parametrize("kind", ["names", "pattern", "variables", "scaled_variables", "grouped"])
+@pytest.mark.parametrize(
+    "kind", ["names", "pattern", "variables", "scaled_variables", *where("MultiOptimizer", ["grouped"])]
+)
 def test_conversion_keeps_them(kind, tmp_path):
     kfb.save(tmp_path / "one", kfb.TrainState.from_keras(compiled(kind)))
     notes = convert(tmp_path / "one", tmp_path / "two.keras", "keras")

@@ -4,6 +4,7 @@ from importlib import metadata
 
 import pytest
 
+from docs.generate import versions
 from keras_flax_bridge.startup import compat
 
 
@@ -16,15 +17,14 @@ def test_an_entry_is_found_exactly_since_its_version(name):
 
 
 def test_entries_are_newer_than_the_oldest_supported_version():
-    least = dict(
-        line.split(";")[0].split(">=") for line in metadata.requires("keras-flax-bridge") if ">=" in line
-    )
-    early = [
-        name
-        for name, entry in compat.TABLE.items()
-        if compat.release(entry.since) <= compat.release(least[entry.package])
-    ]
+    oldest = {name: compat.release(version) for name, version in versions.least().items()}
+    early = [name for name, e in compat.TABLE.items() if compat.release(e.since) <= oldest[e.package]]
     assert early == []
+
+
+def test_the_page_of_versions_is_that_of_the_table():
+    page = versions.PAGE.read_text()
+    assert versions.written(page) == page, "python -m docs.generate.versions"
 
 
 def test_what_a_version_lacks_is_none_and_of_no_kind(monkeypatch):
