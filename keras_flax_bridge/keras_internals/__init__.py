@@ -1,7 +1,7 @@
 """How Keras holds variables: structural keys, kinds, slots, building, moving, pure initialisation.
 
 The only place that touches private Keras attributes. Each is named there with the reason why no
-public one serves, and `tests/keras_internals/test_keys.py` fails if Keras renames one.
+public one serves, and has a row in `tests/keras_internals/test_private_names.py`.
 """
 
 from keras_flax_bridge.keras_internals.add_weight import add_weight as add_weight
