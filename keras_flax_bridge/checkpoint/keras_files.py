@@ -16,6 +16,7 @@ import keras
 from keras_flax_bridge import keras_internals
 from keras_flax_bridge.checkpoint import guards, model_configs, optimizer_extras
 from keras_flax_bridge.checkpoint.guards import archive as archive_module
+from keras_flax_bridge.checkpoint.keras_versions import writer
 from keras_flax_bridge.errors import CheckpointError, StructureMismatchError, said
 from keras_flax_bridge.keras_internals import SLACK
 from keras_flax_bridge.state.train_state import TrainState
@@ -37,12 +38,17 @@ def _speaking(path: FilePath) -> Iterator[None]:
     except (CheckpointError, StructureMismatchError):
         raise  # they say which leaves
     except Exception as error:  # Keras raises many kinds, of h5py and zipfile too
+        by = writer(path)
         raise CheckpointError(
             str(path),
-            got=f"{type(error).__name__}: {said(error)}",
+            got=f"a file{by.of}, {type(error).__name__}: {said(error)}"
+            if by.is_newer
+            else f"{type(error).__name__}: {said(error)}",
             expected="a file that Keras can read without running code of it",
-            fix="Register your classes with keras.saving.register_keras_serializable, or load the file "
-            "yourself with keras.saving.load_model and take the model.",
+            fix=by.fix(
+                "Register your classes with keras.saving.register_keras_serializable, or load the file "
+                "yourself with keras.saving.load_model and take the model."
+            ),
         ) from error
 
 

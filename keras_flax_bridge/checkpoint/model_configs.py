@@ -11,6 +11,7 @@ import keras
 
 from keras_flax_bridge import keras_internals
 from keras_flax_bridge.checkpoint import optimizer_extras
+from keras_flax_bridge.checkpoint.keras_versions import writer
 from keras_flax_bridge.errors import CheckpointError, said
 from keras_flax_bridge.keras_internals import SLACK
 from keras_flax_bridge.state.multi_model import models_of
@@ -102,12 +103,15 @@ def _built(config: Any, where: Any) -> Any:
     except CheckpointError:
         raise
     except Exception as error:  # Keras and classes of the user's own raise many kinds
+        by = writer(where)
         raise CheckpointError(
             str(where),
-            got=f"a config that Keras can't build a {config['class_name']} from ({said(error)})",
+            got=f"a config{by.of} that Keras can't build a {config['class_name']} from ({said(error)})",
             expected="the config of a model whose classes are registered, without code",
-            fix="Register your classes with keras.saving.register_keras_serializable, or build the model "
-            "yourself and call restore(path, model).",
+            fix=by.fix(
+                "Register your classes with keras.saving.register_keras_serializable, or build the model "
+                "yourself and call restore(path, model)."
+            ),
         ) from error
     if isinstance(model, keras.Model):
         return optimizer_extras.put_back(model, config, where)

@@ -1,7 +1,7 @@
 """How Keras holds variables: structural keys, kinds, slots, building, moving, pure initialisation.
 
 The only place that touches private Keras attributes. Each is named there with the reason why no
-public one serves, and `tests/keras_internals/test_keys.py` fails if Keras renames one.
+public one serves, and has a row in `tests/keras_internals/test_private_names.py`.
 """
 
 from keras_flax_bridge.keras_internals.add_weight import add_weight as add_weight
@@ -63,6 +63,7 @@ from keras_flax_bridge.keras_internals.optimizer_settings import NamedLeaf as Na
 from keras_flax_bridge.keras_internals.optimizer_settings import built_for as built_for
 from keras_flax_bridge.keras_internals.optimizer_settings import group_of as group_of
 from keras_flax_bridge.keras_internals.optimizer_settings import is_decayed as is_decayed
+from keras_flax_bridge.keras_internals.optimizer_settings import is_multi as is_multi
 from keras_flax_bridge.keras_internals.optimizer_settings import is_overwritten as is_overwritten
 from keras_flax_bridge.keras_internals.optimizer_settings import keeps as keeps
 from keras_flax_bridge.keras_internals.optimizer_settings import learning_rate as learning_rate

@@ -18,6 +18,7 @@ from keras_flax_bridge.keras_internals.entries import PARAM, Collection, Entry, 
 from keras_flax_bridge.keras_internals.exclusions import copy_exclusions, excludes_variables
 from keras_flax_bridge.keras_internals.optimizer_settings import built_for, learning_rate
 from keras_flax_bridge.keras_internals.slots import optimizer_entries, optimizer_parts
+from keras_flax_bridge.startup import compat
 from keras_flax_bridge.tree.paths import Flat, Path
 
 
@@ -146,11 +147,11 @@ def _selector(select: Callable[[Any], Any], again: Callable[[Any], Any]) -> Call
 # optimizers around others: how one is made of copies of those, and the attribute that holds them
 _BY_KIND: dict[type, Callable[[Any, dict[str, Any], Callable[[Any], Any]], Any]] = {
     keras.optimizers.LossScaleOptimizer: _loss_scale,
-    keras.optimizers.MultiOptimizer: _multi,
+    **dict.fromkeys(compat.kinds("MultiOptimizer"), _multi),
 }
 _INSIDE = {
     keras.optimizers.LossScaleOptimizer: "inner_optimizer",
-    keras.optimizers.MultiOptimizer: "_optimizer_map",
+    **dict.fromkeys(compat.kinds("MultiOptimizer"), "_optimizer_map"),
 }
 
 

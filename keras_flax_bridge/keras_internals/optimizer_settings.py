@@ -6,6 +6,7 @@ from typing import Any
 
 from keras_flax_bridge.keras_internals.keys import contents
 from keras_flax_bridge.keras_internals.values import holds_value
+from keras_flax_bridge.startup import compat
 
 
 def learning_rate(optimizer: Any) -> Any:
@@ -48,6 +49,11 @@ def takes_adam(muon: Any, variable: Any) -> bool:
     """Whether Muon updates a variable by Adam."""
     answer: bool = muon._should_use_adamw(variable)  # its rule on shapes and paths stands nowhere else
     return answer
+
+
+def is_multi(optimizer: Any) -> bool:
+    """Whether an optimizer has others for groups of variables."""
+    return isinstance(optimizer, compat.kinds("MultiOptimizer"))
 
 
 def group_of(multi: Any, variable: Any) -> int:

@@ -123,7 +123,7 @@ def _scopes(optimizer: Any, specs: Flat) -> list[Scope]:
     if isinstance(optimizer, K.LossScaleOptimizer):
         inner = _scopes(optimizer.inner_optimizer, specs)
         return [scope._replace(prefix=("inner_optimizer", *scope.prefix)) for scope in inner] + [outer]
-    if isinstance(optimizer, K.MultiOptimizer):
+    if keras_internals.is_multi(optimizer):
         parts = enumerate(optimizer.optimizers)
         return [outer.within(part, "inner_optimizers", str(i)) for i, part in parts] + [outer]
     return [outer]
@@ -145,7 +145,7 @@ def _untouched(scope: Scope, found: Flat) -> Flat:
                 fix="Call assign_to(model) first.",
             )
         made[scope.at("learning_rate")] = jnp.asarray(number, keras.config.floatx())
-    if isinstance(scope.optimizer, K.MultiOptimizer):
+    if keras_internals.is_multi(scope.optimizer):
         counts = [leaf for path, leaf in found.items() if path[-1] == "iteration" and len(path) > 1]
         made[scope.at("iteration")] = jnp.max(jnp.stack(counts))
     return made

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from keras import optimizers as K
 
+from keras_flax_bridge import keras_internals
 from keras_flax_bridge.optimizers import wrappers as W
 from keras_flax_bridge.optimizers.rules import RmsWithCountState, Slot
 from keras_flax_bridge.optimizers.stock_states import READINGS
@@ -154,7 +154,7 @@ def constant(of: Callable[[Any], Any]) -> Field:
 
 def _group(scope: Scope, name: str) -> Scope:
     """Of a MultiOptimizer's optimizers, or of the parts of one rule."""
-    if isinstance(scope.optimizer, K.MultiOptimizer):
+    if keras_internals.is_multi(scope.optimizer):
         return scope.within(scope.optimizer.optimizers[int(name)], "inner_optimizers", name)
     return scope
 

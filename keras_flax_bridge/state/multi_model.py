@@ -66,7 +66,8 @@ class PartsTransformation(SharedOnCopy, optax.GradientTransformationExtraArgs):
 
     parts: dict[str, Any]
 
-    def __new__(cls, parts: Mapping[str, Any]) -> PartsTransformation:
+    @classmethod
+    def of(cls, parts: Mapping[str, Any]) -> PartsTransformation:
         """The transformations of several models as one."""
 
         def init(params: Any) -> Any:
@@ -81,7 +82,7 @@ class PartsTransformation(SharedOnCopy, optax.GradientTransformationExtraArgs):
             updates = {name: update for name, (update, _) in both.items()}
             return updates, {**state, **{name: new for name, (_, new) in both.items()}}
 
-        self: PartsTransformation = super().__new__(cls, init, update)
+        self: PartsTransformation = cls(init, update)
         self.parts = dict(parts)
         return self
 
@@ -202,7 +203,7 @@ def joined(states: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "step": reduce(jnp.maximum, [state.step for state in states.values()]),
         "apply_fn": PartsApply({name: state.apply_fn for name, state in states.items()}),
-        "tx": PartsTransformation({name: state.tx for name, state in states.items()}),
+        "tx": PartsTransformation.of({name: state.tx for name, state in states.items()}),
         **{tree: {name: values.get(tree, {}) for name, values in own.items()} for tree in names},
     }
 

@@ -76,7 +76,17 @@ def size_of(leaf: Any) -> int:
 
 
 class SharedOnCopy:
-    """A static part of a state: copies of the state share it, and it can't be pickled."""
+    """A static transformation of a state: copies of the state share it, and it can't be pickled.
+
+    It is a tuple of two functions, and jax, or Flax before 0.12.5, may make it again of those: its attributes
+    belong to the second one.
+    """
+
+    def __new__(cls, init: Any, update: Any) -> Any:
+        """Made of the two functions, with the attributes that the second one has."""
+        self = super().__new__(cls, init, update)  # type: ignore[call-arg]
+        self.__dict__ = vars(update).setdefault("attributes", self.__dict__)
+        return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return self  # it holds nothing that a step changes

@@ -12,6 +12,7 @@ from keras import layers
 from keras import optimizers as K
 
 import keras_flax_bridge as kfb
+from tests.support.capabilities import needs
 from tests.support.cases import differing
 from tests.support.exclusions import (
     OPTIMIZERS,
@@ -127,6 +128,7 @@ def held_twice():
     return K.MultiOptimizer(K.OptimizerMap(decaying(), {".*head.*": shared, ".*dense.*": shared}))
 
 
+@needs("MultiOptimizer")
 def test_an_optimizer_that_is_held_twice_stays_one(tmp_path):
     model = build()
     model.compile(held_twice(), "mse")
@@ -136,6 +138,7 @@ def test_an_optimizer_that_is_held_twice_stays_one(tmp_path):
     assert len(kfb.load_model(tmp_path / "one").optimizer.optimizers) == 2
 
 
+@needs("MultiOptimizer")
 @pytest.mark.parametrize("named", [True, False])
 def test_optimizers_that_a_function_chooses_are_copied(named):
     first, head = excluding(decaying(), ["bias"]), excluding(decaying(K.SGD), ["bias"])

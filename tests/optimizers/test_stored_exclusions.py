@@ -17,6 +17,7 @@ from keras_flax_bridge.checkpoint.readers import opened
 from keras_flax_bridge.cli.files import converting
 from keras_flax_bridge.keras_internals import exclusions
 from tests.support import resumable_runs as resuming
+from tests.support.capabilities import where
 from tests.support.exclusions import (
     OPTIMIZERS,
     biases,
@@ -119,7 +120,9 @@ def convert(source, target, kind, **options):
     return converting.convert(opened(source), target, kind, **options).notes
 
 
-@pytest.mark.parametrize("kind", ["names", "pattern", "variables", "scaled_variables", "grouped"])
+@pytest.mark.parametrize(
+    "kind", ["names", "pattern", "variables", "scaled_variables", *where("MultiOptimizer", ["grouped"])]
+)
 def test_conversion_keeps_them(kind, tmp_path):
     kfb.save(tmp_path / "one", kfb.TrainState.from_keras(compiled(kind)))
     notes = convert(tmp_path / "one", tmp_path / "two.keras", "keras")

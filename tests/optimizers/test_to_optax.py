@@ -15,6 +15,7 @@ from keras import optimizers as K
 import keras_flax_bridge as kfb
 from keras_flax_bridge.optimizers.rules import RULES
 from keras_flax_bridge.tree.paths import fill_tree, flatten_tree
+from tests.support.capabilities import needs, where
 from tests.support.cases import differing, double
 from tests.support.optimizers import GRADS, PARAMS, built, relative
 from tests.tables.optimizers import CHUNK, DOUBLE, OPTIMIZERS, ROWS, STEPS, TOLERANCE, Row, Small, make, noise
@@ -225,6 +226,7 @@ def test_variables_alike_that_are_treated_alike_need_no_model():
     assert kfb.to_optax(optimizer).init({"any": {"tree": jnp.ones(7)}})
 
 
+@needs("MultiOptimizer")
 def test_variables_alike_that_are_treated_differently_need_the_model():
     def layers():
         model = keras.Sequential(
@@ -288,7 +290,7 @@ def excluding():
 
 
 NEEDY = {
-    "groups": lambda: K.MultiOptimizer(K.OptimizerMap(K.SGD(0.1))),
+    **where("MultiOptimizer", {"groups": lambda: K.MultiOptimizer(K.OptimizerMap(K.SGD(0.1)))}),
     "layers": lambda: K.Muon(exclude_layers=["a"]),
     "variables": excluding,
 }
@@ -309,7 +311,9 @@ def test_gradients_of_another_structure_are_refused():
         tx.update(GRADS, tx.init(PARAMS))
 
 
-@pytest.mark.parametrize("name", ["adam", "nadam", "lamb", "muon", "schedule_free"])
+@pytest.mark.parametrize(
+    "name", ["adam", "nadam", "lamb", "muon", *where("ScheduleFreeAdamW", ["schedule_free"])]
+)
 def test_a_factor_that_rounds_to_1_is_warned_of(name):
     half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), PARAMS)
     tx = kfb.to_optax(make(name, {})())

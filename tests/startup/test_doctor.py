@@ -13,7 +13,7 @@ from tests.support.subprocesses import ROOT, process
 BROKEN = {
     # name: (environment, versions, words)
     "NNX mode": ({"KERAS_NNX_ENABLED": "true"}, {}, "KERAS_NNX_ENABLED=true switches"),
-    "old": ({}, {"flax": "0.11.9"}, "flax 0.11.9 is older than 0.12.8"),
+    "old": ({}, {"flax": "0.11.9"}, "flax 0.11.9 is older than 0.12.1"),
     "missing": ({}, {"optax": None}, "optax is not installed. pip install optax"),
     "two releases": ({}, {"jaxlib": "0.99.0"}, "jaxlib 0.99.0 are of different releases"),
 }
@@ -24,8 +24,8 @@ def test_doctor_says_what_to_do(monkeypatch, capsys, broken):
     environment, versions, words = BROKEN[broken]
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    known = doctor._version
-    monkeypatch.setattr(doctor, "_version", lambda name: versions.get(name, known(name)))
+    known = doctor.installed
+    monkeypatch.setattr(doctor, "installed", lambda name: versions.get(name, known(name)))
     assert cli.main(["doctor"]) == 1
     clashes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("clash: ")]
     assert len(clashes) == 1

@@ -9,6 +9,7 @@ from keras import layers
 from keras import optimizers as K
 
 from keras_flax_bridge.tree.paths import flatten_tree, join_path
+from tests.support.capabilities import where
 
 
 def build():
@@ -39,6 +40,7 @@ def grouped(model):
     return K.MultiOptimizer(K.OptimizerMap(first, {".*head.*": head}))
 
 
+OF_ADAM = where("Muon with lr_adjust", {"adam_weight_decay": 0.5})  # before, one decay is that of all
 # name: an optimizer that decays the kernels of a model, and not its biases
 OPTIMIZERS = {
     "names": lambda model: excluding(decaying(), ["bias"]),
@@ -48,9 +50,9 @@ OPTIMIZERS = {
     "both": lambda model: excluding(decaying(), ["nothing", "bias$"], [model.layers[1].bias]),
     "scaled": lambda model: K.LossScaleOptimizer(excluding(decaying(), ["bias"])),
     "scaled_variables": lambda model: K.LossScaleOptimizer(excluding(decaying(), variables=biases(model))),
-    "grouped": grouped,
+    **where("MultiOptimizer", {"grouped": grouped}),
     "lamb": lambda model: excluding(decaying(K.Lamb), ["bias"]),
-    "muon": lambda model: excluding(decaying(K.Muon, adam_weight_decay=0.5), variables=biases(model)),
+    "muon": lambda model: excluding(decaying(K.Muon, **OF_ADAM), variables=biases(model)),
 }
 by_optimizer = pytest.mark.parametrize("kind", OPTIMIZERS)
 

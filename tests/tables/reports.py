@@ -13,6 +13,7 @@ from keras_flax_bridge.cli.files.differing import DifferenceRow, FileDifference
 from keras_flax_bridge.migrate.compare import ComparisonReport, Difference
 from keras_flax_bridge.migrate.map_schema import Pair
 from keras_flax_bridge.migrate.report import ConversionReport
+from keras_flax_bridge.startup.compat import Capability
 from keras_flax_bridge.startup.doctor import Clash, Health
 from keras_flax_bridge.tree.paths import split_path
 
@@ -97,6 +98,6 @@ ROWS = [
     Row(
         "environment",
         lambda text: Health({text: text}, []),
-        lambda text: Health({text: text}, [Clash(text, text)]),
+        lambda text: Health({text: text}, [Clash(text, text)], [Capability(*[text] * 5)]),
     ),
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from keras_flax_bridge.tree.untrusted.texts import require_regular
 
 KERAS, H5, TENSORS = ".keras", ".weights.h5", ".safetensors"
 WEIGHTS, CONFIG, METADATA = "model.weights.h5", "config.json", "metadata.json"  # the items of a `.keras` file
+VERSION = re.compile(r"[0-9][0-9A-Za-z.+-]{,30}", re.ASCII)
 
 
 class Weights(NamedTuple):
@@ -108,6 +110,18 @@ def config(path: FilePath) -> dict[str, Any]:
     """
     with archive(path) as opened:
         return texts.parsed(path, CONFIG, opened.text(CONFIG, limits.CONFIG))
+
+
+def keras_version(path: FilePath) -> str:
+    """The version of Keras that wrote a `.keras` file; ``""`` where the file does not say it as Keras does.
+
+    Raises:
+        CheckpointError: if the file can't be read.
+    """
+    with archive(path) as opened:
+        found = texts.parsed(path, METADATA, opened.text(METADATA, limits.CONFIG))
+    version = found.get("keras_version")
+    return version if isinstance(version, str) and VERSION.fullmatch(version) else ""
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from keras_flax_bridge.migrate.python_text import literal, number
 from keras_flax_bridge.migrate.rules.rule import ABSENT, Rule, To, add
 from keras_flax_bridge.migrate.rules.site import HALF, Refusal, Site, dtype, dtypes
 from keras_flax_bridge.migrate.transforms import Reshape, Transform
+from keras_flax_bridge.startup import compat
 
 WEIGHT_AND_BIAS = {"kernel": "kernel", "bias": "bias"}
 
@@ -200,7 +201,7 @@ def _batch_norm(site: Site) -> str:
 
 
 def _batch_norm_refused(site: Site) -> str | None:
-    if site.layer.renorm:
+    if compat.has("BatchNormalization(renorm)") and site.layer.renorm:
         return "batch renormalization"
     if site.layer.synchronized:
         return "statistics that are synchronized over replicas"
