@@ -120,7 +120,7 @@ class LinenLayer(FlaxLayer):
             mutable, options = [*others, "losses"], {**kwargs, **flags}
             return module.apply(variables, *args, rngs=rngs, mutable=mutable, method=held.method, **options)
 
-        (outputs, updates), moved = self._drawing(call, training, seed)
+        (outputs, updates), moved = self._call_drawing_keys(call, training, seed)
         for loss in jax.tree.leaves(updates.pop("losses", {})):
             self.add_loss(jnp.sum(loss))
         after = {name: updates.get(name, tree) for name, tree in variables.items()}
@@ -128,7 +128,9 @@ class LinenLayer(FlaxLayer):
         self._write([*before, seed], [*flat, moved])
         return outputs
 
-    def _drawing(self, call: Callable[[Any], Any], training: bool, seed: jax.Array) -> tuple[Any, jax.Array]:
+    def _call_drawing_keys(
+        self, call: Callable[[Any], Any], training: bool, seed: jax.Array
+    ) -> tuple[Any, jax.Array]:
         """Calls the module with keys only if it uses any, so that other calls don't advance the seed."""
         if training not in self._held.draws:
             try:

@@ -100,7 +100,7 @@ def layer_names(model: Any) -> dict[int, str]:
 
 
 @contextlib.contextmanager
-def drawing(layer: Any) -> Iterator[None]:
+def tracing(layer: Any) -> Iterator[None]:
     """Inside, layers can be called on KerasTensors without a trace of it in their own graphs."""
     held = all_layers(layer)
     before = [(p, list(p._inbound_nodes), list(p._outbound_nodes)) for p in held]
