@@ -104,7 +104,7 @@ def _is_large(leaf: Any) -> bool:
 
 
 def damaged(flat: Flat, written: Mapping[str, int]) -> dict[str, str]:
-    """What differs between leaves that were read and the checksums that were written, by path."""
+    """The leaves that do not match their stored checksums, by path, each with the reason."""
     known = {path: leaf for path, leaf in flat.items() if join_path(path) in written}
     return {
         path: difference(value, written[path])

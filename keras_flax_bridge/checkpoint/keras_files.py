@@ -92,9 +92,9 @@ def _filled(path: FilePath, config: Any) -> Any:
 
 
 def _most(path: FilePath) -> int:
-    """How many numbers the model in a file may have: each takes a byte or more, most take four.
+    """The maximum number of elements of the model in a file: each takes at least one byte, most take four.
 
-    What takes four leaves room for slots and averages that the file does not hold.
+    Weights of four bytes leave room for slots and averages that the file does not contain.
     """
     with archive_module(path) as archive:
         return SLACK + archive.members[guards.WEIGHTS].file_size
@@ -104,7 +104,7 @@ class KerasFile:
     """The state of the model in a `.keras` file."""
 
     def __init__(self, path: FilePath, model: Any = None):
-        """`model` is one that holds what lies in the file; None to load it."""
+        """`model` already has the values of the file; None loads it."""
         self.model = load_model(path) if model is None else model
         model = self.model
         state = TrainState.from_keras(model, optimizer=None if model.compiled else "sgd", copy=False)

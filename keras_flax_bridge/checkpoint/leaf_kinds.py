@@ -53,7 +53,7 @@ def to_disk(flat: Flat) -> Flat:
 
 
 def _all_refused(flat: Flat) -> dict[Path, str]:
-    """Why leaves can't be stored, for those that can't; those of one type and dtype are alike."""
+    """The reasons why leaves can't be stored, by path; computed once for each type and dtype."""
     known: dict[tuple[type, Any], str] = {}
     wrong = {}
     for path, leaf in flat.items():
@@ -69,7 +69,7 @@ def _all_refused(flat: Flat) -> dict[Path, str]:
 
 
 def _refused(leaf: Any) -> str:
-    """Why a leaf can't be stored; empty if it can."""
+    """The reason why a leaf can't be stored; empty if it can."""
     return next((refused(leaf) for kind, refused in _KINDS if isinstance(leaf, kind)), _type(leaf))
 
 

@@ -1,4 +1,4 @@
-"""Which folder or file is read: one that is named, a step of a root folder, the newest that is whole."""
+"""Finds the folder or file to read: a given one, a step of a root folder, or the newest intact step."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def candidates(path: Any, step: int | None) -> list[FilePath]:
 def from_newest(
     folders: Sequence[FilePath], read: Callable[[FilePath], Any]
 ) -> tuple[Any, FilePath, Sequence[FilePath]]:
-    """What `read` makes of the newest folder that is not damaged, which that was, and which were.
+    """Calls `read` on the newest folder that is not damaged; also returns it and the damaged folders.
 
     Raises:
         CorruptCheckpointError: if all are damaged.

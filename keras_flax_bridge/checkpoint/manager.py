@@ -224,7 +224,7 @@ class CheckpointManager(metaclass=words.AnsweringType):
         return max(logged, key=lambda step: (sign * logged[step], step), default=None)
 
     def all_steps(self) -> list[int]:
-        """All steps in the folder, ascending."""
+        """The steps in the folder, ascending."""
         return sorted(self._root.steps())
 
     def wait(self) -> None:

@@ -1,4 +1,4 @@
-"""Which stored leaf goes into which wanted one: `include`, `rename`, `cast`."""
+"""Matches stored leaves with the leaves of the target: `include`, `rename`, `cast`."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def _require_included(include: Include, paths: Iterable[Path], where: str) -> No
 
 
 def _chooser(include: Include) -> Callable[[Path], bool]:
-    """Which paths `include` names: by a regular expression, or by a list of prefixes."""
+    """A predicate of the paths that `include` selects, by a regular expression or a list of prefixes."""
     if include is None:
         return lambda path: True
     texts = isinstance(include, (str, re.Pattern)) or (
@@ -212,7 +212,7 @@ def _kind(leaf: Any) -> str:
 
 
 def placement(stored: Any, wanted: Any) -> Any:
-    """What Orbax is asked for: the stored shape and dtype, placed as the wanted leaf is."""
+    """The abstract array for Orbax: the stored shape and dtype, with the sharding of the target leaf."""
     if not hasattr(stored, "shape"):
         return stored
     if not fits_device(stored.dtype):  # jax would cut it to 32 bits, or refuse it

@@ -40,7 +40,7 @@ def of_model(model: Any) -> dict[str, Any]:
 
 
 def _config(model: Any, state: Any) -> dict[str, Any]:
-    """What `build` needs to rebuild the model, as JSON types."""
+    """The JSON from which `build` rebuilds the model."""
     slots = _slot_values(model, state)
     if slots is None:
         return {**keras.saving.serialize_keras_object(model), "compile_config": None}

@@ -17,7 +17,7 @@ from keras_flax_bridge.tree.paths import Path, flatten_tree
 
 
 class Aligned(NamedTuple):
-    """What is restored into.
+    """The target of a restore, after alignment of its optimizer.
 
     Attributes:
         like: what was asked for, with the optimizer state of the library whose state is stored.
@@ -29,7 +29,7 @@ class Aligned(NamedTuple):
 
 
 def align(like: Any, stored: Iterable[Path]) -> Aligned:
-    """What to restore into, so that the optimizer state is of the library whose state is stored.
+    """Aligns the target with the library, Keras or optax, whose optimizer state is stored.
 
     Args:
         like: what was asked for; only a `TrainState` and a compiled model have another side.

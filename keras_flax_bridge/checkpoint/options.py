@@ -1,4 +1,4 @@
-"""How a restore is to be done: the arguments that `restore` and `CheckpointManager.restore` share."""
+"""The arguments that `restore` and `CheckpointManager.restore` share."""
 
 from __future__ import annotations
 

@@ -82,9 +82,9 @@ def span(index: Mapping[str, Any], paths: Iterable[Path]) -> tuple[int, int]:
 
 
 def file_size(size: int) -> int:
-    """How large the files of a checkpoint of so many bytes become, in bytes.
+    """The target size of the files of a checkpoint with this number of bytes.
 
-    A file is written to disk when it is full. With Orbax's default of 2 GB nothing is on its way
-    there until everything is gathered.
+    A file is written when it is full. With Orbax's default of 2 GB, writing only starts
+    when all data has been gathered.
     """
     return max(_FILE, size // _FILES)

@@ -65,7 +65,7 @@ def _is_real(dtype: Any) -> bool:
 
 
 def state_metadata(state: Any, model: Any) -> Metadata:
-    """What lies beside the leaves: versions, and the config of the model where it has one."""
+    """The metadata of a checkpoint: versions, and the config of the model if it has one."""
     weights = getattr(type(state), "weight_map", None)  # of a module that kfb.migrate made
     mapped = None if weights is None else weights.to_json()
     return Metadata(versions=versions(), weight_map=mapped, **model_configs.of_state(state, model))
@@ -73,7 +73,7 @@ def state_metadata(state: Any, model: Any) -> Metadata:
 
 @cache
 def versions() -> dict[str, str]:
-    """Of the packages that write a checkpoint, by name."""
+    """The versions of the packages that write a checkpoint, by name."""
     return {name: packages.version(name) for name in ("keras", "jax", "flax", "orbax-checkpoint")}
 
 

@@ -1,4 +1,4 @@
-"""What a checkpoint is restored into: leaves by path, and how values get in."""
+"""Targets of a restore: their leaves by path, and how values are assigned."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from keras_flax_bridge.tree.paths import Flat, Path, fill_tree, flatten_tree
 
 
 class Target(NamedTuple):
-    """What a restore fills: the leaves it wants, and how they are put in place."""
+    """The target of a restore: the leaves to restore, and how they are assigned."""
 
     wanted: Flat
     scope: frozenset[Path] | None  # the stored subtrees that must be used up; None for everything
@@ -75,12 +75,12 @@ def unboxed(paths: Iterable[Path]) -> dict[Path, Path]:
 
 
 def _weights(tops: Iterable[str]) -> frozenset[Path]:
-    """What must be used up by one who wants weights: they, and what isn't a tree of a state either."""
+    """The trees that a restore of weights must use completely: weights, and trees that no state has."""
     return subtrees(COLLECTIONS | (set(tops) - {*trees.names()}))
 
 
 def subtrees(names: Iterable[str]) -> frozenset[Path]:
-    """The paths of whole trees of a state."""
+    """The paths of trees of a state."""
     return frozenset((name,) for name in names)
 
 

@@ -38,7 +38,7 @@ class VerifyRow(NamedTuple):
 
 @words.doors()
 class VerifyReport(NamedTuple):
-    """What `verify` found.
+    """The result of `verify`.
 
     Attributes:
         path: the file, or the folder of the checkpoint.

@@ -1,4 +1,4 @@
-"""How the Flax module of a Keras layer is created, and how that is stored in a Keras config."""
+"""Creates the Flax module of a Keras layer, and stores its constructor in the Keras config."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Maker:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Maker:
-        """What `get_config` wrote.
+        """Creates a maker from the result of `get_config`.
 
         Raises:
             UnsupportedLayerError: if the config names something that is not allowed, or has another form.

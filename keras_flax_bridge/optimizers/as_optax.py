@@ -22,7 +22,7 @@ from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, join_path, ne
 
 
 class Adapter(SharedOnCopy, optax.GradientTransformationExtraArgs):
-    """What `as_optax` returns: Keras's own `stateless_apply`, on any tree of parameters.
+    """The transformation of `as_optax`: Keras's own `stateless_apply`, on any tree of parameters.
 
     Attributes:
         optimizer: the Keras optimizer, which is only read.

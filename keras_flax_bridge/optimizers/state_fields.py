@@ -143,7 +143,7 @@ def mean(name: str) -> Field:
 
 
 def constant(of: Callable[[Any], Any]) -> Field:
-    """What follows from the optimizer's settings alone."""
+    """A leaf that only depends on the settings of the optimizer."""
     return Field(
         lambda scope, like, leaves: jax.tree.map(
             lambda leaf: jnp.asarray(of(scope.optimizer), leaf.dtype), like
@@ -153,7 +153,7 @@ def constant(of: Callable[[Any], Any]) -> Field:
 
 
 def _group(scope: Scope, name: str) -> Scope:
-    """Of a MultiOptimizer's optimizers, or of the parts of one rule."""
+    """The scope of one optimizer of a MultiOptimizer, or the same scope for the parts of one rule."""
     if isinstance(scope.optimizer, K.MultiOptimizer):
         return scope.within(scope.optimizer.optimizers[int(name)], "inner_optimizers", name)
     return scope

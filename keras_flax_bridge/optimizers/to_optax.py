@@ -26,7 +26,7 @@ from keras_flax_bridge.tree.paths import flatten_tree, join_path
 
 @words.doors()
 class Label(NamedTuple):
-    """How exact a conversion is, and the closest optimizer of optax.
+    """The exactness of a conversion, and the closest optimizer of optax.
 
     Attributes:
         exact: whether both give the same trajectory, up to float rounding.
@@ -178,7 +178,7 @@ def rule_of(optimizer: Any) -> Rule:
 
 
 def label_of(optimizer: Any) -> Label:
-    """That of the rule itself; of several optimizers that of the one furthest from optax's."""
+    """The label of a rule; for several optimizers, the label of the least exact one."""
     parts = [o for o in inner_optimizers(optimizer) if not is_outer(o)]
     labels = [_label(part) for part in parts]
     return max(labels, key=lambda label: float("inf") if label.off is None else label.off)

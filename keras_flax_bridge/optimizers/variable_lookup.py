@@ -1,4 +1,4 @@
-"""Which variable a leaf of a parameter tree stands for, where an optimizer decides variable by variable."""
+"""Maps the leaves of a parameter tree to Keras variables, for optimizers with per-variable settings."""
 
 from __future__ import annotations
 

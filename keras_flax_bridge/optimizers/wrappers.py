@@ -1,4 +1,4 @@
-"""What every Keras optimizer does around its rule, as optax transformations.
+"""The steps of every Keras optimizer before and after its rule, as optax transformations.
 
 In Keras's order: gradients divided by the loss scale, accumulated, clipped; parameters decayed; the
 rule; the moving average, and parameters overwritten with it; constraints.

@@ -20,11 +20,11 @@ _BUILDING = threading.RLock()
 
 
 class Form:
-    """Which trees a list of leaves stands for. Each compiled program has its own: compared by identity.
+    """The tree structure of a list of leaves; one for each compiled program, compared by identity.
 
     Attributes:
-        names: the fields of a state whose trees they are.
-        tree: the `PyTreeDef` of a dict of them.
+        names: the fields of the state.
+        tree: the `PyTreeDef` of a dict of these fields.
     """
 
     def __init__(self, names: tuple[str, ...], tree: Any):

@@ -79,5 +79,5 @@ class ModelParts:
 
 
 def _of_one(tree: str, value: PyTree, name: str) -> PyTree:
-    """What a tree has of one model; one that follows another need not have each model."""
+    """The part of a tree that belongs to one model; trees that follow another tree may lack a model."""
     return value.get(name, {}) if trees.TREES[tree].follows else value[name]

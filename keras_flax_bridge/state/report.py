@@ -79,7 +79,7 @@ class StateReport(NamedTuple):
         return True
 
     def totals(self) -> dict[str, tuple[int, int]]:
-        """How many leaves and bytes each collection has."""
+        """The numbers of leaves and bytes of each collection."""
         found: dict[str, tuple[int, int]] = {}
         for row in self.rows:
             leaves, size = found.get(row.collection, (0, 0))

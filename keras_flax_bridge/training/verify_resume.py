@@ -38,7 +38,7 @@ class ResumeRow(NamedTuple):
 
 @words.doors()
 class ResumeReport(NamedTuple):
-    """What `verify_resume` found.
+    """The result of `verify_resume`.
 
     Attributes:
         steps: steps before and after the interruption.

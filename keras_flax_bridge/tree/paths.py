@@ -45,7 +45,7 @@ def flatten_tree(tree: Any) -> Flat:
 
 
 def named_leaves(leaves: Iterable[tuple[Any, Any]]) -> list[tuple[Path, Any]]:
-    """What `jax.tree_util.tree_flatten_with_path` gives, with plain paths."""
+    """The leaves of `jax.tree_util.tree_flatten_with_path`, with paths as tuples of strings."""
     return [(_key_path(keys), leaf) for keys, leaf in leaves]
 
 

@@ -1,4 +1,4 @@
-"""What all reports have in common: rows, a verdict, JSON, and a table for terminals and notebooks.
+"""The protocol of all reports: rows, a verdict, JSON, and a table for terminals and notebooks.
 
 The standard library alone, until a table is drawn: `doctor` reports where nothing else can be imported.
 """
@@ -18,7 +18,7 @@ _WIDE = 10_000  # columns: a path is never broken
 
 @runtime_checkable
 class Report(Protocol):
-    """What every report offers; ``print(report)`` writes it as text."""
+    """The protocol of all reports; ``print(report)`` writes the report as text."""
 
     @property
     def rows(self) -> tuple[Any, ...]:
@@ -35,11 +35,11 @@ class Report(Protocol):
         ...
 
     def __rich__(self) -> Any:
-        """What rich draws on a terminal."""
+        """The renderable that rich prints on a terminal."""
         ...
 
     def _repr_html_(self) -> str:
-        """What a notebook shows; every name is escaped."""
+        """The HTML that a notebook displays; every name is escaped."""
         ...
 
 

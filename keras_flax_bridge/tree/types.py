@@ -37,7 +37,7 @@ State = TypeVar("State")
 
 
 class BatchIterator(Protocol):
-    """What gives one batch after another; it needs no `__iter__`."""
+    """An iterator of batches; `__iter__` is not required."""
 
     def __next__(self) -> Batch:
         """The next batch."""

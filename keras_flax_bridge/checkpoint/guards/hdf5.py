@@ -29,17 +29,17 @@ _LINKS = {h5py.h5l.TYPE_SOFT: "a soft link", h5py.h5l.TYPE_EXTERNAL: "an externa
 
 
 class Array(NamedTuple):
-    """What an array declares.
+    """The declared shape and dtype of an array.
 
     Attributes:
         shape: its shape.
-        dtype: its dtype, by name; the marked one where one is.
+        dtype: the name of its dtype, as marked beside the array if there is a mark.
         width: the bytes of an element.
         rows: how many rows a chunk has; 1 for an array in one piece.
         chunk: the bytes of a chunk; 0 for an array in one piece.
-        filters: the filters that its chunks went through, in that order.
-        declared: bytes, as they are in memory.
-        stored: bytes, as they are in the file.
+        filters: the filters of its chunks, in order.
+        declared: its size in memory, in bytes.
+        stored: its size in the file, in bytes.
     """
 
     shape: tuple[int, ...]

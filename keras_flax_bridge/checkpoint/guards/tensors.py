@@ -39,7 +39,7 @@ class Tensors(NamedTuple):
 
 
 def tensors(path: FilePath) -> Tensors:
-    """What a file declares, checked; no array is read.
+    """Checks the header of a file, and returns its declarations; no array is read.
 
     Raises:
         CheckpointError: if the header is not one, or is not that of the bytes that follow.

@@ -78,7 +78,7 @@ class Checkpoint(Contents):
         return {p: as_numpy(leaf) for p, leaf in state if p not in self.specs or kind_of(p) in self.lacks}
 
     def shardings(self) -> dict[Path, str]:
-        """How leaves lay on a mesh when they were written, in words."""
+        """Descriptions of the shardings with which leaves were saved."""
         found = self._stored.shardings()
         return {name: in_words(*found[place]) for name, place in self._names.items() if place in found}
 

@@ -1,4 +1,4 @@
-"""What every kind of file and folder says of itself."""
+"""The interface of all readers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NOT_IN_KERAS_FILES = {
 
 
 class Contents:
-    """What lies somewhere.
+    """The contents of a file or folder.
 
     Attributes:
         path: the file, or the folder of the checkpoint.
@@ -119,11 +119,11 @@ class Contents:
         return {}
 
     def shardings(self) -> dict[Path, str]:
-        """How leaves lay on devices when they were written, where that is known."""
+        """Descriptions of the shardings with which leaves were saved, if they are known."""
         return {}
 
     def report(self) -> StateReport:
-        """All of it but the values."""
+        """A report of the leaves, without their values."""
         named = f"the names are those in the file: {self.unnamed}" if self.unnamed else ""
         notes = tuple(note for note in (named, self.note) if note)
         return StateReport(f"{self.path}: {self.kind}", rows(self.specs, self.shardings()), notes)

@@ -33,7 +33,7 @@ def specs_of(arrays: Mapping[str, guards.Array]) -> dict[Path, jax.ShapeDtypeStr
 
 
 def abstract(path: FilePath, config: dict[str, Any]) -> tuple[Flat, dict[Path, str]]:
-    """All that a `.keras` file may hold, by structural key, and the name of each in it; nothing is allocated.
+    """The abstract leaves of a `.keras` file by structural key, and their names in it; allocates nothing.
 
     Raises:
         BridgeError: if the model can't be built here.

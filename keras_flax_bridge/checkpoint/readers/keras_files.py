@@ -105,7 +105,7 @@ class KerasModel(_File):
         return self._unstored(keras_files.KerasFile(self.path).specs)
 
     def _unstored(self, state: Flat) -> Flat:
-        """What the file holds nothing of, out of a state."""
+        """The parts of a state that the file does not contain."""
         return {path: as_numpy(leaf) for path, leaf in state.items() if path not in self.specs}
 
     def _loaded(self) -> Flat:
@@ -115,7 +115,7 @@ class KerasModel(_File):
 
 
 def _are_these(specs: Flat, names: Mapping[Path, str], arrays: Flat) -> bool:
-    """Whether the file holds each leaf under its name, as it is in the model."""
+    """Whether the file contains each leaf under its name, with the shape and dtype of the model."""
     stored = {"/".join(name): leaf for name, leaf in arrays.items()}
     return all(
         names.get(path) in stored and same_spec(stored[names[path]], leaf) for path, leaf in specs.items()
@@ -123,12 +123,12 @@ def _are_these(specs: Flat, names: Mapping[Path, str], arrays: Flat) -> bool:
 
 
 def kind(path: FilePath) -> str:
-    """What the file is called in a message."""
+    """The kind of a file, for messages."""
     return "Keras's weights file" if path.name.endswith(".h5") else "Keras file"
 
 
 def _written(specs: Flat, slots: bool) -> Flat:
-    """The leaves of a model that its file holds: weights, and slots if there are any."""
+    """The leaves of a model that its file contains: weights, and slots if there are any."""
     kept = {name: leaf for name, leaf in specs.items() if kind_of(name) not in NOT_IN_KERAS_FILES}
     return kept if slots else {name: leaf for name, leaf in kept.items() if kind_of(name) != SLOT}
 

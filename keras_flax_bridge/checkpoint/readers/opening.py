@@ -16,7 +16,7 @@ from keras_flax_bridge.errors import CheckpointError
 
 
 def opened(path: Any, *, step: int | None = None, model: Any = None) -> Contents:
-    """What lies at a path; no values are read.
+    """Opens a path; no values are read.
 
     Args:
         path: a checkpoint, a root folder of steps, a `.keras`, `.weights.h5` or `.safetensors` file.
@@ -85,7 +85,7 @@ def model_for(contents: Contents) -> Any:
 
 
 def same_model(a: Contents, b: Contents) -> tuple[Contents, Contents]:
-    """Both by structural keys where one is, its model known, and the other's names are those in its file."""
+    """Names the leaves of both by structural key, if one has structural keys and its model is known."""
     if a.unnamed and not b.unnamed:
         return _named(a, b), b
     if b.unnamed and not a.unnamed:
@@ -94,7 +94,7 @@ def same_model(a: Contents, b: Contents) -> tuple[Contents, Contents]:
 
 
 def _named(contents: Contents, other: Contents) -> Contents:
-    """The same by structural keys, those of the model that lies beside the other's leaves."""
+    """`contents` with structural keys, from the model config of `other`."""
     model = model_for(other)
     if model is None:
         raise CheckpointError(

@@ -29,7 +29,7 @@ _FIX = "The file is damaged, or holds what numpy and jax do not have in common."
 
 @dataclass(frozen=True, kw_only=True)
 class Header(Record):
-    """What this package writes into the header of a file: the config of the model, if it has one."""
+    """The record that this package adds to the header of a file: the config of the model, if it has one."""
 
     model: Mapping[str, Any] | None = field(schema.optional(schema.table_of(schema.anything)), default=None)
 

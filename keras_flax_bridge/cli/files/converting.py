@@ -33,7 +33,7 @@ class LeftOut(NamedTuple):
 
 
 class Converted(NamedTuple):
-    """What was converted.
+    """The result of a conversion.
 
     Attributes:
         path: the file or the folder that was written.
@@ -212,7 +212,7 @@ def _require_equal(draft: FilePath, done: writers.Written, job: writers.Job) -> 
 
 
 def _opened(draft: FilePath, job: writers.Job) -> Contents:
-    """What was written; a file of weights alone by the names of the model that it is of."""
+    """Opens the written file; for a weights file, with the model that provides its names."""
     if not draft.name.endswith(".weights.h5"):
         return opened(draft)
     found: list[Contents] = []

@@ -52,7 +52,7 @@ class DifferenceRow(NamedTuple):
 
 
 class FileDifference(NamedTuple):
-    """What differs, leaf by leaf.
+    """The differences between two files, leaf by leaf.
 
     Attributes:
         a: the first file or folder.

@@ -1,4 +1,4 @@
-"""How leaves are written as each kind of file or folder."""
+"""Writers for each kind of file or folder."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from keras_flax_bridge.tree.paths import Flat, Path, join_path, nest_paths
 
 @dataclass
 class Job:
-    """What is to be written: leaves, what builds their model, a layout.
+    """The input of a writer: leaves, a function that builds their model, and a layout.
 
     `given` says whether the model was given beside the source.
     """
@@ -42,7 +42,7 @@ class Job:
 
     @property
     def source(self) -> Contents:
-        """Where the leaves come from."""
+        """The source of the leaves."""
         return self.leaves.source
 
     @cached_property
@@ -57,7 +57,7 @@ class Job:
 
 
 class Written(NamedTuple):
-    """What was written.
+    """The result of a writer.
 
     Attributes:
         names: the leaf that each written name holds.

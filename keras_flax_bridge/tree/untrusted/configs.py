@@ -74,7 +74,7 @@ def _named(config: Any, where: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _refused(named: Mapping[str, Any]) -> str | None:
-    """Why a class or a function may not be named; None if it may."""
+    """The reason why a config may not name a class or function; None if it may."""
     kind, module = named["class_name"], named.get("module")
     if not isinstance(kind, str) or not isinstance(module, str | None):
         return "a class by something else than text"

@@ -138,7 +138,7 @@ def _public(space: str, name: str) -> Any:
 
 
 def registered(name: Any) -> Any:
-    """What was registered with Keras under a name; None if nothing was."""
+    """The object that is registered with Keras under a name, or None."""
     return keras.saving.get_registered_object(name) if isinstance(name, str) else None
 
 

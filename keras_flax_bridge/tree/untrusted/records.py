@@ -1,4 +1,4 @@
-"""What this package writes as JSON: frozen dataclasses, each field with the check of what a file says there.
+"""Records that are stored as JSON: frozen dataclasses, with a check for each field.
 
 The JSON of a record has two more fields: ``format``, a number that rises only when an older reader would read
 the record wrongly, and ``written_by``, the version of this package. A reader ignores fields that it does not
@@ -24,7 +24,7 @@ _STAMP: dict[str, Check] = {FORMAT: schema.whole(1), WRITTEN_BY: schema.text}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Record:
-    """What a file of this package says; a subclass has the fields, made by `field`."""
+    """Base class of stored records; subclasses define the fields with `field`."""
 
     FORMAT: ClassVar[int] = 1
 

@@ -35,7 +35,7 @@ class Malformed(ValueError):  # noqa: N818 - it never leaves the package
 
 
 def said(value: Any) -> str:
-    """What a value is: of a number or a text the beginning, of anything else the type.
+    """A description of a value for errors: the beginning of a number or string, otherwise the type.
 
     >>> said([1, 2]), said(-1), said(None)
     ('a list of 2', '-1', 'null')
@@ -73,7 +73,7 @@ def whole(least: int = 0, most: int = 1 << 63) -> Check:
 
 
 def anything(value: Any, field: str) -> None:
-    """What is checked where it is used."""
+    """Accepts any value, which is checked where it is used."""
 
 
 def optional(check: Check) -> Check:
@@ -211,7 +211,7 @@ itemsize = cache(lambda name: jnp.dtype(name).itemsize)
 
 
 def place(value: Any, field: str) -> None:
-    """Where in a buffer an array begins, its dtype and its shape."""
+    """The offset of an array in a buffer, its dtype and its shape."""
     if type(value) is not list or len(value) != 3:
         raise Malformed(field, said(value), "[begin, dtype, shape]")
     begin = value[0]
@@ -245,7 +245,7 @@ POSITION = record({"bytes": optional(text)})
 
 
 def position(value: Any, field: str) -> None:
-    """What `data_positions.position` gives."""
+    """The result of `data_positions.position`."""
     POSITION(value, field)
     encoded = value.get("bytes")
     _require(encoded is not None or "json" in value, value, field, "a position, under json or bytes")

@@ -1,4 +1,4 @@
-"""What a file may name: literal tables.
+"""Tables of the names that a file may contain.
 
 `tests/tree/test_untrusted.py` compares them with what is installed.
 """

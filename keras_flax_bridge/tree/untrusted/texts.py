@@ -20,7 +20,7 @@ MOST_VALUES = 1 << 21  # in a JSON text: each takes up to 100 bytes in Python, h
 
 
 class Bounds(NamedTuple):
-    """How much a text of JSON may hold: characters, and values, which take more memory than their text."""
+    """Limits of a JSON text: characters, and values, which need more memory than their text."""
 
     characters: int
     values: int
@@ -48,7 +48,7 @@ def read_text(path: Path, kind: type[CheckpointError] = CorruptCheckpointError) 
 
 
 def read_json(path: Path, kind: type[CheckpointError] = CorruptCheckpointError) -> Any:
-    """What a file of JSON holds.
+    """Reads a JSON file.
 
     Raises:
         CheckpointError: of the given kind, if the file can't be read, or is not JSON within bounds.
@@ -59,7 +59,7 @@ def read_json(path: Path, kind: type[CheckpointError] = CorruptCheckpointError) 
 def parsed(
     text: Any, where: str, kind: type[CheckpointError] = CorruptCheckpointError, bounds: Bounds = JSON
 ) -> Any:
-    """What a text of JSON holds.
+    """Parses a JSON text.
 
     Args:
         text: the text.

@@ -19,7 +19,7 @@ _SENTENCE = r"^ +{name}: (.+?)(?:[.;:](?:\s|$)|\n\n|\n +\w+: |\Z)"
 
 
 class Answer(NamedTuple):
-    """What is right in place of a wrong word.
+    """The answer to a wrong name.
 
     Attributes:
         right: an argument, an attribute, or a name with dots such as ``kfb.restore``; "" for none.
@@ -44,7 +44,7 @@ def _table(kind: str) -> dict[tuple[str, str], Word]:
 
 
 def known(kind: str, door: str, guess: str) -> Answer | None:
-    """What the table of arguments, attributes or options has for a word at a door.
+    """The entry for a name in the table of arguments, attributes or options of a public function or class.
 
     >>> known("arguments", "kfb.make_train_step", "tx").right
     'optimizer'
@@ -54,7 +54,7 @@ def known(kind: str, door: str, guess: str) -> Answer | None:
 
 
 def answer(kind: str, door: str, guess: str, names: Iterable[str], about: Callable[[str], str]) -> Answer:
-    """The right word for a wrong one: of the table, else the most similar name, else that for any word.
+    """The answer to a wrong name: from the table, otherwise the most similar name, otherwise a general one.
 
     >>> answer("arguments", "kfb.verify", "stpe", ["path", "step"], "Pass {}.".format)
     Answer(right='step', why='Pass step.')

@@ -1,4 +1,4 @@
-"""What is wrong with a call that does not fit a signature."""
+"""Describes why a call does not fit a signature."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Misfit(NamedTuple):
 
 
 def named(parameters: Iterable[Parameter]) -> list[str]:
-    """Those that can be passed by name."""
+    """The parameters that can be passed by keyword."""
     return [p.name for p in parameters if p.kind in _NAMED and p.name not in ("self", "cls")]
 
 

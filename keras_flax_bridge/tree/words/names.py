@@ -34,7 +34,7 @@ def unknown_name(where: str, name: str, names: Iterable[str]) -> AttributeError:
 
 
 def answer_option(program: str, name: str, names: Iterable[str]) -> str:
-    """What to type in place of an unknown command or option; "" if nothing comes near.
+    """The closest known command or option; "" if none is similar.
 
     >>> answer_option("keras-flax-bridge verify", "--latest", ["--step", "--json"])
     'Type --step. It is a step of a root folder; without it the newest.'
