@@ -30,7 +30,7 @@ from keras_flax_bridge.tree.untrusted.records import Record, field
 
 @dataclass(frozen=True, kw_only=True)
 class _Position(Record):
-    """Where `fit` stands, stored beside the state as the position of its data.
+    """The progress of `fit`, stored beside the state as the position of its data.
 
     Attributes:
         epoch: which one.

@@ -127,7 +127,7 @@ class NotBuiltError(BridgeError, ValueError):
 class OwnershipError(BridgeError, ValueError):
     """A buffer was used after it moved into a state or was donated.
 
-    What to do: use the state that the step returned; write it back with ``state.assign_to(model)``.
+    What to do: use the state that the step returned, or call ``state.assign_to(model)`` for a moved one.
     """
 
 

@@ -62,7 +62,7 @@ class Running:
         self._rest = np.empty(0, np.uint8)  # less than a row
 
     def add(self, part: np.ndarray) -> None:
-        """Adds the bytes that come next."""
+        """Adds the next bytes."""
         content = part.reshape(-1).view(np.uint8)
         begin = min(-self._rest.size % _ROW, content.size)
         if self._rest.size:  # the row that was begun

@@ -114,7 +114,7 @@ class KerasFile:
         self.specs: Flat = self._values
 
     def load(self, targets: Mapping[Path, Any]) -> Flat:
-        """The values of some leaves, placed as their targets say."""
+        """The values of some leaves, with the shardings of their targets."""
         return {
             path: jax.device_put(self._values[path], getattr(target, "sharding", None))
             for path, target in targets.items()

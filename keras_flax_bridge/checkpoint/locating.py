@@ -16,7 +16,7 @@ log = logging.getLogger("keras_flax_bridge")
 
 
 def candidates(path: Any, step: int | None) -> list[FilePath]:
-    """The folders that hold what is asked for, the newest first: one, or all steps of a root.
+    """The folders to read, newest first: one, or all steps of a root folder.
 
     Raises:
         CheckpointNotFoundError: if there is none, or not that step.
@@ -43,7 +43,7 @@ def candidates(path: Any, step: int | None) -> list[FilePath]:
             str(folder),
             got=f"step={step}",
             expected=f"one of the steps {list(steps)}",
-            fix="Leave step= out for the newest; max_to_keep= says how many stay.",
+            fix="Omit step= for the newest; max_to_keep= sets how many steps are kept.",
         )
     return [steps[found] for found in reversed(steps) if step in (None, found)]
 

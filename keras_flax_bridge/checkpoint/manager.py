@@ -157,7 +157,7 @@ class CheckpointManager(metaclass=words.AnsweringType):
         return True, earlier
 
     def _is_due(self, step: int) -> bool:
-        """Whether a multiple of `save_every` lies between the step seen last and this one."""
+        """Whether a multiple of `save_every` is between the last step seen and this one."""
         with self._lock:
             before = self._last_seen if self._last_seen is not None else self.latest_step
         before = step - 1 if before is None or before >= step else before
@@ -178,7 +178,7 @@ class CheckpointManager(metaclass=words.AnsweringType):
         """Restores a step into what `like` is; see `restore` for the arguments.
 
         Args:
-            like: what comes back; see `restore`.
+            like: the target; see `restore`.
             step: which step; None for the newest.
             data: an iterator that is set to the stored position.
             include: which leaves; see `restore`.

@@ -91,7 +91,7 @@ def _require_included(include: Include, paths: Iterable[Path], where: str) -> No
     """Checks that every prefix of `include` names something.
 
     Raises:
-        StructureMismatchError: listing those that name nothing.
+        StructureMismatchError: listing entries that match nothing.
     """
     if include is None or isinstance(include, (str, re.Pattern)):
         return
@@ -124,7 +124,7 @@ def _chooser(include: Include) -> Callable[[Path], bool]:
     return lambda path: _within(path, prefixes)
 
 
-_LITERALLY = "Escape what is meant literally, or pass a list of prefixes."
+_LITERALLY = "Escape special characters, or pass a list of prefixes."
 
 
 def _require_form(argument: Any, allowed: bool, where: str, expected: str) -> None:

@@ -1,4 +1,4 @@
-"""Configs of models, stored beside the weights in a checkpoint."""
+"""Model configs, which are stored beside the weights in a checkpoint."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def of_state(state: Any, model: Any) -> dict[str, Any]:
 
 
 def of_model(model: Any) -> dict[str, Any]:
-    """The config of a model that Keras loaded from a file, compiled as it is."""
+    """The config of a model that Keras loaded from a file, with its compile config."""
     return _serialized(model)
 
 
@@ -70,7 +70,7 @@ def build(config: Any, where: Any, stored: Mapping[Path, Any] | None = None) -> 
 
     Args:
         config: the config.
-        where: the file or folder that it comes from.
+        where: its file or folder, for messages.
         stored: the leaves that are stored with it: a much larger model is not built.
 
     Raises:

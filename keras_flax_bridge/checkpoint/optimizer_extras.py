@@ -1,4 +1,4 @@
-"""Settings of an optimizer that its config lacks, stored beside the config of its model.
+"""Optimizer settings that a config lacks, which are stored beside the config of the model.
 
 ``{"exclude_from_weight_decay": {part: {"names": [...], "variables": [...]}}}``: `part` is the place of an
 optimizer inside of others, as its slots are keyed, and ``""`` for the outermost; `variables` are structural
@@ -66,10 +66,10 @@ def _weights(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 def put_back(model: Any, config: Any, where: Any) -> Any:
-    """The model, its optimizer with the settings that were stored beside the config.
+    """Returns the model, after its optimizer got the settings that are stored beside the config.
 
     Args:
-        model: what was built from `config`; a model that Keras did not compile has no use for them.
+        model: the model built from `config`; an uncompiled model does not use the settings.
         config: the dict in a checkpoint or a file, which is data: nothing in it is trusted.
         where: the checkpoint, for errors.
 

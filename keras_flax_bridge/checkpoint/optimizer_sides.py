@@ -20,8 +20,8 @@ class Aligned(NamedTuple):
     """The target of a restore, after alignment of its optimizer.
 
     Attributes:
-        like: what was asked for, with the optimizer state of the library whose state is stored.
-        finish: makes what was asked for of the restored.
+        like: the target, with the optimizer of the library whose state is stored.
+        finish: converts the restored object to the requested one.
     """
 
     like: Any
@@ -32,7 +32,7 @@ def align(like: Any, stored: Iterable[Path]) -> Aligned:
     """Aligns the target with the library, Keras or optax, whose optimizer state is stored.
 
     Args:
-        like: what was asked for; only a `TrainState` and a compiled model have another side.
+        like: the requested target; only a `TrainState` and a compiled model can be aligned.
         stored: the names in the checkpoint.
 
     Returns:

@@ -145,7 +145,7 @@ def _planned(source: Contents, target: Target, options: RestoreOptions) -> dict[
 
 
 def stored_position(path: Any) -> Any:
-    """The position of a data iterator in the newest checkpoint that can be read, as it gave it; or None."""
+    """The position of the data iterator in the newest readable checkpoint, or None."""
     read = from_newest(candidates(path, None), lambda folder: orbax_io.Stored(folder).metadata.data)
     return (read[0] or {}).get("json")
 

@@ -28,7 +28,7 @@ class Target(NamedTuple):
 
 
 def target_of(like: Any, *, tops: Iterable[str] = trees.WEIGHTS, weights: Any = None) -> Target:
-    """The target that `like` stands for.
+    """The target for `like`.
 
     Args:
         like: a `keras.Model` or an `nnx.Module`, a dict of either, an `nnx.State`, or a pytree of arrays or
@@ -55,7 +55,7 @@ def target_of(like: Any, *, tops: Iterable[str] = trees.WEIGHTS, weights: Any = 
             "like",
             got=f"a {type(like).__name__}",
             expected="a TrainState, a keras.Model, an nnx.Module, or a tree of arrays",
-            fix="Pass what the checkpoint shall be restored into.",
+            fix="Pass the object to restore the checkpoint into.",
         )
     found = {path[0] for path in leaves}
     plain = isinstance(like, Mapping) and found <= COLLECTIONS and "params" in tops
@@ -68,7 +68,7 @@ def target_of(like: Any, *, tops: Iterable[str] = trees.WEIGHTS, weights: Any = 
 
 
 def unboxed(paths: Iterable[Path]) -> dict[Path, Path]:
-    """Paths by what they are called without the level ``value`` that `nnx.State` has below each name."""
+    """Paths by their names without the level ``value`` of `nnx.State`."""
     paths = list(paths)
     boxed = all(len(path) > 1 and path[-1] == "value" for path in paths)
     return {path[:-1] if boxed else path: path for path in paths}

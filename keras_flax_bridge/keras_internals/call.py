@@ -162,7 +162,7 @@ def _lacks_seed(entry: Entry, given: Mapping[Path, Any]) -> bool:
 
 
 def _refuse_placeholders(drawn: Sequence[Entry], absent: Mapping[Path, Any]) -> None:
-    """A seed that was left out must not have been drawn from."""
+    """Checks that no omitted seed was used."""
     missing = [join_path(("non_trainable", *e.path)) for e in drawn if e.path in absent]
     if missing:
         raise StructureMismatchError(

@@ -164,7 +164,7 @@ def _values_as_initializers() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_uninitialized() -> Iterator[None]:
-    """Keeps variables that never get a value off Keras's global list of those that wait for one."""
+    """Keeps variables that never get a value off Keras's global list of uninitialized variables."""
     name = "uninitialized_variables"  # Keras would fill all that are on it at the next occasion
     before = list(global_state.get_global_attribute(name, []))
     try:

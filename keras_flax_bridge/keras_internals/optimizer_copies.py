@@ -36,7 +36,7 @@ def rebuilt(
 
 
 def rebuilt_alone(optimizer: Any) -> Any:
-    """As `rebuilt`, before the variables that it will train exist: `match_exclusions` follows when they do.
+    """Like `rebuilt`, before its variables exist; call `match_exclusions` once they do.
 
     Raises:
         UnsupportedOptimizerError: if variables are excluded as objects that can't be identified.
@@ -133,7 +133,7 @@ def _multi(optimizer: Any, config: dict[str, Any], again: Callable[[Any], Any]) 
 
 
 def _selector(select: Callable[[Any], Any], again: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A function that returns copies of the optimizers of another, and is serialized as that one."""
+    """A function that returns copies of the optimizers of another, and is serialized as the other."""
 
     def selected(variable: Any) -> Any:
         return again(select(variable))
@@ -186,7 +186,7 @@ def twin_of(optimizer: Any, values: Flat, owner: Callable[[Path], Any]) -> Twin:
 
 
 def _variable(path: Path, value: Any, owner: Any) -> Any:
-    """A variable of another value that stands in for its owner: some slots start with the weights."""
+    """A variable with another value that stands in for its owner, since some slots start with the weights."""
     name = (path[-1] if path else "param").replace("/", "_")
     variable = keras.Variable(
         value, dtype=str(value.dtype), trainable=True, name=owner.name if owner is not None else name

@@ -1,4 +1,4 @@
-"""What an optimizer decides for each variable: learning rate, decay, group, rule."""
+"""Per-variable settings of an optimizer: learning rate, decay, group, rule."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def built_for(optimizer: Any) -> list[Any]:
 
 
 def keeps(optimizer: Any, attribute: str) -> bool:
-    """Whether what a built optimizer holds in an attribute is among its variables."""
+    """Whether the value of an attribute of a built optimizer is one of its variables."""
     known = {id(variable) for variable in optimizer.variables}
     found = contents((), getattr(optimizer, attribute, None)) if optimizer.built else ()
     return optimizer.built and all(id(variable) in known for _, variable in found)
@@ -51,7 +51,7 @@ def takes_adam(muon: Any, variable: Any) -> bool:
 
 
 def group_of(multi: Any, variable: Any) -> int:
-    """Which of a MultiOptimizer's optimizers has a variable."""
+    """The optimizer of a MultiOptimizer that has a variable."""
     # `_var_to_optimizer_idx`, `_optimizer_map`: who gets what, after and before it is built
     indices: dict[int, int] = getattr(multi, "_var_to_optimizer_idx", {})
     if id(variable) in indices:
@@ -61,7 +61,7 @@ def group_of(multi: Any, variable: Any) -> int:
 
 
 class NamedLeaf:
-    """A stand-in for a variable: the name and the shape of a leaf."""
+    """Stands in for a variable: the name and shape of a leaf."""
 
     constraint = None
 

@@ -101,7 +101,7 @@ def _variables(value: Any) -> list[tuple[Path, Any]]:
 
 
 def iterations(optimizer: Any) -> Any:
-    """How many batches an optimizer has seen, an int32 scalar."""
+    """The number of batches that an optimizer has seen, an int32 scalar."""
     inner = getattr(
         optimizer, "inner_optimizer", optimizer
     )  # that of an outer LossScaleOptimizer does not advance

@@ -53,9 +53,9 @@ def names_in_files(model: Any) -> dict[Path, str]:
 
 @contextlib.contextmanager
 def weights_on_disk() -> Iterator[None]:
-    """Inside, Keras writes and unpacks the weights of a `.keras` file beside it, and not in memory.
+    """A context in which Keras writes and unpacks the weights of a `.keras` file on disk, not in memory.
 
-    That is what Keras does itself with weights that are large beside the free memory.
+    Keras does this itself if the weights are large compared with the free memory.
     """
     with PATCHING:
         # `is_memory_sufficient`: nothing public decides it

@@ -66,7 +66,7 @@ def specs_of(params: Any) -> Flat:
 
 
 def _distinct(tree: dict[str, Any]) -> dict[str, Any]:
-    """With a buffer of its own for every leaf, so that all can be donated."""
+    """A tree with a separate buffer for every leaf, so that all can be donated."""
     seen: set[int] = set()
 
     def once(leaf: Any) -> Any:

@@ -50,7 +50,7 @@ class Scope(NamedTuple):
 
 
 def scope_of(optimizer: Any, params: Flat, prefix: Path = ()) -> Scope:
-    """The scope of an optimizer with the slots of its rule, and those of the stock one."""
+    """The scope of an optimizer, with the slots of its rule and of optax's own optimizer."""
     if is_outer(optimizer):
         return Scope(optimizer, prefix, params, {})
     own = rule_of(optimizer).slots
@@ -77,7 +77,7 @@ class State(NamedTuple):
 
 
 class Groups(NamedTuple):
-    """States by name, each of its own scope."""
+    """States by name, each with a separate scope."""
 
     scope: Callable[[Scope, str], Scope]
 

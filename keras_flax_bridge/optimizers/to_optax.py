@@ -58,7 +58,7 @@ class Native(SharedOnCopy, optax.GradientTransformationExtraArgs):
     _key: tuple[Any, ...]
 
     def __new__(cls, optimizer: Any, model: Any, unscaled: bool = False) -> Native:
-        """Converts; `unscaled` means that gradients are those of the unscaled loss."""
+        """Converts; with `unscaled`, gradients are those of the unscaled loss."""
         leaves = Leaves(optimizer, model)
         _require_convertible(optimizer, leaves)
         inner = _whole(optimizer, leaves, unscaled)
@@ -194,7 +194,7 @@ def _label(optimizer: Any) -> Label:
 
 
 def is_outer(optimizer: Any) -> bool:
-    """Whether an optimizer wraps others, without a rule of its own."""
+    """Whether an optimizer wraps others and has no rule itself."""
     return isinstance(optimizer, (K.LossScaleOptimizer, K.MultiOptimizer))
 
 

@@ -273,7 +273,7 @@ def _orthogonal(x: Any, steps: int, coefficients: tuple[float, float, float]) ->
 def ftrl(
     lr: Schedule, power: float, initial: float, l1: float, l2: float, l2_shrinkage: float, beta: float
 ) -> Transformation:
-    """Follow the regularised leader: a whole rule, which computes the parameter itself.
+    """Follow the regularised leader: a complete rule, which computes the parameter itself.
 
     n' = n + g^2, z' = z + g + 2 shrinkage p - (n'^-power - n^-power) p / lr,
     p' = (clip(z', -l1, l1) - z') / (n'^-power / lr + 2 l2 + beta / lr); optax has no such rule.

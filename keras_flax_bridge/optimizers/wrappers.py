@@ -43,7 +43,7 @@ class AccumulateState(NamedTuple):
 
 
 class LossScaleState(NamedTuple):
-    """Steps since the scale last changed, the scale, and the state of what is scaled."""
+    """Steps since the last change of the scale, the scale, and the inner state."""
 
     step_counter: Any
     dynamic_scale: Any
@@ -56,7 +56,7 @@ def divide(divisor: float) -> Transformation:
 
 
 def clip_by_leaf_norm(limit: float) -> Transformation:
-    """Clips every gradient to a norm of its own; `optax.clip_by_global_norm` clips all of them together."""
+    """Clips the norm of each gradient separately; `optax.clip_by_global_norm` clips their global norm."""
 
     def clipped(g: Any) -> Any:
         square = jnp.sum(jnp.square(g))
@@ -168,7 +168,7 @@ def average_parameters(inner: Transformation, momentum: float, overwrite: int | 
 
 
 def constrain_parameters(inner: Transformation, constraints: OfLeaves) -> Transformation:
-    """Applies each parameter's constraint to what the update makes of it; None leaves one free."""
+    """Applies the constraint of each parameter after the update; None means no constraint."""
 
     def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         updates, state = inner.update(grads, state, params)

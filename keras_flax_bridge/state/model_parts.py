@@ -26,7 +26,7 @@ class ModelParts:
         return tuple(getattr(self.apply_fn, "parts", ()))
 
     def part(self, name: str) -> Self:
-        """The state of one model out of several, as `from_keras` of that model alone would give it.
+        """The state of one of several models, equal to `from_keras` of that model.
 
         Everything that works on a state of one model works on it: steps, `apply_gradients`, `apply_fn`.
         Donating it invalidates the leaves of this state, except `step`, which is copied.

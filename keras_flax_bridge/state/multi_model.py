@@ -142,7 +142,7 @@ def require_same_weights(part: Any, present: Any, name: str) -> None:
     got, expected = ({**flatten_tree(s.params), **flatten_tree(s.non_trainable)} for s in (part, present))
     difference = diff_trees(got, expected)
     if difference:
-        raise difference.error(f"part {name!r}", "It is the state of another model.")
+        raise difference.error(f"part {name!r}", "It is the state of a different model.")
 
 
 def require_same(models: Mapping[str, Any], names: Collection[str]) -> None:

@@ -59,7 +59,7 @@ class StateReport(NamedTuple):
     """The leaves of a state or a checkpoint; printed, a table by collection, with totals.
 
     Attributes:
-        title: where the leaves come from.
+        title: the source of the leaves.
         rows: one for each leaf.
         notes: remarks, such as what the file does not store.
 

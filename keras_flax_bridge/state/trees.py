@@ -1,4 +1,4 @@
-"""The trees of a state: one table of their names, and of what is done with each."""
+"""The trees of a state: a table of their names and properties."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ TREES = {tree.name: tree for tree in _TABLE}
 
 
 def names(chosen: Callable[[Tree], object] = bool) -> tuple[str, ...]:
-    """The names of all trees, or of those that are `chosen`, in the order of the table.
+    """The names of all trees, or of the `chosen` ones, in table order.
 
     >>> names(lambda tree: tree.evaluated)
     ('non_trainable', 'eval_metrics')
@@ -172,6 +172,6 @@ def of_state(state: Any, wanted: tuple[str, ...]) -> dict[str, PyTree]:
 
 
 def without_unsaved(state: Any) -> Any:
-    """A state without the trees that checkpoints leave out; anything else as it is."""
+    """A state without the trees that checkpoints omit; other values unchanged."""
     left_out = names(lambda tree: not tree.saved) if isinstance(state, DeclaredTrees) else ()
     return state.replace(**{name: {} for name in of_state(state, left_out)}) if left_out else state

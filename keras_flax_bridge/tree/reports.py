@@ -1,6 +1,6 @@
 """The protocol of all reports: rows, a verdict, JSON, and a table for terminals and notebooks.
 
-The standard library alone, until a table is drawn: `doctor` reports where nothing else can be imported.
+Only uses the standard library until a table is drawn: `doctor` must work if nothing else can be imported.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Report(Protocol):
         ...
 
     def to_json(self) -> dict[str, Any]:
-        """The report as JSON types: ``json.dumps`` takes it as it is."""
+        """The report as JSON types, accepted by ``json.dumps``."""
         ...
 
     def __rich__(self) -> Any:
@@ -51,7 +51,7 @@ class Line(NamedTuple):
 
 
 class Table(NamedTuple):
-    r"""A report as it is drawn. Its texts may hold any characters: they are escaped when it is drawn.
+    r"""The table of a report. Its texts may contain any characters: they are escaped when it is drawn.
 
     Attributes:
         title: the line above the table.
@@ -115,7 +115,7 @@ class Table(NamedTuple):
 def table_of(
     title: str, columns: Sequence[str], rows: Iterable[tuple[Any, ...]], notes: Iterable[str] = ()
 ) -> Table:
-    r"""The table of rows that need no layout of their own: a column for each field.
+    r"""The table of rows without a special layout: a column for each field.
 
     >>> print(table_of("runs", ("name", "loss", "same"), [("a", 0.25, True)], ["1 run"]))
     runs

@@ -32,7 +32,7 @@ Models: TypeAlias = keras.Model | Mapping[str, keras.Model]
 PathLike: TypeAlias = str | os.PathLike[str]
 Logs: TypeAlias = Mapping[str, Any]  # what `fit` reports: scalars by name
 
-Target = TypeVar("Target")  # what comes back as the kind that was given
+Target = TypeVar("Target")  # the type of the argument, which is also the type of the result
 State = TypeVar("State")
 
 

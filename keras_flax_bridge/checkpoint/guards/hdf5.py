@@ -53,13 +53,13 @@ class Array(NamedTuple):
 
 
 def arrays(path: FilePath, file: h5py.File, size: int, stored: int) -> dict[str, Array]:
-    """Every array in a file by its name, after checking all declarations; no array is read.
+    """The arrays in a file by name, after checking all declarations; no array is read.
 
     Args:
-        path: what the file is called in errors.
+        path: the name of the file in errors.
         file: the file.
         size: its bytes.
-        stored: the bytes that it takes on disk, where it is compressed as a whole.
+        stored: its size on disk, if it is compressed as a whole.
 
     Raises:
         CheckpointError: if it contains something that Keras never writes, or declares more than is there.
@@ -158,7 +158,7 @@ def _dtype(path: FilePath, name: str, item: Any) -> tuple[str, int]:
 
 
 def _mark(path: FilePath, name: str, item: Any) -> str | None:
-    """The dtype that stands beside an array as a text; None without."""
+    """The dtype that is stored as text beside an array, or None."""
     dataset = h5py.Dataset(item)
     if _MARK not in dataset.attrs:
         return None

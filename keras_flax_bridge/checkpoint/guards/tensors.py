@@ -32,7 +32,7 @@ class Tensor(NamedTuple):
 
 
 class Tensors(NamedTuple):
-    """The arrays of a file by name, and the texts beside them."""
+    """The arrays of a file by name, and its metadata texts."""
 
     arrays: dict[str, Tensor]
     metadata: dict[str, str]

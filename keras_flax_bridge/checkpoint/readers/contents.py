@@ -31,9 +31,9 @@ class Contents:
 
     Attributes:
         path: the file, or the folder of the checkpoint.
-        kind: what it is, in words.
+        kind: a description of its format.
         specs: every leaf, abstract, by its name.
-        metadata: what lies beside the leaves, such as the config of the model.
+        metadata: everything stored beside the leaves, such as the config of the model.
         lacks: kinds of leaves that are not there, or mean nothing elsewhere, and why.
         note: what else is to be said of it.
         unnamed: why the names are those in the file, and not structural keys; ``""`` where they are.
@@ -61,10 +61,10 @@ class Contents:
         """The config of the model, or of several by name; None if there is none."""
         return self.metadata.model
 
-    # what a restore asks for
+    # interface for restore
 
     def load(self, targets: Mapping[Path, Any]) -> Flat:
-        """The values of some leaves, placed as their targets say.
+        """The values of some leaves, with the shardings of their targets.
 
         Raises:
             CorruptCheckpointError: naming the leaves that can't be read.
@@ -72,7 +72,7 @@ class Contents:
         raise NotImplementedError
 
     def require_whole(self, values: Flat) -> None:
-        """Compares values with checksums, where there are any that were not compared when they were read.
+        """Compares values with checksums that were not compared while reading.
 
         Raises:
             CorruptCheckpointError: naming every leaf that differs.
@@ -91,7 +91,7 @@ class Contents:
             fix="Restore without data=.",
         )
 
-    # what the command line asks for
+    # interface for the command line
 
     def values(self) -> Flat:
         """Every leaf, in the memory of this process."""
@@ -146,5 +146,5 @@ class Held(Contents):
 
 
 def as_numpy(leaf: Any) -> Any:
-    """An array in the memory of this process; what is none as it is."""
+    """An array as numpy array in the memory of this process; other values unchanged."""
     return np.asarray(on_disk(leaf)) if hasattr(leaf, "dtype") else leaf

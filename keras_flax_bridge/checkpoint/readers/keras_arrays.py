@@ -27,7 +27,7 @@ def specs_of(arrays: Mapping[str, guards.Array]) -> dict[Path, jax.ShapeDtypeStr
         tuple(name.split("/")): jax.ShapeDtypeStruct(array.shape, array.dtype)
         for name, array in arrays.items()
     }
-    # a number comes before a name, so that names of both kinds can be compared
+    # numbers sort before names, so that mixed names can be compared
     order = lambda path: [(0, int(n), "") if n.isdecimal() else (1, 0, n) for n in path]  # noqa: E731
     return {path: found[path] for path in sorted(found, key=order)}
 

@@ -90,7 +90,7 @@ class KerasModel(_File):
         """The values of some leaves, as numpy."""
         if self._places:
             return super().some(paths)
-        loaded = self._loaded()  # Keras alone knows how a layer of the user's is read
+        loaded = self._loaded()  # only Keras can read user-defined layers
         return {path: as_numpy(loaded[path]) for path in paths}
 
     def parts(self, path: Path) -> Iterator[np.ndarray]:

@@ -46,7 +46,7 @@ def restorable(path: FilePath, like: Any) -> Contents:
 
 
 def existing(path: Any) -> FilePath:
-    """A path at which something lies.
+    """Checks that a path exists, and returns it.
 
     Raises:
         CheckpointError: if nothing does.
@@ -74,12 +74,12 @@ def _file(path: FilePath, step: int | None, model: Any) -> Contents:
         str(path),
         got="a file of another kind",
         expected="a folder of checkpoints, or a .keras, .weights.h5 or .safetensors file",
-        fix="Its name says what a file is: give it the suffix that it should have.",
+        fix="The suffix determines the format: rename the file to the right one.",
     )
 
 
 def model_for(contents: Contents) -> Any:
-    """A model of the config that lies beside the leaves; None if there is none."""
+    """The model of the stored config; None if there is none."""
     config = contents.config
     return model_configs.build(config, contents.path, contents.specs) if config else None
 

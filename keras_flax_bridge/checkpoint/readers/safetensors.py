@@ -1,4 +1,4 @@
-"""`.safetensors` files: a leaf by its path as text, and the config of the model beside them."""
+"""`.safetensors` files: leaves by path, and the config of the model in the header."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Tensors(Contents):
         return {path: self._read(path, 0, math.prod(self.specs[path].shape)) for path in paths}
 
     def _read(self, path: Path, begin: int, count: int) -> np.ndarray:
-        """Elements of an array in C order; the whole array if these are all."""
+        """Reads elements of an array in C order; returns the complete array if these are all."""
         tensor, dtype = self._tensors[path], np.dtype(self.specs[path].dtype)
         offset = tensor.begin + begin * dtype.itemsize
         found = np.fromfile(self.path, dtype, count, offset=offset)

@@ -18,7 +18,7 @@ _OPTIMIZERS = ("sgd", "momentum", "adam", "adamw", "lion", "muon")
 
 
 def add_arguments(parser: Any) -> None:
-    """Says what the command takes."""
+    """Adds the arguments of the command."""
     parser.add_argument(
         "model", metavar="MODEL", help="a .keras file, or module:function that builds a model"
     )

@@ -32,7 +32,7 @@ from keras_flax_bridge.tree.paths import Flat, Path, join_path, nest_paths
 class Job:
     """The input of a writer: leaves, a function that builds their model, and a layout.
 
-    `given` says whether the model was given beside the source.
+    `given` is True if the model was passed separately.
     """
 
     leaves: Leaves
@@ -61,7 +61,7 @@ class Written(NamedTuple):
 
     Attributes:
         names: the leaf that each written name holds.
-        left: leaves that were left out, and why.
+        left: omitted leaves, by reason.
         notes: remarks for the user.
         started: names whose leaves are not in the source and are initialized by the model.
     """
@@ -145,7 +145,7 @@ def _filled(job: Job) -> tuple[Any, Written]:
 
 
 def _fill(model: Any, leaves: Leaves) -> Written:
-    """Puts leaves into a model, a few at a time; what it is given no slots for, starts.
+    """Writes leaves to a model, a few at a time; slots that are not given keep their initial values.
 
     Raises:
         CheckpointError: if these are several models.

@@ -61,7 +61,7 @@ def flax_name(thing: Any) -> str | None:
 
 
 def flax_thing(name: Any) -> Any:
-    """A module class of Flax, an activation of jax, or what was registered with Keras, by name.
+    """A module class of Flax, an activation of jax, or an object registered with Keras, by name.
 
     Raises:
         UnsupportedLayerError: if there is none, as where the module that registers it wasn't imported.

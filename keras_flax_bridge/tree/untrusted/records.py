@@ -70,7 +70,7 @@ def to_json(record: Record) -> dict[str, Any]:
 
 
 def content(record: Record) -> dict[str, Any]:
-    """The fields of a record alone, for what the first versions read without letting other fields pass."""
+    """The fields of a record without its version, for files whose first readers reject other fields."""
     return {
         one.name: (one.metadata["write"] or _as_is)(vars(record)[one.name])
         for one in dataclasses.fields(record)
@@ -87,7 +87,7 @@ def _version() -> str:
 
 
 def require(kind: type[Record], found: Any) -> None:
-    """Checks what stands for a record: every field, then all of them against each other.
+    """Checks the JSON of a record: every field, then their consistency.
 
     Raises:
         Malformed: naming the field.
@@ -146,7 +146,7 @@ def malformed(
 
 
 def _require_format(kind: type[Record], found: Any, where: str) -> None:
-    """Checks that this version knows the format; it comes before any other field, which may differ then."""
+    """Checks that this version supports the format, before other fields, which may differ."""
     if not isinstance(found, dict) or FORMAT not in found:
         return
     _STAMP[FORMAT](found[FORMAT], FORMAT)

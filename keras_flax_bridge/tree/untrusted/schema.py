@@ -112,7 +112,7 @@ def table_of(check: Check) -> Check:
 
 
 def record(fields: Mapping[str, Check], required: Iterable[str] = ()) -> Check:
-    """A check for an object of known fields; others may stand beside them."""
+    """A check for an object with known fields; other fields are allowed."""
     wanted = tuple(required)
 
     def checked(value: Any, field: str) -> None:
@@ -183,12 +183,12 @@ def table_of_leaves(check: Check) -> Check:
 
 
 def _is_unusual(path: str) -> bool:
-    """Whether `name` might refuse a path; for a large state the whole check takes longer."""
+    """Whether `name` might reject a path; a fast check, since `name` is slow for large states."""
     return "~" in path or len(path) > DEEPEST
 
 
 def require_apart(tables: Iterable[Iterable[str]], field: str) -> None:
-    """Checks that no path stands twice, and that none goes on where another ends.
+    """Checks that no path occurs twice, and that none is a prefix of another.
 
     Raises:
         Malformed: naming one that does.
@@ -222,7 +222,7 @@ def place(value: Any, field: str) -> None:
 
 
 def require_within(places: Mapping[str, Any], size: int, field: str) -> None:
-    """Checks that arrays lie inside a buffer, and no two on the same bytes.
+    """Checks that arrays are inside a buffer and don't overlap.
 
     Raises:
         Malformed: naming one that does not.

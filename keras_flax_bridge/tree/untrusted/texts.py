@@ -1,4 +1,4 @@
-"""Untrusted files: what is opened, how much is read, what counts as JSON.
+"""Untrusted files: which files are opened, how much is read, and valid JSON.
 
 The meaning of the text is checked in `schema`.
 """
@@ -149,7 +149,7 @@ def _is_long(value: Any) -> bool:
 
 
 def require_files(folder: Path) -> None:
-    """Checks that a folder holds regular files and folders alone, and no link that leads out of it.
+    """Checks that a folder contains only regular files and folders, and no link that points outside of it.
 
     Reading a FIFO or a device could block forever; through a link the arrays of a
     checkpoint could be those of any file of the user.
@@ -263,4 +263,4 @@ def _reason(error: BaseException) -> str:
 
 
 def _unlike(where: Any, got: str, expected: str, kind: type[CheckpointError]) -> CheckpointError:
-    return kind(str(where), got=got, expected=expected, fix="The file is damaged or not what it should be.")
+    return kind(str(where), got=got, expected=expected, fix="The file is damaged or of a different kind.")

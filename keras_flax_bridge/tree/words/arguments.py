@@ -12,7 +12,7 @@ from keras_flax_bridge.tree.words.lookup import public_name
 from keras_flax_bridge.tree.words.misfits import Misfit, named, unknown_arguments
 
 F = TypeVar("F", bound=Callable[..., Any])
-DOORS: dict[str, Callable[..., Any]] = {}  # what is decorated, by its public name
+DOORS: dict[str, Callable[..., Any]] = {}  # the decorated functions and classes, by public name
 
 
 def door(function: F, name: str | None = None) -> F:
@@ -65,7 +65,7 @@ def require_known(
     Args:
         where: the function's public name.
         given: the names that were passed.
-        names: those that are taken beside the function's own arguments.
+        names: accepted argument names besides those of the signature.
         function: the function.
 
     Raises:

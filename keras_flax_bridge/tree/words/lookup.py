@@ -23,7 +23,7 @@ class Answer(NamedTuple):
 
     Attributes:
         right: an argument, an attribute, or a name with dots such as ``kfb.restore``; "" for none.
-        why: a sentence that says how to use it.
+        why: a sentence that explains how to use it.
     """
 
     right: str
@@ -31,7 +31,7 @@ class Answer(NamedTuple):
 
     @property
     def is_name(self) -> bool:
-        """Whether the right word is a name with dots, which stands for itself."""
+        """Whether the answer is a dotted name, which needs no further explanation."""
         return "." in self.right
 
 

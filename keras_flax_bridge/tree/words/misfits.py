@@ -18,8 +18,8 @@ class Misfit(NamedTuple):
     """A call that Python would refuse.
 
     Attributes:
-        where: the public name of what is called.
-        function: what is called.
+        where: the public name of the callable.
+        function: the callable.
         parameters: its parameters, without the object or the class of a method.
         args: positional arguments.
         kwargs: named ones.
@@ -32,7 +32,7 @@ class Misfit(NamedTuple):
     kwargs: Mapping[str, Any]
 
     def error(self) -> SignatureError:
-        """Says what is wrong: unknown names first, since one of them may be what is missing."""
+        """The error for the call: unknown names first, since one of them may stand for a missing one."""
         if unknown := self._unknown():
             return unknown_arguments(self.where, self.function, unknown, named(self.parameters))
         if len(self.args) > len(self._by_place()) and not self._takes(Parameter.VAR_POSITIONAL):
@@ -43,9 +43,7 @@ class Misfit(NamedTuple):
             return SignatureError(self.where, got=f"a call without {missing}", expected=missing, fix=fix)
         twice = [name for name in self._by_place()[: len(self.args)] if name in self.kwargs]
         got = f"{', '.join(f'{name}=' for name in twice)} twice, by place and by name"
-        return SignatureError(
-            self.where, got=got, expected="each argument once", fix="Pass it by name alone."
-        )
+        return SignatureError(self.where, got=got, expected="each argument once", fix="Pass it by keyword.")
 
     def _takes(self, kind: Any) -> bool:
         return any(p.kind is kind for p in self.parameters)
@@ -87,7 +85,7 @@ def named(parameters: Iterable[Parameter]) -> list[str]:
 def unknown_arguments(
     where: str, function: Callable[..., Any], unknown: Sequence[str], names: Sequence[str]
 ) -> SignatureError:
-    """The error for arguments that a function does not have; `names` are those that it has."""
+    """The error for arguments that a function does not have; `names` are its arguments."""
     expected, fix = answer_arguments(where, unknown, names, lambda name: about_argument(function, name))
     got = f"unknown argument{'s' if len(unknown) > 1 else ''} {', '.join(f'{name}=' for name in unknown)}"
     return SignatureError(where, got=got, expected=expected, fix=fix)
@@ -99,7 +97,7 @@ def answer_arguments(
     """The `expected` and the `fix` of an error about unknown arguments.
 
     Args:
-        where: the public name of what was called.
+        where: the public name of the callable.
         unknown: the arguments that it does not have.
         names: those that it has.
         about: says in a sentence what one of these is.

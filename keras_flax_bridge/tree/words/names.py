@@ -1,4 +1,4 @@
-"""Names that a module, a class or an object does not have, and those of the command line."""
+"""Errors for unknown names of modules, classes and objects, and for unknown command-line names."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def answer_option(program: str, name: str, names: Iterable[str]) -> str:
 
     Args:
         program: the program, or with its command.
-        name: what was typed.
+        name: the name that was typed.
         names: what there is.
     """
     found = answer(OPTIONS, program.split()[-1], name, names, lambda right: "")
