@@ -30,7 +30,7 @@ def best_rule(keep_best: str | tuple[str, str]) -> tuple[str, str]:
         "keep_best",
         got=repr(keep_best),
         expected=f"({keep_best!r}, 'min') or ({keep_best!r}, 'max')",
-        fix="The name doesn't say whether lower is better: pass the mode.",
+        fix="The name doesn't determine whether lower is better: pass the mode.",
     )
 
 

@@ -135,7 +135,7 @@ def _parts(flat: Flat) -> Iterator[Flat]:
 def _alias(leaf: Any) -> Any:
     """Another array of the same buffers: jax keeps what numpy copied of an array as long as that lives.
 
-    Of one that lies whole in the memory of the host numpy copies nothing.
+    For a leaf that is completely in host memory, numpy copies nothing.
     """
     if not isinstance(leaf, jax.Array) or _is_elsewhere(leaf):
         return leaf

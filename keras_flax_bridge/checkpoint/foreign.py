@@ -61,7 +61,7 @@ def naming(stored: Stored, like: Any) -> Naming:
 
 
 def weight_names(names: Iterable[Path]) -> dict[Path, Path]:
-    """Each name as that of a weight: of a module's state, which has no ``params`` above it, too."""
+    """Each name as the name of a weight; also in a module's state, which has no level ``params``."""
     found = list(names)
     if {name[0] for name in found} & {*COLLECTIONS, *trees.names()}:
         return {name: name for name in found}

@@ -108,7 +108,7 @@ class KerasFile:
         self.model = load_model(path) if model is None else model
         model = self.model
         state = TrainState.from_keras(model, optimizer=None if model.compiled else "sgd", copy=False)
-        state.assign_to(model, copy=False)  # both hold the same buffers: nobody trains either
+        state.assign_to(model, copy=False)  # both share buffers, which is safe since neither is trained
         flat = flatten_tree(state)
         self._values = {p: leaf for p, leaf in flat.items() if model.compiled or p[0] in WEIGHTS}
         self.specs: Flat = self._values
@@ -162,5 +162,5 @@ def _require_built(path: FilePath, model: Any) -> None:
             str(path),
             got=f"{'an unbuilt' if isinstance(model, keras.Model) else 'a'} {type(model).__name__}",
             expected="a built keras.Model",
-            fix="Weights files have no structure of their own: restore into the model that was saved first.",
+            fix="Weights files do not describe the model: restore into the model that was saved.",
         )

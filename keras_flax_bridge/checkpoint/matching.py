@@ -75,7 +75,7 @@ _WHERE = (*WEIGHTS, *sorted(COLLECTIONS - set(WEIGHTS)))  # in the order in whic
 
 
 def _found(wanted: Iterable[Path], names: Mapping[Path, Path]) -> dict[Path, Path]:
-    """The stored path of each wanted leaf: that of its own name, else a weight of another collection."""
+    """The stored path of each target leaf: the same name, otherwise the weight in another collection."""
     found = {path: names[path] for path in wanted if path in names}
     used = set(found.values())
     for path in wanted:

@@ -37,7 +37,7 @@ def align(like: Any, stored: Iterable[Path]) -> Aligned:
 
     Returns:
         `like` itself where its optimizer state has the names that are stored, or can't be converted: then it
-        is a mismatch, and is told as one.
+        is a mismatch, and is reported as one.
     """
     slots = {name[1:] for name in stored if name[0] == "opt_state"}
     own = _slots(like) if slots else None

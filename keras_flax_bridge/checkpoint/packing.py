@@ -19,7 +19,7 @@ import numpy as np
 from keras_flax_bridge.tree.diff import dtype_name
 from keras_flax_bridge.tree.paths import Flat, Path, join_path, split_path
 
-LIMIT = 1 << 16  # bytes: a leaf of this size or more is an array of its own
+LIMIT = 1 << 16  # bytes: a leaf of this size or more is a separate array
 
 _FILE, _FILES = 1 << 25, 64  # the least size of a file, in bytes, and about how many there are at most
 
@@ -37,7 +37,7 @@ def pack(flat: Flat, host: Mapping[Path, np.ndarray]) -> tuple[np.ndarray, Index
 
     Args:
         flat: all leaves.
-        host: those that are arrays, as they lie in the memory of this process.
+        host: the arrays, in the memory of this process.
     """
     small = {path: host[path] for path, leaf in flat.items() if _is_small(leaf)}
     parts = [leaf.tobytes() for leaf in small.values()]

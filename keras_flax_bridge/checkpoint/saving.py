@@ -84,7 +84,7 @@ def save(path: PathLike, state: PyTree, *, model: Models | None = None, layout: 
     Args:
         path: the folder to write; it must not exist.
         state: a `TrainState`, an `nnx.Module`, or any pytree of arrays.
-        model: the Keras model whose config lies beside the weights; None for the one that the
+        model: the Keras model whose config is stored; None for the one that the
             state was taken from.
         layout: ``"tree"`` or ``"packed"``; see `CheckpointManager`.
 
@@ -106,7 +106,7 @@ def save(path: PathLike, state: PyTree, *, model: Models | None = None, layout: 
             str(folder),
             got="a folder that exists",
             expected="a new one",
-            fix="Take another path, or delete what is there; nothing was written.",
+            fix="Use another path, or delete the existing one; nothing was written.",
         )
     packed = is_packed(layout)
     flat, keys = checked(state)

@@ -22,7 +22,7 @@ class Target(NamedTuple):
     wanted: Flat
     scope: frozenset[Path] | None  # the stored subtrees that must be used up; None for everything
     put: Callable[[Flat], Any]
-    of_weights: bool = True  # whether it is known what the first names stand for
+    of_weights: bool = True  # whether the meaning of the first names is known
     optional: frozenset[Path] = frozenset()  # wanted, and left as they are where nothing is stored
     ignored: frozenset[Path] = frozenset()  # structural keys that have no place in it
 
@@ -126,7 +126,7 @@ def _nnx_target(like: Any, modules: Mapping[Path, nnx.Module], weights: frozense
 
 
 def _nnx_variables(module: Any) -> dict[Path, nnx.Variable[Any]]:
-    if hasattr(module, "variables_by_path"):  # ToNNX says which key an attribute stands for
+    if hasattr(module, "variables_by_path"):  # ToNNX maps attributes to structural keys
         variables: dict[Path, nnx.Variable[Any]] = module.variables_by_path()
         return variables
     return {tuple(map(str, path)): variable for path, variable in nnx.to_flat_state(nnx.state(module))}

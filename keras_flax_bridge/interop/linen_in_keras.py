@@ -40,7 +40,7 @@ class LinenLayer(FlaxLayer):
         module: a `linen.Module`, or a class or function that returns one.
         args: positional arguments for the class or the function.
         kwargs: keyword arguments.
-        method: the name of what is called.
+        method: the name of the method that is called.
         seed: an int; None for one that `keras.utils.set_random_seed` decides.
         **options: ``name``, ``dtype``, ``trainable``, as for any layer. Inputs and parameters come in
             the compute dtype. float32 variables are held in the variable dtype, others in their own.
@@ -145,7 +145,7 @@ class LinenLayer(FlaxLayer):
 def _with_flags(held: ModuleHandle, training: bool) -> tuple[Any, dict[str, bool]]:
     """The Linen module and arguments, with the fields and arguments that select training or inference."""
     fields = {name: training == word for name, word in FLAGS.items() if hasattr(held.module, name)}
-    # what a field says, no argument may say again
+    # a setting in a field must not be passed as an argument
     said = {name for name in fields if getattr(held.module, name) is not None}
     arguments = {name: value for name, value in held.flags(training).items() if name not in said}
     own = {name: value for name, value in fields.items() if name not in held.flags(training)}

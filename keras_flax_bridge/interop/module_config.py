@@ -70,7 +70,7 @@ class Maker:
         if isinstance(target, nnx.Module):
             if not hasattr(target, "get_config"):
                 raise _unwritable(
-                    _title(type(target)), "an instance, which doesn't say how it was made", _FUNCTION
+                    _title(type(target)), "an instance, which does not record its constructor", _FUNCTION
                 )
             target, kwargs = type(target), target.get_config()
         return {

@@ -88,7 +88,7 @@ def check_inputs(model: Any, x: Any) -> None:
     """
     wanted = _input_shapes(model)
     if wanted is None or any(leaf is None for leaf in keras.tree.flatten(x)):
-        return  # a model that doesn't say, or optional inputs left out: Keras checks those
+        return  # an undeclared structure, or omitted optional inputs: Keras checks these
     if isinstance(x, dict) and all(name in x for name, _ in wanted):
         given: Flat = {(name,): x[name] for name, _ in wanted}
     else:

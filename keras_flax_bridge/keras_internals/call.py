@@ -91,12 +91,12 @@ def stateless(
         layer: a built Keras layer.
         state: its variables: the trainable and the non-trainable ones.
         variables: their values.
-        args: what the layer is called on.
+        args: arguments of the layer's call.
         kwargs: passed to the layer.
         rngs: a key, or a dict of keys, from which all seeds derive; None for those of `variables`.
 
     Raises:
-        StructureMismatchError: if `variables` isn't what the layer needs.
+        StructureMismatchError: if `variables` don't match the layer.
         OwnershipError: if a leaf was donated to a step.
     """
     params, non_trainable = state

@@ -24,7 +24,7 @@ _RANDOM = (
     initializers.VarianceScaling,
     initializers.Orthogonal,
 )
-_ALIGNED = 64  # bytes: jax takes over an aligned array of numpy's as it is, on CPU
+_ALIGNED = 64  # bytes: on CPU, jax uses aligned numpy arrays without a copy
 
 
 def filled(build: Callable[[], Any], fill: Callable[[Any], None]) -> Any:

@@ -147,7 +147,7 @@ class Rerun(NamedTuple):
     Attributes:
         outputs: its outputs, in their structure.
         tensors: the new tensor for each one of the model's own, by id.
-        aliases: tensors that stand for others without their mask, by id.
+        aliases: by id of a tensor without a mask, the original tensor.
     """
 
     outputs: Any

@@ -123,7 +123,7 @@ def _cannot_rebuild(layer: Any, reason: str) -> UnsupportedLayerError:
         f"layer {layer.name!r}",
         got=f"a {type(layer).__name__} that can't be rebuilt ({reason})",
         expected="get_config() and get_build_config() that rebuild it",
-        fix="Define them as Keras's guide on serialization says, or use the layer's current values.",
+        fix="Define them as described in Keras's guide on serialization, or use the layer's current values.",
     )
 
 

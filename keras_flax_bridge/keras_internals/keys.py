@@ -32,7 +32,7 @@ def collect_layer(layer: Any) -> tuple[Collection, Collection]:
 def collect_state(layer: Any) -> tuple[Collection, Collection]:
     """As `collect_layer`, and with the variables that Keras doesn't track, such as states of RNNs.
 
-    Keras's own functions on JAX lose what a call writes there.
+    Keras's own functions on JAX lose updates of such variables.
     """
     entries = list(_walk(layer, (), set(), untracked=True))
     tracked = [entry for entry in entries if entry.kind != UNTRACKED]
@@ -108,7 +108,7 @@ def _walk(layer: Any, path: Path, seen: set[int], *, untracked: bool = False) ->
 
 
 def _require_arrays(layer: Any) -> None:
-    if hasattr(layer, "save_assets"):  # where Keras's layers keep what is no array
+    if hasattr(layer, "save_assets"):  # values that Keras layers store outside of variables
         raise UnsupportedLayerError(
             f"layer {layer.name!r}",
             got=f"a {type(layer).__name__}, which keeps state that is not an array (it has save_assets)",
@@ -153,7 +153,7 @@ def _children(layer: Any, attributes: Mapping[int, Path], names: Names) -> Itera
 @cache
 def graph_classes() -> Any:
     """The classes of models that are a graph of layers."""
-    from keras.src.models.functional import Functional  # keras exports no name for it
+    from keras.src.models.functional import Functional  # keras does not export it
 
     return Functional, keras.Sequential
 

@@ -56,7 +56,7 @@ def _output_keys(model: Any) -> dict[str, str]:
 
 def _metric_name(metric: Any) -> str:
     """The name that the user gave, otherwise the class in snake case."""
-    # `_fn`: what a metric made of a loss calls; the metric has the name of the loss
+    # `_fn`: the loss that a metric wraps; the metric has the name of the loss
     for named in (metric, getattr(metric, "_fn", None)):
         if isinstance(named, (keras.Metric, keras.Loss)) and has_auto_name(named):
             name: str = to_snake_case(type(named).__name__)

@@ -122,7 +122,7 @@ def _loss_scale(optimizer: Any, config: dict[str, Any], again: Callable[[Any], A
 
 
 def _multi(optimizer: Any, config: dict[str, Any], again: Callable[[Any], Any]) -> Any:
-    # `_optimizer_map`: what the constructor was given; nothing public has it
+    # `_optimizer_map`: the argument of the constructor, which is not public
     chosen = optimizer._optimizer_map
     if hasattr(chosen, "default_optimizer"):
         groups = {pattern: again(inner) for pattern, inner in chosen.items()}
@@ -156,7 +156,7 @@ _INSIDE = {
 
 def sharing_objects() -> Any:
     """Context in which an object that was serialized twice is deserialized once, as in ``.keras`` files."""
-    from keras.src.saving.serialization_lib import ObjectSharingScope  # keras exports no name for it
+    from keras.src.saving.serialization_lib import ObjectSharingScope  # keras does not export it
 
     return ObjectSharingScope()
 
@@ -173,7 +173,7 @@ def twin_of(optimizer: Any, values: Flat, owner: Callable[[Path], Any]) -> Twin:
     """The optimizer rebuilt and built for variables of these values, with its slots at their start.
 
     Args:
-        optimizer: a Keras optimizer; it stays as it is.
+        optimizer: a Keras optimizer; it is not changed.
         values: arrays by path.
         owner: the variable whose name, path and constraint one of a path has; None for none.
     """

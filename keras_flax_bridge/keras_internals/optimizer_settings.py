@@ -10,7 +10,7 @@ from keras_flax_bridge.keras_internals.values import holds_value
 
 def learning_rate(optimizer: Any) -> Any:
     """The variable that holds the learning rate, or the schedule or function that gives it."""
-    return optimizer._learning_rate  # the public `learning_rate` is what it is at this moment
+    return optimizer._learning_rate  # the public `learning_rate` is the current value
 
 
 def number(variable: Any) -> float | None:
@@ -46,7 +46,7 @@ def is_decayed(optimizer: Any, variable: Any) -> bool:
 
 def takes_adam(muon: Any, variable: Any) -> bool:
     """Whether Muon updates a variable by Adam."""
-    answer: bool = muon._should_use_adamw(variable)  # its rule on shapes and paths stands nowhere else
+    answer: bool = muon._should_use_adamw(variable)  # there is no public form of its rule on shapes and paths
     return answer
 
 

@@ -17,7 +17,7 @@ def optimizer_entries(optimizer: Any, keys: Mapping[int, Path]) -> list[Entry]:
     found: dict[int, Path] = {}
     _place_slots(optimizer, (), keys, found)
     names = Names()
-    for variable in optimizer.variables:  # what a custom optimizer keeps in no attribute
+    for variable in optimizer.variables:  # state of a custom optimizer that is in no attribute
         if id(variable) not in found:
             found[id(variable)] = ("variables", names.take("variable"))
     return [Entry(found[id(v)], v, OTHER) for v in optimizer.variables]

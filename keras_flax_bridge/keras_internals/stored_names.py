@@ -15,7 +15,7 @@ from keras_flax_bridge.tree.paths import Path
 
 
 class _Recorder(saving_lib.H5IOStore):
-    """A file stand-in that records the name under which Keras stores each variable."""
+    """A file stub that records the name under which Keras stores each variable."""
 
     def __init__(self) -> None:
         self.names: dict[int, str] = {}

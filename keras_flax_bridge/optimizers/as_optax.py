@@ -191,5 +191,5 @@ def _twin(optimizer: Any, values: Flat, owner: Any) -> Twin:
             f"optimizer {optimizer.name!r}",
             got=f"a {type(optimizer).__name__} that can't be rebuilt ({type(error).__name__}: {said(error)})",
             expected="a get_config() that returns all arguments of its constructor",
-            fix="Define it as Keras's guide on serialization says, and register the class.",
+            fix="Define it as described in Keras's guide on serialization, and register the class.",
         ) from error

@@ -43,7 +43,7 @@ class Ready:
             got="a transformation object, which a config can't hold",
             expected="the name of a function of optax, or a registered function, with its arguments",
             fix="Pass OptaxOptimizer('adamw', learning_rate=...), or the function that makes it, registered "
-            "with keras.saving.register_keras_serializable. Weights alone can be saved without it.",
+            "with keras.saving.register_keras_serializable. Weights can be saved without it.",
         )
 
 

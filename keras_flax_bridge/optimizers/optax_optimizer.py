@@ -230,7 +230,7 @@ class OptaxOptimizer(WholeTreeOptimizer):
         for leaf, (name, owner) in zip(jax.tree.leaves(state), self._places, strict=True):
             if owner is None:
                 self.assign(self.numbers[name], on_disk(leaf))
-            elif owner in gradients:  # Keras leaves slots of variables without a gradient alone
+            elif owner in gradients:  # Keras does not change slots of variables without a gradient
                 self.assign(self.slots[name][owner], on_disk(leaf))
 
     @classmethod

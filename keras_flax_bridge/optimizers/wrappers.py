@@ -70,7 +70,7 @@ def clip_by_whole_norm(limit: float) -> Transformation:
     """Scales all gradients together down to a norm, by one factor, as Keras does.
 
     `optax.clip_by_global_norm` divides and selects in every gradient: two more passes over memory,
-    which cost more than the optimizer itself. A norm that is no number makes every gradient one too.
+    which cost more than the optimizer itself. If a norm is NaN, all gradients become NaN.
     """
 
     def clipped(grads: Any, _: Any) -> Any:

@@ -13,7 +13,7 @@ from keras_flax_bridge.tree.types import PyTree
 class ModelParts:
     """Methods of a `TrainState` for the models in it."""
 
-    if TYPE_CHECKING:  # what it has of Flax's class
+    if TYPE_CHECKING:  # interface of Flax's class
         apply_fn: Any
         tx: Any
         step: Any

@@ -61,7 +61,7 @@ class StateReport(NamedTuple):
     Attributes:
         title: the source of the leaves.
         rows: one for each leaf.
-        notes: remarks, such as what the file does not store.
+        notes: remarks, such as leaves that the file does not store.
 
     Example:
         >>> report = StateReport("weights", (LeafRow("params/w", "param", "float32", (2, 3), 24, ""),))

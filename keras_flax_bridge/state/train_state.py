@@ -108,7 +108,7 @@ class TrainState(
             optimizer: a Keras optimizer or an optax transformation; None for the model's own.
             loss: as in ``compile``; only the metrics of several outputs depend on it.
             metrics: as in ``compile``; None for the model's own.
-            copy: True gives the state buffers of its own. False moves the model's: nothing is
+            copy: True copies the buffers. False moves the model's: nothing is
                 copied, and the model raises `OwnershipError` if used before `assign_to`.
 
         Returns:
@@ -230,7 +230,7 @@ class TrainState(
                 several models a dict of all of them.
             optimizer: a Keras optimizer that receives the slots; None for the model's own.
             metrics: metrics that receive the values; None for the model's own.
-            copy: True gives the model buffers of its own. False shares the state's buffers: donating
+            copy: True copies the buffers. False shares the state's buffers: donating
                 the state afterwards would delete them.
 
         Raises:

@@ -90,7 +90,7 @@ def names(chosen: Callable[[Tree], object] = bool) -> tuple[str, ...]:
 
 
 WEIGHTS = names(lambda tree: tree.called)
-# where Linen and `ToLinen` keep what is in `non_trainable` here: the kind of each of their collections
+# collections of Linen and `ToLinen` for the leaves of `non_trainable`, each with its kind
 LINEN = {name: kind for kind, name in reversed(LINEN_COLLECTIONS.items()) if name not in TREES}
 COLLECTIONS = frozenset({*WEIGHTS, *LINEN})
 

@@ -1,6 +1,6 @@
 """Types of public arguments and results, by the names that the documentation uses.
 
-Trees of arrays have no type of their own in Python: `PyTree` and its aliases document what is meant, as in
+Python has no type for trees of arrays: `PyTree` and its aliases document the structure, as in
 optax and Flax; for a type checker they are `Any`.
 """
 

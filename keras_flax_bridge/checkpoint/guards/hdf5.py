@@ -20,7 +20,7 @@ _KINDS = {
     *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)),
     *("float16", "float32", "float64", "complex64", "complex128", "bool", "void8", "void16"),
 }
-# the attribute in which the name of such a dtype stands, and the bytes of each
+# the attribute with the name of such a dtype, and the item size of each
 _MARK = "dtype"
 _MARKED = {"bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1, "int4": 1, "uint4": 1}
 DEFLATE, SHUFFLE, FLETCHER = h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32

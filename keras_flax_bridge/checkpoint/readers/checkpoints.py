@@ -29,7 +29,7 @@ class Checkpoint(Contents):
         self._stored = stored
         self.of_keras = foreign.of_keras(stored)
         if self.of_keras:
-            self.lacks = {METRIC: "metrics of Keras's callback have names of their own"}
+            self.lacks = {METRIC: "metrics of Keras's callback have different names"}
         naming, unnamed = _naming(stored, like)
         stored.start_at_zero(naming.zeros)
         self._names = {**naming.places, **{name: name for name in naming.zeros}}

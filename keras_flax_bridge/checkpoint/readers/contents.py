@@ -18,7 +18,7 @@ from keras_flax_bridge.state.report import METRIC, STEP, StateReport, rows
 from keras_flax_bridge.tree.leaves import on_disk
 from keras_flax_bridge.tree.paths import Flat, Path
 
-# kinds of leaves that Keras doesn't write, and why they are left out
+# kinds of leaves that Keras files don't contain, and the reason
 NOT_IN_KERAS_FILES = {
     SEED: "Keras's files hold no seeds",
     METRIC: "Keras's files hold no metrics",
@@ -111,7 +111,7 @@ class Contents:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Inside, `some` and `parts` may be called often: what they have in common is done once."""
+        """A context for several calls of `some` and `parts`, which share their setup."""
         yield
 
     def initial(self) -> Flat:

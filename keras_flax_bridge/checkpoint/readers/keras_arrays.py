@@ -44,7 +44,7 @@ def abstract(path: FilePath, config: dict[str, Any]) -> tuple[Flat, dict[Path, s
 
 
 def names(model: Any) -> dict[Path, str]:
-    """The names in the file; none where a layer of the user's writes its variables in a way of its own."""
+    """The names in the file; empty if a custom layer saves its variables in its own way."""
     try:
         return {} if model is None else keras_internals.names_in_files(model)
     except Exception:  # of a user's save_own_variables, which finds no values

@@ -65,9 +65,9 @@ class KerasModel(_File):
 
     Args:
         path: the file.
-        specs: what the model in it holds, abstract.
+        specs: the abstract leaves of its model.
         names: the names in the file, as far as they are known.
-        model: the model, with what lies in the file in its variables; None to load it once it is needed.
+        model: the model with the values of the file; None loads it on demand.
     """
 
     def __init__(self, path: FilePath, specs: Flat, names: Mapping[Path, str], model: Any = None):
@@ -145,7 +145,7 @@ def in_keras_file(path: FilePath) -> Contents:
 def in_weights_file(path: FilePath, model: Any) -> Contents:
     """A `.weights.h5` file: by structural keys, if the model that it is of is given."""
     if model is None:
-        return KerasArrays(path, "a weights file doesn't say of which model it is")
+        return KerasArrays(path, "a weights file doesn't identify its model")
     gc.collect()  # what loading the model left behind
     give_back()
     keras_files.read_weights(path, model)

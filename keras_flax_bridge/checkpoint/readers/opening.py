@@ -21,7 +21,7 @@ def opened(path: Any, *, step: int | None = None, model: Any = None) -> Contents
     Args:
         path: a checkpoint, a root folder of steps, a `.keras`, `.weights.h5` or `.safetensors` file.
         step: which step of a root folder; None for the newest.
-        model: the Keras model that the leaves are of, where the path doesn't say; it is filled.
+        model: the Keras model of the leaves, if the path has no config; its variables are overwritten.
 
     Raises:
         CheckpointError: if there is nothing that can be read.
@@ -37,7 +37,7 @@ def restorable(path: FilePath, like: Any) -> Contents:
 
     Args:
         path: the folder of one checkpoint, or the file.
-        like: what it is restored into.
+        like: the target of the restore.
 
     Raises:
         CheckpointError: if it can't be read.

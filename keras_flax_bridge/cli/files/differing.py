@@ -24,11 +24,11 @@ class DifferenceRow(NamedTuple):
     """A leaf that differs.
 
     Attributes:
-        kind: one of `KINDS`; ``missing`` is in the first file alone, ``unexpected`` in the second alone.
+        kind: one of `KINDS`; ``missing`` is only in the first file, ``unexpected`` only in the second.
         path: of the leaf.
         a: its dtype and shape in the first file; ``""`` if it is not there, or if values differ.
         b: the same in the second.
-        largest: the largest absolute difference of its values, or text where there is no number for it.
+        largest: the largest absolute difference of its values, or text if it is not a number.
     """
 
     kind: str

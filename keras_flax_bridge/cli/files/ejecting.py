@@ -102,7 +102,7 @@ def _require_equal(source: Source, file: Path, weights: Path, flat: Flat) -> Non
     if text != source.text:
         raise CheckpointError(
             str(file),
-            got="text that differs from what was written",
+            got="text that differs from the written text",
             expected="the same text",
             fix="Check the disk.",
         )

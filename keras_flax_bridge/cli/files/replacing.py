@@ -23,7 +23,7 @@ def require_free(path: Path, *, source: Path, force: bool) -> None:
     fix = "Make the folder first."
     require(path.parent.is_dir(), str(path), "a parent folder that does not exist", "one that does", fix)
     nested = source == path or path in source.parents or source in path.parents
-    fix = "Write it beside the source."
+    fix = "Use a target beside the source."
     require(not nested, str(path), f"a path that contains, is or is in {source}", "another path", fix)
     if not path.exists():
         return

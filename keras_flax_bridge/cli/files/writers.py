@@ -76,7 +76,7 @@ _NO_CONFIG = "the config of the model has no place in a plain tree: keep the sou
 
 
 def _to_checkpoint(path: FilePath, job: Job) -> Written:
-    found = job.source.metadata  # of it only what is true of the leaves wherever they lie
+    found = job.source.metadata  # only metadata that does not depend on where the leaves are stored
     metadata = orbax_io.Metadata(
         versions=versions(),
         model=job.config or job.source.config or None,
@@ -95,7 +95,7 @@ def _has_grain(job: Job) -> bool:
 
 def _to_flax(path: FilePath, job: Job) -> Written:
     reasons = {
-        "Orbax stores no array without elements": orbax_io.is_empty,
+        "Orbax can't store arrays without elements": orbax_io.is_empty,
         "no array": lambda x: isinstance(x, str),
     }
     left = _left(job, reasons)

@@ -90,7 +90,7 @@ def flax_class(name: Any, kind: type) -> Any:
     """A class of modules by name.
 
     Raises:
-        UnsupportedLayerError: if there is none, or the name is that of anything else.
+        UnsupportedLayerError: if there is none, or the name belongs to another object.
     """
     found = flax_thing(name)
     return found if _is_class(found, kind) else _refuse(name, found, f"a subclass of {_path(kind)}")
@@ -100,7 +100,7 @@ def flax_maker(name: Any) -> Any:
     """A class of modules, or a function that was registered to make one, by name.
 
     Raises:
-        UnsupportedLayerError: if there is none, or the name is that of anything else.
+        UnsupportedLayerError: if there is none, or the name belongs to another object.
     """
     found = flax_thing(name)
     makes = callable(found) and not isinstance(found, type) and name.startswith(REGISTERED)

@@ -118,7 +118,7 @@ def from_json(
         where: the file that they are in, for errors.
         fix: what to do if a field is malformed.
         error: what to raise then.
-        of: what the error says before the name of the field, such as ``"a map with "``.
+        of: the text of the error before the name of the field, such as ``"a map with "``.
 
     Raises:
         CheckpointError: if a newer version wrote a format that this one would read wrongly.

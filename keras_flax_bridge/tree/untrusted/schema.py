@@ -19,7 +19,7 @@ Check = Callable[[Any, str], None]  # of a value, and the name of its field; rai
 
 # dtypes that numpy has through ml_dtypes, and jax has no arrays of: they stay on the host
 HOST_ONLY = frozenset({"float6_e2m3fn", "float6_e3m2fn", "complex32", "bcomplex32"})
-DTYPES = untrusted.DTYPES | HOST_ONLY  # what a leaf may be of: no other text of a checkpoint becomes a dtype
+DTYPES = untrusted.DTYPES | HOST_ONLY  # the allowed dtypes: no other text of a checkpoint becomes a dtype
 DEEPEST = 256  # names in a path: Orbax reads a tree by recursion, several calls a level
 LONGEST = 1 << 14  # characters of a path: a key of the storage of Orbax has at most 64 KiB
 _MOST_AXES = 64  # of numpy

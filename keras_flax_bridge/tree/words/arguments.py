@@ -19,11 +19,11 @@ def door(function: F, name: str | None = None) -> F:
     """Decorates a public function: a call that does not fit its signature raises `SignatureError`.
 
     A call that fits costs one frame more: it is compared with the signature only after a `TypeError`, and one
-    that the body raises stays what it is.
+    that the body raises is not changed.
 
     Args:
         function: the function; a method as its class has it.
-        name: its public name; None for that of its module.
+        name: its public name; None for the name in its module.
     """
     where = public_name(function) if name is None else name
 

@@ -37,7 +37,7 @@ class Answer(NamedTuple):
 
 @cache
 def _table(kind: str) -> dict[tuple[str, str], Word]:
-    from keras_flax_bridge.tree.words.table import WORDS  # an error alone needs it
+    from keras_flax_bridge.tree.words.table import WORDS  # only needed for an error
 
     rows = ((word, word.doors.split(), word.guesses.split()) for word in WORDS[kind])
     return {(door, guess): word for word, doors, guesses in rows for door in doors for guess in guesses}

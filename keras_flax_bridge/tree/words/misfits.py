@@ -56,7 +56,7 @@ class Misfit(NamedTuple):
         names = [name for name in self.kwargs if name not in named(self.parameters)]
         if not self._takes(Parameter.VAR_KEYWORD):
             return names
-        # where any name is taken, one of the table stands in for the one that is lacking
+        # if any name is accepted, a name from the table may stand for the missing one
         return [name for name in names if known(ARGUMENTS, self.where, name)]
 
     def _lacking(self) -> list[str]:
@@ -100,7 +100,7 @@ def answer_arguments(
         where: the public name of the callable.
         unknown: the arguments that it does not have.
         names: those that it has.
-        about: says in a sentence what one of these is.
+        about: returns a sentence about one of these names.
     """
     answers = {name: answer(ARGUMENTS, where, name, names, about) for name in unknown}
     found = {name: one for name, one in answers.items() if one.right}

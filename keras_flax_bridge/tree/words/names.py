@@ -16,7 +16,7 @@ def unknown_name(where: str, name: str, names: Iterable[str]) -> AttributeError:
     the table is answered.
 
     Args:
-        where: what was asked: ``"kfb"``, ``"kfb.CheckpointManager"``.
+        where: the object: ``"kfb"``, ``"kfb.CheckpointManager"``.
         name: the attribute.
         names: those that it has.
     """
