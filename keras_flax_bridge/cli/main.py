@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command.
 
     Args:
-        arguments: the words after the program's name; None for those of this process.
+        arguments: the command-line arguments; None for those of this process.
 
     Returns:
         The exit code: 0 fine, 1 a difference or damage was found, 2 wrong use.
@@ -96,7 +96,7 @@ class _Parser(argparse.ArgumentParser):
         self.commands: dict[str, _Parser] = {}
 
     def read(self, arguments: Sequence[str] | None) -> argparse.Namespace:
-        """Reads a command line; what a command does not take is an error."""
+        """Parses a command line; unknown arguments raise an error."""
         typed = sys.argv[1:] if arguments is None else arguments
         options, rest = self.parse_known_args(words.present_options(self.prog, typed, _warn))
         if rest:

@@ -97,7 +97,7 @@ class RawJax(Branches):
 
 @pytest.mark.parametrize(
     ("cls", "said"),
-    [(Branches, "training"), (Assigns, "assigns to count"), (Freezes, "does not read: w"), (RawJax, "drawn")],
+    [(Branches, "training"), (Assigns, "assigns to count"), (Freezes, "does not use: w"), (RawJax, "traced")],
 )
 def test_what_drawing_would_lose_is_an_error(cls, said):
     model = cls()

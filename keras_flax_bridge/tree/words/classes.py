@@ -22,7 +22,7 @@ def doors(*, methods: bool = True, also: tuple[str, ...] = ()) -> Callable[[C], 
     """Decorates a public class: wrong arguments and wrong attributes are answered.
 
     Args:
-        methods: False for the constructor alone, of a class whose methods a library calls.
+        methods: False decorates only the constructor, for a class whose methods a library calls.
         also: methods that it has from a library.
     """
 
@@ -93,7 +93,7 @@ def _unless_plain(found: AttributeError, error: AttributeError) -> AttributeErro
 class AnsweringType(ABCMeta):
     """The type of a class that answers wrong names too, such as ``TrainState.from_model``.
 
-    A subclass may have an abstract base beside it.
+    A subclass may also have an abstract base class.
     """
 
     if not TYPE_CHECKING:  # with it, any attribute would be right

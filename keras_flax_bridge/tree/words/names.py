@@ -1,4 +1,4 @@
-"""Names that a module, a class or an object does not have, and those of the command line."""
+"""Errors for unknown names of modules, classes and objects, and for unknown command-line names."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def unknown_name(where: str, name: str, names: Iterable[str]) -> AttributeError:
     the table is answered.
 
     Args:
-        where: what was asked: ``"kfb"``, ``"kfb.CheckpointManager"``.
+        where: the object: ``"kfb"``, ``"kfb.CheckpointManager"``.
         name: the attribute.
         names: those that it has.
     """
@@ -53,14 +53,14 @@ def unknown_name(where: str, name: str, names: Iterable[str]) -> AttributeError:
 
 
 def answer_option(program: str, name: str, names: Iterable[str]) -> str:
-    """What to type in place of an unknown command or option; "" if nothing comes near.
+    """The closest known command or option; "" if none is similar.
 
     >>> answer_option("keras-flax-bridge verify", "--latest", ["--step", "--json"])
     'Type --step. It is a step of a root folder; without it the newest.'
 
     Args:
         program: the program, or with its command.
-        name: what was typed.
+        name: the name that was typed.
         names: what there is.
     """
     found = answer(OPTIONS, program.split()[-1], name, names, lambda right: "")

@@ -15,7 +15,7 @@ class Word(NamedTuple):
 
     Attributes:
         right: an argument of the doors, an attribute of theirs, or a name with dots such as ``kfb.restore``.
-        why: a sentence that says how to use it.
+        why: a sentence that explains how to use it.
         guesses: the wrong words, separated by spaces; or `PLACES`, or `ANY`.
         doors: the public names where they are typed, separated by spaces: functions and classes for
             arguments, modules and classes for attributes, commands for options.
