@@ -53,7 +53,12 @@ class DataSet:
         }
 
 
+DEPENDENCIES = "dependencies"  # what `tests/support/cross_versions.py` wrote with other versions of these
 SETS = {path.name: DataSet(path) for path in sorted(FOLDER.iterdir()) if path.is_dir()}
+del SETS[DEPENDENCIES]
+ALL = SETS | {
+    f"{DEPENDENCIES}/{path.name}": DataSet(path) for path in sorted((FOLDER / DEPENDENCIES).iterdir())
+}
 
 
 def manifest() -> dict[str, Any]:
@@ -72,7 +77,7 @@ def differences(listed: dict[str, str], present: dict[str, str]) -> dict[str, st
 def add() -> None:
     """Lists the data sets that the manifest lacks; those that it has stay as they are."""
     listed = manifest() if MANIFEST.exists() else {}
-    for name, found in SETS.items():
+    for name, found in ALL.items():
         listed.setdefault(name, {"version": kfb.__version__, "files": found.checksums()})
     MANIFEST.write_text(json.dumps(listed, indent=1) + "\n")
 
