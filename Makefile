@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup
 export MPLBACKEND = agg
 export TF_CPP_MIN_LOG_LEVEL = 2
 
-.PHONY: demo test test-slow test-full test-lowest package bench docs lint clean
+.PHONY: demo test test-slow test-full full-run test-lowest package bench docs lint clean
 
 demo: $(VENV)/ready
 	$(BIN)/python examples/digits.py $(ARGS)
@@ -20,8 +20,13 @@ test: $(VENV)/ready
 test-slow: $(VENV)/ready
 	$(PYTEST) -m "slow and not full" $(ARGS)
 
-# The attacks and the fuzzer with thousands of artifacts; may take hours. Writes docs/full-run.md.
-test-full: $(VENV)/ready
+# The attacks, the fuzzer with thousands of artifacts, the backbones of KerasHub; may take hours. It has an
+# environment of its own: KerasHub brings TensorFlow, and the other tests see that none is needed.
+test-full:
+	$(MAKE) VENV=.venv-full full-run
+
+# Writes docs/full-run.md.
+full-run: $(VENV)/ready-full
 	$(PYTEST) -m full --junitxml=.cache/full-run.xml $(ARGS)
 	$(BIN)/python -m docs.generate.full_run .cache/full-run.xml
 
@@ -70,6 +75,10 @@ $(VENV)/ready: pyproject.toml
 
 $(VENV)/ready-bench: $(VENV)/ready
 	$(BIN)/python -m pip install -q -e ".[bench]"
+	touch $@
+
+$(VENV)/ready-full: $(VENV)/ready
+	$(BIN)/python -m pip install -q -e ".[full]"
 	touch $@
 
 $(VENV)/ready-docs: $(VENV)/ready

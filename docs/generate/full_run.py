@@ -14,10 +14,21 @@ PAGE = ROOT / "docs" / "full-run.md"
 HEAD = """# The last full run
 
 `make test-full` runs what takes hours: every attack through every door, 5,000 files from the fuzzer,
-500 saves on a disk that fails in between. It writes this page.
+500 saves on a disk that fails in between, every backbone of KerasHub through training, checkpoints and Flax.
+It writes this page.
 
 """
-PACKAGES = ("keras-flax-bridge", "jax", "flax", "keras", "optax", "orbax-checkpoint", "tensorstore", "numpy")
+PACKAGES = (
+    "keras-flax-bridge",
+    "jax",
+    "flax",
+    "keras",
+    "keras-hub",
+    "optax",
+    "orbax-checkpoint",
+    "tensorstore",
+    "numpy",
+)
 OUTCOMES = ("passed", "failed", "skipped")
 
 
