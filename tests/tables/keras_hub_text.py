@@ -38,7 +38,7 @@ SMOLLM = {
     "partial_rotary_factor": 1.0,
 }
 
-NUMPY = "its rotary embedding makes numpy arrays of what keras.ops computes while it is constructed"
+NUMPY = "it makes numpy arrays of what keras.ops computes while it is constructed"
 
 
 def both_sides(**config: object) -> dict:
