@@ -18,7 +18,12 @@ ROWS: list[HubModel] = [
 def _task(name: str, backbone: str, **config: Any) -> HubModel:
     """A task around the backbone of a row, without a preprocessor, which would need files."""
     row = next(row for row in ROWS if row.name == backbone)
-    return HubModel(name, lambda hub: {"backbone": row.make(hub), "preprocessor": None, **config}, task=True)
+    return HubModel(
+        name,
+        lambda hub: {"backbone": row.make(hub), "preprocessor": None, **config},
+        not_abstract=row.not_abstract,
+        task=True,
+    )
 
 
 TASKS = [

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tests.tables.keras_hub_row import SIDE, HubModel
+from tests.tables.keras_hub_row import CONFIGS, SIDE, HubModel
 
 NUMBERS = "it makes Python numbers of what keras.ops computes while it is constructed"
 SHAPE = (SIDE, SIDE, 3)
@@ -236,15 +236,16 @@ ROWS = [
     HubModel("DepthAnythingBackbone", depth_anything),
     HubModel("EfficientNetBackbone", EFFICIENT_NET),
     HubModel("HGNetV2Backbone", HGNET),
-    HubModel("MiTBackbone", MIT),
+    HubModel("MiTBackbone", MIT, not_abstract=CONFIGS),
     HubModel("MobileNetBackbone", MOBILE_NET),
     HubModel("MobileNetV5Backbone", MOBILE_NET_V5),
-    HubModel("PARSeqBackbone", parseq),
+    HubModel("PARSeqBackbone", parseq, not_abstract=CONFIGS),
     HubModel("ResNetBackbone", {**RESNET, "image_shape": SHAPE}),
     HubModel("RetinaNetBackbone", with_resnet(min_level=3, max_level=5, use_p5=False)),
     HubModel(
         "SegFormerBackbone",
         lambda hub: {"image_encoder": hub.models.MiTBackbone(**MIT), "projection_filters": 8},
+        not_abstract=CONFIGS,
     ),
     HubModel(
         "SwinTransformerBackbone",
@@ -255,7 +256,7 @@ ROWS = [
         "VGGBackbone",
         {"stackwise_num_repeats": [1, 2], "stackwise_num_filters": [4, 8], "image_shape": SHAPE},
     ),
-    HubModel("ViTBackbone", {**PATCHES, "mlp_dim": 16, "dropout_rate": 0.1}),
+    HubModel("ViTBackbone", {**PATCHES, "mlp_dim": 16, "dropout_rate": 0.1}, not_abstract=CONFIGS),
     HubModel("ViTDetBackbone", VIT_DET),
     HubModel(
         "XceptionBackbone",

@@ -15,6 +15,10 @@ VOCABULARY = 31
 TOKENS = 6  # of a sequence, where a model takes any number
 SIDE = 32  # of an image, in pixels
 STEPS = 2
+# a reason of `not_abstract`
+CONFIGS = (
+    "it holds an array that was computed while it was built, and a layer can't be rebuilt from its config"
+)
 COUNT = STEPS * contracts.SIZE
 
 
