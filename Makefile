@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python $(RUN)
 export MPLBACKEND = agg
 export TF_CPP_MIN_LOG_LEVEL = 2
 
-.PHONY: demo test test-slow test-full test-lowest test-middle test-cross upstream package bench docs lint clean
+.PHONY: demo test test-slow test-full full-attacks full-fuzzer full-saves full-backbones test-lowest test-middle test-cross upstream package bench docs lint clean
 
 demo: $(VENV)/ready
 	$(BIN)/python examples/digits.py $(ARGS)
@@ -21,10 +21,22 @@ test: $(VENV)/ready
 test-slow: $(VENV)/ready
 	$(PYTEST) -m "slow and not full" $(ARGS)
 
-# The attacks and the fuzzer with thousands of artifacts; may take hours. Writes docs/full-run.md.
-test-full: $(VENV)/ready
-	$(PYTEST) -m full --junitxml=.cache/full-run.xml $(ARGS)
-	$(BIN)/python -m docs.generate.full_run .cache/full-run.xml
+# What may take hours, in parts; each writes its section of docs/full-run.md. KerasHub brings TensorFlow: its part
+# has an environment of its own, since the other tests see that none is needed.
+test-full: full-attacks full-fuzzer full-saves full-backbones
+
+full-attacks full-fuzzer full-saves: full-%: $(VENV)/ready
+	$(PYTEST) -m full --junitxml=.cache/full-$*.xml $(FULL_$*) $(ARGS)
+	$(BIN)/python -m docs.generate.full_run $* .cache/full-$*.xml
+
+FULL_attacks := tests/attacks/test_attacks.py
+FULL_fuzzer := tests/attacks/test_fuzz.py
+FULL_saves := tests/checkpoint/test_failures.py
+FULL_backbones := tests/contracts/test_keras_hub.py
+
+full-backbones: .venv-full/ready-full
+	.venv-full/bin/python $(RUN) -m full --junitxml=.cache/$@.xml $(FULL_backbones) $(ARGS)
+	.venv-full/bin/python -m docs.generate.full_run backbones .cache/$@.xml
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
@@ -95,6 +107,11 @@ $(VENV)/ready: pyproject.toml
 
 $(VENV)/ready-bench: $(VENV)/ready
 	$(BIN)/python -m pip install -q -e ".[bench]"
+	touch $@
+
+.venv-full/ready-full: pyproject.toml
+	$(MAKE) .venv-full/ready VENV=.venv-full
+	.venv-full/bin/python -m pip install -q -e ".[full]"
 	touch $@
 
 $(VENV)/ready-docs: $(VENV)/ready

@@ -1,14 +1,15 @@
-"""Writes the table of docs/coverage.md from the contract table: ``python -m docs.generate.coverage``."""
+"""Writes the tables of docs/coverage.md from those of the tests: ``python -m docs.generate.coverage``."""
 
 import re
 from functools import partial
 from pathlib import Path
 
 import keras_flax_bridge  # noqa: F401, before keras: it chooses the backend
+from tests.tables import keras_hub_backbones as hub
 from tests.tables.contracts import ROWS, Row
 
 PAGE = Path(__file__).parents[2] / "docs" / "coverage.md"
-BLOCK = re.compile(r"(?<=<!-- rows -->\n).*(?=<!-- end of rows -->)", re.DOTALL)
+BLOCK = r"(?<=<!-- {0} -->\n).*(?=<!-- end of {0} -->)"
 
 
 def about(row: Row) -> str:
@@ -34,8 +35,28 @@ def table() -> str:
     return "\n".join(["| row | model | remarks |", "|---|---|---|", *lines, ""])
 
 
+def hub_table() -> str:
+    """How many classes of KerasHub are tested, and what differs from the others or is left out."""
+    tested = [row for row in (*hub.ROWS, *hub.TASKS) if not row.not_built]
+    tasks = ", ".join(f"`{row.name}`" for row in hub.TASKS)
+    head = f"{len(tested) - len(hub.TASKS)} backbones, and the tasks {tasks}. What differs:"
+    remarks = [f"| `{row.name}` | {hub_remarks(row)} |" for row in hub.ROWS if hub_remarks(row)]
+    return "\n".join([head, "", "| class | remarks |", "|---|---|", *remarks, ""])
+
+
+def hub_remarks(row: hub.HubModel) -> str:
+    notes = {
+        "to float rounding": row.inexact,
+        "no `TrainState.abstract` (`UnsupportedLayerError`)": row.not_abstract,
+        "not tested": row.not_built,
+    }
+    return "; ".join(f"{note}: {reason}" for note, reason in notes.items() if reason)
+
+
 def written(page: str) -> str:
-    return BLOCK.sub(lambda _: table(), page)
+    for name, make in {"rows": table, "backbones": hub_table}.items():
+        page = re.sub(BLOCK.format(name), lambda _, make=make: make(), page, flags=re.DOTALL)
+    return page
 
 
 if __name__ == "__main__":
