@@ -23,7 +23,7 @@ _QUICK = 2  # doors that every artifact goes through in the first two passes, an
 
 
 def doors(rng, kind, *, every):
-    """The doors of a kind; of those that convert, which all read in one way, one; but for the full pass a share."""
+    """All doors of a kind, but one of those that convert, which all read in one way; else a share of them."""
     names = list(DOORS[kind])
     targets = [name for name in names if name.startswith("convert to ")]
     if every and targets:
