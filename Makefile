@@ -5,11 +5,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # one worker a core; tests that share programs stay together
-PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup
+RUN := -m pytest -n auto --dist loadgroup
+PYTEST := $(BIN)/python $(RUN)
 export MPLBACKEND = agg
 export TF_CPP_MIN_LOG_LEVEL = 2
 
-.PHONY: demo test test-slow test-full test-lowest package bench docs lint clean
+.PHONY: demo test test-slow test-full test-lowest test-middle test-cross upstream package bench docs lint clean
 
 demo: $(VENV)/ready
 	$(BIN)/python examples/digits.py $(ARGS)
@@ -42,14 +43,26 @@ bench: $(VENV)/ready-bench
 docs: $(VENV)/ready-docs
 	$(BIN)/python -m sphinx -W --keep-going -q -b html -d docs/_build/doctrees docs docs/_build/html $(ARGS)
 
-# The oldest versions that pyproject.toml allows.
-test-lowest:
-	rm -rf .venv-lowest
-	$(PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/python -m pip install -q uv
-	.venv-lowest/bin/uv pip install -q --python .venv-lowest/bin/python --resolution lowest-direct -e ".[test]"
-	touch .venv-lowest/ready
-	$(MAKE) test VENV=.venv-lowest
+# The oldest versions that pyproject.toml allows; those of half a year later.
+test-lowest: .venv-lowest/ready-lowest
+	.venv-lowest/bin/python $(RUN) -m "not slow and not full" $(ARGS)
+
+test-middle: .venv-middle/ready-middle
+	.venv-middle/bin/python $(RUN) -m "not slow and not full" $(ARGS)
+
+# What each of the three sets writes, read by each of them: all nine directions.
+test-cross: $(VENV)/ready .venv-lowest/ready-lowest .venv-middle/ready-middle
+	$(BIN)/python -m tests.support.cross_versions .venv-lowest/bin/python .venv-middle/bin/python $(BIN)/python
+
+# Pre-releases of the dependencies: ends with the list of what fails with them.
+upstream:
+	$(PYTHON) -m venv --clear .venv-upstream
+	.venv-upstream/bin/python -m pip install -q uv
+	.venv-upstream/bin/uv pip install -q --python .venv-upstream/bin/python --prerelease allow -e ".[test]"
+	.venv-upstream/bin/python -m keras_flax_bridge doctor
+	mkdir -p .cache
+	.venv-upstream/bin/python $(RUN) -m "not slow and not full" --tb=short -rfE $(ARGS) > .cache/upstream.txt 2>&1 \
+	|| { sed -n '/short test summary info/,$$p' .cache/upstream.txt; echo "all of it: .cache/upstream.txt"; exit 1; }
 
 # Wheel and sdist in an environment that has nothing else, with a program that uses them.
 CLIENT := ../.venv-package/bin/python
@@ -63,7 +76,19 @@ package: $(VENV)/ready
 	.venv-package/bin/python -m pip install -q --no-deps --force-reinstall dist/*.tar.gz
 	cd dist && $(CLIENT) client.py && ../.venv-package/bin/keras-flax-bridge --help > /dev/null
 
-# --- set-up: done again only when pyproject.toml changed
+# --- set-up: done again only when pyproject.toml, or what is pinned, changed
+.venv-lowest/ready-lowest: pyproject.toml
+	$(PYTHON) -m venv --clear .venv-lowest
+	.venv-lowest/bin/python -m pip install -q uv
+	.venv-lowest/bin/uv pip install -q --python .venv-lowest/bin/python --resolution lowest-direct -e ".[test]"
+	touch $@
+
+.venv-middle/ready-middle: pyproject.toml .ci/middle.txt
+	$(PYTHON) -m venv --clear .venv-middle
+	.venv-middle/bin/python -m pip install -q uv
+	.venv-middle/bin/uv pip install -q --python .venv-middle/bin/python -c .ci/middle.txt -e ".[test]"
+	touch $@
+
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)

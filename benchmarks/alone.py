@@ -83,7 +83,7 @@ def restoring_on_a_mesh(folder, width):
     import jax
     from jax.sharding import PartitionSpec as P
 
-    mesh = jax.make_mesh((8,), ("data",))
+    mesh = jax.sharding.Mesh(jax.devices()[:8], ("data",))
     abstract = kfb.shard(kfb.TrainState.abstract(lambda: built(width)), mesh, [("kernel", P("data"))])
     from keras_flax_bridge.checkpoint.orbax_io.api import ocp
 

@@ -4,6 +4,7 @@ Run it with ``python examples/multi_device.py``; it makes eight virtual devices 
 the ``examples`` extra.
 """
 
+import math
 import os
 from tempfile import mkdtemp
 
@@ -17,6 +18,8 @@ import keras_flax_bridge as kfb  # before keras: it chooses the JAX backend
 
 import jax
 import keras
+import numpy as np
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from keras import layers
 from rich.console import Console
@@ -55,9 +58,15 @@ def batches():
     return iter(rows.map(lambda i: (x[i], y[i])).batch(ROWS).to_iter_dataset())
 
 
+def mesh_of(axes):
+    """A mesh of the first devices, its axes by name."""
+    devices = jax.devices()[: math.prod(axes.values())]
+    return Mesh(np.reshape(devices, tuple(axes.values())), tuple(axes))
+
+
 def train(axes, rules, batch_spec):
     """The final state, its logs, and what the rules took."""
-    mesh, model, data = jax.make_mesh(tuple(axes.values()), tuple(axes)), build(), batches()
+    mesh, model, data = mesh_of(axes), build(), batches()
     state = kfb.TrainState.from_keras(model, batch=next(batches()))
     report = kfb.sharding_report(state, mesh, rules)
     train_step = kfb.make_train_step(model, mesh=mesh, rules=rules, batch_spec=batch_spec)
@@ -80,7 +89,7 @@ def main():
 
     path = mkdtemp() + "/both"
     kfb.save(path, state)
-    mesh = jax.make_mesh((2,), ("model",), devices=jax.devices()[:2])
+    mesh = mesh_of({"model": 2})
     abstract = kfb.shard(kfb.TrainState.abstract(build, batch=next(batches())), mesh, COLUMNS)
     restored = kfb.restore(path, abstract)
     kernel = restored.params["wide"]["kernel"]

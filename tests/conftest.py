@@ -5,14 +5,20 @@ from pathlib import Path
 
 # XLA ends the process where devices wait for each other for 40 s, which eight do on two busy cores
 PATIENT = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
-# Most of the time goes into compiling tiny programs. Both sides of a comparison are compiled alike; .ci/run
-# compares training with fit once more in programs that are compiled as users compile them.
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+# Most of the time goes into compiling tiny programs; these options take a quarter of it. Both sides of a
+# comparison are compiled alike; .ci/run compares training with fit once more in programs that are compiled
+# as users compile them.
+QUICK = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+)
 COMPILE = "" if os.environ.get("OPTIMIZED") else QUICK
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {PATIENT} {COMPILE}")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+import gc
 
 import keras_flax_bridge as kfb
 
@@ -22,6 +28,9 @@ import pytest
 from tests.tables import contracts
 from tests.support.cases import Case, parameters
 from tests.support.weights import drawn_by_numpy
+
+gc.collect()
+gc.freeze()  # the million objects of the libraries are not looked at again by each collection
 
 
 @pytest.fixture(params=parameters(contracts.ROWS), scope="session")

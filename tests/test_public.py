@@ -11,6 +11,7 @@ from docs.generate import coverage
 from docs.generate import errors as error_table
 from docs.generate import optimizers as optimizer_table
 from keras_flax_bridge import errors
+from tests.support.capabilities import newest
 
 NAMES = [name for name in vars(kfb) if not name.startswith("_") and not inspect.ismodule(getattr(kfb, name))]
 OBJECTS = {name: getattr(kfb, name) for name in NAMES}
@@ -114,12 +115,14 @@ def test_errors_share_one_base(kind):
     assert issubclass(kind, ValueError) == misuse
 
 
+@newest
 def test_the_page_on_coverage_is_that_of_the_contract_table():
     assert coverage.written(coverage.PAGE.read_text()) == coverage.PAGE.read_text(), (
         "python -m docs.generate.coverage"
     )
 
 
+@newest
 def test_the_page_on_optimizers_is_that_of_the_table_of_rules():
     page = optimizer_table.PAGE.read_text()
     assert optimizer_table.written(page) == page, "python -m docs.generate.optimizers"

@@ -12,7 +12,7 @@ BLOCK = re.compile(r"(?<=<!-- rows -->\n).*(?=<!-- end of rows -->)", re.DOTALL)
 
 
 def about(row: Row) -> str:
-    """One line on a row: what its builder, or the class that it builds, says of itself."""
+    """The first line of the docstring of the builder of a row, or of the class that it builds."""
     if row.heavy:
         return f"`keras.applications.{row.name}`, without weights."
     if isinstance(row.build, partial):
@@ -22,8 +22,8 @@ def about(row: Row) -> str:
 
 def remarks(row: Row) -> str:
     notes = {
-        "to float rounding, where XLA fuses two programs otherwise": not row.exact,
-        "no `TrainState.abstract`: building it needs values (`UnsupportedLayerError`)": not row.abstract,
+        "up to float rounding, since XLA fuses the two programs differently": not row.exact,
+        "no `TrainState.abstract`: building it requires values (`UnsupportedLayerError`)": not row.abstract,
         "without the checks that compile another program": row.heavy,
     }
     return "; ".join(note for note, holds in notes.items() if holds)
@@ -31,7 +31,7 @@ def remarks(row: Row) -> str:
 
 def table() -> str:
     lines = [f"| `{row.name}` | {about(row)} | {remarks(row)} |" for row in ROWS]
-    return "\n".join(["| row | what it holds | remarks |", "|---|---|---|", *lines, ""])
+    return "\n".join(["| row | model | remarks |", "|---|---|---|", *lines, ""])
 
 
 def written(page: str) -> str:

@@ -16,6 +16,7 @@ import keras
 from keras_flax_bridge import keras_internals
 from keras_flax_bridge.checkpoint import guards, model_configs, optimizer_extras
 from keras_flax_bridge.checkpoint.guards import archive as archive_module
+from keras_flax_bridge.checkpoint.keras_versions import writer
 from keras_flax_bridge.errors import CheckpointError, StructureMismatchError, said
 from keras_flax_bridge.keras_internals import SLACK
 from keras_flax_bridge.state.train_state import TrainState
@@ -37,12 +38,17 @@ def _speaking(path: FilePath) -> Iterator[None]:
     except (CheckpointError, StructureMismatchError):
         raise  # they say which leaves
     except Exception as error:  # Keras raises many kinds, of h5py and zipfile too
+        by = writer(path)
         raise CheckpointError(
             str(path),
-            got=f"{type(error).__name__}: {said(error)}",
+            got=f"a file{by.of}, {type(error).__name__}: {said(error)}"
+            if by.is_newer
+            else f"{type(error).__name__}: {said(error)}",
             expected="a file that Keras can read without running code of it",
-            fix="Register your classes with keras.saving.register_keras_serializable, or load the file "
-            "yourself with keras.saving.load_model and take the model.",
+            fix=by.fix(
+                "Register your classes with keras.saving.register_keras_serializable, or load the file "
+                "yourself with keras.saving.load_model and take the model."
+            ),
         ) from error
 
 
@@ -92,9 +98,9 @@ def _filled(path: FilePath, config: Any) -> Any:
 
 
 def _most(path: FilePath) -> int:
-    """How many numbers the model in a file may have: each takes a byte or more, most take four.
+    """The maximum number of elements of the model in a file: each takes at least one byte, most take four.
 
-    What takes four leaves room for slots and averages that the file does not hold.
+    Weights of four bytes leave room for slots and averages that the file does not contain.
     """
     with archive_module(path) as archive:
         return SLACK + archive.members[guards.WEIGHTS].file_size
@@ -104,17 +110,17 @@ class KerasFile:
     """The state of the model in a `.keras` file."""
 
     def __init__(self, path: FilePath, model: Any = None):
-        """`model` is one that holds what lies in the file; None to load it."""
+        """`model` already has the values of the file; None loads it."""
         self.model = load_model(path) if model is None else model
         model = self.model
         state = TrainState.from_keras(model, optimizer=None if model.compiled else "sgd", copy=False)
-        state.assign_to(model, copy=False)  # both hold the same buffers: nobody trains either
+        state.assign_to(model, copy=False)  # both share buffers, which is safe since neither is trained
         flat = flatten_tree(state)
         self._values = {p: leaf for p, leaf in flat.items() if model.compiled or p[0] in WEIGHTS}
         self.specs: Flat = self._values
 
     def load(self, targets: Mapping[Path, Any]) -> Flat:
-        """The values of some leaves, placed as their targets say."""
+        """The values of some leaves, with the shardings of their targets."""
         return {
             path: jax.device_put(self._values[path], getattr(target, "sharding", None))
             for path, target in targets.items()
@@ -162,5 +168,5 @@ def _require_built(path: FilePath, model: Any) -> None:
             str(path),
             got=f"{'an unbuilt' if isinstance(model, keras.Model) else 'a'} {type(model).__name__}",
             expected="a built keras.Model",
-            fix="Weights files have no structure of their own: restore into the model that was saved first.",
+            fix="Weights files do not describe the model: restore into the model that was saved.",
         )

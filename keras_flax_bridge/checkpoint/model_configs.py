@@ -1,4 +1,4 @@
-"""Configs of models, stored beside the weights in a checkpoint."""
+"""Model configs, which are stored beside the weights in a checkpoint."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import keras
 
 from keras_flax_bridge import keras_internals
 from keras_flax_bridge.checkpoint import optimizer_extras
+from keras_flax_bridge.checkpoint.keras_versions import writer
 from keras_flax_bridge.errors import CheckpointError, said
 from keras_flax_bridge.keras_internals import SLACK
 from keras_flax_bridge.state.multi_model import models_of
@@ -35,12 +36,12 @@ def of_state(state: Any, model: Any) -> dict[str, Any]:
 
 
 def of_model(model: Any) -> dict[str, Any]:
-    """The config of a model that Keras loaded from a file, compiled as it is."""
+    """The config of a model that Keras loaded from a file, with its compile config."""
     return _serialized(model)
 
 
 def _config(model: Any, state: Any) -> dict[str, Any]:
-    """What `build` needs to rebuild the model, as JSON types."""
+    """The JSON from which `build` rebuilds the model."""
     slots = _slot_values(model, state)
     if slots is None:
         return {**keras.saving.serialize_keras_object(model), "compile_config": None}
@@ -70,7 +71,7 @@ def build(config: Any, where: Any, stored: Mapping[Path, Any] | None = None) -> 
 
     Args:
         config: the config.
-        where: the file or folder that it comes from.
+        where: its file or folder, for messages.
         stored: the leaves that are stored with it: a much larger model is not built.
 
     Raises:
@@ -102,12 +103,15 @@ def _built(config: Any, where: Any) -> Any:
     except CheckpointError:
         raise
     except Exception as error:  # Keras and classes of the user's own raise many kinds
+        by = writer(where)
         raise CheckpointError(
             str(where),
-            got=f"a config that Keras can't build a {config['class_name']} from ({said(error)})",
+            got=f"a config{by.of} that Keras can't build a {config['class_name']} from ({said(error)})",
             expected="the config of a model whose classes are registered, without code",
-            fix="Register your classes with keras.saving.register_keras_serializable, or build the model "
-            "yourself and call restore(path, model).",
+            fix=by.fix(
+                "Register your classes with keras.saving.register_keras_serializable, or build the model "
+                "yourself and call restore(path, model)."
+            ),
         ) from error
     if isinstance(model, keras.Model):
         return optimizer_extras.put_back(model, config, where)

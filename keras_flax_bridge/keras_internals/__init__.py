@@ -1,7 +1,7 @@
 """How Keras holds variables: structural keys, kinds, slots, building, moving, pure initialisation.
 
 The only place that touches private Keras attributes. Each is named there with the reason why no
-public one serves, and `tests/keras_internals/test_keys.py` fails if Keras renames one.
+public one serves, and has a row in `tests/keras_internals/test_private_names.py`.
 """
 
 from keras_flax_bridge.keras_internals.add_weight import add_weight as add_weight
@@ -29,7 +29,6 @@ from keras_flax_bridge.keras_internals.graph import application_layers as applic
 from keras_flax_bridge.keras_internals.graph import build_shapes as build_shapes
 from keras_flax_bridge.keras_internals.graph import child_names as child_names
 from keras_flax_bridge.keras_internals.graph import deletes_masks as deletes_masks
-from keras_flax_bridge.keras_internals.graph import drawing as drawing
 from keras_flax_bridge.keras_internals.graph import functional as functional
 from keras_flax_bridge.keras_internals.graph import layer_names as layer_names
 from keras_flax_bridge.keras_internals.graph import mask_of as mask_of
@@ -39,6 +38,7 @@ from keras_flax_bridge.keras_internals.graph import rerun as rerun
 from keras_flax_bridge.keras_internals.graph import run_nodes as run_nodes
 from keras_flax_bridge.keras_internals.graph import set_mask as set_mask
 from keras_flax_bridge.keras_internals.graph import structure as structure
+from keras_flax_bridge.keras_internals.graph import tracing as tracing
 from keras_flax_bridge.keras_internals.initializers import forget_traced as forget_traced
 from keras_flax_bridge.keras_internals.initializers import initial_values as initial_values
 from keras_flax_bridge.keras_internals.keys import collect_layer as collect_layer
@@ -63,6 +63,7 @@ from keras_flax_bridge.keras_internals.optimizer_settings import NamedLeaf as Na
 from keras_flax_bridge.keras_internals.optimizer_settings import built_for as built_for
 from keras_flax_bridge.keras_internals.optimizer_settings import group_of as group_of
 from keras_flax_bridge.keras_internals.optimizer_settings import is_decayed as is_decayed
+from keras_flax_bridge.keras_internals.optimizer_settings import is_multi as is_multi
 from keras_flax_bridge.keras_internals.optimizer_settings import is_overwritten as is_overwritten
 from keras_flax_bridge.keras_internals.optimizer_settings import keeps as keeps
 from keras_flax_bridge.keras_internals.optimizer_settings import learning_rate as learning_rate

@@ -18,6 +18,7 @@ from keras_flax_bridge.keras_internals.entries import PARAM, Collection, Entry, 
 from keras_flax_bridge.keras_internals.exclusions import copy_exclusions, excludes_variables
 from keras_flax_bridge.keras_internals.optimizer_settings import built_for, learning_rate
 from keras_flax_bridge.keras_internals.slots import optimizer_entries, optimizer_parts
+from keras_flax_bridge.startup import compat
 from keras_flax_bridge.tree.paths import Flat, Path
 
 
@@ -36,7 +37,7 @@ def rebuilt(
 
 
 def rebuilt_alone(optimizer: Any) -> Any:
-    """As `rebuilt`, before the variables that it will train exist: `match_exclusions` follows when they do.
+    """Like `rebuilt`, before its variables exist; call `match_exclusions` once they do.
 
     Raises:
         UnsupportedOptimizerError: if variables are excluded as objects that can't be identified.
@@ -122,7 +123,7 @@ def _loss_scale(optimizer: Any, config: dict[str, Any], again: Callable[[Any], A
 
 
 def _multi(optimizer: Any, config: dict[str, Any], again: Callable[[Any], Any]) -> Any:
-    # `_optimizer_map`: what the constructor was given; nothing public has it
+    # `_optimizer_map`: the argument of the constructor, which is not public
     chosen = optimizer._optimizer_map
     if hasattr(chosen, "default_optimizer"):
         groups = {pattern: again(inner) for pattern, inner in chosen.items()}
@@ -133,7 +134,7 @@ def _multi(optimizer: Any, config: dict[str, Any], again: Callable[[Any], Any]) 
 
 
 def _selector(select: Callable[[Any], Any], again: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A function that returns copies of the optimizers of another, and is serialized as that one."""
+    """A function that returns copies of the optimizers of another, and is serialized as the other."""
 
     def selected(variable: Any) -> Any:
         return again(select(variable))
@@ -146,17 +147,17 @@ def _selector(select: Callable[[Any], Any], again: Callable[[Any], Any]) -> Call
 # optimizers around others: how one is made of copies of those, and the attribute that holds them
 _BY_KIND: dict[type, Callable[[Any, dict[str, Any], Callable[[Any], Any]], Any]] = {
     keras.optimizers.LossScaleOptimizer: _loss_scale,
-    keras.optimizers.MultiOptimizer: _multi,
+    **dict.fromkeys(compat.kinds("MultiOptimizer"), _multi),
 }
 _INSIDE = {
     keras.optimizers.LossScaleOptimizer: "inner_optimizer",
-    keras.optimizers.MultiOptimizer: "_optimizer_map",
+    **dict.fromkeys(compat.kinds("MultiOptimizer"), "_optimizer_map"),
 }
 
 
 def sharing_objects() -> Any:
     """Context in which an object that was serialized twice is deserialized once, as in ``.keras`` files."""
-    from keras.src.saving.serialization_lib import ObjectSharingScope  # keras exports no name for it
+    from keras.src.saving.serialization_lib import ObjectSharingScope  # keras does not export it
 
     return ObjectSharingScope()
 
@@ -173,7 +174,7 @@ def twin_of(optimizer: Any, values: Flat, owner: Callable[[Path], Any]) -> Twin:
     """The optimizer rebuilt and built for variables of these values, with its slots at their start.
 
     Args:
-        optimizer: a Keras optimizer; it stays as it is.
+        optimizer: a Keras optimizer; it is not changed.
         values: arrays by path.
         owner: the variable whose name, path and constraint one of a path has; None for none.
     """
@@ -186,7 +187,7 @@ def twin_of(optimizer: Any, values: Flat, owner: Callable[[Path], Any]) -> Twin:
 
 
 def _variable(path: Path, value: Any, owner: Any) -> Any:
-    """A variable of another value that stands in for its owner: some slots start with the weights."""
+    """A variable with another value that stands in for its owner, since some slots start with the weights."""
     name = (path[-1] if path else "param").replace("/", "_")
     variable = keras.Variable(
         value, dtype=str(value.dtype), trainable=True, name=owner.name if owner is not None else name

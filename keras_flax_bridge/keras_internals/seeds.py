@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from keras.src.backend.common import global_state
 
-# the generator that unseeded `keras.random` draws from; Keras has no public name for it
-from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
-
 from keras_flax_bridge.tree.paths import Path, join_path
+
+# the generator that unseeded `keras.random` draws from; only newer Keras has a name for this key
+_GLOBAL_SEED_GENERATOR = "global_seed_generator"
 
 
 def fold(key: jax.Array, path: Path) -> jax.Array:
@@ -31,13 +31,13 @@ def seed(key: jax.Array) -> jax.Array:
 def random_states() -> Callable[[], None]:
     """Takes what `keras.utils.set_random_seed` sets; the function that is returned puts it back."""
     python, numpy = random.getstate(), np.random.get_state()
-    generator = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+    generator = global_state.get_global_attribute(_GLOBAL_SEED_GENERATOR)
     value = None if generator is None else generator.state.value
 
     def put_back() -> None:
         random.setstate(python)
         np.random.set_state(numpy)
-        global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, generator)
+        global_state.set_global_attribute(_GLOBAL_SEED_GENERATOR, generator)
         if generator is not None:
             generator.state.assign(value)
 

@@ -22,7 +22,7 @@ from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, join_path, ne
 
 
 class Adapter(SharedOnCopy, optax.GradientTransformationExtraArgs):
-    """What `as_optax` returns: Keras's own `stateless_apply`, on any tree of parameters.
+    """The transformation of `as_optax`: Keras's own `stateless_apply`, on any tree of parameters.
 
     Attributes:
         optimizer: the Keras optimizer, which is only read.
@@ -31,7 +31,8 @@ class Adapter(SharedOnCopy, optax.GradientTransformationExtraArgs):
     optimizer: Any
     _model: Any
 
-    def __new__(cls, optimizer: Any, model: Any) -> Adapter:
+    @classmethod
+    def of(cls, optimizer: Any, model: Any) -> Adapter:
         """Checks that the optimizer can treat every leaf of a tree of arrays without its variable."""
         _require_adaptable(optimizer, model)
         owners = (
@@ -83,7 +84,7 @@ class Adapter(SharedOnCopy, optax.GradientTransformationExtraArgs):
             updates = [(n - p).astype(p.dtype) for n, p in zip(new, flat.values(), strict=True)]
             return jax.tree.unflatten(jax.tree.structure(params), updates), _shaped(made.slots, slots, params)
 
-        self: Adapter = super().__new__(cls, init, update)
+        self: Adapter = cls(init, update)
         self.optimizer, self._model = optimizer, model
         return self
 
@@ -133,7 +134,7 @@ def as_optax(
         >>> print(f"{float(optax.apply_updates(params, updates)['kernel'][0, 0]):.3f}")
         0.900
     """
-    return Adapter(optimizer, model)
+    return Adapter.of(optimizer, model)
 
 
 def _require_adaptable(optimizer: Any, model: Any) -> None:
@@ -152,7 +153,7 @@ def _require_adaptable(optimizer: Any, model: Any) -> None:
                 expected="their model, or exclusions by name",
                 fix="Pass model=, or call exclude_from_weight_decay(var_names=[...]).",
             )
-        looks_at_paths = isinstance(inner, K.MultiOptimizer) or getattr(inner, "exclude_layers", None)
+        looks_at_paths = keras_internals.is_multi(inner) or getattr(inner, "exclude_layers", None)
         if model is None and looks_at_paths:
             Leaves(None).require_known(f"a {type(inner).__name__} that looks at the paths of variables")
     if model is None and any(v.constraint is not None for v in keras_internals.built_for(optimizer)):
@@ -191,5 +192,5 @@ def _twin(optimizer: Any, values: Flat, owner: Any) -> Twin:
             f"optimizer {optimizer.name!r}",
             got=f"a {type(optimizer).__name__} that can't be rebuilt ({type(error).__name__}: {said(error)})",
             expected="a get_config() that returns all arguments of its constructor",
-            fix="Define it as Keras's guide on serialization says, and register the class.",
+            fix="Define it as described in Keras's guide on serialization, and register the class.",
         ) from error

@@ -53,7 +53,7 @@ def opt_state_to_optax(
         >>> optax.tree.get(opt_state, "mu")["dense"]["kernel"].shape
         (4, 2)
     """
-    return packed(Native(optimizer, model), opt_state, params)
+    return packed(Native.of(optimizer, model), opt_state, params)
 
 
 @words.door
@@ -101,7 +101,7 @@ def opt_state_from_optax(
         >>> print(label.exact, int(state["iteration"]), f"{float(state['momentums']['kernel'][0, 0]):.2f}")
         True 1 -0.10
     """
-    tx = Native(optimizer, model)
+    tx = Native.of(optimizer, model)
     like, _, expected = described(tx, params)
     state = unpacked(tx, opt_state, params, step)
     difference = diff_trees(flatten_tree(state), expected)

@@ -15,9 +15,10 @@ import optax
 from keras import optimizers as K
 
 from keras_flax_bridge import keras_internals
-from keras_flax_bridge.optimizers import update_rules
+from keras_flax_bridge.optimizers import muon, update_rules
 from keras_flax_bridge.optimizers.update_rules import Schedule, Transformation
 from keras_flax_bridge.optimizers.variable_lookup import Leaves
+from keras_flax_bridge.startup import compat
 from keras_flax_bridge.tree.paths import Flat
 
 Convert = Callable[[Any, Any], Any]
@@ -109,27 +110,6 @@ def _adafactor(o: Any, lr: Schedule, leaves: Leaves) -> tuple[Transformation, ..
     )
 
 
-def _muon(o: Any, lr: Schedule, leaves: Leaves) -> tuple[Transformation, ...]:
-    if o.exclude_layers:
-        leaves.require_known("exclude_layers")
-    coefficients = (o.muon_a, o.muon_b, o.muon_c)
-    groups = {
-        "adam": optax.chain(
-            update_rules.scale_by_keras_adam(o.adam_beta_1, o.adam_beta_2, o.epsilon),
-            _L(lambda count: o.adam_lr_ratio * lr(count)),
-        ),
-        "muon": optax.chain(
-            update_rules.scale_by_keras_muon(o.momentum, o.nesterov, o.ns_steps, coefficients, o.rms_rate),
-            _L(lr),
-        ),
-    }
-
-    def label(variable: Any) -> str:
-        return "adam" if keras_internals.takes_adam(o, variable) else "muon"
-
-    return (optax.partition(groups, lambda tree: leaves.ask(tree, label, "who updates them")),)
-
-
 def _schedule_free(o: Any, lr: Schedule, leaves: Leaves) -> tuple[Transformation, ...]:
     def warmed_up(count: Any) -> Any:
         return lr(count) * jnp.minimum(_float(count + 1) / o.warmup_steps, 1) if o.warmup_steps else lr(count)
@@ -208,6 +188,25 @@ def _adam(stock: str) -> Rule:
         _STILL,
     )
 
+
+_SCHEDULE_FREE = Rule(
+    _schedule_free,
+    {
+        optax.contrib.ScheduleFreeState: _slots(z="momentums"),
+        RmsWithCountState: _slots(nu="velocities"),
+    },
+    Stock(
+        "contrib.schedule_free_adamw",
+        lambda o, lr: optax.contrib.schedule_free_adamw(
+            lr, o.warmup_steps or None, o.beta_1, o.beta_2, o.epsilon
+        ),
+        off=0.02,
+        why="with warm-up, a schedule or weight decay: in Keras every step weighs the same",
+        differs=lambda o: bool(o.warmup_steps or o.weight_decay) or not _is_constant(o),
+    ),
+    ("beta_2",),
+    "parameters become NaN, in Keras too",
+)
 
 RULES: dict[type, Rule] = {
     K.SGD: Rule(
@@ -329,10 +328,10 @@ RULES: dict[type, Rule] = {
         "no step of Keras changes anything; those of optax do",
     ),
     K.Muon: Rule(
-        _muon,
+        muon.parts,
         {
-            update_rules.ScaleByKerasMuonState: _slots(mu="momentums"),
-            optax.ScaleByAdamState: {"mu": Slot("momentums"), "nu": Slot("adam_velocities")},
+            update_rules.ScaleByKerasMuonState: _slots(mu=muon.MOMENTUM),
+            optax.ScaleByAdamState: {"mu": Slot(muon.MOMENTUM), "nu": Slot("adam_velocities")},
         },
         Stock(
             "contrib.muon",
@@ -352,22 +351,5 @@ RULES: dict[type, Rule] = {
         ("adam_beta_2",),
         _STILL,
     ),
-    K.ScheduleFreeAdamW: Rule(
-        _schedule_free,
-        {
-            optax.contrib.ScheduleFreeState: _slots(z="momentums"),
-            RmsWithCountState: _slots(nu="velocities"),
-        },
-        Stock(
-            "contrib.schedule_free_adamw",
-            lambda o, lr: optax.contrib.schedule_free_adamw(
-                lr, o.warmup_steps or None, o.beta_1, o.beta_2, o.epsilon
-            ),
-            off=0.02,
-            why="with warm-up, a schedule or weight decay: in Keras every step weighs the same",
-            differs=lambda o: bool(o.warmup_steps or o.weight_decay) or not _is_constant(o),
-        ),
-        ("beta_2",),
-        "parameters become NaN, in Keras too",
-    ),
+    **dict.fromkeys(compat.kinds("ScheduleFreeAdamW"), _SCHEDULE_FREE),
 }

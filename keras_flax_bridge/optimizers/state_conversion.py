@@ -66,7 +66,7 @@ def specs_of(params: Any) -> Flat:
 
 
 def _distinct(tree: dict[str, Any]) -> dict[str, Any]:
-    """With a buffer of its own for every leaf, so that all can be donated."""
+    """A tree with a separate buffer for every leaf, so that all can be donated."""
     seen: set[int] = set()
 
     def once(leaf: Any) -> Any:
@@ -97,7 +97,7 @@ def _packed(like: Any, scope: Scope, leaves: Flat) -> Any:
 
 
 def _complete(optimizer: Any, specs: Flat, state: Any, step: Any = None) -> Flat:
-    """All leaves of Keras's state: those in the optax state, and those that optax lacks."""
+    """All leaves of the Keras state: the leaves in the optax state, and the leaves that optax lacks."""
     found = collected(state, scope_of(optimizer, specs))
     if not is_outer(optimizer) and ("iteration",) not in found:
         found["iteration",] = _counted(step)
@@ -123,7 +123,7 @@ def _scopes(optimizer: Any, specs: Flat) -> list[Scope]:
     if isinstance(optimizer, K.LossScaleOptimizer):
         inner = _scopes(optimizer.inner_optimizer, specs)
         return [scope._replace(prefix=("inner_optimizer", *scope.prefix)) for scope in inner] + [outer]
-    if isinstance(optimizer, K.MultiOptimizer):
+    if keras_internals.is_multi(optimizer):
         parts = enumerate(optimizer.optimizers)
         return [outer.within(part, "inner_optimizers", str(i)) for i, part in parts] + [outer]
     return [outer]
@@ -145,7 +145,7 @@ def _untouched(scope: Scope, found: Flat) -> Flat:
                 fix="Call assign_to(model) first.",
             )
         made[scope.at("learning_rate")] = jnp.asarray(number, keras.config.floatx())
-    if isinstance(scope.optimizer, K.MultiOptimizer):
+    if keras_internals.is_multi(scope.optimizer):
         counts = [leaf for path, leaf in found.items() if path[-1] == "iteration" and len(path) > 1]
         made[scope.at("iteration")] = jnp.max(jnp.stack(counts))
     return made

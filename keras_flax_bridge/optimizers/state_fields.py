@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from keras import optimizers as K
 
+from keras_flax_bridge import keras_internals
 from keras_flax_bridge.optimizers import wrappers as W
 from keras_flax_bridge.optimizers.rules import RmsWithCountState, Slot
 from keras_flax_bridge.optimizers.stock_states import READINGS
@@ -50,7 +50,7 @@ class Scope(NamedTuple):
 
 
 def scope_of(optimizer: Any, params: Flat, prefix: Path = ()) -> Scope:
-    """The scope of an optimizer with the slots of its rule, and those of the stock one."""
+    """The scope of an optimizer, with the slots of its rule and of optax's own optimizer."""
     if is_outer(optimizer):
         return Scope(optimizer, prefix, params, {})
     own = rule_of(optimizer).slots
@@ -77,7 +77,7 @@ class State(NamedTuple):
 
 
 class Groups(NamedTuple):
-    """States by name, each of its own scope."""
+    """States by name, each with a separate scope."""
 
     scope: Callable[[Scope, str], Scope]
 
@@ -143,7 +143,7 @@ def mean(name: str) -> Field:
 
 
 def constant(of: Callable[[Any], Any]) -> Field:
-    """What follows from the optimizer's settings alone."""
+    """A leaf that only depends on the settings of the optimizer."""
     return Field(
         lambda scope, like, leaves: jax.tree.map(
             lambda leaf: jnp.asarray(of(scope.optimizer), leaf.dtype), like
@@ -153,8 +153,8 @@ def constant(of: Callable[[Any], Any]) -> Field:
 
 
 def _group(scope: Scope, name: str) -> Scope:
-    """Of a MultiOptimizer's optimizers, or of the parts of one rule."""
-    if isinstance(scope.optimizer, K.MultiOptimizer):
+    """The scope of one optimizer of a MultiOptimizer, or the same scope for the parts of one rule."""
+    if keras_internals.is_multi(scope.optimizer):
         return scope.within(scope.optimizer.optimizers[int(name)], "inner_optimizers", name)
     return scope
 

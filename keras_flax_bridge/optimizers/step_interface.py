@@ -73,7 +73,7 @@ class OptaxInKeras:
         self._model = model
 
     def scale_loss(self, loss: Any) -> Any:
-        """The loss whose gradients are taken."""
+        """The scaled loss, whose gradients are computed."""
         return loss
 
     def stateless_apply(
@@ -152,7 +152,8 @@ class KerasTransformation(SharedOnCopy, optax.GradientTransformationExtraArgs):
     _variables: ModelVariables
     _key: tuple[int, ...]
 
-    def __new__(cls, optimizer: Any, variables: ModelVariables) -> KerasTransformation:
+    @classmethod
+    def of(cls, optimizer: Any, variables: ModelVariables) -> KerasTransformation:
         """A Keras optimizer as a transformation of its own variables."""
 
         def init(params: Any) -> Any:
@@ -165,7 +166,7 @@ class KerasTransformation(SharedOnCopy, optax.GradientTransformationExtraArgs):
             new, state = self.apply(grads, state, params)
             return jax.tree.map(jnp.subtract, new, params), state
 
-        self: KerasTransformation = super().__new__(cls, init, update)
+        self: KerasTransformation = cls(init, update)
         self.optimizer = optimizer
         self._variables = variables
         self._key = (id(optimizer), *(id(entry.variable) for entry in variables.params))
@@ -202,4 +203,4 @@ def transformation(trained: Any, variables: ModelVariables) -> Any:
     """The optax view of the optimizer of a `trainee`."""
     if isinstance(trained.optimizer, OptaxInKeras):
         return trained.optimizer.tx
-    return KerasTransformation(trained.optimizer, variables)
+    return KerasTransformation.of(trained.optimizer, variables)

@@ -12,6 +12,7 @@ from keras import optimizers as K
 
 from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import UnsupportedOptimizerError
+from keras_flax_bridge.optimizers.muon import MOMENTUM
 from keras_flax_bridge.optimizers.rules import Slot
 from keras_flax_bridge.optimizers.update_rules import second_moment
 from keras_flax_bridge.tree.paths import Flat, Path, join_path
@@ -69,7 +70,7 @@ def _nadam(optimizer: Any, found: Flat, params: Flat) -> Flat:
 def _muon(optimizer: Any, found: Flat, params: Flat) -> Flat:
     """Keras's momentum is a sum, optax's an average."""
     means, rest = _take(found, "means")
-    return rest | {("momentums", *path): leaf / (1 - optimizer.momentum) for path, leaf in means.items()}
+    return rest | {(MOMENTUM, *path): leaf / (1 - optimizer.momentum) for path, leaf in means.items()}
 
 
 def _adafactor(optimizer: Any, found: Flat, params: Flat) -> Flat:

@@ -14,6 +14,7 @@ from keras import optimizers as K
 
 from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import OwnershipError, StructureMismatchError, UnsupportedOptimizerError
+from keras_flax_bridge.optimizers import muon
 from keras_flax_bridge.optimizers import wrappers as W
 from keras_flax_bridge.optimizers.rules import RULES, Rule
 from keras_flax_bridge.optimizers.update_rules import Schedule, Transformation
@@ -26,7 +27,7 @@ from keras_flax_bridge.tree.paths import flatten_tree, join_path
 
 @words.doors()
 class Label(NamedTuple):
-    """How exact a conversion is, and the closest optimizer of optax.
+    """The exactness of a conversion, and the closest optimizer of optax.
 
     Attributes:
         exact: whether both give the same trajectory, up to float rounding.
@@ -57,8 +58,9 @@ class Native(SharedOnCopy, optax.GradientTransformationExtraArgs):
     fresh: Callable[[Any], Any]  # init without its warnings
     _key: tuple[Any, ...]
 
-    def __new__(cls, optimizer: Any, model: Any, unscaled: bool = False) -> Native:
-        """Converts; `unscaled` means that gradients are those of the unscaled loss."""
+    @classmethod
+    def of(cls, optimizer: Any, model: Any, unscaled: bool = False) -> Native:
+        """Converts; with `unscaled`, gradients are those of the unscaled loss."""
         leaves = Leaves(optimizer, model)
         _require_convertible(optimizer, leaves)
         inner = _whole(optimizer, leaves, unscaled)
@@ -77,7 +79,7 @@ class Native(SharedOnCopy, optax.GradientTransformationExtraArgs):
             updated: tuple[Any, Any] = inner.update(grads, state, params)
             return updated
 
-        self: Native = super().__new__(cls, init, update)
+        self: Native = cls(init, update)
         self.optimizer, self.model, self.label = optimizer, model, label_of(optimizer)
         self.fresh = inner.init
         self._key = (id(optimizer), id(model), unscaled)
@@ -147,7 +149,7 @@ def to_optax(
 
     Source: https://keras.io/api/optimizers/, https://optax.readthedocs.io
     """
-    tx = Native(optimizer, model)
+    tx = Native.of(optimizer, model)
     return (tx, tx.label) if label else tx
 
 
@@ -155,7 +157,7 @@ def inner_optimizers(optimizer: Any) -> list[Any]:
     """An optimizer and those inside it."""
     if isinstance(optimizer, K.LossScaleOptimizer):
         return [optimizer, *inner_optimizers(optimizer.inner_optimizer)]
-    if isinstance(optimizer, K.MultiOptimizer):
+    if keras_internals.is_multi(optimizer):
         return [optimizer, *optimizer.optimizers]
     return [optimizer]
 
@@ -178,7 +180,7 @@ def rule_of(optimizer: Any) -> Rule:
 
 
 def label_of(optimizer: Any) -> Label:
-    """That of the rule itself; of several optimizers that of the one furthest from optax's."""
+    """The label of a rule; for several optimizers, the label of the least exact one."""
     parts = [o for o in inner_optimizers(optimizer) if not is_outer(o)]
     labels = [_label(part) for part in parts]
     return max(labels, key=lambda label: float("inf") if label.off is None else label.off)
@@ -194,8 +196,8 @@ def _label(optimizer: Any) -> Label:
 
 
 def is_outer(optimizer: Any) -> bool:
-    """Whether an optimizer wraps others, without a rule of its own."""
-    return isinstance(optimizer, (K.LossScaleOptimizer, K.MultiOptimizer))
+    """Whether an optimizer wraps others and has no rule itself."""
+    return isinstance(optimizer, K.LossScaleOptimizer) or keras_internals.is_multi(optimizer)
 
 
 def _require_convertible(optimizer: Any, leaves: Leaves) -> None:
@@ -260,7 +262,7 @@ def _whole(optimizer: Any, leaves: Leaves, unscaled: bool) -> Transformation:
         inner = _whole(optimizer.inner_optimizer, leaves, unscaled)
         scale, steps = optimizer.initial_scale, optimizer.dynamic_growth_steps
         return W.dynamic_loss_scale(inner, scale, steps, unscaled=unscaled)
-    if isinstance(optimizer, K.MultiOptimizer):
+    if keras_internals.is_multi(optimizer):
         group = group_question(optimizer)
         leaves.require_known("groups of variables")
         used = {group(variable) for variable in leaves.variables}
@@ -312,8 +314,8 @@ def _around(optimizer: Any, lr: Schedule, leaves: Leaves, unscaled: bool) -> Tra
 
 def _decay_of(optimizer: Any) -> Callable[[Any], float | None] | None:
     """The decay of each variable; None where there is none at all."""
-    if isinstance(optimizer, K.Muon):
-        rates = {True: optimizer.adam_weight_decay, False: optimizer.weight_decay}
+    rates = muon.decays(optimizer)
+    if rates is not None:
 
         def by_kind(variable: Any) -> float | None:
             return (
@@ -322,7 +324,7 @@ def _decay_of(optimizer: Any) -> Callable[[Any], float | None] | None:
                 else None
             )
 
-        return by_kind if any(rate is not None for rate in rates.values()) else None
+        return by_kind if any(rate is not None for rate in rates) else None
     if optimizer.weight_decay is None:
         return None
     return lambda variable: (

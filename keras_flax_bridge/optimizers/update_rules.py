@@ -38,7 +38,7 @@ class ScaleByKerasNadamState(NamedTuple):
 
 
 class ScaleByKerasFactoredRmsState(optax.FactoredState):
-    """That of `optax.scale_by_factored_rms`; the last two dimensions are factored, whatever their size."""
+    """State like that of `optax.scale_by_factored_rms`; the last two dimensions are always factored."""
 
 
 class FtrlState(NamedTuple):
@@ -50,7 +50,7 @@ class FtrlState(NamedTuple):
 
 
 class MomentumState(optax.TraceState):
-    """That of `optax.trace`, where the learning rate comes before it."""
+    """State like that of `optax.trace`, for a trace after the learning rate."""
 
 
 class ScaleByKerasMuonState(NamedTuple):
@@ -216,7 +216,7 @@ def scale_by_keras_factored_rms(beta_2_decay: float, eps: float) -> Transformati
 
 
 def second_moment(row: Any, column: Any) -> Any:
-    """What the two means stand for, in the shape of the parameter."""
+    """The second moment that the two means approximate, in the shape of the parameter."""
     return (row / jnp.mean(row, -1, keepdims=True))[..., None] * column[..., None, :]
 
 
@@ -237,20 +237,25 @@ def scale_by_param_rms(least: float) -> Transformation:
 
 
 def scale_by_keras_muon(
-    momentum: float, nesterov: bool, ns_steps: int, coefficients: tuple[float, float, float], rms_rate: Any
+    momentum: float,
+    nesterov: bool,
+    ns_steps: int,
+    coefficients: tuple[float, float, float],
+    sized: Callable[[Any], Any],
 ) -> Transformation:
     """The matrix that is nearest to the momentum and orthogonal, by Newton-Schulz iteration.
 
-    m = momentum m + g, orthogonal(g + momentum m) sqrt(longer side) rms_rate; `optax.contrib.muon`
-    averages, corrects the bias and scales otherwise. https://kellerjordan.github.io/posts/muon/
+    m = momentum m + g, sized(orthogonal(g + momentum m)), where `sized` multiplies by sqrt(longer side)
+    rms_rate, or before Keras 3.13 by sqrt(max(1, rows / columns)); `optax.contrib.muon` averages, corrects
+    the bias and scales otherwise. https://kellerjordan.github.io/posts/muon/
     """
 
     def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         mu = jax.tree.map(lambda g, m: m + (g.astype(m.dtype) + m * (momentum - 1)), grads, state.mu)
 
         def scaled(g: Any, m: Any) -> Any:
-            x = _orthogonal(g.astype(m.dtype) + momentum * m if nesterov else m, ns_steps, coefficients)
-            return x if rms_rate is None else x * jnp.sqrt(jnp.asarray(max(x.shape), x.dtype)) * rms_rate
+            x = g.astype(m.dtype) + momentum * m if nesterov else m
+            return sized(_orthogonal(x, ns_steps, coefficients))
 
         return jax.tree.map(scaled, grads, mu), ScaleByKerasMuonState(mu)
 
@@ -261,19 +266,19 @@ def scale_by_keras_muon(
 
 def _orthogonal(x: Any, steps: int, coefficients: tuple[float, float, float]) -> Any:
     a, b, c = coefficients
-    is_tall = x.shape[0] > x.shape[1]
-    x = x.T if is_tall else x
-    x = x / (jnp.linalg.norm(x, keepdims=True) + 1e-7)
+    is_tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if is_tall else x
+    x = x / (jnp.linalg.norm(x, axis=(-2, -1), keepdims=True) + 1e-7)
     for _ in range(steps):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if is_tall else x
+    return x.mT if is_tall else x
 
 
 def ftrl(
     lr: Schedule, power: float, initial: float, l1: float, l2: float, l2_shrinkage: float, beta: float
 ) -> Transformation:
-    """Follow the regularised leader: a whole rule, which computes the parameter itself.
+    """Follow the regularised leader: a complete rule, which computes the parameter itself.
 
     n' = n + g^2, z' = z + g + 2 shrinkage p - (n'^-power - n^-power) p / lr,
     p' = (clip(z', -l1, l1) - z') / (n'^-power / lr + 2 l2 + beta / lr); optax has no such rule.

@@ -42,8 +42,8 @@ def shardings_for(state: PyTree, mesh: Mesh, rules: Rules) -> PyTree:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from jax.sharding import PartitionSpec as P
-        >>> mesh = jax.make_mesh((1,), ("model",))
+        >>> from jax.sharding import Mesh, PartitionSpec as P
+        >>> mesh = Mesh(jax.devices()[:1], ("model",))
         >>> weights = {"params": {"dense": {"kernel": jnp.zeros((4, 8)), "bias": jnp.zeros(8)}}}
         >>> shardings = shardings_for(weights, mesh, [("kernel", P(None, "model"))])
         >>> {name: tuple(own.spec) for name, own in shardings["params"]["dense"].items()}
@@ -75,8 +75,8 @@ def shard(state: Target, mesh: Mesh, rules: Rules) -> Target:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from jax.sharding import PartitionSpec as P
-        >>> mesh = jax.make_mesh((1,), ("model",))
+        >>> from jax.sharding import Mesh, PartitionSpec as P
+        >>> mesh = Mesh(jax.devices()[:1], ("model",))
         >>> state = shard({"params": {"kernel": jnp.zeros((4, 8))}}, mesh, [("kernel", P(None, "model"))])
         >>> tuple(state["params"]["kernel"].sharding.spec)
         (None, 'model')

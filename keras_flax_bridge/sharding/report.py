@@ -1,4 +1,4 @@
-"""What sharding rules do to a state, as a table."""
+"""Reports the effect of sharding rules on a state."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ class ShardingReport(NamedTuple):
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from jax.sharding import PartitionSpec as P
-        >>> mesh = jax.make_mesh((1,), ("model",))
+        >>> from jax.sharding import Mesh, PartitionSpec as P
+        >>> mesh = Mesh(jax.devices()[:1], ("model",))
         >>> weights = {"params": {"kernel": jnp.zeros((4, 8)), "bias": jnp.zeros(8)}}
         >>> print(sharding_report(weights, mesh, [("kernel", P(None, "model"))]))
         rule        spec             leaves  shards        bytes   per device  such as
@@ -132,9 +132,9 @@ def sharding_report(state: PyTree, mesh: Mesh, rules: Rules) -> ShardingReport:
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from jax.sharding import PartitionSpec as P
+        >>> from jax.sharding import Mesh, PartitionSpec as P
         >>> weights = {"params": {"kernel": jnp.zeros((4, 8))}}
-        >>> sharding_report(weights, jax.make_mesh((1,), ("model",)), [("kernel", P())]).per_device
+        >>> sharding_report(weights, Mesh(jax.devices()[:1], ("model",)), [("kernel", P())]).per_device
         128
     """
     found = layouts(state, mesh, rules, keras_names(state))

@@ -5,24 +5,26 @@ It needs only the standard library: it must work where Keras, jax or this packag
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import os
 import platform
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from keras_flax_bridge.errors import BackendError, printed
 from keras_flax_bridge.startup.backend import WRITTEN_BY_KERAS, config_path, ensure_jax
+from keras_flax_bridge.startup.compat import Capability, installed, lacking, release
 from keras_flax_bridge.tree.reports import Table, table_of
 
 _OWN = "keras-flax-bridge"
-_NEEDED = ("keras", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "rich")
-_OPTIONAL = ("grain", "safetensors", "matplotlib")
+_NEEDED = ("keras", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "rich", "zstandard")
+_OTHERS = ("tensorstore", "ml_dtypes", "h5py", "grain", "safetensors", "matplotlib")
 
 
 class Clash(NamedTuple):
@@ -45,6 +47,7 @@ class Health(NamedTuple):
     Attributes:
         found: what is installed and chosen, by name.
         clashes: what doesn't work together.
+        lacking: the entries of the table of capabilities that are newer than what is installed.
 
     Example:
         >>> print(Health({"python": "3.11.2"}, [Clash("jax is not installed", "pip install jax")]))
@@ -55,6 +58,7 @@ class Health(NamedTuple):
 
     found: dict[str, str]
     clashes: list[Clash]
+    lacking: Sequence[Capability] = ()
 
     @property
     def rows(self) -> tuple[Found, ...]:
@@ -69,7 +73,8 @@ class Health(NamedTuple):
     def to_json(self) -> dict[str, Any]:
         """What was found as JSON types."""
         clashes = [clash._asdict() for clash in self.clashes]
-        return {"ok": self.ok, "found": dict(self.found), "clashes": clashes}
+        found = {"ok": self.ok, "found": dict(self.found), "clashes": clashes}
+        return found | {"lacking": [dataclasses.asdict(entry) for entry in self.lacking]}
 
     def __str__(self) -> str:
         width = max(map(len, self.found))
@@ -77,8 +82,9 @@ class Health(NamedTuple):
         return printed([*lines, *self._notes()])
 
     def _notes(self) -> list[str]:
+        lacking = [f"lacks {entry}" for entry in self.lacking]
         clashes = [f"clash: {clash.what}. {clash.fix}" for clash in self.clashes]
-        return [*clashes, f"clashes: {len(self.clashes) or 'none'}"]
+        return [*lacking, *clashes, f"clashes: {len(self.clashes) or 'none'}"]
 
     def _table(self) -> Table:
         return table_of("environment", Found._fields, self.rows, self._notes())
@@ -92,19 +98,12 @@ class Health(NamedTuple):
 
 def examined() -> Health:
     """Examines this environment; imports jax, to list the devices."""
-    versions = {name: _version(name) for name in (*_NEEDED, *_OPTIONAL)}
-    found = {"python": platform.python_version(), _OWN: _version(_OWN) or "not installed"}
+    versions = {name: installed(name) for name in (*_NEEDED, *_OTHERS)}
+    found = {"python": platform.python_version(), _OWN: installed(_OWN) or "not installed"}
     found |= {name: version or "not installed" for name, version in versions.items()}
     devices, broken = _devices()
     found |= {**_chosen(), **devices}
-    return Health(found, [*_missing(versions), *_outside(versions), *_choices(), *broken])
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
+    return Health(found, [*_missing(versions), *_outside(versions), *_choices(), *broken], lacking())
 
 
 def _missing(versions: dict[str, str | None]) -> list[Clash]:
@@ -117,10 +116,10 @@ def _outside(versions: dict[str, str | None]) -> Iterator[Clash]:
     """Versions older than this package supports, and mismatched jax and jaxlib."""
     for name, least in _least():
         version = versions.get(name)
-        if version is not None and _numbers(version) < _numbers(least):
+        if version is not None and release(version) < release(least):
             yield Clash(f"{name} {version} is older than {least}", f"pip install -U '{name}>={least}'")
     jax, jaxlib = versions["jax"], versions["jaxlib"]
-    if jax and jaxlib and _numbers(jax)[:2] != _numbers(jaxlib)[:2]:
+    if jax and jaxlib and release(jax)[:2] != release(jaxlib)[:2]:
         yield Clash(
             f"jax {jax} and jaxlib {jaxlib} are of different releases", f"pip install -U 'jaxlib=={jax}'"
         )
@@ -134,16 +133,6 @@ def _least() -> list[tuple[str, str]]:
         return []
     matches = (re.match(r"([\w.-]+)\s*>=\s*([\d.]+)", line) for line in lines)
     return [(match[1], match[2]) for match in matches if match]
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """The numbers of a release, without a suffix.
-
-    >>> _numbers("0.12.8rc1") < _numbers("0.12.10")
-    True
-    """
-    release = re.split(r"[^\d.]", version, maxsplit=1)[0]
-    return tuple(int(part) for part in release.split(".") if part)
 
 
 def _keras_json() -> dict[str, Any]:

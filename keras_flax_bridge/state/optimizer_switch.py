@@ -70,7 +70,7 @@ class OptimizerSwitch:
         Raises:
             NotBuiltError: if the model is not compiled.
             StructureMismatchError: if slots are missing, or are those of other parameters.
-            UnsupportedOptimizerError: if the state is not that of the optimizer's rule.
+            UnsupportedOptimizerError: if the state does not belong to the optimizer's rule.
         """
         moved: Self = _moved(self, model, _to_keras)
         return moved
@@ -97,7 +97,7 @@ def _to_optax(state: Any, model: Any) -> dict[str, Any]:
     own = None if getattr(model, "compiled", False) else state.tx.optimizer
     trained = built(training_model(model, optimizer=own), None)
     keras_internals.collect_layer(trained)[0].leaves(state.params, "params")
-    tx = Native(trained.optimizer, trained, unscaled=True)
+    tx = Native.of(trained.optimizer, trained, unscaled=True)
     with explained({"opt_state": state.opt_state}):
         opt_state = packed(tx, state.opt_state, state.params)
     return {"tx": tx, "opt_state": opt_state, "apply_fn": KerasApply(trained)}

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.attacks.goods import KINDS
+
 PLANTED = "planted_by_an_attacker"  # a module that lies where Python finds it, and writes the marker
 SECRET = "token-of-somebody-else-4711"
 
@@ -43,7 +45,8 @@ def row(name, *kinds, **options):
     """Adds a row for each kind."""
 
     def add(spoil):
-        ROWS.extend(Row(f"{name}, {kind}", kind, spoil, **options) for kind in kinds)
+        there = [kind for kind in kinds if kind in KINDS]
+        ROWS.extend(Row(f"{name}, {kind}", kind, spoil, **options) for kind in there)
         return spoil
 
     return add

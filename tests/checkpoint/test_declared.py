@@ -44,7 +44,7 @@ def test_what_orbax_writes_passes(tmp_path, ocdbt, zarr3, chunks):
 
 
 def test_arrays_of_several_devices_pass(tmp_path):
-    mesh = jax.make_mesh((len(jax.devices()),), ("x",))
+    mesh = jax.sharding.Mesh(jax.devices(), ("x",))
     spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
     tree = {"a": jax.device_put(jnp.arange(4000.0).reshape(800, 5), spec)}
     with ocp.StandardCheckpointer() as checkpointer:

@@ -17,6 +17,7 @@ from keras import layers
 from orbax.checkpoint import v1
 
 import keras_flax_bridge as kfb
+from tests.support.capabilities import needs, orbax
 from tests.support.cases import TREES, differing
 from tests.tables import contracts
 
@@ -83,7 +84,10 @@ class Last(keras.callbacks.Callback):
 
 @pytest.fixture(
     scope="module",
-    params=["sequential", *(pytest.param(n, marks=pytest.mark.slow) for n in ("scaled", "halves"))],
+    params=[
+        pytest.param("sequential", marks=needs("OrbaxCheckpoint")),
+        *(pytest.param(n, marks=[pytest.mark.slow, needs("OrbaxCheckpoint")]) for n in ("scaled", "halves")),
+    ],
 )
 def keras_folder(request, tmp_path_factory):
     """A folder of Keras's callback, what builds its model, and the state that it saved."""
@@ -153,7 +157,7 @@ def test_names_that_a_user_gave_are_not_taken_for_automatic_ones(tmp_path):
         model.compile("sgd", "mse")
         return model
 
-    v1.save(tmp_path / "one" / "0", build("block_3").get_state_tree())
+    orbax("save")(tmp_path / "one" / "0", build("block_3").get_state_tree())
     with pytest.raises(kfb.StructureMismatchError, match="missing     params/block_2/kernel"):
         kfb.restore(tmp_path / "one", build("block_2"))
 
@@ -208,7 +212,7 @@ def padded(path, tree):
         manager.save(7, args=v0.args.StandardSave(tree))
 
 
-WRITERS = [standard, pytree, managed, composed, padded, v1.save]
+WRITERS = [standard, pytree, managed, composed, padded, orbax("save")]
 
 
 @pytest.mark.filterwarnings("ignore")

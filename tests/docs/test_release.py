@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from docs.generate import licences, neighbours, release_check, repository
 
 ROOT = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
 # --- the address of the repository
@@ -102,6 +104,20 @@ def test_versions_of_this_checkout_agree():
 # --- the files of the hosted CI
 
 
+def commands(workflow):
+    """The lines that a workflow runs."""
+    for job in yaml.safe_load(workflow.read_text())["jobs"].values():
+        yield from (step["run"] for step in job["steps"] if "run" in step)
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_workflow_runs_make_targets_that_exist(workflow):
+    named = set(re.findall(r"\bmake ([a-z-]+)", "\n".join(commands(workflow))))
+    matrix = set(re.findall(r"^ +target: ([a-z-]+)$", workflow.read_text(), re.MULTILINE))
+    assert named | matrix
+    assert named | matrix <= TARGETS
+
+
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
 def test_a_workflow_may_do_little_and_ends(workflow):
     found = yaml.safe_load(workflow.read_text())
@@ -161,6 +177,17 @@ def test_everything_installed_here_may_be_used_freely(extra):
     for package in licences.licensed(extra):
         choices = package.licence.split(" OR ")
         assert any(set(choice.strip("()").split(" AND ")) <= free for choice in choices), package
+
+
+def test_neighbours_are_listed_with_versions_that_pyproject_toml_allows():
+    page = neighbours.PAGE.read_text()
+    rows = re.findall(r"^\| `([^`]+)` \| (.*) \|$", page, re.MULTILINE)
+    assert {name for name, _ in rows} == set(neighbours.NEIGHBOURS)
+    allowed = {r.name: r.specifier for r in map(Requirement, neighbours.bounds())}
+    assert re.findall(r"^- `([\w-]+)", page, re.MULTILINE) == list(allowed)
+    for name, cells in rows:
+        versions = dict(zip(neighbours.TOLD, cells.split(" | ")[1:], strict=False))
+        assert [p for p, v in versions.items() if v != "-" and v not in allowed[p]] == [], name
 
 
 def test_what_the_resolver_says_becomes_the_page():

@@ -12,10 +12,12 @@ from flax.training import train_state
 from keras import optimizers as K
 
 import keras_flax_bridge as kfb
+from keras_flax_bridge.optimizers.muon import MOMENTUM
 from keras_flax_bridge.tree.diff import diff_trees
 from keras_flax_bridge.tree.paths import flatten_tree
-from tests.optimizers.test_to_optax import relative
+from tests.support.capabilities import needs
 from tests.support.models.optimizers import ByPath, Nested
+from tests.support.optimizers import relative
 from tests.tables.optimizers import OPTIMIZERS, SCHEDULES, TOLERANCE, Sawtooth, Small, make
 
 PARAMS = {"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}, "gain": jnp.ones(())}
@@ -156,7 +158,7 @@ def test_parameters_in_lists():
     params = [jnp.ones((3, 2)), (jnp.ones(2), jnp.ones(()))]
     tx = kfb.as_optax(K.Muon(0.1))
     state = tx.init(params)
-    assert jax.tree.structure(state["momentums"]) == jax.tree.structure(params)
+    assert jax.tree.structure(state[MOMENTUM]) == jax.tree.structure(params)
     updates, after = tx.update(params, state, params)
     assert jax.tree.structure(updates) == jax.tree.structure(params)
     assert jax.tree.structure(after) == jax.tree.structure(state)
@@ -173,6 +175,7 @@ def test_the_optimizer_stays_as_it_was():
     assert float(updates["dense"]["bias"][0]) == 0
 
 
+@needs("MultiOptimizer")
 def test_paths_and_constraints_come_from_the_model():
     model = Small(constrained=True)
     model.build((None, 5, 5, 2))

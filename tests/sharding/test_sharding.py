@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from keras import layers
 
@@ -317,3 +317,10 @@ def test_what_other_devices_saved_restores_here(written_on, alone, tmp_path):
     assert not differing(loaded.params, state.params)
     module = kfb.restore(tmp_path / "step", kfb.ToNNX(build()))
     np.testing.assert_array_equal(module.head.kernel, state.params["head"]["kernel"])
+
+
+def test_explicit_axes_are_taken_as_automatic_ones(alone):
+    explicit = Mesh(np.array(jax.devices()), ("data",), axis_types=(AxisType.Explicit,))
+    state = kfb.shard(alone[0], explicit, [("hidden/kernel", P(None, "data"))])
+    assert {sharding.mesh.axis_types for sharding in where(state).values()} == {(AxisType.Auto,)}
+    close(state, alone[0])

@@ -9,6 +9,7 @@ import pytest
 
 import keras_flax_bridge as kfb
 from keras_flax_bridge.tree.paths import flatten_tree
+from tests.support.capabilities import needs
 from tests.support.cases import equal
 from tests.support.models.graphs import two_layers
 from tests.tables import contracts
@@ -126,6 +127,7 @@ def test_repartition_takes_new_metrics_and_a_model_that_is_not_compiled():
     assert float(state.opt_state["learning_rate"]) == 0.5
 
 
+@needs("ScheduleFreeAdamW")
 def test_repartition_starts_slots_with_the_weights_where_the_optimizer_does():
     model = refined(two_layers(), "adam")
     state, _ = kfb.make_train_step(model)(kfb.TrainState.from_keras(model), BATCH)

@@ -48,7 +48,7 @@ def test_an_abstract_state_and_a_part_are_listed_alike(trained):
 
 
 def test_a_sharded_state_says_how_it_lies():
-    mesh = jax.make_mesh((2,), ("data",))
+    mesh = jax.sharding.Mesh(jax.devices()[:2], ("data",))
     weights = {"params": {"kernel": np.ones((4, 3), "float32"), "bias": np.ones(3, "float32")}}
     found = rows(kfb.report(kfb.shard(weights, mesh, [("kernel", P("data"))])))
     assert found["params/kernel"].sharding == "('data',) of data=2"

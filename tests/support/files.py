@@ -9,6 +9,7 @@ import orbax.checkpoint as ocp
 from keras import layers
 
 import keras_flax_bridge as kfb
+from keras_flax_bridge.startup import compat
 from keras_flax_bridge.tree.paths import flatten_tree, join_path, nest_paths
 
 X, Y = np.ones((4, 6), "float32"), np.ones((4, 3), "float32")
@@ -25,9 +26,10 @@ def build():
 def write(folder):
     """Writes all kinds, each by the code that it is of, and gives the state."""
     model = build()
+    savers = [kind(str(folder / "orbax")) for kind in compat.kinds("OrbaxCheckpoint")]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Orbax, about options that Keras leaves out
-        model.fit(X, Y, verbose=0, callbacks=[keras.callbacks.OrbaxCheckpoint(str(folder / "orbax"))])
+        model.fit(X, Y, verbose=0, callbacks=savers)
     state = kfb.TrainState.from_keras(model)
     model.save(folder / "model.keras")
     model.save_weights(folder / "model.weights.h5")

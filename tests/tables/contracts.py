@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
+from tests.support.capabilities import where
 from tests.support.models import (
     applications,
     freezing,
@@ -128,7 +129,7 @@ ROWS = [
     Row("mixed_float16", optimizers.mixed_float16, normal(6), normal(1), **BFLOAT16),
     Row("with_exclusions", optimizers.with_exclusions, normal(6), normal(1)),
     Row("with_excluded_variables", optimizers.with_excluded_variables, normal(6), normal(1)),
-    Row("multi_optimizer", optimizers.multi_optimizer, normal(6), normal(1)),
+    *where("MultiOptimizer", [Row("multi_optimizer", optimizers.multi_optimizer, normal(6), normal(1))]),
     *(
         Row(name, lambda make=make: optimizers.small(make()), normal(6), normal(1))
         for name, make in optimizers.OPTIMIZERS.items()

@@ -18,13 +18,13 @@ import optax
 from flax import linen as nn
 from flax import nnx
 from flax.training import train_state
-from orbax.checkpoint import v1 as ocp
 
 import keras_flax_bridge as kfb
 from keras_flax_bridge import keras_internals
 from keras_flax_bridge.keras_internals import PARAM, SEED
 from keras_flax_bridge.tree.diff import diff_trees
 from keras_flax_bridge.tree.paths import flatten_tree
+from tests.support.capabilities import orbax
 from tests.support.cases import QUICK
 from tests.tables.keras_in_flax_rows import Row
 
@@ -374,10 +374,10 @@ def nnx_orbax(case: Case) -> None:
     if not state:
         return
     with tempfile.TemporaryDirectory() as folder:
-        ocp.save(f"{folder}/state", state)
+        orbax("save")(f"{folder}/state", state)
         other = case.module()
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-        restored = ocp.load(f"{folder}/state", like)
+        restored = orbax("load")(f"{folder}/state", like)
     pure = nnx.state(other)
     nnx.replace_by_pure_dict(pure, restored)
     nnx.update(other, pure)

@@ -8,6 +8,9 @@ import numpy as np
 from keras import layers
 from keras import optimizers as K
 
+from keras_flax_bridge.startup import compat
+from tests.support.capabilities import where
+
 STEPS, CHUNK = 50, 10
 TOLERANCE = 3e-6  # in float32, of the largest difference relative to the largest parameter; all rows keep it
 
@@ -83,9 +86,12 @@ OPTIMIZERS: dict[str, tuple[Callable[..., Any], float, dict]] = {
     "lion": (K.Lion, 0.005, {}),
     "lamb": (K.Lamb, 0.01, {}),
     "muon": (K.Muon, 0.01, {"adam_lr_ratio": 0.5}),
-    "schedule_free": (K.ScheduleFreeAdamW, 0.01, {}),
-    "schedule_free_warmup": (K.ScheduleFreeAdamW, 0.01, {"warmup_steps": 9}),
 }
+for kind in compat.kinds("ScheduleFreeAdamW"):
+    OPTIMIZERS |= {
+        "schedule_free": (kind, 0.01, {}),
+        "schedule_free_warmup": (kind, 0.01, {"warmup_steps": 9}),
+    }
 
 ALL = {
     "learning_rate": SCHEDULES["cosine"],
@@ -111,7 +117,15 @@ OPTIONS: dict[str, dict] = {
     "all": ALL,
 }
 EACH = ("sgd_momentum", "adam")  # go through every option by itself
-WRAPPED = ("sgd_momentum", "adam", "adafactor", "lamb", "muon", "schedule_free")  # in a LossScaleOptimizer
+# in a LossScaleOptimizer
+WRAPPED = (
+    "sgd_momentum",
+    "adam",
+    "adafactor",
+    "lamb",
+    "muon",
+    *where("ScheduleFreeAdamW", ["schedule_free"]),
+)
 READS_PARAMETERS = ("decayed", "averaged", "overwritten")
 
 
@@ -172,8 +186,13 @@ ROWS = [
         if option in ("plain", "all") or name in EACH or (name == "lamb" and option in READS_PARAMETERS)
     ),
     *(_row(f"{name}/dynamic", dynamic(name), overflow=True) for name in WRAPPED),
-    _row("multi", several({})),
-    _row("multi/scaled", several({"use_ema": True}, loss_scale_factor=8.0)),
+    *where(
+        "MultiOptimizer",
+        [
+            _row("multi", several({})),
+            _row("multi/scaled", several({"use_ema": True}, loss_scale_factor=8.0)),
+        ],
+    ),
 ]
 
 

@@ -10,6 +10,7 @@ from keras_flax_bridge.checkpoint.guards.arrays import require_stored as require
 from keras_flax_bridge.checkpoint.guards.files import WEIGHTS as WEIGHTS
 from keras_flax_bridge.checkpoint.guards.files import Weights as Weights
 from keras_flax_bridge.checkpoint.guards.files import config as config
+from keras_flax_bridge.checkpoint.guards.files import keras_version as keras_version
 from keras_flax_bridge.checkpoint.guards.files import kind as kind
 from keras_flax_bridge.checkpoint.guards.files import require_loadable as require_loadable
 from keras_flax_bridge.checkpoint.guards.files import weights as weights

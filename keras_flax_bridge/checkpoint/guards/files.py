@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from keras_flax_bridge.tree.untrusted.texts import require_regular
 
 KERAS, H5, TENSORS = ".keras", ".weights.h5", ".safetensors"
 WEIGHTS, CONFIG, METADATA = "model.weights.h5", "config.json", "metadata.json"  # the items of a `.keras` file
+VERSION = re.compile(r"[0-9][0-9A-Za-z.+-]{,30}", re.ASCII)
 
 
 class Weights(NamedTuple):
@@ -110,9 +112,21 @@ def config(path: FilePath) -> dict[str, Any]:
         return texts.parsed(path, CONFIG, opened.text(CONFIG, limits.CONFIG))
 
 
+def keras_version(path: FilePath) -> str:
+    """The version of Keras that wrote a `.keras` file; ``""`` where the file does not say it as Keras does.
+
+    Raises:
+        CheckpointError: if the file can't be read.
+    """
+    with archive(path) as opened:
+        found = texts.parsed(path, METADATA, opened.text(METADATA, limits.CONFIG))
+    version = found.get("keras_version")
+    return version if isinstance(version, str) and VERSION.fullmatch(version) else ""
+
+
 @contextlib.contextmanager
 def weights_alone(path: FilePath) -> Iterator[FilePath | None]:
-    """The weights of a `.keras` file as a `.weights.h5` file, which is removed at the end.
+    """The weights of a `.keras` file as a temporary `.weights.h5` file.
 
     None where the archive holds more than weights and a config, such as vocabularies.
     """

@@ -6,11 +6,12 @@ import contextlib
 import pathlib
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
 from keras_flax_bridge.errors import ArgumentError, CheckpointError
+from keras_flax_bridge.startup import compat
 from keras_flax_bridge.tree.untrusted import texts
 
 FilePath = pathlib.Path
@@ -28,6 +29,41 @@ def ocp() -> Any:
     from orbax.checkpoint import v1
 
     return v1
+
+
+def load(root: FilePath, tree: Any, item: str | None) -> Any:
+    """The values of a tree's leaves; a placeholder stays one."""
+    read = ocp().load if compat.has("load, save, metadata") else ocp().load_pytree
+    return read(root, tree, checkpointable_name=item)
+
+
+def stored_tree(root: FilePath, item: str | None) -> Any:
+    """The tree that is stored, with the metadata of its leaves."""
+    read = ocp().metadata if compat.has("load, save, metadata") else ocp().pytree_metadata
+    return read(root, checkpointable_name=item).metadata
+
+
+def context_of(
+    *,
+    saving: Mapping[str, Any] | None = None,
+    asynchronous: Mapping[str, Any] | None = None,
+    memory: Mapping[str, Any] | None = None,
+) -> Any:
+    """Orbax's options, those that differ from its defaults by name."""
+    v1 = ocp()
+    if not compat.has("options that are set in a context"):
+        arrays = v1.options.ArrayOptions
+        return v1.Context(
+            array_options=arrays(saving=arrays.Saving(**saving or {})),
+            async_options=v1.options.AsyncOptions(**asynchronous or {}),
+            memory_options=v1.options.MemoryOptions(**memory or {}),
+        )
+    context = v1.Context()
+    places = ((context.array.saving, saving), (context.asynchronous, asynchronous), (context.memory, memory))
+    for place, options in places:
+        for name, value in (options or {}).items():
+            setattr(place, name, value)
+    return context
 
 
 def legacy() -> Any:

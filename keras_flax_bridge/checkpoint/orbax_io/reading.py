@@ -20,8 +20,11 @@ from keras_flax_bridge.checkpoint.orbax_io.api import (
     PACKED,
     STATE,
     FilePath,
+    context_of,
+    load,
     ocp,
     speaking,
+    stored_tree,
 )
 from keras_flax_bridge.checkpoint.orbax_io.background import OPERATIONS
 from keras_flax_bridge.checkpoint.orbax_io.metadata import Metadata
@@ -81,7 +84,7 @@ class Stored:
         declared.require_names(self._item_folder, texts.read_json(self._leaves))
         if self.metadata.specs is None:
             self._files.checked()  # checked first: Orbax opens every array for its metadata
-            return ocp().metadata(self._root, checkpointable_name=self._item).metadata
+            return stored_tree(self._root, self._item)
         specs = self.metadata.specs.items()
         return nest_paths({split_path(p): _spec(*s) if isinstance(s, list) else s for p, s in specs})
 
@@ -107,7 +110,7 @@ class Stored:
         """How leaves lay on a mesh when they were written: spec and sizes of its axes, where it is known."""
         self._files.checked()  # checked first
         with speaking(self.path, "reading how leaves lay on devices", CorruptCheckpointError):
-            tree = ocp().metadata(self._root, checkpointable_name=self._item).metadata
+            tree = stored_tree(self._root, self._item)
             found: dict[Path, Any] = {
                 place: getattr(leaf, "sharding_metadata", None) for place, leaf in flatten_tree(tree).items()
             }
@@ -172,7 +175,7 @@ class Stored:
             return {}, None
         tree = fill_tree(self._tree, {place: asked.get(place, ...) for place in flatten_tree(self._tree)})
         with speaking(self.path, "restoring"), _reading(self.path, asked.values()), OPERATIONS.loading():
-            found = flatten_tree(ocp().load(self._root, tree, checkpointable_name=self._item))
+            found = flatten_tree(load(self._root, tree, self._item))
         values = {path: found[place] for path, place in self._places.items() if place in asked}
         return values, found.get((PACKED,))
 
@@ -312,12 +315,12 @@ class Stored:
 def _reading(path: FilePath, targets: Iterable[Any]) -> Iterator[None]:
     """Where much is read it is shown, and what is read but not placed yet is a small part of the whole."""
     sizes = [size_of(target) for target in targets]
-    size, context = sum(sizes), ocp().Context()
+    size, memory = sum(sizes), {}
     with ExitStack() as stack:
         if size >= _LONG:  # counting what is read takes time
-            context.memory.read_concurrent_bytes = max(_READ_AHEAD, 2 * max(sizes), size // 8)
+            memory["read_concurrent_bytes"] = max(_READ_AHEAD, 2 * max(sizes), size // 8)
             stack.enter_context(working(f"reading {size / 1e9:.1f} GB from {path}"))
-        stack.enter_context(context)
+        stack.enter_context(context_of(memory=memory))
         yield
 
 

@@ -160,9 +160,9 @@ class Root:
             if self._checkpointer is None or self._version != self._folder.version:
                 require_marks(self.path)
             if self._checkpointer is None:
-                with saving_context(0) as context:
+                with saving_context(0):
                     self._checkpointer = ocp().training.Checkpointer(
-                        self.path, context=context, preservation_policy=self._retention
+                        self.path, preservation_policy=self._retention
                     )
             elif self._version != self._folder.version:
                 self._checkpointer.reload()

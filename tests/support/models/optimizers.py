@@ -6,6 +6,8 @@ from typing import Any
 import keras
 from keras import layers, optimizers
 
+from tests.support.capabilities import where
+
 
 def small(
     optimizer: Any, *, seed: int = 40, policy: Any = None, loss: Any = "mse", **compiled: Any
@@ -118,7 +120,7 @@ OPTIMIZERS: dict[str, Callable[[], Any]] = {
     "amsgrad": lambda: optimizers.Adam(1e-2, amsgrad=True),
     "adafactor": lambda: optimizers.Adafactor(0.1),
     "muon": lambda: optimizers.Muon(1e-2),
-    "schedule_free": lambda: optimizers.ScheduleFreeAdamW(1e-2),
+    **where("ScheduleFreeAdamW", {"schedule_free": lambda: optimizers.ScheduleFreeAdamW(1e-2)}),
     "own_optimizer": lambda: ByPath(0.01),
     "nested_slots": lambda: Nested(0.01),
     "fixed_scale": lambda: optimizers.Ftrl(0.1, loss_scale_factor=16.0),
