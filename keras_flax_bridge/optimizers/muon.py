@@ -25,8 +25,6 @@ def parts(o: Any, lr: Schedule, leaves: Leaves) -> tuple[Transformation, ...]:
     """The transformations of Muon: a rule for matrices, and Adam for everything else."""
     if o.exclude_layers:
         leaves.require_known("exclude_layers")
-    if not _ADJUSTS:
-        _require_paths(o, leaves)
     coefficients = (o.muon_a, o.muon_b, o.muon_c)
     groups = {
         "adam": optax.chain(
@@ -61,8 +59,14 @@ def _size(o: Any) -> Callable[[Any], Any]:
     return lambda x: x * jnp.sqrt(jnp.asarray(max(x.shape), x.dtype)) * o.rms_rate
 
 
-def _require_paths(o: Any, leaves: Leaves) -> None:
-    """Before Keras 3.13 slots are kept by the path of their variable: variables of one path share them."""
+def require_paths(o: Any, leaves: Leaves) -> None:
+    """Checks that no two variables of a Muon share a slot: before Keras 3.13 it keeps them by path.
+
+    Raises:
+        UnsupportedOptimizerError: naming the path of several variables.
+    """
+    if _ADJUSTS or not isinstance(o, K.Muon):
+        return
     repeated = [path for path, times in Counter(v.path for v in leaves.variables).items() if times > 1]
     if repeated:
         raise UnsupportedOptimizerError(

@@ -204,6 +204,7 @@ def _require_convertible(optimizer: Any, leaves: Leaves) -> None:
     for inner in inner_optimizers(optimizer):
         if not is_outer(inner):
             rule_of(inner)
+            muon.require_paths(inner, leaves)
             if keras_internals.excludes_variables(inner):
                 leaves.require_known("variables that are excluded from weight decay")
     if isinstance(optimizer, K.LossScaleOptimizer):

@@ -39,6 +39,12 @@ class Capability:
         return f"{self.name}, there since {self.package} {self.since}: {self.without}"
 
 
+_NEWER_CONFIG = (
+    "A config of Keras {} or newer, in a checkpoint or a `.keras` file, can't be read: a `CheckpointError` "
+    "names the version that wrote it. `restore` of a checkpoint into a model that your code builds reads "
+    "every value."
+)
+
 _ENTRIES = (
     Capability(
         "Muon with lr_adjust",
@@ -47,6 +53,13 @@ _ENTRIES = (
         "keras.optimizers:Muon.lr_adjust",
         "`Muon` follows another rule, and its slots have other names; `to_optax` makes that one. A state of "
         "one rule is not restored into the other: a `StructureMismatchError` names the slots.",
+    ),
+    Capability(
+        "layers with quantization_config",
+        "keras",
+        "3.13.0",
+        "keras.layers:Dense(quantization_config)",
+        _NEWER_CONFIG.format("3.13"),
     ),
     Capability(
         "ScheduleFreeAdamW",
@@ -81,8 +94,7 @@ _ENTRIES = (
         "keras",
         "3.15.0",
         "keras.initializers:GlorotUniform(input_axes)",
-        "A config or a `.keras` file of Keras 3.15 or newer can't be read: a `CheckpointError` names the "
-        "version that wrote it. `restore` into a model that your code builds reads every value.",
+        _NEWER_CONFIG.format("3.15"),
     ),
     Capability(
         "load, save, metadata",
