@@ -1,4 +1,4 @@
-"""Writes a section of docs/full-run.md, by what pytest recorded: ``... docs.generate.full_run PART FILE.xml``."""
+"""Writes a section of docs/full-run.md from what pytest recorded: ``docs.generate.full_run PART FILE``."""
 
 import platform
 import re
