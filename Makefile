@@ -143,8 +143,8 @@ release-rehearsal: docs
 	$(TOOLS)/python -m pip install -q --group release
 	$(TOOLS)/python -m build > /dev/null
 	$(TOOLS)/twine check --strict dist/*
-	$(PYTHON) -m venv .venv-release
-	.venv-release/bin/python -m pip install -q dist/*.whl
+	$(PYTHON) -m venv --without-pip .venv-release
+	$(TOOLS)/python -m pip --python .venv-release install -q dist/*.whl
 	cp tests/support/client.py .venv-release
 	cd .venv-release && bin/python client.py
 	$(TOOLS)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o dist/sbom.cdx.json .venv-release

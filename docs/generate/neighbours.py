@@ -35,6 +35,8 @@ HEAD = """# Beside other libraries
 
 `python -m docs.generate.neighbours` writes this page.
 It asks uv's resolver for one set of versions that this package and another library both allow.
+Nothing is installed or run: a set of versions says that no bounds contradict each other.
+
 The bounds of this package:
 
 {bounds}
