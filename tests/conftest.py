@@ -34,6 +34,8 @@ from tests.tables import contracts
 from tests.support.cases import Case, parameters
 from tests.support.weights import drawn_by_numpy
 
+collect_ignore = ["data"]  # files that versions of the package wrote, sources among them
+
 gc.collect()
 gc.freeze()  # the million objects of the libraries are not looked at again by each collection
 

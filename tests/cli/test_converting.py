@@ -135,7 +135,7 @@ def test_a_checkpoint_keeps_its_config_and_a_model_gives_one(made, tmp_path, cap
 
 
 ODD_LEFT = {
-    "flax": "left out: empty (Orbax stores no array without elements)",
+    "flax": "left out: empty (Orbax can't store arrays without elements)",
     "safetensors": "numbers that are arrays now: step",
 }
 

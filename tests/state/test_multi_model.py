@@ -224,7 +224,7 @@ MISUSE = {
     "a part that is none": (lambda: taken().with_parts(generator={}), "got a dict"),
     "a part of another model": (
         lambda: taken().with_parts(generator=taken().part("discriminator")),
-        "another model",
+        "a different model",
     ),
     "several into one": (lambda: taken().assign_to(generator()), r"state\.part\(name\)"),
     "several like one": (lambda: taken().repartition(generator()), r"state\.part\(name\)"),
