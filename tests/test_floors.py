@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "keras_flax_bridge"
+TESTS = Path(__file__).parent
+PACKAGE = TESTS.parent / "keras_flax_bridge"
+MOST_LINES = 400  # of a file
 
 ROOMS = {
     # room: what it may import from
@@ -142,4 +144,11 @@ KERAS_PRIVATE = {
 
 @pytest.mark.parametrize("path", FILES, ids=module)
 def test_files_stay_small(path):
-    assert len(path.read_text().splitlines()) <= 400
+    assert len(path.read_text().splitlines()) <= MOST_LINES
+
+
+def test_files_of_tests_stay_small():
+    lines = {str(path.relative_to(TESTS)): len(path.read_text().splitlines()) for path in TESTS.rglob("*.py")}
+    assert [
+        name for name, count in lines.items() if count > MOST_LINES and not name.startswith("tables/")
+    ] == []

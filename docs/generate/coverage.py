@@ -1,18 +1,19 @@
-"""Writes the table of docs/coverage.md from the contract table: ``python -m docs.generate.coverage``."""
+"""Writes the tables of docs/coverage.md from those of the tests: ``python -m docs.generate.coverage``."""
 
 import re
 from functools import partial
 from pathlib import Path
 
 import keras_flax_bridge  # noqa: F401, before keras: it chooses the backend
+from tests.tables import keras_hub_backbones as hub
 from tests.tables.contracts import ROWS, Row
 
 PAGE = Path(__file__).parents[2] / "docs" / "coverage.md"
-BLOCK = re.compile(r"(?<=<!-- rows -->\n).*(?=<!-- end of rows -->)", re.DOTALL)
+BLOCK = r"(?<=<!-- {0} -->\n).*(?=<!-- end of {0} -->)"
 
 
 def about(row: Row) -> str:
-    """One line on a row: what its builder, or the class that it builds, says of itself."""
+    """The first line of the docstring of the builder of a row, or of the class that it builds."""
     if row.heavy:
         return f"`keras.applications.{row.name}`, without weights."
     if isinstance(row.build, partial):
@@ -22,8 +23,8 @@ def about(row: Row) -> str:
 
 def remarks(row: Row) -> str:
     notes = {
-        "to float rounding, where XLA fuses two programs otherwise": not row.exact,
-        "no `TrainState.abstract`: building it needs values (`UnsupportedLayerError`)": not row.abstract,
+        "up to float rounding, since XLA fuses the two programs differently": not row.exact,
+        "no `TrainState.abstract`: building it requires values (`UnsupportedLayerError`)": not row.abstract,
         "without the checks that compile another program": row.heavy,
     }
     return "; ".join(note for note, holds in notes.items() if holds)
@@ -31,11 +32,31 @@ def remarks(row: Row) -> str:
 
 def table() -> str:
     lines = [f"| `{row.name}` | {about(row)} | {remarks(row)} |" for row in ROWS]
-    return "\n".join(["| row | what it holds | remarks |", "|---|---|---|", *lines, ""])
+    return "\n".join(["| row | model | remarks |", "|---|---|---|", *lines, ""])
+
+
+def hub_table() -> str:
+    """How many classes of KerasHub are tested, and what differs from the others or is left out."""
+    tested = [row for row in (*hub.ROWS, *hub.TASKS) if not row.not_built]
+    tasks = ", ".join(f"`{row.name}`" for row in hub.TASKS)
+    head = f"{len(tested) - len(hub.TASKS)} backbones, and the tasks {tasks}. What differs:"
+    remarks = [f"| `{row.name}` | {hub_remarks(row)} |" for row in hub.ROWS if hub_remarks(row)]
+    return "\n".join([head, "", "| class | remarks |", "|---|---|", *remarks, ""])
+
+
+def hub_remarks(row: hub.HubModel) -> str:
+    notes = {
+        "to float rounding": row.inexact,
+        "no `TrainState.abstract` (`UnsupportedLayerError`)": row.not_abstract,
+        "not tested": row.not_built,
+    }
+    return "; ".join(f"{note}: {reason}" for note, reason in notes.items() if reason)
 
 
 def written(page: str) -> str:
-    return BLOCK.sub(lambda _: table(), page)
+    for name, make in {"rows": table, "backbones": hub_table}.items():
+        page = re.sub(BLOCK.format(name), lambda _, make=make: make(), page, flags=re.DOTALL)
+    return page
 
 
 if __name__ == "__main__":

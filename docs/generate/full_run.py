@@ -1,10 +1,11 @@
-"""Writes docs/full-run.md from what pytest recorded: ``python -m docs.generate.full_run FILE.xml``."""
+"""Writes a section of docs/full-run.md from what pytest recorded: ``docs.generate.full_run PART FILE``."""
 
 import platform
+import re
 import subprocess
 import sys
 from collections import Counter, defaultdict
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -13,11 +14,26 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "full-run.md"
 HEAD = """# The last full run
 
-`make test-full` runs what takes hours: every attack through every door, 5,000 files from the fuzzer,
-500 saves on a disk that fails in between. It writes this page.
-
+`make test-full` runs what takes hours, in parts, which may be run by themselves. Each writes its section.
 """
-PACKAGES = ("keras-flax-bridge", "jax", "flax", "keras", "optax", "orbax-checkpoint", "tensorstore", "numpy")
+PARTS = {
+    "attacks": "every attack through every door",
+    "fuzzer": "5,000 files from the fuzzer",
+    "saves": "500 saves on a disk that fails in between",
+    "backbones": "every backbone of KerasHub through training, checkpoints and Flax",
+}
+NOT_RUN = "Not run yet.\n"
+PACKAGES = (
+    "keras-flax-bridge",
+    "jax",
+    "flax",
+    "keras",
+    "keras-hub",
+    "optax",
+    "orbax-checkpoint",
+    "tensorstore",
+    "numpy",
+)
 OUTCOMES = ("passed", "failed", "skipped")
 
 
@@ -46,8 +62,12 @@ def _outcome(case: ElementTree.Element) -> str:
 
 def versions() -> str:
     """On what it ran."""
-    found = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    found = ", ".join(f"{name} {version(name)}" for name in PACKAGES if _is_installed(name))
     return f"Python {platform.python_version()}, {found}"
+
+
+def _is_installed(name: str) -> bool:
+    return any(distributions(name=name))
 
 
 def table(tests: dict[str, Tests], commit: str, ran_on: str) -> str:
@@ -63,12 +83,24 @@ def _row(name: str, tests: Tests) -> str:
     return f"| {name} | {counts} | {tests.seconds / 60:.1f} |"
 
 
-def main(recorded: str) -> None:
-    """Writes the page."""
+def sections(page: str) -> dict[str, str]:
+    """What a page says of each part."""
+    found = dict(re.findall(r"^## (\w+): [^\n]*\n\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL))
+    return {part: found.get(part, NOT_RUN).rstrip() + "\n" for part in PARTS}
+
+
+def page(found: dict[str, str]) -> str:
+    """The page of these sections."""
+    return "\n".join([HEAD, *(f"## {part}: {PARTS[part]}\n\n{text}" for part, text in found.items())])
+
+
+def main(part: str, recorded: str) -> None:
+    """Writes the section of a part; the others stay as they are."""
     git = ["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    PAGE.write_text(HEAD + table(read(Path(recorded)), commit, versions()))
+    before = sections(PAGE.read_text() if PAGE.exists() else "")
+    PAGE.write_text(page({**before, part: table(read(Path(recorded)), commit, versions())}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

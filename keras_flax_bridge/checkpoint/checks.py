@@ -9,7 +9,7 @@ from keras_flax_bridge.errors import ArgumentError, CheckpointError, StepAlready
 
 
 def is_count(value: Any) -> bool:
-    """Whether a value is a whole number above 0."""
+    """Whether a value is a positive integer."""
     return isinstance(value, int) and value >= 1
 
 
@@ -30,7 +30,7 @@ def best_rule(keep_best: str | tuple[str, str]) -> tuple[str, str]:
         "keep_best",
         got=repr(keep_best),
         expected=f"({keep_best!r}, 'min') or ({keep_best!r}, 'max')",
-        fix="The name doesn't say whether lower is better: pass the mode.",
+        fix="The name doesn't determine whether lower is better: pass the mode.",
     )
 
 
@@ -41,7 +41,7 @@ _BETTER = {
 
 
 def stale(directory: FilePath, step: int, newest: int) -> CheckpointError:
-    """The error for a step that is not newer than those in the folder."""
+    """The error for a step that is not newer than the steps in the folder."""
     kind = StepAlreadyExistsError if step in steps_in(directory) else CheckpointError
     return kind(
         str(directory),

@@ -62,7 +62,7 @@ class Running:
         self._rest = np.empty(0, np.uint8)  # less than a row
 
     def add(self, part: np.ndarray) -> None:
-        """Adds the bytes that come next."""
+        """Adds the next bytes."""
         content = part.reshape(-1).view(np.uint8)
         begin = min(-self._rest.size % _ROW, content.size)
         if self._rest.size:  # the row that was begun
@@ -104,7 +104,7 @@ def _is_large(leaf: Any) -> bool:
 
 
 def damaged(flat: Flat, written: Mapping[str, int]) -> dict[str, str]:
-    """What differs between leaves that were read and the checksums that were written, by path."""
+    """The leaves that do not match their stored checksums, by path, each with the reason."""
     known = {path: leaf for path, leaf in flat.items() if join_path(path) in written}
     return {
         path: difference(value, written[path])
@@ -135,7 +135,7 @@ def _parts(flat: Flat) -> Iterator[Flat]:
 def _alias(leaf: Any) -> Any:
     """Another array of the same buffers: jax keeps what numpy copied of an array as long as that lives.
 
-    Of one that lies whole in the memory of the host numpy copies nothing.
+    For a leaf that is completely in host memory, numpy copies nothing.
     """
     if not isinstance(leaf, jax.Array) or _is_elsewhere(leaf):
         return leaf

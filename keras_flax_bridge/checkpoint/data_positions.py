@@ -1,4 +1,4 @@
-"""The position of a data iterator: Grain's through Orbax, that of any other as JSON."""
+"""The position of a data iterator: through Orbax for Grain, as JSON for other iterators."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def set_grain(iterator: Any, folder: Path) -> None:
         )
         own = files[0]
     text = texts.read_text(own)
-    # what Grain's own handler writes: a DataLoader's state as it is, a dataset's as JSON
+    # as Grain's own handler writes it: the state of a DataLoader unchanged, of a dataset as JSON
     iterator.set_state(text.encode() if isinstance(iterator.get_state(), bytes) else json.loads(text))
 
 

@@ -29,15 +29,15 @@ CONFIG = "model_config"  # the item in which Keras stores the config of the mode
 
 
 class Naming(NamedTuple):
-    """What the leaves of a checkpoint are called among ours.
+    """The structural keys of the leaves of a checkpoint that other code wrote.
 
     Attributes:
-        places: the stored path of each, by its name.
-        zeros: leaves that the writer had no need to store, since they are zeros, by name.
+        places: the stored paths by structural key.
+        zeros: leaves by name that the writer did not store because they are zeros.
     """
 
     places: dict[Path, Path]
-    zeros: Flat = {}  # noqa: RUF012 - nobody changes it
+    zeros: Flat = {}  # noqa: RUF012 - it is never changed
 
 
 def of_keras(stored: Stored) -> bool:
@@ -61,7 +61,7 @@ def naming(stored: Stored, like: Any) -> Naming:
 
 
 def weight_names(names: Iterable[Path]) -> dict[Path, Path]:
-    """Each name as that of a weight: of a module's state, which has no ``params`` above it, too."""
+    """Each name as the name of a weight; also in a module's state, which has no level ``params``."""
     found = list(names)
     if {name[0] for name in found} & {*COLLECTIONS, *trees.names()}:
         return {name: name for name in found}

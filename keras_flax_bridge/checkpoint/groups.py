@@ -18,7 +18,7 @@ def is_large(leaf: Any) -> bool:
 
 
 def groups(flat: Mapping[Path, Any], packed: Container[Path] = ()) -> Iterator[list[Path]]:
-    """The paths of leaves that are read together; a large leaf alone.
+    """The groups of paths that are read together; large leaves are separate groups.
 
     Args:
         flat: the leaves, which may be abstract.

@@ -98,9 +98,9 @@ def _filled(path: FilePath, config: Any) -> Any:
 
 
 def _most(path: FilePath) -> int:
-    """How many numbers the model in a file may have: each takes a byte or more, most take four.
+    """The maximum number of elements of the model in a file: each takes at least one byte, most take four.
 
-    What takes four leaves room for slots and averages that the file does not hold.
+    Weights of four bytes leave room for slots and averages that the file does not contain.
     """
     with archive_module(path) as archive:
         return SLACK + archive.members[guards.WEIGHTS].file_size
@@ -110,17 +110,17 @@ class KerasFile:
     """The state of the model in a `.keras` file."""
 
     def __init__(self, path: FilePath, model: Any = None):
-        """`model` is one that holds what lies in the file; None to load it."""
+        """`model` already has the values of the file; None loads it."""
         self.model = load_model(path) if model is None else model
         model = self.model
         state = TrainState.from_keras(model, optimizer=None if model.compiled else "sgd", copy=False)
-        state.assign_to(model, copy=False)  # both hold the same buffers: nobody trains either
+        state.assign_to(model, copy=False)  # both share buffers, which is safe since neither is trained
         flat = flatten_tree(state)
         self._values = {p: leaf for p, leaf in flat.items() if model.compiled or p[0] in WEIGHTS}
         self.specs: Flat = self._values
 
     def load(self, targets: Mapping[Path, Any]) -> Flat:
-        """The values of some leaves, placed as their targets say."""
+        """The values of some leaves, with the shardings of their targets."""
         return {
             path: jax.device_put(self._values[path], getattr(target, "sharding", None))
             for path, target in targets.items()
@@ -168,5 +168,5 @@ def _require_built(path: FilePath, model: Any) -> None:
             str(path),
             got=f"{'an unbuilt' if isinstance(model, keras.Model) else 'a'} {type(model).__name__}",
             expected="a built keras.Model",
-            fix="Weights files have no structure of their own: restore into the model that was saved first.",
+            fix="Weights files do not describe the model: restore into the model that was saved.",
         )

@@ -53,7 +53,7 @@ def to_disk(flat: Flat) -> Flat:
 
 
 def _all_refused(flat: Flat) -> dict[Path, str]:
-    """Why leaves can't be stored, for those that can't; those of one type and dtype are alike."""
+    """The reasons why leaves can't be stored, by path; computed once for each type and dtype."""
     known: dict[tuple[type, Any], str] = {}
     wrong = {}
     for path, leaf in flat.items():
@@ -69,7 +69,7 @@ def _all_refused(flat: Flat) -> dict[Path, str]:
 
 
 def _refused(leaf: Any) -> str:
-    """Why a leaf can't be stored; empty if it can."""
+    """The reason why a leaf can't be stored; empty if it can."""
     return next((refused(leaf) for kind, refused in _KINDS if isinstance(leaf, kind)), _type(leaf))
 
 
@@ -127,7 +127,7 @@ def given_back(value: Any, wanted: Any, path: Path) -> Any:
 
 
 def _require_range(value: Any, dtype: Any, path: Path) -> None:
-    """Checks that whole numbers keep their values in another dtype, and that a number stays finite."""
+    """Checks that integers keep their values in another dtype, and that numbers stay finite."""
     if dtype is None or is_key(value) or dtype_name(getattr(value, "dtype", None)) == dtype_name(dtype):
         return
     if np.size(value) and jnp.issubdtype(dtype, jnp.integer):
@@ -152,12 +152,12 @@ def _require_range(value: Any, dtype: Any, path: Path) -> None:
 
 
 def words(dtype: Any) -> np.dtype:
-    """The whole numbers as which the elements of a dtype of `AS_WORDS` lie on disk."""
+    """The integer dtype as which elements of a dtype of `AS_WORDS` are stored."""
     return np.dtype(f"u{np.dtype(dtype).itemsize}")
 
 
 def fits_device(dtype: Any) -> bool:
-    """Whether jax has arrays of a dtype, as it is set now: without x64 none of 64 bits."""
+    """Whether jax supports a dtype with its current settings: no 64-bit dtypes without x64."""
     return dtype_name(dtype) not in HOST_ONLY and jax.dtypes.canonicalize_dtype(dtype) == dtype
 
 

@@ -1,4 +1,4 @@
-"""Which folder or file is read: one that is named, a step of a root folder, the newest that is whole."""
+"""Finds the folder or file to read: a given one, a step of a root folder, or the newest intact step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = logging.getLogger("keras_flax_bridge")
 
 
 def candidates(path: Any, step: int | None) -> list[FilePath]:
-    """The folders that hold what is asked for, the newest first: one, or all steps of a root.
+    """The folders to read, newest first: one, or all steps of a root folder.
 
     Raises:
         CheckpointNotFoundError: if there is none, or not that step.
@@ -43,7 +43,7 @@ def candidates(path: Any, step: int | None) -> list[FilePath]:
             str(folder),
             got=f"step={step}",
             expected=f"one of the steps {list(steps)}",
-            fix="Leave step= out for the newest; max_to_keep= says how many stay.",
+            fix="Omit step= for the newest; max_to_keep= sets how many steps are kept.",
         )
     return [steps[found] for found in reversed(steps) if step in (None, found)]
 
@@ -51,7 +51,7 @@ def candidates(path: Any, step: int | None) -> list[FilePath]:
 def from_newest(
     folders: Sequence[FilePath], read: Callable[[FilePath], Any]
 ) -> tuple[Any, FilePath, Sequence[FilePath]]:
-    """What `read` makes of the newest folder that is not damaged, which that was, and which were.
+    """Calls `read` on the newest folder that is not damaged; also returns it and the damaged folders.
 
     Raises:
         CorruptCheckpointError: if all are damaged.

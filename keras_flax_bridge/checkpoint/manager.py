@@ -42,7 +42,7 @@ class CheckpointManager(metaclass=words.AnsweringType):
             are smaller, accuracies and other scores when they are larger.
         keep_every: steps that are multiples of this number stay as well; None for none.
         save_every: `save` writes only when a multiple of this many steps was reached.
-        layout: how leaves lie on disk: ``"tree"``, one Orbax array each, which plain Orbax code reads
+        layout: how leaves are stored: ``"tree"``, one Orbax array each, which plain Orbax code reads
             by name; ``"packed"``, all leaves under 64 KiB in one array, many times faster where there
             are many of them. `restore` reads both.
 
@@ -110,10 +110,10 @@ class CheckpointManager(metaclass=words.AnsweringType):
             state: a `TrainState`, this package's or Flax's; its `step` numbers the checkpoint.
             data: a Grain iterator, or any with `get_state` (bytes or JSON types) and `set_state`;
                 its position at this moment is stored.
-            logs: scalars to store, others are left out; `keep_best` ranks by one of them.
-            model: the Keras model whose config lies beside the weights, for `load_model`; None for
+            logs: scalars to store, other values are omitted; `keep_best` ranks by one of them.
+            model: the Keras model whose config is stored for `load_model`; None for
                 the one that the state was taken from.
-            now: True saves whatever `save_every` says.
+            now: True saves regardless of `save_every`.
 
         Returns:
             True if a save was started; False if none is due, or this step is already there because
@@ -148,7 +148,7 @@ class CheckpointManager(metaclass=words.AnsweringType):
                 return False, earlier
             if newer is not None:
                 raise stale(self.directory, step, newer)
-            with gc_pause.gc_paused():  # until it goes on in the background
+            with gc_pause.gc_paused():  # until it continues in the background
                 flat, keys = checked(state)
                 values = numbers(logs)
                 position = data_positions.position(data)
@@ -157,7 +157,7 @@ class CheckpointManager(metaclass=words.AnsweringType):
         return True, earlier
 
     def _is_due(self, step: int) -> bool:
-        """Whether a multiple of `save_every` lies between the step seen last and this one."""
+        """Whether a multiple of `save_every` is between the last step seen and this one."""
         with self._lock:
             before = self._last_seen if self._last_seen is not None else self.latest_step
         before = step - 1 if before is None or before >= step else before
@@ -178,14 +178,14 @@ class CheckpointManager(metaclass=words.AnsweringType):
         """Restores a step into what `like` is; see `restore` for the arguments.
 
         Args:
-            like: what comes back; see `restore`.
+            like: the target; see `restore`.
             step: which step; None for the newest.
             data: an iterator that is set to the stored position.
             include: which leaves; see `restore`.
             rename: how stored paths are called in `like`; see `restore`.
             partial: whether what matches is enough.
             verify: whether checksums are compared; see `restore`. Damaged steps that were passed
-                over are put aside, as ``<step>.damaged``.
+                over are renamed to ``<step>.damaged``.
             cast: whether leaves are brought to the dtypes of `like`; see `restore`.
 
         Returns:
@@ -224,7 +224,7 @@ class CheckpointManager(metaclass=words.AnsweringType):
         return max(logged, key=lambda step: (sign * logged[step], step), default=None)
 
     def all_steps(self) -> list[int]:
-        """All steps in the folder, ascending."""
+        """The steps in the folder, ascending."""
         return sorted(self._root.steps())
 
     def wait(self) -> None:

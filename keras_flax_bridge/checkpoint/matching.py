@@ -1,4 +1,4 @@
-"""Which stored leaf goes into which wanted one: `include`, `rename`, `cast`."""
+"""Matches stored leaves with the leaves of the target: `include`, `rename`, `cast`."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ _WHERE = (*WEIGHTS, *sorted(COLLECTIONS - set(WEIGHTS)))  # in the order in whic
 
 
 def _found(wanted: Iterable[Path], names: Mapping[Path, Path]) -> dict[Path, Path]:
-    """The stored path of each wanted leaf: that of its own name, else a weight of another collection."""
+    """The stored path of each target leaf: the same name, otherwise the weight in another collection."""
     found = {path: names[path] for path in wanted if path in names}
     used = set(found.values())
     for path in wanted:
@@ -91,7 +91,7 @@ def _require_included(include: Include, paths: Iterable[Path], where: str) -> No
     """Checks that every prefix of `include` names something.
 
     Raises:
-        StructureMismatchError: listing those that name nothing.
+        StructureMismatchError: listing entries that match nothing.
     """
     if include is None or isinstance(include, (str, re.Pattern)):
         return
@@ -110,7 +110,7 @@ def _require_included(include: Include, paths: Iterable[Path], where: str) -> No
 
 
 def _chooser(include: Include) -> Callable[[Path], bool]:
-    """Which paths `include` names: by a regular expression, or by a list of prefixes."""
+    """A predicate of the paths that `include` selects, by a regular expression or a list of prefixes."""
     if include is None:
         return lambda path: True
     texts = isinstance(include, (str, re.Pattern)) or (
@@ -124,7 +124,7 @@ def _chooser(include: Include) -> Callable[[Path], bool]:
     return lambda path: _within(path, prefixes)
 
 
-_LITERALLY = "Escape what is meant literally, or pass a list of prefixes."
+_LITERALLY = "Escape special characters, or pass a list of prefixes."
 
 
 def _require_form(argument: Any, allowed: bool, where: str, expected: str) -> None:
@@ -212,7 +212,7 @@ def _kind(leaf: Any) -> str:
 
 
 def placement(stored: Any, wanted: Any) -> Any:
-    """What Orbax is asked for: the stored shape and dtype, placed as the wanted leaf is."""
+    """The abstract array for Orbax: the stored shape and dtype, with the sharding of the target leaf."""
     if not hasattr(stored, "shape"):
         return stored
     if not fits_device(stored.dtype):  # jax would cut it to 32 bits, or refuse it

@@ -23,7 +23,7 @@ def give_back() -> None:
 
 
 def return_freed() -> None:
-    """Lets the C library give back every large block as soon as it is freed, for the rest of this process.
+    """Makes the C library return large blocks to the system as soon as they are freed, in this process.
 
     For programs that read files and end: glibc would else keep freed blocks of up to 32 MiB, in each thread.
     """

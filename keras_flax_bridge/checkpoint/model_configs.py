@@ -1,4 +1,4 @@
-"""Configs of models, stored beside the weights in a checkpoint."""
+"""Model configs, which are stored beside the weights in a checkpoint."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def of_state(state: Any, model: Any) -> dict[str, Any]:
 
 
 def of_model(model: Any) -> dict[str, Any]:
-    """The config of a model that Keras loaded from a file, compiled as it is."""
+    """The config of a model that Keras loaded from a file, with its compile config."""
     return _serialized(model)
 
 
 def _config(model: Any, state: Any) -> dict[str, Any]:
-    """What `build` needs to rebuild the model, as JSON types."""
+    """The JSON from which `build` rebuilds the model."""
     slots = _slot_values(model, state)
     if slots is None:
         return {**keras.saving.serialize_keras_object(model), "compile_config": None}
@@ -71,7 +71,7 @@ def build(config: Any, where: Any, stored: Mapping[Path, Any] | None = None) -> 
 
     Args:
         config: the config.
-        where: the file or folder that it comes from.
+        where: its file or folder, for messages.
         stored: the leaves that are stored with it: a much larger model is not built.
 
     Raises:

@@ -26,8 +26,8 @@ def map_for(
 
     Args:
         module: an `nnx.Module` of any class.
-        metadata: what lies beside the leaves of the checkpoint.
-        folder: where it lies, for messages.
+        metadata: the metadata of the checkpoint.
+        folder: its folder, for messages.
         stored: the leaves of the checkpoint.
 
     Returns:

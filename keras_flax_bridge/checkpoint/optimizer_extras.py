@@ -1,4 +1,4 @@
-"""Settings of an optimizer that its config lacks, stored beside the config of its model.
+"""Optimizer settings that a config lacks, which are stored beside the config of the model.
 
 ``{"exclude_from_weight_decay": {part: {"names": [...], "variables": [...]}}}``: `part` is the place of an
 optimizer inside of others, as its slots are keyed, and ``""`` for the outermost; `variables` are structural
@@ -33,7 +33,7 @@ _WORD = re.compile(r"[\w./-]+")
 
 
 def of_model(model: Any) -> dict[str, Any]:
-    """What to store for a compiled model, as plain JSON types, under `EXTRAS`; empty if there is nothing."""
+    """The settings of a compiled model that its config lacks, as JSON types under `EXTRAS`; empty if none."""
     given = {name: exclusions(part) for name, part in _parts(model).items()}
     found = {name: _stored(model, own) for name, own in given.items() if own.pattern is not None or own.ids}
     return {EXTRAS: {_DECAY: found}} if found else {}
@@ -57,7 +57,7 @@ def _stored(model: Any, own: Exclusions) -> dict[str, list[str]]:
 
 
 def _weights(model: Any) -> Iterator[tuple[str, Any]]:
-    """All weights by structural key; a frozen one may be trained later."""
+    """All weights by structural key, including frozen ones, which may be trained later."""
     return (
         (join_path(entry.path), entry.variable)
         for part in keras_internals.collect_layer(model)
@@ -66,10 +66,10 @@ def _weights(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 def put_back(model: Any, config: Any, where: Any) -> Any:
-    """The model, its optimizer with the settings that were stored beside the config.
+    """Returns the model, after its optimizer got the settings that are stored beside the config.
 
     Args:
-        model: what was built from `config`; a model that Keras did not compile has no use for them.
+        model: the model built from `config`; an uncompiled model does not use the settings.
         config: the dict in a checkpoint or a file, which is data: nothing in it is trusted.
         where: the checkpoint, for errors.
 
@@ -137,7 +137,7 @@ def write(path: FilePath, model: Any) -> str | None:
 
 
 def read(path: FilePath) -> dict[str, Any]:
-    """What `write` added to a `.keras` file, for `put_back`.
+    """Reads the settings that `write` added to a `.keras` file, for `put_back`.
 
     Raises:
         CheckpointError: if it is not JSON, or a newer version wrote it in a way of its own.
@@ -159,6 +159,6 @@ _FIX = "Load the file with keras.saving.load_model, and exclude from weight deca
 
 @dataclass(frozen=True, kw_only=True)
 class Comment(Record):
-    """What this package adds to a `.keras` file."""
+    """The record that this package adds to a `.keras` file."""
 
     optimizer_extras: Mapping[str, Any] | None = field(schema.table_of(schema.anything), default=None)

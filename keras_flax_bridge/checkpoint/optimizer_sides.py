@@ -17,11 +17,11 @@ from keras_flax_bridge.tree.paths import Path, flatten_tree
 
 
 class Aligned(NamedTuple):
-    """What is restored into.
+    """The target of a restore, after alignment of its optimizer.
 
     Attributes:
-        like: what was asked for, with the optimizer state of the library whose state is stored.
-        finish: makes what was asked for of the restored.
+        like: the target, with the optimizer of the library whose state is stored.
+        finish: converts the restored object to the requested one.
     """
 
     like: Any
@@ -29,15 +29,15 @@ class Aligned(NamedTuple):
 
 
 def align(like: Any, stored: Iterable[Path]) -> Aligned:
-    """What to restore into, so that the optimizer state is of the library whose state is stored.
+    """Aligns the target with the library, Keras or optax, whose optimizer state is stored.
 
     Args:
-        like: what was asked for; only a `TrainState` and a compiled model have another side.
+        like: the requested target; only a `TrainState` and a compiled model can be aligned.
         stored: the names in the checkpoint.
 
     Returns:
         `like` itself where its optimizer state has the names that are stored, or can't be converted: then it
-        is a mismatch, and is told as one.
+        is a mismatch, and is reported as one.
     """
     slots = {name[1:] for name in stored if name[0] == "opt_state"}
     own = _slots(like) if slots else None

@@ -1,4 +1,4 @@
-"""How a restore is to be done: the arguments that `restore` and `CheckpointManager.restore` share."""
+"""The arguments that `restore` and `CheckpointManager.restore` share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Rename = Mapping[str, str] | Sequence[tuple[str, str]] | Callable[[str], str] | 
 
 @dataclass(frozen=True)
 class RestoreOptions:
-    """The arguments of `restore`, whose docstring says what each means, but for what is read into what."""
+    """The optional arguments of `restore`, which documents them."""
 
     include: Include = None
     rename: Rename = None  # or a `WeightMap`

@@ -19,7 +19,7 @@ import numpy as np
 from keras_flax_bridge.tree.diff import dtype_name
 from keras_flax_bridge.tree.paths import Flat, Path, join_path, split_path
 
-LIMIT = 1 << 16  # bytes: a leaf of this size or more is an array of its own
+LIMIT = 1 << 16  # bytes: a leaf of this size or more is a separate array
 
 _FILE, _FILES = 1 << 25, 64  # the least size of a file, in bytes, and about how many there are at most
 
@@ -37,7 +37,7 @@ def pack(flat: Flat, host: Mapping[Path, np.ndarray]) -> tuple[np.ndarray, Index
 
     Args:
         flat: all leaves.
-        host: those that are arrays, as they lie in the memory of this process.
+        host: the arrays, in the memory of this process.
     """
     small = {path: host[path] for path, leaf in flat.items() if _is_small(leaf)}
     parts = [leaf.tobytes() for leaf in small.values()]
@@ -82,9 +82,9 @@ def span(index: Mapping[str, Any], paths: Iterable[Path]) -> tuple[int, int]:
 
 
 def file_size(size: int) -> int:
-    """How large the files of a checkpoint of so many bytes become, in bytes.
+    """The target size of the files of a checkpoint with this number of bytes.
 
-    A file is written to disk when it is full. With Orbax's default of 2 GB nothing is on its way
-    there until everything is gathered.
+    A file is written when it is full. With Orbax's default of 2 GB, writing only starts
+    when all data has been gathered.
     """
     return max(_FILE, size // _FILES)

@@ -104,7 +104,7 @@ def restored(folder: FilePath, like: Any, options: RestoreOptions) -> Any:
 
 
 def filled(source: Contents, like: Any, options: RestoreOptions) -> Any:
-    """What was opened, into what `like` is: planned, read and checked before anything is assigned."""
+    """Restores `source` into `like`: plans, reads and checks before anything is assigned."""
     like, finish = optimizer_sides.align(like, source.specs) if options.takes_all else Aligned(like)
     target = _target(like, source, options)
     names = _planned(source, target, options)
@@ -119,7 +119,7 @@ def filled(source: Contents, like: Any, options: RestoreOptions) -> Any:
 
 
 def _target(like: Any, source: Contents, options: RestoreOptions) -> Target:
-    """What is to be filled, by the names that the leaves have in the checkpoint."""
+    """The target of a restore, for the leaf names of the checkpoint."""
     tops = {name[0] for name in source.specs}
     target = target_of(like, tops=tops, weights=options.weight_map)
     if options.rename is not None or not isinstance(like, nnx.Module):
@@ -145,7 +145,7 @@ def _planned(source: Contents, target: Target, options: RestoreOptions) -> dict[
 
 
 def stored_position(path: Any) -> Any:
-    """The position of a data iterator in the newest checkpoint that can be read, as it gave it; or None."""
+    """The position of the data iterator in the newest readable checkpoint, or None."""
     read = from_newest(candidates(path, None), lambda folder: orbax_io.Stored(folder).metadata.data)
     return (read[0] or {}).get("json")
 

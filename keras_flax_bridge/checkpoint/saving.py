@@ -65,7 +65,7 @@ def _is_real(dtype: Any) -> bool:
 
 
 def state_metadata(state: Any, model: Any) -> Metadata:
-    """What lies beside the leaves: versions, and the config of the model where it has one."""
+    """The metadata of a checkpoint: versions, and the config of the model if it has one."""
     weights = getattr(type(state), "weight_map", None)  # of a module that kfb.migrate made
     mapped = None if weights is None else weights.to_json()
     return Metadata(versions=versions(), weight_map=mapped, **model_configs.of_state(state, model))
@@ -73,7 +73,7 @@ def state_metadata(state: Any, model: Any) -> Metadata:
 
 @cache
 def versions() -> dict[str, str]:
-    """Of the packages that write a checkpoint, by name."""
+    """The versions of the packages that write a checkpoint, by name."""
     return {name: packages.version(name) for name in ("keras", "jax", "flax", "orbax-checkpoint")}
 
 
@@ -84,7 +84,7 @@ def save(path: PathLike, state: PyTree, *, model: Models | None = None, layout: 
     Args:
         path: the folder to write; it must not exist.
         state: a `TrainState`, an `nnx.Module`, or any pytree of arrays.
-        model: the Keras model whose config lies beside the weights; None for the one that the
+        model: the Keras model whose config is stored; None for the one that the
             state was taken from.
         layout: ``"tree"`` or ``"packed"``; see `CheckpointManager`.
 
@@ -106,7 +106,7 @@ def save(path: PathLike, state: PyTree, *, model: Models | None = None, layout: 
             str(folder),
             got="a folder that exists",
             expected="a new one",
-            fix="Take another path, or delete what is there; nothing was written.",
+            fix="Use another path, or delete the existing one; nothing was written.",
         )
     packed = is_packed(layout)
     flat, keys = checked(state)

@@ -1,4 +1,4 @@
-"""What a checkpoint is restored into: leaves by path, and how values get in."""
+"""Targets of a restore: their leaves by path, and how values are assigned."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from keras_flax_bridge.tree.paths import Flat, Path, fill_tree, flatten_tree
 
 
 class Target(NamedTuple):
-    """What a restore fills: the leaves it wants, and how they are put in place."""
+    """The target of a restore: the leaves to restore, and how they are assigned."""
 
     wanted: Flat
     scope: frozenset[Path] | None  # the stored subtrees that must be used up; None for everything
     put: Callable[[Flat], Any]
-    of_weights: bool = True  # whether it is known what the first names stand for
+    of_weights: bool = True  # whether the meaning of the first names is known
     optional: frozenset[Path] = frozenset()  # wanted, and left as they are where nothing is stored
     ignored: frozenset[Path] = frozenset()  # structural keys that have no place in it
 
 
 def target_of(like: Any, *, tops: Iterable[str] = trees.WEIGHTS, weights: Any = None) -> Target:
-    """The target that `like` stands for.
+    """The target for `like`.
 
     Args:
         like: a `keras.Model` or an `nnx.Module`, a dict of either, an `nnx.State`, or a pytree of arrays or
@@ -55,7 +55,7 @@ def target_of(like: Any, *, tops: Iterable[str] = trees.WEIGHTS, weights: Any = 
             "like",
             got=f"a {type(like).__name__}",
             expected="a TrainState, a keras.Model, an nnx.Module, or a tree of arrays",
-            fix="Pass what the checkpoint shall be restored into.",
+            fix="Pass the object to restore the checkpoint into.",
         )
     found = {path[0] for path in leaves}
     plain = isinstance(like, Mapping) and found <= COLLECTIONS and "params" in tops
@@ -68,19 +68,19 @@ def target_of(like: Any, *, tops: Iterable[str] = trees.WEIGHTS, weights: Any = 
 
 
 def unboxed(paths: Iterable[Path]) -> dict[Path, Path]:
-    """Paths by what they are called without the level ``value`` that `nnx.State` has below each name."""
+    """Paths by their names without the level ``value`` of `nnx.State`."""
     paths = list(paths)
     boxed = all(len(path) > 1 and path[-1] == "value" for path in paths)
     return {path[:-1] if boxed else path: path for path in paths}
 
 
 def _weights(tops: Iterable[str]) -> frozenset[Path]:
-    """What must be used up by one who wants weights: they, and what isn't a tree of a state either."""
+    """The trees that a restore of weights must use completely: weights, and trees that no state has."""
     return subtrees(COLLECTIONS | (set(tops) - {*trees.names()}))
 
 
 def subtrees(names: Iterable[str]) -> frozenset[Path]:
-    """The paths of whole trees of a state."""
+    """The paths of trees of a state."""
     return frozenset((name,) for name in names)
 
 
@@ -126,7 +126,7 @@ def _nnx_target(like: Any, modules: Mapping[Path, nnx.Module], weights: frozense
 
 
 def _nnx_variables(module: Any) -> dict[Path, nnx.Variable[Any]]:
-    if hasattr(module, "variables_by_path"):  # ToNNX says which key an attribute stands for
+    if hasattr(module, "variables_by_path"):  # ToNNX maps attributes to structural keys
         variables: dict[Path, nnx.Variable[Any]] = module.variables_by_path()
         return variables
     return {tuple(map(str, path)): variable for path, variable in nnx.to_flat_state(nnx.state(module))}

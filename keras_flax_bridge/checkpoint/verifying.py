@@ -28,7 +28,7 @@ class VerifyRow(NamedTuple):
     Attributes:
         path: of the leaf; of a file inside an archive its name; ``""`` where nothing could be read.
         status: ``damaged`` or ``unchecked``.
-        what: what is wrong; ``""`` for a leaf that has no checksum.
+        what: the problem; ``""`` for a leaf without a checksum.
     """
 
     path: str
@@ -38,7 +38,7 @@ class VerifyRow(NamedTuple):
 
 @words.doors()
 class VerifyReport(NamedTuple):
-    """What `verify` found.
+    """The result of `verify`.
 
     Attributes:
         path: the file, or the folder of the checkpoint.
@@ -47,7 +47,7 @@ class VerifyReport(NamedTuple):
             ``""`` if nothing could be read.
         unchecked: paths of leaves for which no checksum was written.
         checked: how many leaves match their checksum.
-        by: what the leaves were compared with; ``""`` if there is nothing.
+        by: the kind of checksums; ``""`` if there are none.
 
     Example:
         >>> damaged = {"params/dense/bias": "checksum 0, not 1"}
@@ -137,7 +137,7 @@ def _of_checkpoint(folder: FilePath) -> VerifyReport:
 
 
 def _damaged(stored: Any, group: list[Path]) -> dict[str, str]:
-    """The errors of leaves that are read together; a large leaf is read alone, in parts."""
+    """The damaged leaves of a group; a large leaf is read separately, in parts."""
     if is_large(stored.specs[group[0]]):
         damaged: dict[str, str] = stored.damaged_large(group[0])
         return damaged

@@ -80,7 +80,7 @@ def given_model(options: Any) -> Any:
 
 
 def opened_with(path: str, options: Any, *, step: int | None = None) -> Contents:
-    """Opens a path; the model of --model is used if the file has no model config."""
+    """Opens a path, with the model of --model if the file has no model config."""
     found = opened(path, step=step)
     model = given_model(options) if found.unnamed else None
     return found if model is None else opened(path, step=step, model=model)

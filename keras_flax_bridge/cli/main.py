@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command.
 
     Args:
-        arguments: the words after the program's name; None for those of this process.
+        arguments: the command-line arguments; None for those of this process.
 
     Returns:
         The exit code: 0 fine, 1 a difference or damage was found, 2 wrong use.
@@ -78,6 +78,10 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {said(error, 10_000)}. Run it again with --debug to see where."
 
 
+def _warn(text: str) -> None:
+    output.complain(f"Warning: {text}", style="yellow")
+
+
 def _close(stream: Any) -> None:
     """Discards what Python or a library still writes to a stream at exit."""
     with contextlib.suppress(OSError, ValueError):
@@ -92,8 +96,9 @@ class _Parser(argparse.ArgumentParser):
         self.commands: dict[str, _Parser] = {}
 
     def read(self, arguments: Sequence[str] | None) -> argparse.Namespace:
-        """Reads a command line; what a command does not take is an error."""
-        options, rest = self.parse_known_args(arguments)
+        """Parses a command line; unknown arguments raise an error."""
+        typed = sys.argv[1:] if arguments is None else arguments
+        options, rest = self.parse_known_args(words.present_options(self.prog, typed, _warn))
         if rest:
             self.commands[options.command].error(f"unrecognized arguments: {' '.join(rest)}")
         return options

@@ -107,7 +107,7 @@ class FlaxLayer(keras.layers.Layer):
 
     @property
     def call(self) -> Callable[..., PyTree]:
-        """Calls the module; the signature is that of the module."""
+        """Calls the module, with the module's signature."""
         return _Call(self, _keras_signature(self._held.signature))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -151,7 +151,7 @@ class FlaxLayer(keras.layers.Layer):
                 shape=leaf.spec.shape,
                 initializer=source.initializer(index),
                 dtype=str(leaf.spec.dtype) if own else self.variable_dtype,
-                autocast=leaf.trainable,  # statistics would lose what a batch adds to them
+                autocast=leaf.trainable,  # statistics would lose the update of the batch
                 trainable=leaf.trainable,
             )
 

@@ -59,7 +59,7 @@ class ToLinen(nn.Module):
         """Calls the layer on this module's variables.
 
         Args:
-            *args: what the layer is called on.
+            *args: arguments of the layer's call.
             training: None for the module's own.
             **kwargs: passed to the layer, such as ``mask`` or ``initial_state``.
 
@@ -128,7 +128,7 @@ class ToLinen(nn.Module):
     def _store(
         self, boxes: Mapping[tuple[str, str], Any], values: Mapping[str, Any], key: jax.Array | None
     ) -> None:
-        """Writes what the call changed into the collections that the caller made mutable."""
+        """Writes changed variables to the collections that the caller made mutable."""
         for (collection, name), box in boxes.items():
             derived = collection == "seeds" and key is not None
             if not derived and self.is_mutable_collection(collection):

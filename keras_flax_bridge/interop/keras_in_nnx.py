@@ -143,7 +143,7 @@ class ToNNX(nnx.Module):
         """Calls the layer on this module's values, and updates its state.
 
         Args:
-            *args: what the layer is called on.
+            *args: arguments of the layer's call.
             training: None for what ``train()`` or ``eval()`` set; inference at first, as in Keras.
             return_losses: whether to return the losses too, as Keras's ``stateless_call`` does.
             **kwargs: passed to the layer, such as ``mask`` or ``initial_state``.
@@ -246,7 +246,7 @@ class ToNNX(nnx.Module):
         keras_internals.refresh(layer)
 
 
-# what jax made as a pytree; under a transformation, what is added to such a copy is lost
+# copies that jax creates from a pytree; under a transformation, additions to such a copy are lost
 _COPIES: weakref.WeakSet[ToNNX] = weakref.WeakSet()
 
 

@@ -40,7 +40,7 @@ class LinenLayer(FlaxLayer):
         module: a `linen.Module`, or a class or function that returns one.
         args: positional arguments for the class or the function.
         kwargs: keyword arguments.
-        method: the name of what is called.
+        method: the name of the method that is called.
         seed: an int; None for one that `keras.utils.set_random_seed` decides.
         **options: ``name``, ``dtype``, ``trainable``, as for any layer. Inputs and parameters come in
             the compute dtype. float32 variables are held in the variable dtype, others in their own.
@@ -120,7 +120,7 @@ class LinenLayer(FlaxLayer):
             mutable, options = [*others, "losses"], {**kwargs, **flags}
             return module.apply(variables, *args, rngs=rngs, mutable=mutable, method=held.method, **options)
 
-        (outputs, updates), moved = self._drawing(call, training, seed)
+        (outputs, updates), moved = self._call_drawing_keys(call, training, seed)
         for loss in jax.tree.leaves(updates.pop("losses", {})):
             self.add_loss(jnp.sum(loss))
         after = {name: updates.get(name, tree) for name, tree in variables.items()}
@@ -128,7 +128,9 @@ class LinenLayer(FlaxLayer):
         self._write([*before, seed], [*flat, moved])
         return outputs
 
-    def _drawing(self, call: Callable[[Any], Any], training: bool, seed: jax.Array) -> tuple[Any, jax.Array]:
+    def _call_drawing_keys(
+        self, call: Callable[[Any], Any], training: bool, seed: jax.Array
+    ) -> tuple[Any, jax.Array]:
         """Calls the module with keys only if it uses any, so that other calls don't advance the seed."""
         if training not in self._held.draws:
             try:
@@ -143,7 +145,7 @@ class LinenLayer(FlaxLayer):
 def _with_flags(held: ModuleHandle, training: bool) -> tuple[Any, dict[str, bool]]:
     """The Linen module and arguments, with the fields and arguments that select training or inference."""
     fields = {name: training == word for name, word in FLAGS.items() if hasattr(held.module, name)}
-    # what a field says, no argument may say again
+    # a setting in a field must not be passed as an argument
     said = {name for name in fields if getattr(held.module, name) is not None}
     arguments = {name: value for name, value in held.flags(training).items() if name not in said}
     own = {name: value for name, value in fields.items() if name not in held.flags(training)}

@@ -1,4 +1,4 @@
-"""How the Flax module of a Keras layer is created, and how that is stored in a Keras config."""
+"""Creates the Flax module of a Keras layer, and stores its constructor in the Keras config."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Maker:
         if isinstance(target, nnx.Module):
             if not hasattr(target, "get_config"):
                 raise _unwritable(
-                    _title(type(target)), "an instance, which doesn't say how it was made", _FUNCTION
+                    _title(type(target)), "an instance, which does not record its constructor", _FUNCTION
                 )
             target, kwargs = type(target), target.get_config()
         return {
@@ -81,7 +81,7 @@ class Maker:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Maker:
-        """What `get_config` wrote.
+        """Creates a maker from the result of `get_config`.
 
         Raises:
             UnsupportedLayerError: if the config names something that is not allowed, or has another form.

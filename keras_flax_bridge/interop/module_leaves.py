@@ -145,7 +145,7 @@ class Source:
     @cached_property
     def first(self) -> list[Any]:
         """The values with which the module was created."""
-        # what is read under a trace and kept must not belong to it
+        # values that are read in a trace and kept must not be tracers
         scope = jax.ensure_compile_time_eval() if keras_internals.in_scope() else contextlib.nullcontext()
         with scope:
             values = self.tree.flatten(self._draw(None), "module")

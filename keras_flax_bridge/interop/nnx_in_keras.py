@@ -39,7 +39,7 @@ class NNXLayer(FlaxLayer):
         args: positional arguments for the class or the function.
         kwargs: keyword arguments. If ``rngs`` is not among them and is a parameter, it gets
             ``nnx.Rngs(seed)``.
-        method: the name of what is called.
+        method: the name of the method that is called.
         seed: an int; None for one that `keras.utils.set_random_seed` decides.
         **options: ``name``, ``dtype``, ``trainable``, as for any layer. Inputs and parameters come in
             the compute dtype. float32 variables are held in the variable dtype, others in their own.

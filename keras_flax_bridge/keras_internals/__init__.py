@@ -29,7 +29,6 @@ from keras_flax_bridge.keras_internals.graph import application_layers as applic
 from keras_flax_bridge.keras_internals.graph import build_shapes as build_shapes
 from keras_flax_bridge.keras_internals.graph import child_names as child_names
 from keras_flax_bridge.keras_internals.graph import deletes_masks as deletes_masks
-from keras_flax_bridge.keras_internals.graph import drawing as drawing
 from keras_flax_bridge.keras_internals.graph import functional as functional
 from keras_flax_bridge.keras_internals.graph import layer_names as layer_names
 from keras_flax_bridge.keras_internals.graph import mask_of as mask_of
@@ -39,6 +38,7 @@ from keras_flax_bridge.keras_internals.graph import rerun as rerun
 from keras_flax_bridge.keras_internals.graph import run_nodes as run_nodes
 from keras_flax_bridge.keras_internals.graph import set_mask as set_mask
 from keras_flax_bridge.keras_internals.graph import structure as structure
+from keras_flax_bridge.keras_internals.graph import tracing as tracing
 from keras_flax_bridge.keras_internals.initializers import forget_traced as forget_traced
 from keras_flax_bridge.keras_internals.initializers import initial_values as initial_values
 from keras_flax_bridge.keras_internals.keys import collect_layer as collect_layer

@@ -88,7 +88,7 @@ def check_inputs(model: Any, x: Any) -> None:
     """
     wanted = _input_shapes(model)
     if wanted is None or any(leaf is None for leaf in keras.tree.flatten(x)):
-        return  # a model that doesn't say, or optional inputs left out: Keras checks those
+        return  # an undeclared structure, or omitted optional inputs: Keras checks these
     if isinstance(x, dict) and all(name in x for name, _ in wanted):
         given: Flat = {(name,): x[name] for name, _ in wanted}
     else:
@@ -103,7 +103,7 @@ def check_inputs(model: Any, x: Any) -> None:
 
 
 def _input_shapes(model: Any) -> list[tuple[str, tuple[Any, ...]]] | None:
-    """Name and shape of every input; None for a model that doesn't say."""
+    """Names and shapes of the inputs; None if the model doesn't declare them."""
     inputs = getattr(model, "inputs", None)
     return [(tensor.name, tuple(tensor.shape)) for tensor in inputs] if inputs else None
 
@@ -146,7 +146,7 @@ def check_leading_axis(batches: Any, length: int) -> None:
 
 
 def one_of(batches: Any, steps: int) -> Any:
-    """The shapes of one batch out of those of a call."""
+    """The shapes of one batch, from the shapes of a call."""
     check_leaves(batches)
     shapes = keras_internals.specs(batches)
     if steps == 1:

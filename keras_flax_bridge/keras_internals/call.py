@@ -91,12 +91,12 @@ def stateless(
         layer: a built Keras layer.
         state: its variables: the trainable and the non-trainable ones.
         variables: their values.
-        args: what the layer is called on.
+        args: arguments of the layer's call.
         kwargs: passed to the layer.
         rngs: a key, or a dict of keys, from which all seeds derive; None for those of `variables`.
 
     Raises:
-        StructureMismatchError: if `variables` isn't what the layer needs.
+        StructureMismatchError: if `variables` don't match the layer.
         OwnershipError: if a leaf was donated to a step.
     """
     params, non_trainable = state
@@ -162,7 +162,7 @@ def _lacks_seed(entry: Entry, given: Mapping[Path, Any]) -> bool:
 
 
 def _refuse_placeholders(drawn: Sequence[Entry], absent: Mapping[Path, Any]) -> None:
-    """A seed that was left out must not have been drawn from."""
+    """Checks that no omitted seed was used."""
     missing = [join_path(("non_trainable", *e.path)) for e in drawn if e.path in absent]
     if missing:
         raise StructureMismatchError(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 
 class Exclusions(NamedTuple):
-    """What `exclude_from_weight_decay` was given.
+    """The arguments of `exclude_from_weight_decay`.
 
     Attributes:
         pattern: a regular expression that is searched in the names of variables; None for no names.
@@ -19,7 +19,7 @@ class Exclusions(NamedTuple):
 
 
 def exclusions(optimizer: Any) -> Exclusions:
-    """What one optimizer excludes; the optimizers inside of it have their own."""
+    """The exclusions of one optimizer; inner optimizers have separate ones."""
     # `_exclude_from_weight_decay`, `_exclude_from_weight_decay_pattern`: nothing public has them
     pattern = getattr(optimizer, "_exclude_from_weight_decay_pattern", None)
     ids = getattr(optimizer, "_exclude_from_weight_decay", None) or ()
@@ -32,7 +32,7 @@ def excludes_variables(optimizer: Any) -> bool:
 
 
 def exclude(optimizer: Any, pattern: str | None, variables: Iterable[Any]) -> None:
-    """Sets what an optimizer excludes; both at once, because Keras's method forgets what it is not given."""
+    """Sets the exclusions of an optimizer; both at once, because Keras's method resets omitted arguments."""
     optimizer.exclude_from_weight_decay(list(variables), None if pattern is None else [pattern])
 
 

@@ -1,4 +1,4 @@
-"""Models that are built to be filled at once: the random values that they would start with are not drawn."""
+"""Builds models that get stored values immediately, without drawing random initial values."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _RANDOM = (
     initializers.VarianceScaling,
     initializers.Orthogonal,
 )
-_ALIGNED = 64  # bytes: jax takes over an aligned array of numpy's as it is, on CPU
+_ALIGNED = 64  # bytes: on CPU, jax uses aligned numpy arrays without a copy
 
 
 def filled(build: Callable[[], Any], fill: Callable[[Any], None]) -> Any:
-    """A model, or a dict of models, whose variables get stored values as soon as it is built.
+    """Builds a model, or a dict of models, whose variables get stored values immediately.
 
     Random initial values cost a program for every shape, and the memory of the weights a second time. In
     their place stand zeros whose memory the system provides when it is touched, which it never is. If
@@ -51,7 +51,7 @@ def filled(build: Callable[[], Any], fill: Callable[[Any], None]) -> Any:
 
 
 class _Undrawn:
-    """Variables that hold zeros in place of the random values that Keras would draw."""
+    """Variables with zeros in place of the random values that Keras would draw."""
 
     def __init__(self) -> None:
         self._made: list[Any] = []
@@ -86,7 +86,7 @@ class _Undrawn:
         return self._read or left
 
     def _class(self, base: type) -> Any:
-        """A class for variables of another class, which they have again once they are assigned."""
+        """A subclass for unassigned variables; assignment restores their class."""
         if base not in self._classes:
             self._classes[base] = self._made_class(base)
         return self._classes[base]
@@ -113,7 +113,7 @@ class _Undrawn:
 
 
 def _draws_alone(initializer: Any) -> bool:
-    """Whether an initializer draws from a number of its own, so that nobody misses the draw."""
+    """Whether an initializer has a separate seed, so that a skipped draw has no effect on others."""
     own = isinstance(initializer, _RANDOM) and type(initializer).__module__.startswith("keras.")
     return own and isinstance(getattr(initializer, "seed", None), int)
 

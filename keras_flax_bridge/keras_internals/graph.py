@@ -50,7 +50,7 @@ class Node(NamedTuple):
 
 
 def functional(model: Any) -> Any:
-    """The Functional model that is or lies inside `model`; None where there is no graph."""
+    """The Functional model that `model` is or contains; None if there is no graph."""
     if isinstance(model, keras.Sequential):
         return model._functional  # the graph that a built Sequential makes of itself
     is_graph = isinstance(model, graph_classes()) and type(model).call is graph_classes()[0].call
@@ -100,7 +100,7 @@ def layer_names(model: Any) -> dict[int, str]:
 
 
 @contextlib.contextmanager
-def drawing(layer: Any) -> Iterator[None]:
+def tracing(layer: Any) -> Iterator[None]:
     """Inside, layers can be called on KerasTensors without a trace of it in their own graphs."""
     held = all_layers(layer)
     before = [(p, list(p._inbound_nodes), list(p._outbound_nodes)) for p in held]
@@ -121,7 +121,7 @@ def application_layers() -> dict[str, type]:
 
 
 def own_name(operation: Any) -> str:
-    """The name that the user gave, else the class in snake case: never what Keras counted."""
+    """The name that the user gave, otherwise the class in snake case, without Keras's counter."""
     name: str = to_snake_case(type(operation).__name__) if has_auto_name(operation) else operation.name
     return name
 
@@ -142,12 +142,12 @@ def build_shapes(model: Any) -> Any:
 
 
 class Rerun(NamedTuple):
-    """A Functional model drawn again, with the masks that its layers really see.
+    """A Functional model traced again, with the masks that its layers receive when it runs.
 
     Attributes:
         outputs: its outputs, in their structure.
         tensors: the new tensor for each one of the model's own, by id.
-        aliases: tensors that stand for others without their mask, by id.
+        aliases: by id of a tensor without a mask, the original tensor.
     """
 
     outputs: Any
@@ -156,12 +156,12 @@ class Rerun(NamedTuple):
 
 
 def deletes_masks(model: Any) -> bool:
-    """Whether a call of the model takes masks off tensors, which drawing it does not do."""
+    """Whether a call of the model removes masks from tensors, unlike the construction of its graph."""
     return any(type(layer) is keras.layers.MultiHeadAttention for layer in model.layers)
 
 
 def rerun(model: Any, inputs: Any = None) -> Rerun:
-    """Draws a Functional model again as it runs: attention takes the masks off what it is given.
+    """Traces a Functional model again as it runs, since attention layers remove masks from their inputs.
 
     `MultiHeadAttention.call` does so on the tensors themselves, so layers that read them afterwards
     see no mask. Keras draws a layer on copies: the graph of the model keeps the masks.

@@ -123,7 +123,7 @@ def _cannot_rebuild(layer: Any, reason: str) -> UnsupportedLayerError:
         f"layer {layer.name!r}",
         got=f"a {type(layer).__name__} that can't be rebuilt ({reason})",
         expected="get_config() and get_build_config() that rebuild it",
-        fix="Define them as Keras's guide on serialization says, or use the layer's current values.",
+        fix="Define them as described in Keras's guide on serialization, or use the layer's current values.",
     )
 
 
@@ -164,7 +164,7 @@ def _values_as_initializers() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_uninitialized() -> Iterator[None]:
-    """Keeps variables that never get a value off Keras's global list of those that wait for one."""
+    """Keeps variables that never get a value off Keras's global list of uninitialized variables."""
     name = "uninitialized_variables"  # Keras would fill all that are on it at the next occasion
     before = list(global_state.get_global_attribute(name, []))
     try:

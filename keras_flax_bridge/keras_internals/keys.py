@@ -32,7 +32,7 @@ def collect_layer(layer: Any) -> tuple[Collection, Collection]:
 def collect_state(layer: Any) -> tuple[Collection, Collection]:
     """As `collect_layer`, and with the variables that Keras doesn't track, such as states of RNNs.
 
-    Keras's own functions on JAX lose what a call writes there.
+    Keras's own functions on JAX lose updates of such variables.
     """
     entries = list(_walk(layer, (), set(), untracked=True))
     tracked = [entry for entry in entries if entry.kind != UNTRACKED]
@@ -108,7 +108,7 @@ def _walk(layer: Any, path: Path, seen: set[int], *, untracked: bool = False) ->
 
 
 def _require_arrays(layer: Any) -> None:
-    if hasattr(layer, "save_assets"):  # where Keras's layers keep what is no array
+    if hasattr(layer, "save_assets"):  # values that Keras layers store outside of variables
         raise UnsupportedLayerError(
             f"layer {layer.name!r}",
             got=f"a {type(layer).__name__}, which keeps state that is not an array (it has save_assets)",
@@ -136,7 +136,7 @@ def _held_variables(layer: Any, known: set[int]) -> Iterator[Any]:
 
 
 def _children(layer: Any, attributes: Mapping[int, Path], names: Names) -> Iterator[tuple[Path, Any]]:
-    """Sublayers with their names: those of the graph first, then those that attributes hold."""
+    """Sublayers with their names: layers of the graph first, then layers in attributes."""
     graph: Sequence[Any] = layer.layers if isinstance(layer, graph_classes()) else ()
     yield from graph_children(graph, names)
     # `_layers`: the sublayers that Keras tracks; the public `layers` exists on models only
@@ -153,7 +153,7 @@ def _children(layer: Any, attributes: Mapping[int, Path], names: Names) -> Itera
 @cache
 def graph_classes() -> Any:
     """The classes of models that are a graph of layers."""
-    from keras.src.models.functional import Functional  # keras exports no name for it
+    from keras.src.models.functional import Functional  # keras does not export it
 
     return Functional, keras.Sequential
 
@@ -179,7 +179,7 @@ def _has_auto_form(name: str, stem: str) -> bool:
 
 
 def variable_name(variable: Any, attributes: Mapping[int, Path], names: Names) -> Path:
-    """A variable's own name; one that nobody named is called as the attribute that holds it."""
+    """The name of a variable; an unnamed variable has the name of the attribute that holds it."""
     if not _has_auto_form(variable.name, "variable"):
         return (names.take(variable.name),)
     if id(variable) in attributes:
@@ -189,12 +189,12 @@ def variable_name(variable: Any, attributes: Mapping[int, Path], names: Names) -
 
 @cache
 def _layer_bookkeeping() -> frozenset[str]:
-    """What every layer has: Keras's own attributes, where no user puts a sublayer."""
+    """The attributes of every Keras layer, which hold no sublayers of users."""
     return frozenset(vars(keras.layers.Layer()))
 
 
 def held_by(holder: Any, skip: frozenset[str]) -> dict[int, Path]:
-    """Where an object holds layers and variables, in lists and dicts too: the first place of each."""
+    """The first place of each layer and variable in an object, including lists and dicts."""
     found: dict[int, Path] = {}
     for name in public_first(vars(holder).keys() - skip):
         for path, value in contents((name,), vars(holder)[name]):
@@ -203,7 +203,7 @@ def held_by(holder: Any, skip: frozenset[str]) -> dict[int, Path]:
 
 
 def public_first(names: Iterable[str]) -> list[str]:
-    """Names in order, those with an underscore last."""
+    """Names in order, names with a leading underscore last."""
     return sorted(names, key=lambda name: (name.startswith("_"), name))
 
 

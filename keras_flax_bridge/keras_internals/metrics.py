@@ -22,7 +22,7 @@ from keras_flax_bridge.keras_internals.trainers import metrics_built, trainer
 
 
 def metric_entries(model: Any) -> Iterator[Entry]:
-    """Variables of all metrics in Keras's order; one that Keras lists twice comes twice."""
+    """The variables of all metrics in Keras's order, with the duplicates of Keras's list."""
     names, places = Names(), {}
     for name, metric in _metrics(model, with_built_metrics(model)):
         if id(metric) not in places:
@@ -55,8 +55,8 @@ def _output_keys(model: Any) -> dict[str, str]:
 
 
 def _metric_name(metric: Any) -> str:
-    """The name that the user gave, or else the class in snake case."""
-    # `_fn`: what a metric made of a loss calls; the metric has the name of the loss
+    """The name that the user gave, otherwise the class in snake case."""
+    # `_fn`: the loss that a metric wraps; the metric has the name of the loss
     for named in (metric, getattr(metric, "_fn", None)):
         if isinstance(named, (keras.Metric, keras.Loss)) and has_auto_name(named):
             name: str = to_snake_case(type(named).__name__)
@@ -77,7 +77,7 @@ def _compiled_metrics(container: Any, outputs: Mapping[str, str]) -> Iterator[tu
 
 
 def with_built_metrics(model: Any) -> Any:
-    """The model, or where its compiled metrics saw no data yet, a twin that stands in for it.
+    """The model, or a twin with built metrics if its compiled metrics have not seen data yet.
 
     Which metric a word such as ``accuracy`` means depends on the shape of the targets; which
     variables it has doesn't. So the twin tells the structure, and the model's own stay unbuilt.

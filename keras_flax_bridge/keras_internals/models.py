@@ -97,7 +97,7 @@ def build_optimizer(model: Any) -> None:
         StructureMismatchError: if the optimizer was built for other variables.
     """
     optimizer = model.optimizer
-    # `_trainable_variables`: what the optimizer was built for
+    # `_trainable_variables`: the variables that the optimizer was built for
     if optimizer.built and set(map(id, optimizer._trainable_variables)) == set(
         map(id, model.trainable_variables)
     ):
@@ -114,5 +114,5 @@ def build_optimizer(model: Any) -> None:
         raise difference.error(
             f"optimizer {optimizer.name!r}",
             "It was built for other variables. Compile the model again after layers were frozen or "
-            "unfrozen, and give each model an optimizer of its own.",
+            "unfrozen, and give each model a separate optimizer.",
         )

@@ -37,7 +37,7 @@ def rebuilt(
 
 
 def rebuilt_alone(optimizer: Any) -> Any:
-    """As `rebuilt`, before the variables that it will train exist: `match_exclusions` follows when they do.
+    """Like `rebuilt`, before its variables exist; call `match_exclusions` once they do.
 
     Raises:
         UnsupportedOptimizerError: if variables are excluded as objects that can't be identified.
@@ -123,7 +123,7 @@ def _loss_scale(optimizer: Any, config: dict[str, Any], again: Callable[[Any], A
 
 
 def _multi(optimizer: Any, config: dict[str, Any], again: Callable[[Any], Any]) -> Any:
-    # `_optimizer_map`: what the constructor was given; nothing public has it
+    # `_optimizer_map`: the argument of the constructor, which is not public
     chosen = optimizer._optimizer_map
     if hasattr(chosen, "default_optimizer"):
         groups = {pattern: again(inner) for pattern, inner in chosen.items()}
@@ -134,7 +134,7 @@ def _multi(optimizer: Any, config: dict[str, Any], again: Callable[[Any], Any]) 
 
 
 def _selector(select: Callable[[Any], Any], again: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A function that returns copies of the optimizers of another, and is serialized as that one."""
+    """A function that returns copies of the optimizers of another, and is serialized as the other."""
 
     def selected(variable: Any) -> Any:
         return again(select(variable))
@@ -157,7 +157,7 @@ _INSIDE = {
 
 def sharing_objects() -> Any:
     """Context in which an object that was serialized twice is deserialized once, as in ``.keras`` files."""
-    from keras.src.saving.serialization_lib import ObjectSharingScope  # keras exports no name for it
+    from keras.src.saving.serialization_lib import ObjectSharingScope  # keras does not export it
 
     return ObjectSharingScope()
 
@@ -174,7 +174,7 @@ def twin_of(optimizer: Any, values: Flat, owner: Callable[[Path], Any]) -> Twin:
     """The optimizer rebuilt and built for variables of these values, with its slots at their start.
 
     Args:
-        optimizer: a Keras optimizer; it stays as it is.
+        optimizer: a Keras optimizer; it is not changed.
         values: arrays by path.
         owner: the variable whose name, path and constraint one of a path has; None for none.
     """
@@ -187,7 +187,7 @@ def twin_of(optimizer: Any, values: Flat, owner: Callable[[Path], Any]) -> Twin:
 
 
 def _variable(path: Path, value: Any, owner: Any) -> Any:
-    """A variable of another value that stands in for its owner: some slots start with the weights."""
+    """A variable with another value that stands in for its owner, since some slots start with the weights."""
     name = (path[-1] if path else "param").replace("/", "_")
     variable = keras.Variable(
         value, dtype=str(value.dtype), trainable=True, name=owner.name if owner is not None else name

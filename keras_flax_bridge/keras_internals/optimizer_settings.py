@@ -1,4 +1,4 @@
-"""What an optimizer decides for each variable: learning rate, decay, group, rule."""
+"""Per-variable settings of an optimizer: learning rate, decay, group, rule."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from keras_flax_bridge.startup import compat
 
 def learning_rate(optimizer: Any) -> Any:
     """The variable that holds the learning rate, or the schedule or function that gives it."""
-    return optimizer._learning_rate  # the public `learning_rate` is what it is at this moment
+    return optimizer._learning_rate  # the public `learning_rate` is the current value
 
 
 def number(variable: Any) -> float | None:
@@ -25,7 +25,7 @@ def built_for(optimizer: Any) -> list[Any]:
 
 
 def keeps(optimizer: Any, attribute: str) -> bool:
-    """Whether what a built optimizer holds in an attribute is among its variables."""
+    """Whether the value of an attribute of a built optimizer is one of its variables."""
     known = {id(variable) for variable in optimizer.variables}
     found = contents((), getattr(optimizer, attribute, None)) if optimizer.built else ()
     return optimizer.built and all(id(variable) in known for _, variable in found)
@@ -47,7 +47,7 @@ def is_decayed(optimizer: Any, variable: Any) -> bool:
 
 def takes_adam(muon: Any, variable: Any) -> bool:
     """Whether Muon updates a variable by Adam."""
-    answer: bool = muon._should_use_adamw(variable)  # its rule on shapes and paths stands nowhere else
+    answer: bool = muon._should_use_adamw(variable)  # there is no public form of its rule on shapes and paths
     return answer
 
 
@@ -57,7 +57,7 @@ def is_multi(optimizer: Any) -> bool:
 
 
 def group_of(multi: Any, variable: Any) -> int:
-    """Which of a MultiOptimizer's optimizers has a variable."""
+    """The optimizer of a MultiOptimizer that has a variable."""
     # `_var_to_optimizer_idx`, `_optimizer_map`: who gets what, after and before it is built
     indices: dict[int, int] = getattr(multi, "_var_to_optimizer_idx", {})
     if id(variable) in indices:
@@ -67,7 +67,7 @@ def group_of(multi: Any, variable: Any) -> int:
 
 
 class NamedLeaf:
-    """A stand-in for a variable: the name and the shape of a leaf."""
+    """Stands in for a variable: the name and shape of a leaf."""
 
     constraint = None
 

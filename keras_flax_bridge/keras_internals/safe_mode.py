@@ -22,8 +22,8 @@ def deserialized(config: Any, where: Any) -> Any:
     """Deserializes a config.
 
     Args:
-        config: what `keras.saving.serialize_keras_object` gave, out of a file; it stays as it is.
-        where: what it is of, for messages.
+        config: the result of `keras.saving.serialize_keras_object` from a file; it is not changed.
+        where: its owner, for messages.
 
     Raises:
         CheckpointError: if it names something that is not allowed.
@@ -31,5 +31,5 @@ def deserialized(config: Any, where: Any) -> Any:
     """
     require_safe(config, where)
     with safe_mode():
-        # a copy: `from_config` may change what it is given, as that of keras.layers.Wrapper does
+        # a copy: `from_config` may change its argument, as in keras.layers.Wrapper
         return keras.saving.deserialize_keras_object(copy.deepcopy(config), safe_mode=True)

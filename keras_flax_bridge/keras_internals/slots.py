@@ -17,7 +17,7 @@ def optimizer_entries(optimizer: Any, keys: Mapping[int, Path]) -> list[Entry]:
     found: dict[int, Path] = {}
     _place_slots(optimizer, (), keys, found)
     names = Names()
-    for variable in optimizer.variables:  # what a custom optimizer keeps in no attribute
+    for variable in optimizer.variables:  # state of a custom optimizer that is in no attribute
         if id(variable) not in found:
             found[id(variable)] = ("variables", names.take("variable"))
     return [Entry(found[id(v)], v, OTHER) for v in optimizer.variables]
@@ -101,7 +101,7 @@ def _variables(value: Any) -> list[tuple[Path, Any]]:
 
 
 def iterations(optimizer: Any) -> Any:
-    """How many batches an optimizer has seen, an int32 scalar."""
+    """The number of batches that an optimizer has seen, an int32 scalar."""
     inner = getattr(
         optimizer, "inner_optimizer", optimizer
     )  # that of an outer LossScaleOptimizer does not advance

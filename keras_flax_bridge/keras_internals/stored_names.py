@@ -15,7 +15,7 @@ from keras_flax_bridge.tree.paths import Path
 
 
 class _Recorder(saving_lib.H5IOStore):
-    """A file stand-in that records the name under which Keras stores each variable."""
+    """A file stub that records the name under which Keras stores each variable."""
 
     def __init__(self) -> None:
         self.names: dict[int, str] = {}
@@ -53,9 +53,9 @@ def names_in_files(model: Any) -> dict[Path, str]:
 
 @contextlib.contextmanager
 def weights_on_disk() -> Iterator[None]:
-    """Inside, Keras writes and unpacks the weights of a `.keras` file beside it, and not in memory.
+    """A context in which Keras writes and unpacks the weights of a `.keras` file on disk, not in memory.
 
-    That is what Keras does itself with weights that are large beside the free memory.
+    Keras does this itself if the weights are large compared with the free memory.
     """
     with PATCHING:
         # `is_memory_sufficient`: nothing public decides it

@@ -80,7 +80,7 @@ def is_overridden(model: Any, method: str) -> bool:
 
 def has_loss(model: Any) -> bool:
     """Whether a model was compiled with a loss."""
-    # `_compile_loss`: None for a model that trains on add_loss() alone
+    # `_compile_loss`: None for a model that only trains on add_loss()
     return model._compile_loss is not None
 
 

@@ -2,7 +2,7 @@
 
 import typing
 
-import keras_flax_bridge.migrate.rules.attention as _attention  # noqa: F401 - fills the table
+import keras_flax_bridge.migrate.rules.attention as _attention  # noqa: F401 - registers its rules
 import keras_flax_bridge.migrate.rules.conv as _conv  # noqa: F401
 import keras_flax_bridge.migrate.rules.core as _core  # noqa: F401
 import keras_flax_bridge.migrate.rules.recurrent as _recurrent  # noqa: F401
@@ -22,7 +22,7 @@ from keras_flax_bridge.migrate.weights import to_nnx_state as to_nnx_state
 from keras_flax_bridge.migrate.weights import weight_map as weight_map
 from keras_flax_bridge.tree import words as _words
 
-if not typing.TYPE_CHECKING:  # a module with a `__getattr__` would have any name
+if not typing.TYPE_CHECKING:  # type checkers accept any name of a module with `__getattr__`
 
     def __getattr__(name):
-        raise _words.unknown_name("kfb.migrate", name, globals())
+        return _words.missing_in_module("kfb.migrate", name, globals())

@@ -1,4 +1,4 @@
-"""Compares a Keras model with a Flax model on one batch: outputs, and intermediate layers."""
+"""Compares the outputs and intermediate layers of a Keras model and a Flax model on one batch."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Difference(NamedTuple):
     """The difference of two arrays.
 
     Attributes:
-        name: the output's path, or the layer's.
-        absolute: the largest difference.
-        relative: the same, relative to the largest value of the Keras side.
-        note: why they can't be compared; empty where they can.
+        name: the path of the output, or the name of the layer.
+        absolute: the largest absolute difference.
+        relative: that difference divided by the largest absolute value of the Keras array.
+        note: why the arrays can't be compared; empty if they can.
     """
 
     name: str
@@ -39,15 +39,15 @@ class Difference(NamedTuple):
 
 
 class ComparisonRow(NamedTuple):
-    """The difference of an output, or of a layer's output, from Keras's.
+    """The difference between an output of a model or layer and the output of Keras.
 
     Attributes:
         kind: ``output`` or ``layer``.
-        name: the output's path, or the layer's.
-        absolute: the largest difference.
-        relative: the same, relative to the largest value of the Keras side.
-        ok: whether it is rounding.
-        note: why the two can't be compared; empty where they can.
+        name: the path of the output, or the name of the layer.
+        absolute: the largest absolute difference.
+        relative: that difference divided by the largest absolute value of the Keras array.
+        ok: whether the difference is within the tolerance for rounding.
+        note: why the arrays can't be compared; empty if they can.
     """
 
     kind: str
@@ -60,12 +60,12 @@ class ComparisonRow(NamedTuple):
 
 @words.doors()
 class ComparisonReport(NamedTuple):
-    """What `compare` found.
+    """The result of `compare`.
 
     Attributes:
-        outputs: one difference for every output.
-        layers: one for every layer that has a counterpart, in the order in which they run.
-        tolerance: the relative difference that counts as rounding.
+        outputs: the difference of each output.
+        layers: the difference of each layer that has a counterpart, in execution order.
+        tolerance: the largest relative difference that counts as rounding.
 
     Example:
         >>> report = ComparisonReport((Difference("out", 1e-8, 2e-8),), (), 1e-5)
@@ -80,21 +80,21 @@ class ComparisonReport(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Whether all outputs are equal up to rounding."""
+        """Whether all outputs agree within the tolerance."""
         return all(self.is_close(difference) for difference in self.outputs)
 
     @property
     def first(self) -> Difference | None:
-        """The first layer that differs by more than rounding, or None."""
+        """The first layer whose difference exceeds the tolerance, or None."""
         return next((d for d in self.layers if not self.is_close(d)), None)
 
     def is_close(self, difference: Difference) -> bool:
-        """Whether a difference is rounding."""
+        """Whether a difference is within the tolerance."""
         return not difference.note and difference.relative <= self.tolerance
 
     @property
     def rows(self) -> tuple[ComparisonRow, ...]:
-        """One row for each output, then one for each layer, in the order in which they run."""
+        """One row for each output, then one for each layer in execution order."""
         kinds = [*(("output", d) for d in self.outputs), *(("layer", d) for d in self.layers)]
         return tuple(
             ComparisonRow(kind, d.name, d.absolute, d.relative, self.is_close(d), d.note) for kind, d in kinds
@@ -109,8 +109,8 @@ class ComparisonReport(NamedTuple):
 
     def __str__(self) -> str:
         lines = [self._head()]
-        lines += [f"  output {_said(difference)}" for difference in self.outputs]
-        lines += [f"  {'layer ' if self.is_close(d) else 'DIFFERS '}{_said(d)}" for d in self.layers]
+        lines += [f"  output {_line(difference)}" for difference in self.outputs]
+        lines += [f"  {'layer ' if self.is_close(d) else 'DIFFERS '}{_line(d)}" for d in self.layers]
         return printed(lines)
 
     def _table(self) -> Table:
@@ -123,7 +123,7 @@ class ComparisonReport(NamedTuple):
         return self._table().to_html()
 
 
-def _said(difference: Difference) -> str:
+def _line(difference: Difference) -> str:
     name, absolute, relative, note = difference
     return f"{name}  {note or f'max abs {absolute:.1e}, relative {relative:.1e}'}"
 
@@ -144,9 +144,9 @@ def compare(
         target: an `nnx.Module`, run in its current mode, so call ``eval()`` first on a module of your own; or
             any function of the batch, such as ``lambda x: linen_model.apply(variables, x)``.
         x: the batch, in the structure that the model takes.
-        layers: whether intermediate outputs are compared too, layer by layer; for a module from `to_nnx`.
-        tolerance: the relative difference that counts as rounding; None for what the model's
-            dtypes allow.
+        layers: whether the outputs of intermediate layers are compared too; requires a module from `to_nnx`.
+        tolerance: the largest relative difference that counts as rounding; by default, the rounding
+            error of the least precise dtype of the model.
 
     Returns:
         A report with ``report.ok`` and ``report.first``, which prints as a table.
@@ -164,48 +164,51 @@ def compare(
     """
     require_built(model)
     limit = tolerance_of(model) if tolerance is None else tolerance
-    between = tuple(_layers(model, target, x)) if layers else ()
-    return ComparisonReport(tuple(_outputs(target(x), model(x, training=False))), between, limit)
+    between = tuple(_layer_differences(model, target, x)) if layers else ()
+    return ComparisonReport(tuple(_output_differences(target(x), model(x, training=False))), between, limit)
 
 
-def _layers(model: Any, target: Any, x: Any) -> Iterator[Difference]:
-    """The outputs of every layer in both models, in the order in which they run.
+def _layer_differences(model: Any, target: Any, x: Any) -> Iterator[Difference]:
+    """The differences of the outputs of all layers, in execution order.
 
-    The native outputs come from a module of the same graph and the target's weights that returns all of them.
+    The outputs of the Flax layers come from a module that is converted again, returns the output of each
+    layer, and has the weights of the target.
     """
     wmap = getattr(type(target), "weight_map", None)
     if not isinstance(wmap, WeightMap):
         raise StructureMismatchError(
             "target",
-            got=f"a {type(target).__name__} whose layers are not known",
+            got=f"a {type(target).__name__} without a weight map to a Keras model",
             expected="a module that kfb.migrate.to_nnx made",
-            fix="Leave out layers=True, or compare parts of the models.",
+            fix="Pass layers=False, or compare parts of the models.",
         )
-    watched = Conversion(model, "Watched", "bridge", watch=True)
+    conversion = Conversion(model, "LayerOutputs", "bridge", layer_outputs=True)
     values = keras_values(model) | dict(wmap.keras_values(flax_values(target)))
-    native = watched.module(values, nnx.Rngs(0))(x)
-    inner = watched.graph_model
-    wanted = keras.Model(keras_internals.structure(inner)[0], [tensor for _, tensor in watched.watched])(
-        x, training=False
-    )
-    for (name, _), got, value in zip(watched.watched, native, keras.tree.flatten(wanted), strict=True):
-        yield _between(name, got, value)
+    native = conversion.module(values, nnx.Rngs(0))(x)
+    inner = conversion.graph_model
+    wanted = keras.Model(
+        keras_internals.structure(inner)[0], [tensor for _, tensor in conversion.layer_outputs]
+    )(x, training=False)
+    for (name, _), got, value in zip(
+        conversion.layer_outputs, native, keras.tree.flatten(wanted), strict=True
+    ):
+        yield _difference(name, got, value)
 
 
-def _outputs(got: Any, wanted: Any) -> Iterator[Difference]:
+def _output_differences(got: Any, wanted: Any) -> Iterator[Difference]:
     a, b = jax.tree.leaves(got), jax.tree_util.tree_flatten_with_path(wanted)[0]
     if len(a) != len(b):
         raise StructureMismatchError(
             "outputs",
             got=f"{len(a)} arrays",
-            expected=f"{len(b)}, as Keras gives",
+            expected=f"{len(b)}, as in Keras",
             fix="Compare models with the same outputs.",
         )
     for one, (path, other) in zip(a, b, strict=True):
-        yield _between(jax.tree_util.keystr(path) or "the only one", one, other)
+        yield _difference(jax.tree_util.keystr(path) or "the only one", one, other)
 
 
-def _between(name: str, got: Any, wanted: Any) -> Difference:
+def _difference(name: str, got: Any, wanted: Any) -> Difference:
     a, b = np.asarray(got, "float64"), np.asarray(wanted, "float64")
     if a.shape != b.shape:
         return Difference(name, np.inf, np.inf, f"shapes {a.shape} and {b.shape}")

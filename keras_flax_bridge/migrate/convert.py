@@ -1,4 +1,4 @@
-"""The live module: created by executing the generated source, then filled with the model's weights."""
+"""Creates the converted module by executing the generated source, then sets its weights."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from keras_flax_bridge.errors import StructureMismatchError, UnsupportedLayerErr
 from keras_flax_bridge.interop.keras_in_nnx import ToNNX
 from keras_flax_bridge.keras_internals import SEED
 from keras_flax_bridge.keras_internals.call import require_built
-from keras_flax_bridge.migrate.graph.builder import Drawing, build_root
-from keras_flax_bridge.migrate.graph.draw import as_functional
+from keras_flax_bridge.migrate.graph.builder import Context, build_root
+from keras_flax_bridge.migrate.graph.tracing import as_functional
 from keras_flax_bridge.migrate.map_schema import Pair
 from keras_flax_bridge.migrate.python_text import executed, identifier
 from keras_flax_bridge.migrate.report import ConversionReport
@@ -32,35 +32,37 @@ from keras_flax_bridge.tree.paths import Path, join_path
 
 
 class Conversion:
-    """One conversion: the source, and the weight map of the module that it defines."""
+    """One conversion: the source, and the weight map of the module class that it defines."""
 
-    def __init__(self, model: Any, class_name: str, fallback: str, *, watch: bool = False):
+    def __init__(self, model: Any, class_name: str, fallback: str, *, layer_outputs: bool = False):
         require_built(model)
         self.model = model
-        self.drawing = Drawing(model, fallback)
-        self.watched: list[tuple[str, Any]] = []  # names and tensors of what every layer gives
-        with keras_internals.drawing(model):
+        self.context = Context(model, fallback)
+        self.layer_outputs: list[tuple[str, Any]] = []  # names and output tensors of the layers
+        with keras_internals.tracing(model):
             self.graph_model = keras_internals.functional(model) or as_functional(model)
             names = (
                 {} if keras_internals.functional(model) is not None else keras_internals.child_names(model)
             )
-            graph, self.watched = build_root(self.drawing, self.graph_model, model.name, watch, names)
-        self.drawing.problems.raise_any(model)
+            graph, self.layer_outputs = build_root(
+                self.context, self.graph_model, model.name, layer_outputs, names
+            )
+        self.context.problems.raise_any(model)
         self._require_all_mapped()
         class_name = identifier(class_name, RESERVED.__contains__, "Model")
-        about = f"The Keras model {_own_name(model)}."
-        self.source: Source = write(graph, class_name, about, folded=not watch)
+        about = f"The Keras model {_name_without_counter(model)}."
+        self.source: Source = write(graph, class_name, about, folded=not layer_outputs)
 
     def _require_all_mapped(self) -> None:
-        entries = self.drawing.entries.values()
-        left = [e for e in entries if e.kind != SEED and e.path not in self.drawing.mapped]
+        entries = self.context.entries.values()
+        left = [e for e in entries if e.kind != SEED and e.path not in self.context.mapped]
         if left:
             raise UnsupportedLayerError(
                 f"model {self.model.name!r}",
-                got="variables that the traced graph does not read: "
+                got="variables that the graph of the model does not use: "
                 + ", ".join(join_path(entry.path) for entry in left),
-                expected="every variable in the graph from inputs to outputs",
-                fix="Leave out layers that are not used, or bridge the model with kfb.ToNNX.",
+                expected="every variable used between the inputs and the outputs",
+                fix="Remove layers that are not used, or wrap the model with kfb.ToNNX(model).",
             )
 
     def module_class(self) -> Any:
@@ -68,7 +70,7 @@ class Conversion:
         text = self.source.text
         name = f"<keras_flax_bridge {self.source.class_name} {abs(hash(text)):x}>"
         linecache.cache[name] = (len(text), None, text.splitlines(True), name)  # for tracebacks
-        islands = {int(number): layer for number, layer in self.drawing.islands.items()}
+        islands = {int(number): layer for number, layer in self.context.islands.items()}
         made = {number: ToNNX(layer) for number, layer in islands.items()}
         scope: dict[str, Any] = {"__name__": "keras_flax_bridge.migrated", "islands": made}
         return executed(text, name, scope)[self.source.class_name]
@@ -77,19 +79,19 @@ class Conversion:
         """The weight map from the model to the module."""
         weights = [w for w in self.source.weights if w.kind != "constant"]
         pairs = [Pair((w.key,), w.paths, w.transforms, w.kind) for w in weights]
-        seeds = [entry.path for entry in self.drawing.entries.values() if entry.kind == SEED]
+        seeds = [entry.path for entry in self.context.entries.values() if entry.kind == SEED]
         return WeightMap(pairs, seeds=seeds)
 
     def module(self, values: dict[Path, Any], rngs: nnx.Rngs) -> Any:
         """The module in inference mode: built abstractly, then filled with its values."""
-        constants = {path: jnp.asarray(a) for path, a in self.drawing.constants.items()}
+        constants = {path: jnp.asarray(a) for path, a in self.context.constants.items()}
         made = abstract(self.module_class())
         fill(made, dict(self.values(values | constants)), rngs)
         made.eval()
         return made
 
     def values(self, values: dict[Path, Any]) -> Iterator[tuple[Path, Any]]:
-        """The value of every native leaf, from the Keras values by structural key."""
+        """Converts Keras values by structural key to values by path in the module."""
         for weight in self.source.weights:
             arrays = forward(weight.transforms, [values[weight.key]])
             yield from zip(weight.paths, arrays, strict=True)
@@ -113,14 +115,14 @@ def to_nnx(
 
     Args:
         model: a built Sequential, Functional or subclassed model.
-        rngs: its ``dropout`` stream gives the keys of dropout; ``nnx.Rngs(0)`` by default.
+        rngs: its ``dropout`` stream provides the keys for dropout; ``nnx.Rngs(0)`` by default.
         fallback: ``"error"`` names all layers that have no rule; ``"bridge"`` keeps each as a
             `ToNNX` inside the native module.
-        check_outputs: whether both are run on a random input and compared.
+        check_outputs: whether the outputs of both models on a random input are compared.
         class_name: the name of the module's class.
 
     Returns:
-        An ordinary `nnx.Module`, for `nnx.jit`, `nnx.split` and optax. It holds copies of the weights.
+        An `nnx.Module`, usable with `nnx.jit`, `nnx.split` and optax. It holds copies of the weights.
 
     Raises:
         NotBuiltError: if the model has no variables yet.
@@ -146,18 +148,18 @@ def converted(
     *,
     copies: bool = True,
 ) -> nnx.Module:
-    """The module of a conversion, with weights, map and report; see `to_nnx`.
+    """The module of a conversion with its weights, weight map and report; see `to_nnx`.
 
-    Without `copies` it holds the model's own arrays: for a model that nobody trains.
+    With ``copies=False`` it shares the arrays of the model, which must not be trained afterwards.
     """
     model, taken = conversion.model, owned if copies else strong
-    values = {e.path: taken(e.variable.value) for e in conversion.drawing.entries.values()}
+    values = {e.path: taken(e.variable.value) for e in conversion.context.entries.values()}
     module: nnx.Module = conversion.module(values, nnx.Rngs(0) if rngs is None else rngs)
     report = _report(conversion, None)
     if check_outputs:
         report = _report(conversion, check(model, module, conversion.graph_model))
     cls: Any = type(module)
-    cls.conversion_report = report  # of the class: nnx.split and nnx.clone keep it
+    cls.conversion_report = report  # on the class, so that nnx.split and nnx.clone preserve it
     cls.weight_map = conversion.weight_map()
     return module
 
@@ -201,8 +203,8 @@ def to_source(model: keras.Model, *, class_name: str = "Model") -> str:
     return Conversion(model, class_name, "error").source.text
 
 
-def _own_name(model: Any) -> str:
-    """A model's name, without the automatic counter."""
+def _name_without_counter(model: Any) -> str:
+    """The name of a model without the counter that Keras appends."""
     name = keras_internals.own_name(model)
     head, _, count = name.rpartition("_")
     return head if count.isdigit() and head in ("sequential", "functional", "model") else name
@@ -211,15 +213,18 @@ def _own_name(model: Any) -> str:
 def _require_choice(where: str, got: Any, allowed: tuple[str, ...]) -> None:
     if got not in allowed:
         raise StructureMismatchError(
-            where, got=repr(got), expected=" or ".join(map(repr, allowed)), fix="See the docs of to_nnx."
+            where,
+            got=repr(got),
+            expected=" or ".join(map(repr, allowed)),
+            fix=f"Pass {where}={allowed[0]!r}.",
         )
 
 
 def abstract(cls: Any) -> Any:
-    """A module of shapes and dtypes.
+    """An abstract module: its leaves are shapes and dtypes.
 
-    All weights, which are overwritten later, share one key: a key from a stream for each would update
-    a variable every time, which costs more than everything else.
+    All parameters share one key, since their values are overwritten later. Drawing a key for each from an
+    RNG stream would update the stream's counter each time, which dominates the cost of tracing.
     """
 
     def make() -> Any:
@@ -232,28 +237,28 @@ def abstract(cls: Any) -> Any:
 
 
 def fill(module: Any, values: dict[Path, Any], rngs: nnx.Rngs) -> None:
-    """Fills every leaf with its value; keys come from `rngs`.
+    """Sets the value of every leaf; random keys come from `rngs`.
 
     Raises:
-        StructureMismatchError: if a value has no leaf of its shape, or a leaf no value.
+        StructureMismatchError: if a value has no leaf of the same shape, or a leaf has no value.
     """
-    leaves = {_names(path): leaf for path, leaf in nnx.to_flat_state(nnx.state(module))}
+    leaves = {_string_path(path): leaf for path, leaf in nnx.to_flat_state(nnx.state(module))}
     keys = [leaf for leaf in leaves.values() if isinstance(leaf, nnx.RngKey)]
-    drawn = iter(jax.random.split(rngs.dropout(), max(len(keys), 1)))
+    fresh_keys = iter(jax.random.split(rngs.dropout(), max(len(keys), 1)))
     expected = {p: leaf.get_value() for p, leaf in leaves.items() if not isinstance(leaf, nnx.RngState)}
     difference = diff_trees(values, expected)
     if difference:
         raise difference.error("the weights of the module", "This is a bug in a rule: please report it.")
     for path, leaf in leaves.items():
         if isinstance(leaf, nnx.RngKey):
-            leaf.set_value(next(drawn))
+            leaf.set_value(next(fresh_keys))
         elif isinstance(leaf, nnx.RngCount):
             leaf.set_value(jnp.zeros((), jnp.uint32))
         else:
             leaf.set_value(values[path])
 
 
-def _names(path: tuple[Any, ...]) -> Path:
+def _string_path(path: tuple[Any, ...]) -> Path:
     return tuple(map(str, path))
 
 

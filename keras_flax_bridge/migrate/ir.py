@@ -1,7 +1,7 @@
-"""The intermediate form: one graph of values, steps and child modules.
+"""The intermediate representation: a graph of values, steps and child modules.
 
-The source is written from it alone, and the live module is created by executing that source. So the two,
-and the weight map, can't diverge.
+The source is generated from it, and the module is created by executing that source, so the module, the
+source and the weight map always agree.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from keras_flax_bridge.tree.paths import Path
 
 
 class Call(NamedTuple):
-    """A constructor call: the module's name in the source, and its arguments by parameter."""
+    """A constructor call: the name of the module in the source, and the arguments by parameter."""
 
     function: str
     arguments: Mapping[str, Any]
@@ -24,13 +24,13 @@ class Call(NamedTuple):
 
 
 class Weight(NamedTuple):
-    """The place of one Keras variable in a native module.
+    """The mapping of one Keras variable to a native module.
 
     Attributes:
-        key: the structural key of the Keras variable; relative to its layer in a rule.
-        paths: where it lies below the native module; several where a transform splits it.
-        transforms: what turns the Keras array into the native ones.
-        kind: what the variable is to Keras, as in `keras_internals`.
+        key: the structural key of the Keras variable; in a rule, relative to the layer.
+        paths: its paths in the native module; more than one if a transform splits it.
+        transforms: convert the Keras array to the native arrays.
+        kind: the kind of the Keras variable, as in `keras_internals`.
     """
 
     key: Path
@@ -54,14 +54,14 @@ class Value:
 
 @dataclass(eq=False)
 class Child:
-    """A module that a graph holds, called once or more.
+    """A child module of a graph, called at least once.
 
     Attributes:
-        name: what the user calls it.
-        call: how it is made: a constructor call, or a graph that becomes a class of its own.
-        weights: what it holds; empty for a graph, whose children hold theirs.
-        frozen: paths of parameters that Keras keeps from training; `()` alone for all of them.
-        rule: what the conversion report says about it.
+        name: the name of the Keras layer.
+        call: a constructor call, or a graph that becomes a separate class.
+        weights: its weights; empty for a graph, whose children have the weights.
+        frozen: paths of non-trainable parameters; `((),)` if all of them are.
+        rule: its entry in the conversion report.
     """
 
     name: str
@@ -73,9 +73,9 @@ class Child:
 
 @dataclass(eq=False)
 class Step:
-    """One line of the forward pass: an expression in which ``«3»`` stands for the value of number 3.
+    """One line of the forward pass: an expression with the placeholder ``«3»`` for value number 3.
 
-    ``«m»`` stands for the child that the step calls, if it calls one.
+    The placeholder ``«m»`` is the child module that the step calls, if any.
     """
 
     code: str
@@ -90,13 +90,13 @@ class Step:
 
 @dataclass(eq=False)
 class Graph:
-    """The contents of one class: arguments, child modules, steps, and outputs.
+    """The forward pass of one class: arguments, child modules, steps, and result.
 
     Attributes:
-        name: what the user calls the model or the block.
-        inputs: the values that come in.
-        arguments: what ``__call__`` takes: names of values, or one structure that is unpacked.
-        steps: the forward pass in order.
+        name: the name of the Keras model or the block.
+        inputs: the input values.
+        arguments: the structure of the argument of ``__call__``; None for one argument per input.
+        steps: the forward pass, in execution order.
         result: the expression that is returned.
     """
 
@@ -112,7 +112,7 @@ class Graph:
         return list({id(s.child): s.child for s in self.steps if s.child is not None}.values())
 
     def walk(self, path: Path, place: Callable[[Graph, Child], Path]) -> Iterator[tuple[Path, Child]]:
-        """Every module below this graph that is not itself a graph, with its path."""
+        """All modules below this graph that are not graphs, with their paths."""
         for child in self.children:
             below = (*path, *place(self, child))
             if isinstance(child.call, Graph):
@@ -130,7 +130,7 @@ def numbers(code: str) -> list[int]:
 
 
 def substituted(code: str, text: Callable[[str], str]) -> str:
-    """An expression with every placeholder replaced; the callable gets its number, or ``m``.
+    """Replaces every placeholder of an expression; `text` is called with its number, or ``m``.
 
     >>> substituted("«m»(«3»)", {"m": "self.dense", "3": "x"}.__getitem__)
     'self.dense(x)'

@@ -1,4 +1,4 @@
-"""One pair of a weight map, and the JSON of the map: what each field of it must be."""
+"""A pair of a weight map, and the schema of the JSON of the map."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Pair(NamedTuple):
     """Variables with the same values in both models.
 
     Attributes:
-        keras: structural keys of the Keras variables; several where Flax has them joined.
-        flax: paths in the Flax model; several where Flax has them apart.
-        transforms: what turns the first into the second.
-        kind: what the variable is to Keras: ``param``, ``frozen``, ``batch_stat`` or ``other``.
+        keras: structural keys of the Keras variables; more than one if Flax concatenates them.
+        flax: paths in the Flax model; more than one if Flax splits the variable.
+        transforms: convert the Keras arrays to the Flax arrays.
+        kind: the kind of the Keras variable: ``param``, ``frozen``, ``batch_stat`` or ``other``.
     """
 
     keras: tuple[Path, ...]
@@ -49,7 +49,7 @@ def _pair(value: Any, field: str) -> None:
     made = transforms.count_after(steps, len(value["keras"]))
     if not value["keras"] or made != len(value["flax"]):
         sides = f"{len(value['keras'])} Keras and {len(value['flax'])} Flax paths"
-        raise Malformed(field, sides, "as many as the transforms take and make")
+        raise Malformed(field, sides, "as many as the transforms take and return")
 
 
 def _read_pair(value: Any) -> Pair:
@@ -89,7 +89,7 @@ def _paths() -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredMap(Record):
-    """A `WeightMap` as it is stored; its fields are those of the map."""
+    """The stored fields of a `WeightMap`."""
 
     pairs: tuple[Pair, ...] = field(schema.list_of(_pair), read=_read_pairs, write=_write_pairs)
     seeds: tuple[Path, ...] = _paths()

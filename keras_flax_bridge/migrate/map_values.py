@@ -1,4 +1,4 @@
-"""The leaves on both sides of a weight map: reading and writing their values."""
+"""Reads and writes the values of the leaves on both sides of a weight map."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from keras_flax_bridge.tree.paths import Flat, Path, fill_tree, flatten_tree, jo
 
 
 def whole_values(paths: Sequence[Path], flat: Flat) -> list[Any] | None:
-    """The leaves of one side of a pair; None if there are none."""
+    """The leaves on one side of a pair; None if all of them are missing."""
     found = [path for path in paths if path in flat]
     if found and len(found) < len(paths):
         missing = [join_path(path) for path in paths if path not in flat]
@@ -25,16 +25,16 @@ def whole_values(paths: Sequence[Path], flat: Flat) -> list[Any] | None:
             "the weights",
             missing=missing,
             report=[f"  missing     {path}" for path in missing],
-            fix="They form a pair with variables that were given: pass all of them.",
+            fix="Their values are converted together with others: pass all of them.",
         )
     return [flat[path] for path in paths] if found else None
 
 
 def keras_values(source: Any) -> Flat:
-    """Every value of a model, a state or a tree by structural key.
+    """The values of a model, a state or a tree, by structural key.
 
     Raises:
-        StructureMismatchError: if it is none of these.
+        StructureMismatchError: if `source` is not one of these.
     """
     if isinstance(source, keras.layers.Layer):
         return {
@@ -50,12 +50,12 @@ def keras_values(source: Any) -> Flat:
         "source",
         got=f"a {type(source).__name__}",
         expected="a keras.Model, a TrainState, or a tree shaped like params",
-        fix="Pass the model whose weights you want.",
+        fix="Pass source=model.",
     )
 
 
 def flax_values(target: Any) -> Flat:
-    """Every value of a module, a state, Linen variables or a tree by path."""
+    """The values of a module, a state, Linen variables or a tree, by path."""
     if isinstance(target, nnx.Module):
         target = nnx.state(target)
     if isinstance(target, nnx.State):
@@ -69,13 +69,13 @@ def value_of(leaf: Any) -> Any:
 
 
 def placed_as(value: Any, before: Any) -> Any:
-    """A value on the devices of the previous one."""
+    """Moves a value to the devices of the previous value."""
     sharding = getattr(before, "sharding", None)
     return value if sharding is None else jax.device_put(value, sharding)
 
 
 def with_values(like: Any, values: Flat, lacking: set[Path]) -> Any:
-    """Writes values into the Keras side, after checking all of them."""
+    """Writes values to a Keras model or a state, after checking all of them."""
     if isinstance(like, keras.layers.Layer):
         entries = {e.path: e for c in keras_internals.collect_layer(like) for e in c if e.kind != SEED}
         expected = {
@@ -98,7 +98,7 @@ def with_values(like: Any, values: Flat, lacking: set[Path]) -> Any:
 
 
 def require_leaves(values: Flat, expected: Flat, where: str) -> None:
-    """Checks that values are those of the expected leaves: paths, shapes, dtypes."""
+    """Checks that the values have the expected paths, shapes and dtypes."""
     difference = diff_trees(values, expected)
     if difference:
         raise difference.error(where, "Nothing was assigned. The map was made for another model.")

@@ -1,4 +1,4 @@
-"""Python text: literals, and expressions laid out as `ruff format` lays them out."""
+"""Python source text: literals, identifiers, and statements formatted as `ruff format` does."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ INDENT = "    "
 
 
 class Unwritable(TypeError):  # noqa: N818 - it never leaves the package
-    """A value that can't be written into source."""
+    """Raised for a value that can't be written into source."""
 
 
 class Raw(str):
-    """Text that is code already, such as ``jnp.float32``."""
+    """Text that is written as code, without quotes, such as ``jnp.float32``."""
 
     __slots__ = ()
 
@@ -37,7 +37,7 @@ def literal(value: Any) -> str:
     if isinstance(value, Raw):
         return str(value)
     if isinstance(value, str):
-        return _quoted(value)
+        return _quote(value)
     if isinstance(value, (tuple, list)):
         items = ", ".join(map(literal, value))
         tail = "," if isinstance(value, tuple) and len(value) == 1 else ""
@@ -54,17 +54,17 @@ def literal(value: Any) -> str:
 
 
 def number(value: Any) -> str:
-    """A number as a Python literal; other values are refused, since settings may come from a file.
+    """A number as a Python literal; other values are rejected, since settings may come from a file.
 
     Raises:
-        Unwritable: if it is no number.
+        Unwritable: if it is not a number.
 
     >>> number(3), number(-0.5), number(float("inf"))
     ('3', '-0.5', 'float("inf")')
     """
     value = value.item() if isinstance(value, np.generic) else value
     if not isinstance(value, (bool, int, float)):
-        raise Unwritable(f"a {type(value).__name__} where a number belongs")
+        raise Unwritable(f"a {type(value).__name__} where a number is expected")
     return literal(value)
 
 
@@ -79,34 +79,34 @@ def docstring_line(text: str) -> str:
 
 
 def keyword_name(text: Any) -> str:
-    """The name of an argument, as it is.
+    """The name of a keyword argument, unchanged.
 
     Raises:
-        Unwritable: if it can't be one.
+        Unwritable: if it is not a valid name.
 
     >>> keyword_name("mask")
     'mask'
     """
     if not isinstance(text, str) or not text.isascii() or not text.isidentifier() or keyword.iskeyword(text):
-        raise Unwritable("the name of an argument that Python can't write")
+        raise Unwritable("an argument name that is not a Python identifier")
     return text
 
 
 def dtype_name(name: Any) -> str:
-    """A dtype as the source names it.
+    """The expression of a dtype in the source.
 
     Raises:
-        Unwritable: if it isn't one that arrays have.
+        Unwritable: if it is not the name of an array dtype.
 
     >>> dtype_name("float32")
     'jnp.float32'
     """
     if str(name) not in untrusted.DTYPES:
-        raise Unwritable(f"a dtype that arrays don't have ({str(name)[:40]!r})")
+        raise Unwritable(f"an unknown dtype ({str(name)[:40]!r})")
     return f"jnp.{name}"
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     escaped = text.encode("unicode_escape").decode()
     if '"' in text and "'" not in text:
         return f"'{escaped}'"
@@ -114,7 +114,7 @@ def _quoted(text: str) -> str:
 
 
 def identifier(text: str, taken: Callable[[str], bool], default: str) -> str:
-    """A Python name made from any text: the text where it is one, and the first that is free.
+    """Converts text to a Python identifier that is not taken; appends a number if necessary.
 
     >>> identifier('x"); import os #', {"x_import_os"}.__contains__, "layer")
     'x_import_os_2'
@@ -135,18 +135,18 @@ def executed(text: str, name: str, scope: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         text: the source.
-        name: of its file, for tracebacks.
-        scope: names that it finds.
+        name: its file name, for tracebacks.
+        scope: the global names that it can use; its definitions are added.
     """
     exec(compile(text, name, "exec"), scope)
     return scope
 
 
 def statement(head: str, expression: str, indent: str) -> list[str]:
-    """The lines of ``head expression``, such as ``x = f(x)``, without needless parentheses."""
+    """The formatted lines of ``head expression``, such as ``x = f(x)``, without redundant parentheses."""
     tree = ast.parse(expression, mode="eval").body
-    lines = _laid_out(head, tree, indent, "")
-    if len(lines) > 1:  # breaking a line may never change what it says
+    lines = _layout(head, tree, indent, "")
+    if len(lines) > 1:  # a line break must not change the expression
         read = ast.parse("\n".join([f"def f():\n{indent}pass", *lines])).body[0].body[-1].value  # type: ignore
         if ast.dump(read) != ast.dump(tree):
             return [f"{indent}{head}{one_line(tree)}"]
@@ -154,111 +154,113 @@ def statement(head: str, expression: str, indent: str) -> list[str]:
 
 
 def one_line(node: ast.expr) -> str:
-    """An expression on one line, in ruff's style of quotes and powers."""
+    """An expression on one line, with quotes and powers in the style of ruff."""
     text = ast.unparse(node)
-    return _restyled(text) if "'" in text or "**" in text or '"' in text else text
+    return _in_ruff_style(text) if "'" in text or "**" in text or '"' in text else text
 
 
-def _restyled(text: str) -> str:
+def _in_ruff_style(text: str) -> str:
     out, line = [], text
     position = 0
     for token in tokenize.generate_tokens(io.StringIO(line).readline):
         start, end = token.start[1], token.end[1]
         if token.type == tokenize.STRING:
-            out.append(line[position:start] + _quoted(ast.literal_eval(token.string)))
+            out.append(line[position:start] + _quote(ast.literal_eval(token.string)))
             position = end
-    return _powers("".join(out) + line[position:])
+    return _format_powers("".join(out) + line[position:])
 
 
-def _powers(text: str) -> str:
-    simple = r"[\w.]+"  # ruff puts no space around a power of names and numbers
-    return re.sub(rf"(?<![\w.)\]]){simple} \*\* -?{simple}(?![\w.(\[])", _closed_up, text)
+def _format_powers(text: str) -> str:
+    simple = r"[\w.]+"  # ruff formats a power of names and numbers without spaces
+    return re.sub(rf"(?<![\w.)\]]){simple} \*\* -?{simple}(?![\w.(\[])", _without_spaces, text)
 
 
-def _closed_up(found: re.Match[str]) -> str:
+def _without_spaces(found: re.Match[str]) -> str:
     return found.group(0).replace(" ** ", "**")
 
 
 def fits(text: str) -> bool:
-    """Whether a line is not too long."""
+    """Whether a line is at most `WIDTH` characters long."""
     return len(text) <= WIDTH
 
 
-def _laid_out(head: str, node: ast.expr, indent: str, tail: str) -> list[str]:
+def _layout(head: str, node: ast.expr, indent: str, tail: str) -> list[str]:
     whole = f"{indent}{head}{one_line(node)}{tail}"
     if fits(whole):
         return [whole]
     if isinstance(node, ast.Call) and (node.args or node.keywords):
         items = [("", arg) for arg in node.args]
         items += [(f"{k.arg}=" if k.arg else "**", k.value) for k in node.keywords]
-        return _bracketed(f"{head}{one_line(node.func)}(", items, indent, f"){tail}")
+        return _bracket_lines(f"{head}{one_line(node.func)}(", items, indent, f"){tail}")
     if isinstance(node, (ast.List, ast.Tuple)) and node.elts:
         left, right = "[]" if isinstance(node, ast.List) else "()"
-        return _bracketed(f"{head}{left}", [("", item) for item in node.elts], indent, f"{right}{tail}")
+        return _bracket_lines(f"{head}{left}", [("", item) for item in node.elts], indent, f"{right}{tail}")
     if isinstance(node, ast.Dict):
         pairs = [(f"{one_line(k)}: ", v) for k, v in zip(node.keys, node.values, strict=True) if k]
-        return _bracketed(f"{head}{{", pairs, indent, f"}}{tail}")
+        return _bracket_lines(f"{head}{{", pairs, indent, f"}}{tail}")
     inner = INDENT + indent
     if isinstance(node, ast.Starred):
-        return _laid_out(f"{head}*", node.value, indent, tail)
+        return _layout(f"{head}*", node.value, indent, tail)
     if isinstance(node, (ast.GeneratorExp, ast.ListComp)):
         left, right = "[]" if isinstance(node, ast.ListComp) else "()"
-        return [f"{indent}{head}{left}", *_generator(node, inner), f"{indent}{right}{tail}"]
+        return [f"{indent}{head}{left}", *_comprehension_lines(node, inner), f"{indent}{right}{tail}"]
     if isinstance(node, ast.BinOp):
-        return _operation(head, node, indent, tail)
+        return _operation_lines(head, node, indent, tail)
     return [f"{indent}{head}(", f"{inner}{one_line(node)}", f"{indent}){tail}"]
 
 
-def _operation(head: str, node: ast.BinOp, indent: str, tail: str) -> list[str]:
-    """An operation too long for a line: its last call opened, or one operand a line."""
+def _operation_lines(head: str, node: ast.BinOp, indent: str, tail: str) -> list[str]:
+    """Splits an operation that is too long: inside its last call, or one operand per line."""
     *operands, last = _operands(node)
-    before = "".join(f"{sign}{one_line_in(operand, node)} " for sign, operand in operands)
+    before = "".join(f"{sign}{_parenthesized(operand, node)} " for sign, operand in operands)
     hugged = f"{head}{before}{last[0]}"
     opens = len(operands) == 1 and isinstance(last[1], ast.Call) and last[1].args
     if opens and fits(f"{indent}{hugged}{one_line(last[1].func)}("):  # type: ignore[attr-defined]
-        return _laid_out(hugged, last[1], indent, tail)
+        return _layout(hugged, last[1], indent, tail)
     inner = INDENT + indent
     whole = f"{inner}{one_line(node)}"
     if fits(whole):
         return [f"{indent}{head}(", whole, f"{indent}){tail}"]
-    lines = [f"{inner}{sign}{one_line_in(operand, node)}" for sign, operand in [*operands, last]]
+    lines = [f"{inner}{sign}{_parenthesized(operand, node)}" for sign, operand in [*operands, last]]
     return [f"{indent}{head}(", *lines, f"{indent}){tail}"]
 
 
 def _operands(node: ast.expr) -> list[tuple[str, ast.expr]]:
-    """The operands of one precedence with the signs before them."""
+    """The operands of a chain of operators of equal precedence, each with its operator."""
     if not isinstance(node, ast.BinOp):
         return [("", node)]
     sign = one_line(ast.BinOp(ast.Name("a"), node.op, ast.Name("b")))[1:-1].strip()
-    left = _operands(node.left) if _rank(node.left) == _rank(node) else [("", node.left)]
+    left = _operands(node.left) if _precedence(node.left) == _precedence(node) else [("", node.left)]
     return [*left, (f"{sign} ", node.right)]
 
 
-def _rank(node: ast.expr) -> int:
+def _precedence(node: ast.expr) -> int:
     if not isinstance(node, ast.BinOp):
         return 0
     return 1 if isinstance(node.op, (ast.Add, ast.Sub)) else 2
 
 
-def one_line_in(operand: ast.expr, node: ast.BinOp) -> str:
-    """An operand on one line, in the parentheses that it needs inside an operation."""
+def _parenthesized(operand: ast.expr, node: ast.BinOp) -> str:
+    """An operand on one line, in parentheses if its precedence requires them."""
     text = one_line(operand)
-    return f"({text})" if isinstance(operand, ast.BinOp) and _rank(operand) < _rank(node) else text
+    return (
+        f"({text})" if isinstance(operand, ast.BinOp) and _precedence(operand) < _precedence(node) else text
+    )
 
 
-def _bracketed(left: str, items: list[tuple[str, ast.expr]], indent: str, right: str) -> list[str]:
-    """Items on one line of their own where they fit, else one a line with a last comma."""
+def _bracket_lines(left: str, items: list[tuple[str, ast.expr]], indent: str, right: str) -> list[str]:
+    """Items in brackets: on one line if they fit, otherwise one per line with a trailing comma."""
     inner = INDENT + indent
     line = inner + ", ".join(prefix + one_line(node) for prefix, node in items)
     if fits(line):
         return [indent + left, line, indent + right]
     if len(items) == 1 and isinstance(items[0][1], (ast.GeneratorExp, ast.ListComp)):
-        return [indent + left, *_generator(items[0][1], inner), indent + right]
-    lines = [line for prefix, node in items for line in _laid_out(prefix, node, inner, ",")]
+        return [indent + left, *_comprehension_lines(items[0][1], inner), indent + right]
+    lines = [line for prefix, node in items for line in _layout(prefix, node, inner, ",")]
     return [indent + left, *lines, indent + right]
 
 
-def _generator(node: Any, indent: str) -> list[str]:
+def _comprehension_lines(node: Any, indent: str) -> list[str]:
     loop = node.generators[0]
-    first = _laid_out("", node.elt, indent, "")
-    return [*first, *_laid_out(f"for {one_line(loop.target)} in ", loop.iter, indent, "")]
+    first = _layout("", node.elt, indent, "")
+    return [*first, *_layout(f"for {one_line(loop.target)} in ", loop.iter, indent, "")]

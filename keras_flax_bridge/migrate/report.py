@@ -13,8 +13,8 @@ class ConversionRow(NamedTuple):
     """A module of the native model.
 
     Attributes:
-        path: of the Keras layer.
-        rule: what it became.
+        path: the path of the Keras layer.
+        rule: the native module that replaces it.
     """
 
     path: str
@@ -23,12 +23,12 @@ class ConversionRow(NamedTuple):
 
 @words.doors()
 class ConversionReport(NamedTuple):
-    """What `to_nnx` did.
+    """The report of `to_nnx`.
 
     Attributes:
         model: the name of the Keras model.
         layers: each layer's path in the module, and the rule that converted it.
-        dropped: what the native model leaves out: regularizers, constraints, losses of layers.
+        dropped: parts of the Keras model without a counterpart: regularizers, constraints, layer losses.
         checked: the largest difference of the outputs on a random input, relative to the largest
             output; None if it was not measured.
         tolerance: the largest difference allowed.
@@ -48,7 +48,7 @@ class ConversionReport(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Whether the outputs were compared, and agree within the tolerance."""
+        """Whether the outputs were compared and agree within the tolerance."""
         return self.checked is not None and self.tolerance is not None and self.checked <= self.tolerance
 
     @property

@@ -1,4 +1,4 @@
-"""Compares a model and its conversion on a random input."""
+"""Compares the outputs of a Keras model and its conversion on a random input."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import UnsupportedLayerError
 
-BATCH, LENGTH = 2, 8  # of axes whose size is open
+BATCH, LENGTH = 2, 8  # sizes of the batch axis and of other axes without a fixed size
 ROUNDING = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 
 
 def random_input(model: Any, graph: Any, rng: np.random.Generator) -> Any:
-    """A batch of the shapes and dtypes that the graph of a model takes.
+    """A random batch with the input shapes and dtypes of a model.
 
-    Integers are valid indices of every embedding of the model.
+    Integers are valid indices for all embeddings of the model.
     """
     inputs, _ = keras_internals.structure(graph)
     sizes = [
@@ -29,7 +29,7 @@ def random_input(model: Any, graph: Any, rng: np.random.Generator) -> Any:
     inputs = inputs[0] if isinstance(inputs, (list, tuple)) and len(inputs) == 1 else inputs
     if (
         sizes and keras_internals.functional(model) is None
-    ):  # a traced model does not tell which inputs are ids
+    ):  # the traced inputs of a subclassed model are floats, even if they are indices
         return keras.tree.map_structure(lambda tensor: _ids(tensor, most, rng), inputs)
     return keras.tree.map_structure(lambda tensor: _random(tensor, most, rng), inputs)
 
@@ -50,7 +50,7 @@ def _random(tensor: Any, most: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def difference(got: Any, wanted: Any) -> float:
-    """The largest difference of two structures, relative to the largest value of the second."""
+    """The largest absolute difference between two structures, relative to the largest value of the second."""
     pairs = zip(keras.tree.flatten(got), keras.tree.flatten(wanted), strict=True)
     return max((_difference(np.asarray(a), np.asarray(b)) for a, b in pairs), default=0.0)
 
@@ -67,13 +67,13 @@ def _difference(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def tolerance_of(model: Any) -> float:
-    """The tolerance for rounding, in the least exact dtype of the model."""
+    """The tolerance for rounding, from the least precise compute dtype of the model."""
     kinds = {part.compute_dtype for part in keras_internals.all_layers(model)} | {model.compute_dtype}
     return max(ROUNDING.get(kind, 0.0) for kind in kinds)
 
 
 def check(model: Any, module: Any, graph: Any) -> float:
-    """The measured difference of the outputs in inference.
+    """The relative difference of the outputs in inference mode.
 
     Raises:
         UnsupportedLayerError: if it exceeds the tolerance.

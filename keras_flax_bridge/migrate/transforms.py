@@ -1,4 +1,4 @@
-"""Invertible transforms between the arrays of one side and those of the other, as data."""
+"""Invertible transforms between Keras arrays and Flax arrays, as data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Arrays = list[Any]
 
 
 class Reshape(NamedTuple):
-    """One array in another shape."""
+    """Reshapes one array."""
 
     before: tuple[int, ...]
     after: tuple[int, ...]
@@ -34,7 +34,7 @@ class Reshape(NamedTuple):
 
 
 class Transpose(NamedTuple):
-    """One array with its axes in another order."""
+    """Transposes one array."""
 
     axes: tuple[int, ...]
 
@@ -51,7 +51,7 @@ class Transpose(NamedTuple):
 
 
 class Split(NamedTuple):
-    """One array cut into several along an axis."""
+    """Splits one array into several along an axis."""
 
     axis: int
     sizes: tuple[int, ...]
@@ -59,7 +59,7 @@ class Split(NamedTuple):
     def forward(self, arrays: Arrays) -> Arrays:
         """From Keras to Flax."""
         for array in arrays:
-            if array.shape[self.axis] != sum(self.sizes):  # jax cuts a shorter one without an error
+            if array.shape[self.axis] != sum(self.sizes):  # jax splits a shorter array without an error
                 raise ValueError(f"axis {self.axis} of {array.shape} is not of {sum(self.sizes)} elements")
         cuts = np.cumsum(self.sizes)[:-1].tolist()
         return [part for array in arrays for part in jnp.split(array, cuts, self.axis)]
@@ -73,7 +73,7 @@ class Split(NamedTuple):
 
 
 class Merge(NamedTuple):
-    """Several arrays joined along an axis."""
+    """Concatenates several arrays along an axis."""
 
     axis: int
     sizes: tuple[int, ...]
@@ -95,14 +95,14 @@ KINDS: dict[str, Any] = {"reshape": Reshape, "transpose": Transpose, "split": Sp
 
 
 def forward(transforms: Sequence[Transform], arrays: Arrays) -> Arrays:
-    """The arrays of the other side."""
+    """Converts Keras arrays to Flax arrays."""
     for transform in transforms:
         arrays = transform.forward(arrays)
     return arrays
 
 
 def inverse(transforms: Sequence[Transform], arrays: Arrays) -> Arrays:
-    """The arrays that `forward` would turn into these, bit for bit.
+    """Converts Flax arrays back to Keras arrays; the exact inverse of `forward`.
 
     >>> arrays = [jnp.arange(6.0)]
     >>> steps = (Reshape((6,), (2, 3)), Transpose((1, 0)), Split(0, (1, 2)))
@@ -117,7 +117,7 @@ def inverse(transforms: Sequence[Transform], arrays: Arrays) -> Arrays:
 
 
 def shapes(transforms: Sequence[Transform], specs: Arrays, *, back: bool = False) -> Arrays:
-    """Shapes and dtypes that come out, without computing anything."""
+    """The shapes and dtypes of the results, without computing them."""
     if not transforms:
         return list(specs)
     step = inverse if back else forward
@@ -126,20 +126,20 @@ def shapes(transforms: Sequence[Transform], specs: Arrays, *, back: bool = False
 
 
 def to_json(transform: Transform) -> list[Any]:
-    """A transform as plain JSON: its kind and its numbers."""
+    """A transform as JSON: its kind and its settings."""
     kind = next(name for name, cls in KINDS.items() if type(transform) is cls)
     return [kind, *(list(n) if isinstance(n, tuple) else n for n in transform)]
 
 
 def _axis(value: Any, field: str) -> None:
     if type(value) is not int or not -64 <= value < 64:
-        raise Malformed(field, said(value), "the number of an axis")
+        raise Malformed(field, said(value), "an axis index")
 
 
 def _axes(value: Any, field: str) -> None:
     shape(value, field)
     if sorted(value) != list(range(len(value))):
-        raise Malformed(field, said(value), "every axis once")
+        raise Malformed(field, said(value), "a permutation of the axes")
 
 
 _NUMBERS: dict[str, tuple[Check, ...]] = {
@@ -151,10 +151,10 @@ _NUMBERS: dict[str, tuple[Check, ...]] = {
 
 
 def check(data: Any, field: str) -> None:
-    """Checks what stands for a transform in JSON.
+    """Checks the JSON of a transform.
 
     Raises:
-        Malformed: if it is not what `to_json` writes.
+        Malformed: if it does not have the format of `to_json`.
     """
     kind = data[0] if isinstance(data, list) and data else data
     if not isinstance(kind, str) or kind not in _NUMBERS:
@@ -165,11 +165,11 @@ def check(data: Any, field: str) -> None:
     for i, (number, one) in enumerate(zip(numbers, checks, strict=True)):
         one(number, f"{field}/{i + 1}")
     if kind == "reshape" and math.prod(numbers[0]) != math.prod(numbers[1]):
-        raise Malformed(field, "shapes of different numbers of elements", "two shapes of one array")
+        raise Malformed(field, "shapes of different sizes", "two shapes of the same size")
 
 
 def count_after(transforms: Sequence[Transform], count: int) -> int | None:
-    """How many arrays come out of some; None where a transform can't take so many.
+    """The number of resulting arrays; None if a transform does not accept this number of arrays.
 
     >>> count_after([Split(0, (1, 2)), Transpose((1, 0))], 1)
     2
@@ -185,10 +185,10 @@ def count_after(transforms: Sequence[Transform], count: int) -> int | None:
 
 
 def from_json(data: Sequence[Any]) -> Transform:
-    """The transform that `to_json` wrote.
+    """Reads a transform from the JSON of `to_json`.
 
     Raises:
-        Malformed: if it is anything else.
+        Malformed: if the JSON is not a transform.
 
     >>> from_json(["transpose", [1, 0]])
     Transpose(axes=(1, 0))

@@ -1,4 +1,4 @@
-"""`WeightMap`: where every Keras variable lies in a Flax model, as data that moves trees both ways."""
+"""`WeightMap`: the Flax path of every Keras variable, and conversion of trees in both directions."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from keras_flax_bridge.tree.untrusted import records, texts
 
 
 class MapRow(NamedTuple):
-    """A pair of the map, or a variable that only one of the models has.
+    """A pair of the map, or a variable that only one model has.
 
     Attributes:
-        keras: structural keys, joined by `` + ``; ``""`` where the Keras model lacks it.
-        flax: paths, joined alike; ``""`` where the Flax model lacks it.
-        transforms: what turns the Keras values into the Flax values.
+        keras: structural keys, joined by `` + ``; ``""`` if only the Flax model has the variable.
+        flax: paths, joined by `` + ``; ``""`` if only the Keras model has the variable.
+        transforms: convert the Keras values to the Flax values.
     """
 
     keras: str
@@ -48,16 +48,16 @@ class MapRow(NamedTuple):
 class WeightMap(metaclass=words.AnsweringType):
     """The counterpart of every Keras variable in a Flax model.
 
-    It moves weights, gradients and optimizer slots, in both directions and bit for bit. Print it
-    for a table; `save` writes JSON to keep and edit; `kfb.restore` takes it as ``rename=``.
+    It converts weights, gradients and optimizer slots in both directions, bit for bit. It prints as a
+    table; `save` writes it as JSON, which can be edited; `kfb.restore` accepts it as ``rename=``.
 
     Args:
-        pairs: the variables that belong together.
-        seeds: structural keys of Keras's seeds, which have no counterpart in Flax.
-        only_keras: keys of Keras variables that the Flax model lacks.
-        only_flax: paths that the Keras model lacks.
-        notes: what else differs, such as settings that change the outputs.
-        linen: whether the Flax model is of Linen variables, whose paths start with a collection.
+        pairs: variables with the same values in both models.
+        seeds: structural keys of Keras seeds, which have no counterpart in Flax.
+        only_keras: structural keys of variables that only the Keras model has.
+        only_flax: paths of variables that only the Flax model has.
+        notes: other differences, such as settings that change the outputs.
+        linen: whether the Flax model is a tree of Linen variables, whose paths start with a collection.
         model: the Keras model whose weights `to_flax` takes by default.
 
     Example:
@@ -96,23 +96,23 @@ class WeightMap(metaclass=words.AnsweringType):
 
     @property
     def ok(self) -> bool:
-        """Whether every variable has a counterpart, and the map has no note."""
+        """Whether every variable has a counterpart and the map has no notes."""
         return not (self.only_keras or self.only_flax or self.notes)
 
     @property
     def rows(self) -> tuple[MapRow, ...]:
-        """One row for each pair, then one for each variable that only one of the models has."""
+        """One row for each pair, then one for each variable that only one model has."""
         alone = [MapRow(join_path(path), "") for path in self.only_keras]
         return (*self._pairs(), *alone, *(MapRow("", join_path(path)) for path in self.only_flax))
 
     def _pairs(self) -> list[MapRow]:
         return [
-            MapRow(_listed(pair.keras), _listed(pair.flax), ", ".join(map(str, pair.transforms)))
+            MapRow(_joined_paths(pair.keras), _joined_paths(pair.flax), ", ".join(map(str, pair.transforms)))
             for pair in self.pairs
         ]
 
     def table(self) -> str:
-        """One line for every pair, then what one side lacks, then what else differs."""
+        """The map as text: a line for each pair, then variables that only one model has, then notes."""
         rows = self._pairs()
         width = max((len(row.keras) for row in rows), default=0)
         lines = [f"{a:<{width}}  ->  {b}{f'  ({how})' if how else ''}" for a, b, how in rows]
@@ -127,36 +127,37 @@ class WeightMap(metaclass=words.AnsweringType):
         return self.__rich__().to_html()
 
     def to_flax(self, source: PyTree = None) -> dict[str, Any]:
-        """Keras values under the paths and in the shapes of the Flax model.
+        """Converts Keras values to the paths and shapes of the Flax model.
 
         Args:
-            source: None for the model that the map was made with; a `keras.Model`; a `TrainState`;
-                or any tree that is shaped like its ``params``, such as an optimizer slot.
+            source: a `keras.Model`, a `TrainState`, or a tree with the structure of its ``params``, such
+                as an optimizer slot. By default, the model that the map was made with.
 
         Returns:
-            A nested dict of arrays; for a tree that holds part of the variables, that part.
+            A nested dict of arrays; if `source` has only some of the variables, with only these.
 
         Raises:
-            StructureMismatchError: naming the variables that are missing from a pair.
+            StructureMismatchError: if `source` has only some of the variables of a pair.
         """
         flat = keras_values(self.model if source is None else source)
         return nest_paths(dict(self.flax_values(flat)))
 
     def to_keras(self, target: PyTree, *, like: PyTree = None) -> PyTree:
-        """Flax values under the keys and in the shapes of the Keras model.
+        """Converts Flax values to the structural keys and shapes of the Keras model.
 
         Args:
             target: an `nnx.Module`, an `nnx.State`, Linen variables, or a nested dict such as
                 gradients or an optimizer slot.
-            like: a `keras.Model`, which is filled in place; a `TrainState`, of which a new one is
-                made; None for the model that the map was made with, or for a nested dict.
+            like: a `keras.Model`, which is updated in place, or a `TrainState`, of which a new one is
+                returned. By default, the model that the map was made with; without one, a nested
+                dict is returned.
 
         Returns:
-            The model, the state, or a nested dict by structural keys.
+            The model, the state, or a nested dict by structural key.
 
         Raises:
-            StructureMismatchError: listing variables that are missing or of another shape; nothing
-                was assigned.
+            StructureMismatchError: listing the variables that are missing or have a different shape;
+                nothing is assigned.
         """
         values = dict(self.keras_values(flax_values(target)))
         like = self.model if like is None else like
@@ -165,36 +166,38 @@ class WeightMap(metaclass=words.AnsweringType):
         return with_values(like, values, set(self.only_keras))
 
     def flax_values(self, flat: Flat) -> Iterable[tuple[Path, Any]]:
-        """Flax leaves out of Keras leaves by structural key."""
+        """Converts Keras leaves by structural key to Flax leaves by path."""
         for pair in self.pairs:
             arrays = whole_values(pair.keras, flat)
             if arrays is not None:
-                yield from zip(pair.flax, _moved(pair, arrays), strict=True)
+                yield from zip(pair.flax, _transformed(pair, arrays), strict=True)
 
     def keras_values(self, flat: Flat) -> Iterable[tuple[Path, Any]]:
-        """Keras leaves by structural key out of Flax leaves."""
+        """Converts Flax leaves by path to Keras leaves by structural key."""
         for pair in self.pairs:
             arrays = whole_values(pair.flax, flat)
             if arrays is not None:
                 abstract = isinstance(arrays[0], jax.ShapeDtypeStruct)
-                yield from zip(pair.keras, _moved(pair, arrays, back=True, abstract=abstract), strict=True)
+                yield from zip(
+                    pair.keras, _transformed(pair, arrays, back=True, abstract=abstract), strict=True
+                )
 
     def flax_specs(self, specs: Flat) -> Flat:
-        """Shapes and dtypes of the Flax leaves out of those of the Keras variables."""
+        """Converts the shapes and dtypes of Keras variables to those of the Flax leaves."""
         found: Flat = {}
         for pair in self.pairs:
             arrays = whole_values(pair.keras, specs)
             if arrays is not None:
-                found |= dict(zip(pair.flax, _moved(pair, arrays, abstract=True), strict=True))
+                found |= dict(zip(pair.flax, _transformed(pair, arrays, abstract=True), strict=True))
         return found
 
-    # what `kfb.restore` asks for
+    # interface for `kfb.restore`
     def leaves(self, target: PyTree) -> Flat:
-        """Every leaf of a Flax model by path."""
+        """The leaves of a Flax model by path."""
         return flax_values(target)
 
     def put(self, target: Target, values: Flat) -> Target:
-        """Puts leaves in their places: a module is updated, of anything else a new one is made."""
+        """Sets leaves by path: updates a module in place, and returns a new state or tree otherwise."""
         if not isinstance(target, nnx.Module):
             return fill_tree(target, values)
         for path, leaf in nnx.to_flat_state(nnx.state(target)):
@@ -216,7 +219,7 @@ class WeightMap(metaclass=words.AnsweringType):
         FilePath(path).write_text(json.dumps(self.to_json(), indent=1) + "\n")
 
     def to_json(self) -> dict[str, Any]:
-        """The map as plain JSON types.
+        """The map as JSON types.
 
         Raises:
             TypeError: if a transform has a setting that JSON can't represent.
@@ -248,11 +251,11 @@ class WeightMap(metaclass=words.AnsweringType):
 
     @classmethod
     def from_json(cls, found: PyTree, where: str = "the map") -> WeightMap:
-        """The map that `to_json` described.
+        """Creates a map from the result of `to_json`.
 
         Args:
-            found: JSON types.
-            where: where they come from, for errors.
+            found: the JSON types.
+            where: the source of the JSON, for error messages.
 
         Raises:
             CheckpointError: naming the field that is missing or malformed, or the newer version that wrote
@@ -266,11 +269,11 @@ class WeightMap(metaclass=words.AnsweringType):
 _STORED = [one.name for one in fields(StoredMap)]
 
 
-def _moved(pair: Pair, arrays: list[Any], *, back: bool = False, abstract: bool = False) -> list[Any]:
-    """What the transforms of a pair make of the leaves of one side.
+def _transformed(pair: Pair, arrays: list[Any], *, back: bool = False, abstract: bool = False) -> list[Any]:
+    """Applies the transforms of a pair to the leaves on one side.
 
     Raises:
-        StructureMismatchError: naming the pair, if the leaves do not have the shapes that it was made for.
+        StructureMismatchError: naming the pair, if the leaves have other shapes than the map was made for.
     """
     try:
         if abstract:
@@ -278,12 +281,12 @@ def _moved(pair: Pair, arrays: list[Any], *, back: bool = False, abstract: bool 
         return (inverse if back else forward)(pair.transforms, arrays)
     except (TypeError, ValueError, IndexError) as error:
         raise StructureMismatchError(
-            f"the map of {_listed(pair.keras)}",
+            f"the map of {_joined_paths(pair.keras)}",
             got=f"leaves of {', '.join(map(spec_text, arrays))} for {', '.join(map(str, pair.transforms))}",
-            expected="leaves of the shapes that the map was made for",
-            fix="The map was made for another model: write it again with wmap.save(path).",
+            expected="leaves with the shapes that the map was made for",
+            fix="The map was made for a different model: make it again with kfb.migrate.match.",
         ) from error
 
 
-def _listed(paths: Sequence[Path]) -> str:
+def _joined_paths(paths: Sequence[Path]) -> str:
     return " + ".join(map(join_path, paths))

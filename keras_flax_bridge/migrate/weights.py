@@ -1,4 +1,4 @@
-"""Weights both ways between a Keras model and the module that `to_nnx` made of it."""
+"""Converts weights between a Keras model and its conversion by `to_nnx`, in both directions."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _TYPES = {PARAM: nnx.Param, BATCH_STAT: nnx.BatchStat}
 
 @words.door
 def weight_map(module: nnx.Module) -> WeightMap:
-    """The weight map of a module that `to_nnx` made.
+    """Returns the weight map of a module from `to_nnx`.
 
     Args:
-        module: the module, or one merged or cloned from it.
+        module: the module, or a module that was merged or cloned from it.
 
     Returns:
         The map.
 
     Raises:
-        StructureMismatchError: if `to_nnx` did not make it.
+        StructureMismatchError: if the module is not from `to_nnx`.
     """
     found = getattr(type(module), "weight_map", None)
     if not isinstance(found, WeightMap):
@@ -43,24 +43,24 @@ def weight_map(module: nnx.Module) -> WeightMap:
             "module",
             got=f"a {type(module).__name__} that has no weight map to a Keras model",
             expected="a module that kfb.migrate.to_nnx made",
-            fix="For a module of your own make a map with kfb.migrate.match(model, module).",
+            fix="For another module, make a map with kfb.migrate.match(model, module).",
         )
     return found
 
 
 @words.door
 def to_nnx_state(model_or_state: keras.Model | TrainState) -> nnx.State[Any, Any]:
-    """The weights of a Keras model as the state of the module that `to_nnx` or `to_source` makes.
+    """Converts the weights of a Keras model to the state of the module from `to_nnx` or `to_source`.
 
     Args:
-        model_or_state: a built Keras model, or a `TrainState` that was taken from one.
+        model_or_state: a built Keras model, or a `TrainState` of one.
 
     Returns:
-        An `nnx.State` for ``nnx.update(module, state)``: weights and statistics, without random keys.
+        An `nnx.State` for ``nnx.update(module, state)``: weights and batch statistics, without random keys.
 
     Raises:
         NotBuiltError: if the model has no variables yet.
-        StructureMismatchError: if it is neither a model nor a state.
+        StructureMismatchError: if `model_or_state` is neither a model nor a state.
         UnsupportedLayerError: naming all layers and operations without a rule at once.
 
     Example:
@@ -70,7 +70,7 @@ def to_nnx_state(model_or_state: keras.Model | TrainState) -> nnx.State[Any, Any
         (4, 2)
     """
     conversion = Conversion(_model_of(model_or_state), "Model", "error")
-    values = {path: jnp.asarray(a) for path, a in conversion.drawing.constants.items()}
+    values = {path: jnp.asarray(a) for path, a in conversion.context.constants.items()}
     found = conversion.weight_map().to_flax(model_or_state)
     kinds = {path: w.kind for w in conversion.source.weights for path in w.paths}
     flat = flatten_tree(found)
@@ -81,7 +81,7 @@ def to_nnx_state(model_or_state: keras.Model | TrainState) -> nnx.State[Any, Any
 
 
 def _keys(path: Path) -> tuple[Any, ...]:
-    """NNX counts the items of lists by number."""
+    """An NNX path: the indices of lists are integers."""
     return tuple(int(name) if name.isascii() and name.isdigit() else name for name in path)
 
 
@@ -92,19 +92,19 @@ def _model_of(model_or_state: Any) -> Any:
 
 @words.door
 def to_keras(module: nnx.Module, like: Target) -> Target:
-    """Writes the weights of a module that `to_nnx` made back into Keras, bit for bit.
+    """Writes the weights of a module from `to_nnx` back to Keras, bit for bit.
 
     Args:
         module: the module, trained or not.
-        like: the Keras model, filled in place; or a `TrainState`, of which a new one is made.
-            Optimizer slots, metrics and seeds stay as they are.
+        like: the Keras model, which is updated in place, or a `TrainState`, of which a new one is
+            returned. Optimizer slots, metrics and seeds are unchanged.
 
     Returns:
         `like`, or the new state.
 
     Raises:
-        StructureMismatchError: listing every variable that is missing or of another shape; nothing
-            was assigned. Or if `to_nnx` did not make the module.
+        StructureMismatchError: listing the variables that are missing or have a different shape;
+            nothing is assigned. Also if the module is not from `to_nnx`.
 
     Example:
         >>> import keras
@@ -122,18 +122,18 @@ def to_keras(module: nnx.Module, like: Target) -> Target:
 
 @words.door
 def slots_to_nnx(module: nnx.Module, state: TrainState) -> dict[str, nnx.State[Any, Any]]:
-    """The optimizer slots of a `TrainState` as states shaped like the parameters of a module.
+    """Converts the optimizer slots of a `TrainState` to states with the structure of a module's parameters.
 
     Args:
-        module: a module that `to_nnx` made of the state's model.
+        module: the module from `to_nnx` of the model of the state.
         state: a `TrainState` with a Keras optimizer.
 
     Returns:
-        Trees by slot, such as ``momentums`` and ``velocities``, each of the structure of
-        ``nnx.state(module, nnx.Param)``, as optax keeps ``mu`` and ``nu``.
+        States by slot name, such as ``momentums`` and ``velocities``, each with the structure of
+        ``nnx.state(module, nnx.Param)``, like ``mu`` and ``nu`` in optax.
 
     Raises:
-        StructureMismatchError: if `to_nnx` did not make the module.
+        StructureMismatchError: if the module is not from `to_nnx`.
 
     Example:
         >>> import keras
@@ -157,18 +157,18 @@ def slots_to_nnx(module: nnx.Module, state: TrainState) -> dict[str, nnx.State[A
 
 @words.door
 def slots_to_keras(module: nnx.Module, slots: dict[str, Any], state: TrainState) -> TrainState:
-    """Writes optimizer slots that were trained with a module back into a `TrainState`.
+    """Writes optimizer slots of a module back to a `TrainState`.
 
     Args:
-        module: a module that `to_nnx` made of the state's model.
+        module: the module from `to_nnx` of the model of the state.
         slots: trees by slot name, as `slots_to_nnx` returns them.
-        state: the state to take the other leaves from.
+        state: the state that provides the other leaves.
 
     Returns:
         A new state.
 
     Raises:
-        StructureMismatchError: if a slot has other leaves than the parameters.
+        StructureMismatchError: if the leaves of a slot differ from the parameters.
     """
     wmap = weight_map(module)
     new = {name: dict(wmap.to_keras(slot)) for name, slot in slots.items()}

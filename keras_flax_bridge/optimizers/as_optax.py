@@ -22,7 +22,7 @@ from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, join_path, ne
 
 
 class Adapter(SharedOnCopy, optax.GradientTransformationExtraArgs):
-    """What `as_optax` returns: Keras's own `stateless_apply`, on any tree of parameters.
+    """The transformation of `as_optax`: Keras's own `stateless_apply`, on any tree of parameters.
 
     Attributes:
         optimizer: the Keras optimizer, which is only read.
@@ -192,5 +192,5 @@ def _twin(optimizer: Any, values: Flat, owner: Any) -> Twin:
             f"optimizer {optimizer.name!r}",
             got=f"a {type(optimizer).__name__} that can't be rebuilt ({type(error).__name__}: {said(error)})",
             expected="a get_config() that returns all arguments of its constructor",
-            fix="Define it as Keras's guide on serialization says, and register the class.",
+            fix="Define it as described in Keras's guide on serialization, and register the class.",
         ) from error

@@ -43,7 +43,7 @@ class Ready:
             got="a transformation object, which a config can't hold",
             expected="the name of a function of optax, or a registered function, with its arguments",
             fix="Pass OptaxOptimizer('adamw', learning_rate=...), or the function that makes it, registered "
-            "with keras.saving.register_keras_serializable. Weights alone can be saved without it.",
+            "with keras.saving.register_keras_serializable. Weights can be saved without it.",
         )
 
 
@@ -140,10 +140,10 @@ def factory_of(transformation: Any) -> Any:
 
 
 def split(factory: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Splits arguments into those of the factory and Keras's options; the factory takes precedence.
+    """Splits arguments into arguments of the factory and options of Keras; the factory takes precedence.
 
     Raises:
-        UnsupportedOptimizerError: listing those that neither accepts.
+        UnsupportedOptimizerError: listing arguments that neither accepts.
     """
     own = () if factory is None else inspect.signature(factory).parameters
     arguments = {name: value for name, value in given.items() if name in own}
@@ -156,7 +156,7 @@ def split(factory: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
             f"argument {', '.join(unknown)}",
             got="a name that neither the transformation nor Keras's optimizers accept",
             expected=expected,
-            fix=f"{fix} A transformation object takes no arguments of its own.",
+            fix=f"{fix} A transformation object takes no arguments.",
         )
     return arguments, options
 

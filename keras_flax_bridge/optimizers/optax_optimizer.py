@@ -98,7 +98,7 @@ class OptaxOptimizer(WholeTreeOptimizer):
 
     @property
     def transformation(self) -> Any:
-        """What it was made of: a name, a function or a transformation."""
+        """The argument that it was created with: a name, a function or a transformation."""
         return self._given.transformation
 
     @property
@@ -184,14 +184,14 @@ class OptaxOptimizer(WholeTreeOptimizer):
     def _variable(self, value: Any, name: str, owner: int | None) -> Any:
         label = name.replace("/", "_")
         if owner is not None:
-            label = f"{self.trained[owner].path.replace('/', '_')}_{label}"
+            label = f"{self.optimized_variables[owner].path.replace('/', '_')}_{label}"
         return self.add_variable(
             value.shape, lambda shape, dtype=None: jnp.copy(value), dtype=str(value.dtype), name=label
         )
 
     def _paths(self) -> list[Path]:
         """The path of each weight in the tree of the transformation: its own path if that is unique."""
-        paths = [tuple(variable.path.split("/")) for variable in self.trained]
+        paths = [tuple(variable.path.split("/")) for variable in self.optimized_variables]
         inner = {path[:i] for path in paths for i in range(1, len(path))}
         if len(set(paths)) < len(paths) or inner & set(paths):
             return [(f"{i}_{'_'.join(path)}",) for i, path in enumerate(paths)]
@@ -215,7 +215,7 @@ class OptaxOptimizer(WholeTreeOptimizer):
         return jax.tree.unflatten(self._treedef, leaves)
 
     def _update_all(self, gradients: Mapping[int, Any], learning_rate: Any) -> None:
-        values = [variable.value for variable in self.trained]
+        values = [variable.value for variable in self.optimized_variables]
         params = self._tree(values)
         grads = [
             jnp.asarray(gradients[i], v.dtype) if i in gradients else jnp.zeros_like(v)
@@ -224,13 +224,13 @@ class OptaxOptimizer(WholeTreeOptimizer):
         rate = learning_rate.astype(optax.tree.dtype(params, "highest")) if self._has_rate else None
         updates, state = self._made(rate).update(self._tree(grads), self._state(), params)
         new = flatten_tree(optax.apply_updates(params, updates))
-        for i, (path, variable) in enumerate(zip(self._paths(), self.trained, strict=True)):
+        for i, (path, variable) in enumerate(zip(self._paths(), self.optimized_variables, strict=True)):
             if i in gradients:
                 self.assign(variable, new[path])
         for leaf, (name, owner) in zip(jax.tree.leaves(state), self._places, strict=True):
             if owner is None:
                 self.assign(self.numbers[name], on_disk(leaf))
-            elif owner in gradients:  # Keras leaves slots of variables without a gradient alone
+            elif owner in gradients:  # Keras does not change slots of variables without a gradient
                 self.assign(self.slots[name][owner], on_disk(leaf))
 
     @classmethod

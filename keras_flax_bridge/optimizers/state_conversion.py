@@ -66,7 +66,7 @@ def specs_of(params: Any) -> Flat:
 
 
 def _distinct(tree: dict[str, Any]) -> dict[str, Any]:
-    """With a buffer of its own for every leaf, so that all can be donated."""
+    """A tree with a separate buffer for every leaf, so that all can be donated."""
     seen: set[int] = set()
 
     def once(leaf: Any) -> Any:
@@ -97,7 +97,7 @@ def _packed(like: Any, scope: Scope, leaves: Flat) -> Any:
 
 
 def _complete(optimizer: Any, specs: Flat, state: Any, step: Any = None) -> Flat:
-    """All leaves of Keras's state: those in the optax state, and those that optax lacks."""
+    """All leaves of the Keras state: the leaves in the optax state, and the leaves that optax lacks."""
     found = collected(state, scope_of(optimizer, specs))
     if not is_outer(optimizer) and ("iteration",) not in found:
         found["iteration",] = _counted(step)

@@ -50,7 +50,7 @@ class Scope(NamedTuple):
 
 
 def scope_of(optimizer: Any, params: Flat, prefix: Path = ()) -> Scope:
-    """The scope of an optimizer with the slots of its rule, and those of the stock one."""
+    """The scope of an optimizer, with the slots of its rule and of optax's own optimizer."""
     if is_outer(optimizer):
         return Scope(optimizer, prefix, params, {})
     own = rule_of(optimizer).slots
@@ -77,7 +77,7 @@ class State(NamedTuple):
 
 
 class Groups(NamedTuple):
-    """States by name, each of its own scope."""
+    """States by name, each with a separate scope."""
 
     scope: Callable[[Scope, str], Scope]
 
@@ -143,7 +143,7 @@ def mean(name: str) -> Field:
 
 
 def constant(of: Callable[[Any], Any]) -> Field:
-    """What follows from the optimizer's settings alone."""
+    """A leaf that only depends on the settings of the optimizer."""
     return Field(
         lambda scope, like, leaves: jax.tree.map(
             lambda leaf: jnp.asarray(of(scope.optimizer), leaf.dtype), like
@@ -153,7 +153,7 @@ def constant(of: Callable[[Any], Any]) -> Field:
 
 
 def _group(scope: Scope, name: str) -> Scope:
-    """Of a MultiOptimizer's optimizers, or of the parts of one rule."""
+    """The scope of one optimizer of a MultiOptimizer, or the same scope for the parts of one rule."""
     if keras_internals.is_multi(scope.optimizer):
         return scope.within(scope.optimizer.optimizers[int(name)], "inner_optimizers", name)
     return scope

@@ -73,7 +73,7 @@ class OptaxInKeras:
         self._model = model
 
     def scale_loss(self, loss: Any) -> Any:
-        """The loss whose gradients are taken."""
+        """The scaled loss, whose gradients are computed."""
         return loss
 
     def stateless_apply(

@@ -27,7 +27,7 @@ from keras_flax_bridge.tree.paths import flatten_tree, join_path
 
 @words.doors()
 class Label(NamedTuple):
-    """How exact a conversion is, and the closest optimizer of optax.
+    """The exactness of a conversion, and the closest optimizer of optax.
 
     Attributes:
         exact: whether both give the same trajectory, up to float rounding.
@@ -60,7 +60,7 @@ class Native(SharedOnCopy, optax.GradientTransformationExtraArgs):
 
     @classmethod
     def of(cls, optimizer: Any, model: Any, unscaled: bool = False) -> Native:
-        """Converts; `unscaled` means that gradients are those of the unscaled loss."""
+        """Converts; with `unscaled`, gradients are those of the unscaled loss."""
         leaves = Leaves(optimizer, model)
         _require_convertible(optimizer, leaves)
         inner = _whole(optimizer, leaves, unscaled)
@@ -180,7 +180,7 @@ def rule_of(optimizer: Any) -> Rule:
 
 
 def label_of(optimizer: Any) -> Label:
-    """That of the rule itself; of several optimizers that of the one furthest from optax's."""
+    """The label of a rule; for several optimizers, the label of the least exact one."""
     parts = [o for o in inner_optimizers(optimizer) if not is_outer(o)]
     labels = [_label(part) for part in parts]
     return max(labels, key=lambda label: float("inf") if label.off is None else label.off)
@@ -196,7 +196,7 @@ def _label(optimizer: Any) -> Label:
 
 
 def is_outer(optimizer: Any) -> bool:
-    """Whether an optimizer wraps others, without a rule of its own."""
+    """Whether an optimizer wraps others and has no rule itself."""
     return isinstance(optimizer, K.LossScaleOptimizer) or keras_internals.is_multi(optimizer)
 
 

@@ -38,7 +38,7 @@ class ScaleByKerasNadamState(NamedTuple):
 
 
 class ScaleByKerasFactoredRmsState(optax.FactoredState):
-    """That of `optax.scale_by_factored_rms`; the last two dimensions are factored, whatever their size."""
+    """State like that of `optax.scale_by_factored_rms`; the last two dimensions are always factored."""
 
 
 class FtrlState(NamedTuple):
@@ -50,7 +50,7 @@ class FtrlState(NamedTuple):
 
 
 class MomentumState(optax.TraceState):
-    """That of `optax.trace`, where the learning rate comes before it."""
+    """State like that of `optax.trace`, for a trace after the learning rate."""
 
 
 class ScaleByKerasMuonState(NamedTuple):
@@ -216,7 +216,7 @@ def scale_by_keras_factored_rms(beta_2_decay: float, eps: float) -> Transformati
 
 
 def second_moment(row: Any, column: Any) -> Any:
-    """What the two means stand for, in the shape of the parameter."""
+    """The second moment that the two means approximate, in the shape of the parameter."""
     return (row / jnp.mean(row, -1, keepdims=True))[..., None] * column[..., None, :]
 
 
@@ -278,7 +278,7 @@ def _orthogonal(x: Any, steps: int, coefficients: tuple[float, float, float]) ->
 def ftrl(
     lr: Schedule, power: float, initial: float, l1: float, l2: float, l2_shrinkage: float, beta: float
 ) -> Transformation:
-    """Follow the regularised leader: a whole rule, which computes the parameter itself.
+    """Follow the regularised leader: a complete rule, which computes the parameter itself.
 
     n' = n + g^2, z' = z + g + 2 shrinkage p - (n'^-power - n^-power) p / lr,
     p' = (clip(z', -l1, l1) - z') / (n'^-power / lr + 2 l2 + beta / lr); optax has no such rule.

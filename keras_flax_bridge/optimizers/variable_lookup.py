@@ -1,4 +1,4 @@
-"""Which variable a leaf of a parameter tree stands for, where an optimizer decides variable by variable."""
+"""Maps the leaves of a parameter tree to Keras variables, for optimizers with per-variable settings."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Leaves:
         """A tree like `tree` with the answer for every leaf; a leaf may be None in it.
 
         Raises:
-            StructureMismatchError: if a leaf is that of no variable.
+            StructureMismatchError: if a leaf matches no variable.
             UnsupportedOptimizerError: if the variables that a leaf may stand for differ in the answer.
         """
         treedef: Any
@@ -59,7 +59,7 @@ class Leaves:
     def _answers(self, keys: list[Any], question: Callable[[Any], Any], what: str) -> list[Any]:
         everyone = [question(variable) for variable in self.variables]
         if everyone and all(_same(answer, everyone[0]) for answer in everyone):
-            return [everyone[0]] * len(keys)  # then any tree will do, such as that of a Flax module
+            return [everyone[0]] * len(keys)  # then any tree is accepted, such as that of a Flax module
         return [self._answer(path, leaf, question, what) for path, leaf in named_leaves(keys)]
 
     def _answer(self, path: Path, leaf: Any, question: Callable[[Any], Any], what: str) -> Any:

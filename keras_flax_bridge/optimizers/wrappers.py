@@ -1,4 +1,4 @@
-"""What every Keras optimizer does around its rule, as optax transformations.
+"""The steps of every Keras optimizer before and after its rule, as optax transformations.
 
 In Keras's order: gradients divided by the loss scale, accumulated, clipped; parameters decayed; the
 rule; the moving average, and parameters overwritten with it; constraints.
@@ -43,7 +43,7 @@ class AccumulateState(NamedTuple):
 
 
 class LossScaleState(NamedTuple):
-    """Steps since the scale last changed, the scale, and the state of what is scaled."""
+    """Steps since the last change of the scale, the scale, and the inner state."""
 
     step_counter: Any
     dynamic_scale: Any
@@ -56,7 +56,7 @@ def divide(divisor: float) -> Transformation:
 
 
 def clip_by_leaf_norm(limit: float) -> Transformation:
-    """Clips every gradient to a norm of its own; `optax.clip_by_global_norm` clips all of them together."""
+    """Clips the norm of each gradient separately; `optax.clip_by_global_norm` clips their global norm."""
 
     def clipped(g: Any) -> Any:
         square = jnp.sum(jnp.square(g))
@@ -70,7 +70,7 @@ def clip_by_whole_norm(limit: float) -> Transformation:
     """Scales all gradients together down to a norm, by one factor, as Keras does.
 
     `optax.clip_by_global_norm` divides and selects in every gradient: two more passes over memory,
-    which cost more than the optimizer itself. A norm that is no number makes every gradient one too.
+    which cost more than the optimizer itself. If a norm is NaN, all gradients become NaN.
     """
 
     def clipped(grads: Any, _: Any) -> Any:
@@ -168,7 +168,7 @@ def average_parameters(inner: Transformation, momentum: float, overwrite: int | 
 
 
 def constrain_parameters(inner: Transformation, constraints: OfLeaves) -> Transformation:
-    """Applies each parameter's constraint to what the update makes of it; None leaves one free."""
+    """Applies the constraint of each parameter after the update; None means no constraint."""
 
     def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         updates, state = inner.update(grads, state, params)

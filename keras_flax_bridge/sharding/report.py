@@ -1,4 +1,4 @@
-"""What sharding rules do to a state, as a table."""
+"""Reports the effect of sharding rules on a state."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from keras_flax_bridge.tree.paths import Flat, Path, compiled_pattern, fill_tree
 
 Rules = Sequence[tuple[str, PartitionSpec]] | Any  # or a keras LayoutMap, or None for Flax's metadata
 
-EVERYWHERE = "everywhere"  # what is said in place of a rule where none took a leaf
+EVERYWHERE = "everywhere"  # the text in place of a rule for leaves that no rule matches
 
 
 class Layout(NamedTuple):

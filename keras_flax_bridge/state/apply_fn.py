@@ -45,7 +45,7 @@ class KerasApply:
         Args:
             variables: ``{"params": ..., "non_trainable": ...}``. ``non_trainable`` may be left out
                 where the model has no such state, or has only seeds that this call doesn't use.
-            *args: what the model is called on.
+            *args: arguments of the model's call.
             mutable: the collections to return updated: ``non_trainable``, and ``losses`` (a list of
                 scalars from ``add_loss`` and regularizers); True for both.
             rngs: a JAX key, or ``{"dropout": key}``, from which all seeds of this call derive.
@@ -55,7 +55,7 @@ class KerasApply:
             The outputs, or ``(outputs, updates)`` if `mutable` names any.
 
         Raises:
-            StructureMismatchError: if `variables` isn't what the model needs.
+            StructureMismatchError: if `variables` don't match the model.
             OwnershipError: if a leaf was donated to a step.
         """
         require_variables(variables)

@@ -40,7 +40,7 @@ def build(trained: Any, batch: Any) -> None:
     """Creates the variables that a batch of these shapes and dtypes needs, as `fit` would.
 
     Raises:
-        StructureMismatchError: if the batch is not what the model, its loss and its metrics take.
+        StructureMismatchError: if the batch doesn't match the model, its loss and its metrics.
     """
     if not keras_internals.is_overridden(trained, "train_step"):
         check(trained, batch)
@@ -140,7 +140,7 @@ def explaining_concretization() -> Iterator[None]:
         raise UnsupportedLayerError(
             "model_fn",
             got=f"code that needs the values of weights ({type(error).__name__})",
-            expected="a model that can be built from shapes alone",
+            expected="a model that can be built from shapes only",
             fix="Move that code out of model_fn, or use TrainState.from_keras(model_fn()).",
         ) from error
 

@@ -14,7 +14,7 @@ from keras_flax_bridge.tree.types import PyTree
 
 
 def following(given: Container[str]) -> list[tuple[str, Follower]]:
-    """The trees that follow another one, of those that are named."""
+    """The given trees that follow another tree."""
     return [(name, tree.follows) for name, tree in trees.TREES.items() if tree.follows and name in given]
 
 
@@ -22,7 +22,7 @@ def advanced(name: str, follower: Follower, own: Flat, of: Flat, step: Any) -> F
     """The leaves of a tree that follows another one, after a train step.
 
     Args:
-        name: what the tree is called.
+        name: the name of the tree.
         follower: how it follows the other one.
         own: its leaves before the step.
         of: the leaves of the tree that it follows, after the step.
@@ -47,7 +47,7 @@ _FIX = (
 
 
 def followed(state: Any, given: Container[str] = ()) -> dict[str, PyTree]:
-    """The trees of a state that follow others, after a train step gave it the others; not those `given`.
+    """Updates the trees of a state that follow other trees, after a train step; except the `given` trees.
 
     Raises:
         StructureMismatchError: as `advanced`.

@@ -20,11 +20,11 @@ _BUILDING = threading.RLock()
 
 
 class Form:
-    """Which trees a list of leaves stands for. Each compiled program has its own: compared by identity.
+    """The tree structure of a list of leaves; one for each compiled program, compared by identity.
 
     Attributes:
-        names: the fields of a state whose trees they are.
-        tree: the `PyTreeDef` of a dict of them.
+        names: the fields of the state.
+        tree: the `PyTreeDef` of a dict of these fields.
     """
 
     def __init__(self, names: tuple[str, ...], tree: Any):
@@ -39,7 +39,7 @@ class Leaves(NamedTuple):
 
 
 class LazyTrees:
-    """A state whose trees may be held as leaves."""
+    """A state whose trees may be stored as a flat list of leaves."""
 
     if not TYPE_CHECKING:  # with it, any attribute would be right
 
@@ -50,7 +50,7 @@ class LazyTrees:
             try:
                 return object.__getattribute__(self, name)  # says what is wrong
             except AttributeError as error:
-                raise words.missing_attribute(self, name, error) from None
+                return words.missing_attribute(self, name, error)
 
     def __getstate__(self) -> dict[str, Any]:  # of a copy, or a pickle
         return {name: value for name, value in materialise(self).items() if name != _KEY}
@@ -93,12 +93,12 @@ def _fields(state: Any, step: Any, lazy: Leaves) -> dict[str, Any]:
 
 @cache
 def _can_hold(kind: Any, names: tuple[str, ...]) -> bool:
-    """Whether an access to a tree that isn't there comes to `LazyTrees`."""
+    """Whether access to a missing tree calls `LazyTrees.__getattr__`."""
     return kind.__getattr__ is _access and not any(hasattr(kind, name) for name in names)
 
 
 def materialise(state: Any) -> dict[str, Any]:
-    """The fields of a state, its trees built of the leaves that it may hold; what was set since stays."""
+    """The fields of a state, with trees built from its leaves; fields that were set since are kept."""
     own: dict[str, Any] = vars(state)
     if own.get(_KEY) is not None:
         with _BUILDING:
@@ -109,6 +109,6 @@ def materialise(state: Any) -> dict[str, Any]:
 
 
 def overwrite(state: Any, other: Any) -> None:
-    """Gives a state, to which the caller has a reference, the fields of another."""
+    """Overwrites the fields of a state in place with those of another."""
     fields = {field.name: getattr(other, field.name) for field in dataclasses.fields(state)}
     object.__setattr__(state, "__dict__", {**vars(state), **fields, _KEY: None})

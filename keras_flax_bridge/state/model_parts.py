@@ -13,7 +13,7 @@ from keras_flax_bridge.tree.types import PyTree
 class ModelParts:
     """Methods of a `TrainState` for the models in it."""
 
-    if TYPE_CHECKING:  # what it has of Flax's class
+    if TYPE_CHECKING:  # interface of Flax's class
         apply_fn: Any
         tx: Any
         step: Any
@@ -26,7 +26,7 @@ class ModelParts:
         return tuple(getattr(self.apply_fn, "parts", ()))
 
     def part(self, name: str) -> Self:
-        """The state of one model out of several, as `from_keras` of that model alone would give it.
+        """The state of one of several models, equal to `from_keras` of that model.
 
         Everything that works on a state of one model works on it: steps, `apply_gradients`, `apply_fn`.
         Donating it invalidates the leaves of this state, except `step`, which is copied.
@@ -79,5 +79,5 @@ class ModelParts:
 
 
 def _of_one(tree: str, value: PyTree, name: str) -> PyTree:
-    """What a tree has of one model; one that follows another need not have each model."""
+    """The part of a tree that belongs to one model; trees that follow another tree may lack a model."""
     return value.get(name, {}) if trees.TREES[tree].follows else value[name]

@@ -37,7 +37,7 @@ class PartsApply:
 
         Args:
             variables: ``{"params": ..., "non_trainable": ...}``, as `state` has them.
-            *args: what the model is called on.
+            *args: arguments of the model's call.
             method: the model's name.
             **kwargs: as for a single model. Updates of ``non_trainable`` include the
                 unchanged values of the other models.
@@ -46,7 +46,7 @@ class PartsApply:
             The outputs, or ``(outputs, updates)`` if ``mutable`` names any.
 
         Raises:
-            StructureMismatchError: if there is no such model, or `variables` isn't what it needs.
+            StructureMismatchError: if there is no such model, or `variables` don't match it.
         """
         require_names([method], self.parts, "method")
         name = str(method)
@@ -143,7 +143,7 @@ def require_same_weights(part: Any, present: Any, name: str) -> None:
     got, expected = ({**flatten_tree(s.params), **flatten_tree(s.non_trainable)} for s in (part, present))
     difference = diff_trees(got, expected)
     if difference:
-        raise difference.error(f"part {name!r}", "It is the state of another model.")
+        raise difference.error(f"part {name!r}", "It is the state of a different model.")
 
 
 def require_same(models: Mapping[str, Any], names: Collection[str]) -> None:
@@ -197,7 +197,7 @@ def _chosen(value: Any, name: str, models: Mapping[str, Any], argument: str) -> 
 
 
 def joined(states: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of one state of several models; its step is that of the one that went furthest."""
+    """The fields of a state of several models; its step is the largest of their steps."""
     own = {name: trees.of_state(state, trees.of_models()) for name, state in states.items()}
     names = next(iter(own.values()))
     return {

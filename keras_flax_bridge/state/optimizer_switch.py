@@ -70,7 +70,7 @@ class OptimizerSwitch:
         Raises:
             NotBuiltError: if the model is not compiled.
             StructureMismatchError: if slots are missing, or are those of other parameters.
-            UnsupportedOptimizerError: if the state is not that of the optimizer's rule.
+            UnsupportedOptimizerError: if the state does not belong to the optimizer's rule.
         """
         moved: Self = _moved(self, model, _to_keras)
         return moved

@@ -104,7 +104,7 @@ def _metrics(state: Any, trained: Any) -> dict[str, Any]:
 
 
 def _followers(state: Any, weights: dict[str, Any]) -> dict[str, Any]:
-    """Trees that follow weights go on where these are still there, and start where they are new."""
+    """Keeps trees that follow weights for weights that still exist, and starts them for new weights."""
     found = {}
     for name, follower in followers.following(trees.field_names(state)):
         before, of = getattr(state, name), weights[follower.of]

@@ -59,9 +59,9 @@ class StateReport(NamedTuple):
     """The leaves of a state or a checkpoint; printed, a table by collection, with totals.
 
     Attributes:
-        title: where the leaves come from.
+        title: the source of the leaves.
         rows: one for each leaf.
-        notes: remarks, such as what the file does not store.
+        notes: remarks, such as leaves that the file does not store.
 
     Example:
         >>> report = StateReport("weights", (LeafRow("params/w", "param", "float32", (2, 3), 24, ""),))
@@ -79,7 +79,7 @@ class StateReport(NamedTuple):
         return True
 
     def totals(self) -> dict[str, tuple[int, int]]:
-        """How many leaves and bytes each collection has."""
+        """The numbers of leaves and bytes of each collection."""
         found: dict[str, tuple[int, int]] = {}
         for row in self.rows:
             leaves, size = found.get(row.collection, (0, 0))

@@ -52,7 +52,7 @@ class TrainState(
     train_state.TrainState,
     metaclass=words.AnsweringType,
 ):
-    """A Keras model's whole training state, a subclass of Flax's `TrainState`.
+    """The complete training state of a Keras model, a subclass of Flax's `TrainState`.
 
     Leaves are keyed by their place in the model (``params["dense_1"]["kernel"]``), never by
     Keras's auto-generated names, so two builds of one architecture give the same tree.
@@ -66,7 +66,7 @@ class TrainState(
         tx: the optimizer behind optax's interface.
         non_trainable: moving statistics, seeds, frozen weights and other state, a nested dict.
         metrics: ``{metric key: {variable: value}}`` of training.
-        eval_metrics: the same of evaluation, which never touches those of training.
+        eval_metrics: the metrics of evaluation, separate from those of training.
 
     Example:
         >>> import keras, numpy as np
@@ -108,7 +108,7 @@ class TrainState(
             optimizer: a Keras optimizer or an optax transformation; None for the model's own.
             loss: as in ``compile``; only the metrics of several outputs depend on it.
             metrics: as in ``compile``; None for the model's own.
-            copy: True gives the state buffers of its own. False moves the model's: nothing is
+            copy: True copies the buffers. False moves the model's: nothing is
                 copied, and the model raises `OwnershipError` if used before `assign_to`.
 
         Returns:
@@ -143,7 +143,7 @@ class TrainState(
 
     @classmethod
     def _taken(cls, model: Any, copy: bool, batch: Any, **parts: Any) -> tuple[TrainState, list[Entry]]:
-        """The state of one model, and the variables that it was taken from."""
+        """The state of one model, and its variables."""
         trained = built(training_model(model, **parts), batch)
         variables = keras_internals.collect(trained)
         values = take(variables, copy)
@@ -230,7 +230,7 @@ class TrainState(
                 several models a dict of all of them.
             optimizer: a Keras optimizer that receives the slots; None for the model's own.
             metrics: metrics that receive the values; None for the model's own.
-            copy: True gives the model buffers of its own. False shares the state's buffers: donating
+            copy: True copies the buffers. False shares the state's buffers: donating
                 the state afterwards would delete them.
 
         Raises:

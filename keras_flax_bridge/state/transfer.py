@@ -51,7 +51,7 @@ def receivers(model: Any, *, optimizer: Any = None, metrics: Any = None) -> dict
     """The variables of a model that a state can be written to, by the name of the state's tree.
 
     A layer, and an uncompiled model without a given optimizer, have weights only. Metrics that were
-    compiled and saw no data yet have no variables: they are left out, and start at zero.
+    compiled and have not seen data yet have no variables: they are skipped, and start at zero.
     """
     if not isinstance(model, keras.layers.Layer):
         require_model(model)

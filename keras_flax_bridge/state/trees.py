@@ -1,4 +1,4 @@
-"""The trees of a state: one table of their names, and of what is done with each."""
+"""The trees of a state: a table of their names and properties."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ BY_RULES, WITH_WEIGHTS, REPLICATED = "by rules", "with weights", "replicated"
 
 
 class Follower(NamedTuple):
-    """How a tree that Keras knows nothing of follows another one, leaf by leaf.
+    """The update of a tree, such as an average, that follows another tree leaf by leaf without Keras.
 
     Attributes:
-        of: the tree of weights that it follows, `params` or `non_trainable`; both have the same paths.
-        start: from that tree to the value that this one starts with.
-        update: ``update(own, of, step)``, what it is after a train step: from its value before, the other
-            tree and the count after the step. Shapes and dtypes stay.
+        of: the tree that it follows, `params` or `non_trainable`; its paths are the same.
+        start: a function of that tree that returns the initial value.
+        update: ``update(own, of, step)`` returns the value after a train step, from the previous value,
+            the other tree and the step count after the step. Shapes and dtypes must not change.
     """
 
     of: str
@@ -81,7 +81,7 @@ TREES = {tree.name: tree for tree in _TABLE}
 
 
 def names(chosen: Callable[[Tree], object] = bool) -> tuple[str, ...]:
-    """The names of all trees, or of those that are `chosen`, in the order of the table.
+    """The names of all trees, or of the `chosen` ones, in table order.
 
     >>> names(lambda tree: tree.evaluated)
     ('non_trainable', 'eval_metrics')
@@ -90,13 +90,13 @@ def names(chosen: Callable[[Tree], object] = bool) -> tuple[str, ...]:
 
 
 WEIGHTS = names(lambda tree: tree.called)
-# where Linen and `ToLinen` keep what is in `non_trainable` here: the kind of each of their collections
+# collections of Linen and `ToLinen` for the leaves of `non_trainable`, each with its kind
 LINEN = {name: kind for kind, name in reversed(LINEN_COLLECTIONS.items()) if name not in TREES}
 COLLECTIONS = frozenset({*WEIGHTS, *LINEN})
 
 
 def kind_of(path: Path) -> str:
-    """What a leaf is, as far as its path says; ``""`` where that is not known.
+    """The kind of a leaf according to its path; ``""`` if it is unknown.
 
     >>> kind_of(("non_trainable", "dropout", "seed_generator_state"))
     'seed'
@@ -108,7 +108,7 @@ def kind_of(path: Path) -> str:
 
 
 def place_of(collection: str) -> int:
-    """Where a report has a tree: in the order of the table; a collection of Linen's with the state it is of.
+    """The position of a tree in reports, in table order; Linen collections are next to the state's own trees.
 
     >>> sorted(["opt_state", "batch_stats", "other", "params"], key=place_of)
     ['params', 'batch_stats', 'opt_state', 'other']
@@ -119,7 +119,7 @@ def place_of(collection: str) -> int:
 
 
 def sharding_of(path: Path) -> str:
-    """How the tree of a leaf is sharded; what is no tree of a state is taken for weights.
+    """The sharding of the tree of a leaf; leaves outside of the trees of a state are treated as weights.
 
     >>> sharding_of(("opt_state", "momentums", "dense", "kernel")), sharding_of(("batch_stats", "norm"))
     ('with weights', 'by rules')
@@ -172,6 +172,6 @@ def of_state(state: Any, wanted: tuple[str, ...]) -> dict[str, PyTree]:
 
 
 def without_unsaved(state: Any) -> Any:
-    """A state without the trees that checkpoints leave out; anything else as it is."""
+    """A state without the trees that checkpoints omit; other values unchanged."""
     left_out = names(lambda tree: not tree.saved) if isinstance(state, DeclaredTrees) else ()
     return state.replace(**{name: {} for name in of_state(state, left_out)}) if left_out else state

@@ -39,7 +39,7 @@ class Program:
         self.call = jax.jit(run, **options) if jit else run
 
     def after(self, state: TrainState, count: Any, leaves: list[Any], new: list[Any]) -> TrainState:
-        """A state after the step: it took these leaves, and gave back a count and those of some trees."""
+        """The state after a step that returned the count and the new leaves of some trees."""
         if self._places is None:
             return lazy_trees.next_state(state, count, Leaves(new, self.form))
         if not new:
@@ -51,7 +51,7 @@ class Program:
 
 
 class Runner:
-    """Runs a step, compiled once for each tree that states come with.
+    """Runs a step, compiled once for each tree structure of states.
 
     Args:
         step: the step.

@@ -55,11 +55,11 @@ class Kind(NamedTuple):
 
     Attributes:
         method: what Keras calls it.
-        is_taken: whether it takes a tree of a state.
+        is_taken: whether the step takes a tree of a state.
         is_given: whether it gives such a tree back.
         variables: of a model, those of each tree that Keras knows of, in its order.
         trains: whether it counts as a step of training.
-        batch: what errors call what it runs on.
+        batch: the name of the batch in errors.
     """
 
     method: str
@@ -126,13 +126,13 @@ class KerasStep:
             places: where the leaves of each tree are.
             count: of steps of training; None for a step that isn't one.
             leaves: of all trees that the step takes.
-            batch: what it runs on.
+            batch: the batch.
 
         Returns:
             The count, the leaves of all trees that the step takes, as it left them, and its logs or outputs.
 
         Raises:
-            StructureMismatchError: if leaves or batch are not what the model takes.
+            StructureMismatchError: if the leaves or the batch don't match the model.
         """
         if self.steps_per_call == 1:
             return self._once(places, count, leaves, batch)

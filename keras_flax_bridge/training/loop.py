@@ -130,7 +130,7 @@ class _Run:
         for batch in feed:
             logs = self._step(batch)
             watch.batch_end(feed.batch - 1, logs)
-            if feed.batch == feed.length:  # the end is known before the data says so
+            if feed.batch == feed.length:  # the end is known before the data is exhausted
                 break
             self.save(logs, due=True)
             if over():

@@ -85,7 +85,7 @@ class Meshed:
         return self._layouts[tree]
 
     def batch(self, batch: Any) -> Any:
-        """A batch on the mesh; with several processes, made of the rows that each of them has."""
+        """Places a batch on the mesh; with several processes, it is assembled from the rows of each."""
         if jax.process_count() == 1:
             try:
                 return jax.device_put(batch, self._batches)

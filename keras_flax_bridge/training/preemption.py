@@ -16,7 +16,7 @@ _calls = count(1)  # jax needs consecutive numbers, equal in all processes, each
 class Preemption:
     """Watches for SIGTERM between `begin` and `end`, or inside a ``with`` block.
 
-    Under `jax.distributed` it is jax that gets the signal, and all processes are told at one step.
+    Under `jax.distributed` jax handles the signal, and all processes are notified at the same step.
     Without, only the main thread of a process gets signals: elsewhere nothing is noticed.
 
     Args:

@@ -65,7 +65,7 @@ def make_train_step(
     Raises:
         NotBuiltError: if the model is uncompiled and there is no optimizer.
         StructureMismatchError: at the first call, if the state is not one of this model, or the
-            batch is not what the model takes; at a later one, if the model was compiled again.
+            batch doesn't match the model; in a later call, if the model was compiled again.
         OwnershipError: at a call, if the state was donated before.
 
     Example:
@@ -124,7 +124,7 @@ def make_eval_step(
 
     Raises:
         StructureMismatchError: at the first call, if the state is not one of this model, or the
-            batch is not what the model takes.
+            batch doesn't match the model.
 
     Example:
         >>> import keras, numpy as np

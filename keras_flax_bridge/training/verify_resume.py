@@ -38,7 +38,7 @@ class ResumeRow(NamedTuple):
 
 @words.doors()
 class ResumeReport(NamedTuple):
-    """What `verify_resume` found.
+    """The result of `verify_resume`.
 
     Attributes:
         steps: steps before and after the interruption.
@@ -109,7 +109,7 @@ def verify_resume(
         A report that names the leaves that differ; printed, it names the first.
 
     Raises:
-        BridgeError: if one of the processes fails; its own output says why.
+        BridgeError: if one of the processes fails; its output has the reason.
 
     Example:
         >>> verify_resume(model_fn, data_fn).ok  # doctest: +SKIP
@@ -146,7 +146,7 @@ def _in_a_new_process(target: Callable[..., Any], *args: Any) -> None:
             f"the run {args[-1]}",
             got=f"exit code {process.exitcode}",
             expected="0",
-            fix="See what the process printed. model_fn and data_fn must be importable by a new process.",
+            fix="See the output of the process. model_fn and data_fn must be importable by a new process.",
         )
 
 
@@ -154,7 +154,7 @@ def _run(model_fn: Callable[[], Any], data_fn: Callable[[], Any], folder: Path, 
     """Trains up to `steps` from the folder's newest step, and saves."""
     model, data = model_fn(), data_fn()
     with CheckpointManager(folder / "steps") as manager:
-        state = TrainState.from_keras(model, batch=next(data_fn()))  # of an iterator of its own
+        state = TrainState.from_keras(model, batch=next(data_fn()))  # of a separate iterator
         start = folder.parent / "start"  # both runs begin with the same weights, seeded or not
         if start.exists():
             state = restore(start, state)

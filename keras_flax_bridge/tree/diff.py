@@ -1,4 +1,4 @@
-"""What differs between two trees of leaves, by path."""
+"""Differences between two trees of leaves, by path."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def spec_text(leaf: Any) -> str:
 
 
 def _mismatch(got: Any, want: Any) -> str:
-    """What two leaves are; of data of keys also of which implementation, where only that differs."""
+    """Descriptions of two leaves; with the PRNG implementation if key data only differ in it."""
     impl = f" of impl={got.impl!r}" if isinstance(got, KeyData) else ""
     wanted = f" of impl={str(key_kind(want))!r}" if impl and is_key(want) else ""
     return f"got {spec_text(got)}{impl}, expected {spec_text(want)}{wanted}"
 
 
 class Diff(NamedTuple):
-    """What differs between an expected and a given set of leaves."""
+    """The differences between the expected and the given leaves."""
 
     missing: Flat
     unexpected: Flat

@@ -35,12 +35,12 @@ def _strong(leaf: Any) -> Any:
 
 @jax.jit  # called by itself, jnp.copy takes five times as long
 def owned(value: Any) -> Any:
-    """A copy of an array in a buffer of its own."""
+    """A copy of an array with a separate buffer."""
     return strong(jnp.copy(value))
 
 
 def placed_like(value: Any, other: Any) -> Any:
-    """An array moved to the devices of another."""
+    """Moves an array to the devices of another array."""
     sharding = getattr(other, "sharding", None)
     if isinstance(other, jax.core.Tracer) or sharding in (None, getattr(value, "sharding", None)):
         return value
@@ -111,10 +111,10 @@ def _is_key_dtype(dtype: Any) -> bool:
 
 
 def on_disk(leaf: Any) -> Any:
-    """A leaf as it is stored: the data of a typed key, abstract if the key is; other leaves unchanged.
+    """A leaf in its stored form: the data of a typed key (abstract if the key is); other leaves unchanged.
 
     A numpy scalar makes Orbax's asynchronous save hang at exit, a Python bool makes it lose all leaves, and
-    it refuses complex numbers: all become arrays. An array of another byte order gets the machine's.
+    it rejects complex numbers: all become arrays. Arrays are converted to the byte order of the machine.
     """
     if isinstance(leaf, (np.generic, np.ndarray)):
         array = np.asarray(leaf)
@@ -155,7 +155,7 @@ class KeyData(jax.ShapeDtypeStruct):
 
 
 def key_kind(key: Any) -> str:
-    """The implementation of a typed key, which may be abstract, by jax's name or what was registered."""
+    """The implementation of a typed or abstract key: its name in jax, or a registered one."""
     kinds: list[Any] = []
     jax.eval_shape(lambda traced: kinds.append(jax.random.key_impl(traced)), key)
     kind: str = kinds[0]
@@ -210,7 +210,7 @@ def explain_leaf(error: BaseException, trees: Mapping[str, Any]) -> None:
     Raises:
         OwnershipError: naming the leaf that was donated, or is a Keras variable.
         NotBuiltError: naming the leaf that is abstract.
-        StructureMismatchError: naming the leaf that is no array.
+        StructureMismatchError: naming the leaf that is not an array.
     """
     if not isinstance(error, BridgeError):
         for path, leaf in flatten_tree(dict(trees)).items():

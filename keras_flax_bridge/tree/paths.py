@@ -45,7 +45,7 @@ def flatten_tree(tree: Any) -> Flat:
 
 
 def named_leaves(leaves: Iterable[tuple[Any, Any]]) -> list[tuple[Path, Any]]:
-    """What `jax.tree_util.tree_flatten_with_path` gives, with plain paths."""
+    """The leaves of `jax.tree_util.tree_flatten_with_path`, with paths as tuples of strings."""
     return [(_key_path(keys), leaf) for keys, leaf in leaves]
 
 
@@ -93,7 +93,7 @@ def _not_nested(path: Path) -> StructureMismatchError:
 
 
 def fill_tree(like: Tree, flat: Mapping[Path, Any]) -> Tree:
-    """A tree of the structure of `like`, with the leaves of `flat`; a leaf it lacks stays as it is.
+    """A tree with the structure of `like` and the leaves of `flat`; leaves missing in `flat` are unchanged.
 
     >>> fill_tree({"a": (1, 2)}, {("a", "1"): 5})
     {'a': (1, 5)}
@@ -104,7 +104,7 @@ def fill_tree(like: Tree, flat: Mapping[Path, Any]) -> Tree:
 
 
 def compiled_pattern(text: Any, where: str, fix: str) -> re.Pattern[str]:
-    """A regular expression that a user gave, to be searched for in paths.
+    """Compiles a user's regular expression, which is searched for in paths.
 
     Raises:
         StructureMismatchError: if it is not valid.

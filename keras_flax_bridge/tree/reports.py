@@ -1,6 +1,6 @@
-"""What all reports have in common: rows, a verdict, JSON, and a table for terminals and notebooks.
+"""The protocol of all reports: rows, a verdict, JSON, and a table for terminals and notebooks.
 
-The standard library alone, until a table is drawn: `doctor` reports where nothing else can be imported.
+Only uses the standard library until a table is drawn: `doctor` must work if nothing else can be imported.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _WIDE = 10_000  # columns: a path is never broken
 
 @runtime_checkable
 class Report(Protocol):
-    """What every report offers; ``print(report)`` writes it as text."""
+    """The protocol of all reports; ``print(report)`` writes the report as text."""
 
     @property
     def rows(self) -> tuple[Any, ...]:
@@ -31,15 +31,15 @@ class Report(Protocol):
         ...
 
     def to_json(self) -> dict[str, Any]:
-        """The report as JSON types: ``json.dumps`` takes it as it is."""
+        """The report as JSON types, accepted by ``json.dumps``."""
         ...
 
     def __rich__(self) -> Any:
-        """What rich draws on a terminal."""
+        """The renderable that rich prints on a terminal."""
         ...
 
     def _repr_html_(self) -> str:
-        """What a notebook shows; every name is escaped."""
+        """The HTML that a notebook displays; every name is escaped."""
         ...
 
 
@@ -51,7 +51,7 @@ class Line(NamedTuple):
 
 
 class Table(NamedTuple):
-    r"""A report as it is drawn. Its texts may hold any characters: they are escaped when it is drawn.
+    r"""The table of a report. Its texts may contain any characters: they are escaped when it is drawn.
 
     Attributes:
         title: the line above the table.
@@ -115,7 +115,7 @@ class Table(NamedTuple):
 def table_of(
     title: str, columns: Sequence[str], rows: Iterable[tuple[Any, ...]], notes: Iterable[str] = ()
 ) -> Table:
-    r"""The table of rows that need no layout of their own: a column for each field.
+    r"""The table of rows without a special layout: a column for each field.
 
     >>> print(table_of("runs", ("name", "loss", "same"), [("a", 0.25, True)], ["1 run"]))
     runs

@@ -1,6 +1,6 @@
 """Types of public arguments and results, by the names that the documentation uses.
 
-Trees of arrays have no type of their own in Python: `PyTree` and its aliases document what is meant, as in
+Python has no type for trees of arrays: `PyTree` and its aliases document the structure, as in
 optax and Flax; for a type checker they are `Any`.
 """
 
@@ -32,12 +32,12 @@ Models: TypeAlias = keras.Model | Mapping[str, keras.Model]
 PathLike: TypeAlias = str | os.PathLike[str]
 Logs: TypeAlias = Mapping[str, Any]  # what `fit` reports: scalars by name
 
-Target = TypeVar("Target")  # what comes back as the kind that was given
+Target = TypeVar("Target")  # the type of the argument, which is also the type of the result
 State = TypeVar("State")
 
 
 class BatchIterator(Protocol):
-    """What gives one batch after another; it needs no `__iter__`."""
+    """An iterator of batches; `__iter__` is not required."""
 
     def __next__(self) -> Batch:
         """The next batch."""

@@ -23,8 +23,12 @@ _QUICK = 2  # doors that every artifact goes through in the first two passes, an
 
 
 def doors(rng, kind, *, every):
-    """All doors of a kind; in the fast pass a share of them."""
+    """All doors of a kind, but one of those that convert, which all read in one way; else a share of them."""
     names = list(DOORS[kind])
+    targets = [name for name in names if name.startswith("convert to ")]
+    if every and targets:
+        one = rng.choice(targets)
+        return [name for name in names if name == one or name not in targets]
     if every or len(names) <= 2 * _QUICK:
         return names
     return [*names[:_QUICK], *rng.choice(names[_QUICK:], _QUICK, replace=False).tolist()]

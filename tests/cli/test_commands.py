@@ -1,8 +1,6 @@
 """The command line, as it is typed."""
 
 import json
-import os
-import subprocess
 import sys
 
 import jax
@@ -15,11 +13,10 @@ from jax.sharding import PartitionSpec as P
 
 import keras_flax_bridge as kfb
 from keras_flax_bridge import cli
-from keras_flax_bridge.startup import begin, doctor
 from tests.checkpoint.test_checksums import flip
 from tests.support import files
 from tests.support.capabilities import needs, where
-from tests.support.subprocesses import ROOT
+from tests.support.subprocesses import process
 
 
 @pytest.fixture(scope="module")
@@ -243,85 +240,6 @@ def test_ejected_lists_of_blocks_are_filled(tmp_path, capsys):
     exec((tmp_path / "blocks.py").read_text(), scope)
     module = kfb.restore(tmp_path / "w", scope["Model"](rngs=nnx.Rngs(0)))
     np.testing.assert_allclose(module(X), model(X), atol=1e-6)
-
-
-# --- doctor
-
-BROKEN = {
-    # name: (environment, versions, words)
-    "NNX mode": ({"KERAS_NNX_ENABLED": "true"}, {}, "KERAS_NNX_ENABLED=true switches"),
-    "old": ({}, {"flax": "0.11.9"}, "flax 0.11.9 is older than 0.12.1"),
-    "missing": ({}, {"optax": None}, "optax is not installed. pip install optax"),
-    "two releases": ({}, {"jaxlib": "0.99.0"}, "jaxlib 0.99.0 are of different releases"),
-}
-
-
-@pytest.mark.parametrize("broken", BROKEN)
-def test_doctor_says_what_to_do(monkeypatch, capsys, broken):
-    environment, versions, words = BROKEN[broken]
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    known = doctor.installed
-    monkeypatch.setattr(doctor, "installed", lambda name: versions.get(name, known(name)))
-    assert cli.main(["doctor"]) == 1
-    clashes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("clash: ")]
-    assert len(clashes) == 1
-    assert words in clashes[0]
-
-
-def test_doctor_finds_nothing_here(monkeypatch, capsys):
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    assert cli.main(["doctor"]) == 0
-    told = " ".join(capsys.readouterr().out.split())
-    assert f"keras {keras.__version__}" in told
-    assert "clashes: none" in told
-
-
-STARTS = {
-    "by name": (["/bin/keras-flax-bridge", "inspect"], [], True),
-    "by module": (["-m", "inspect"], ["python", "-m", "keras_flax_bridge", "inspect"], True),
-    "a module of others": (["-m"], ["python", "-m", "train"], False),
-    "a program": (["train.py", "doctor"], ["python", "train.py", "doctor"], False),
-    "embedded": ([], [], False),
-}
-
-
-@pytest.mark.parametrize("start", STARTS)
-def test_only_the_command_line_begins_as_such(monkeypatch, start):
-    argv, typed, expected = STARTS[start]
-    monkeypatch.setattr(sys, "argv", argv)
-    monkeypatch.setattr(sys, "orig_argv", typed)
-    assert begin.is_command() == expected
-
-
-def test_doctor_without_a_device(monkeypatch, capsys):
-    monkeypatch.setattr(jax, "devices", lambda: 1 / 0)
-    assert cli.main(["doctor", "--json"]) == 1
-    assert (
-        "jax finds no device (ZeroDivisionError" in json.loads(capsys.readouterr().out)["clashes"][0]["what"]
-    )
-
-
-def process(command, **variables):
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", **variables}
-    line = f"{sys.executable} -m keras_flax_bridge {command}"
-    return subprocess.run(
-        ["bash", "-o", "pipefail", "-c", line], capture_output=True, text=True, env=environment, cwd=ROOT
-    )
-
-
-@pytest.mark.slow
-def test_doctor_reports_where_nothing_can_be_imported(tmp_path):
-    (tmp_path / "keras.py").write_text("raise ImportError('broken')")
-    (tmp_path / "flax.py").write_text("raise ImportError('broken')")
-    done = process("doctor", KERAS_BACKEND="tensorflow", PYTHONPATH=f"{tmp_path}:{ROOT}")
-    assert done.returncode == 1
-    assert "clash: KERAS_BACKEND chooses backend 'tensorflow' for Keras" in done.stdout
-    assert done.stderr == ""
-    other = process("inspect x", KERAS_BACKEND="tensorflow")
-    assert other.returncode == 2
-    assert other.stderr.count("\n") == 1
-    assert "KERAS_BACKEND: got backend 'tensorflow'" in other.stderr
 
 
 # --- what is printed where

@@ -27,11 +27,22 @@ def test_the_table_counts_what_pytest_recorded(tmp_path):
     ]
 
 
+def test_a_part_leaves_the_others_as_they_are():
+    found = full_run.sections(full_run.page({**full_run.sections(""), "saves": "Commit `a`.\n"}))
+    assert found == {
+        part: "Commit `a`.\n" if part == "saves" else full_run.NOT_RUN for part in full_run.PARTS
+    }
+    again = full_run.sections(full_run.page({**found, "attacks": "Commit `b`.\n"}))
+    assert again == {**found, "attacks": "Commit `b`.\n"}
+
+
 @pytest.mark.skipif(not full_run.PAGE.exists(), reason="no full run was recorded yet")
 def test_the_page_is_of_this_version_and_nothing_failed():
-    page = full_run.PAGE.read_text()
-    assert f"keras-flax-bridge {kfb.__version__}," in page
-    assert re.search(r"^Commit `[0-9a-f]{12}`", page, re.MULTILINE)
-    passed, failed = re.search(r"^\| all \| ([\d,]+) \| (\d+) \|", page, re.MULTILINE).groups()
-    assert int(passed.replace(",", "")) > 0
-    assert failed == "0"
+    ran = [text for text in full_run.sections(full_run.PAGE.read_text()).values() if text != full_run.NOT_RUN]
+    assert ran
+    for section in ran:
+        assert f"keras-flax-bridge {kfb.__version__}," in section
+        assert re.search(r"^Commit `[0-9a-f]{12}`", section, re.MULTILINE)
+        passed, failed = re.search(r"^\| all \| ([\d,]+) \| (\d+) \|", section, re.MULTILINE).groups()
+        assert int(passed.replace(",", "")) > 0
+        assert failed == "0"

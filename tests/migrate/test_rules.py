@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 import keras_flax_bridge as kfb
+from docs.generate import migrate as rule_table
 from keras_flax_bridge import keras_internals
 from keras_flax_bridge.keras_internals import SEED
 from keras_flax_bridge.tree.paths import flatten_tree
@@ -160,3 +161,8 @@ def test_a_layer_in_float32(row):
 def test_a_layer_in_float64(row):
     with double():
         check_both(Sides(row, "float64"), row.double)
+
+
+def test_the_table_of_rules_is_that_of_the_code():
+    page = rule_table.PAGE.read_text()
+    assert rule_table.written(page) == page, "python -m docs.generate.migrate"

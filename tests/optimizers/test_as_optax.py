@@ -15,9 +15,9 @@ import keras_flax_bridge as kfb
 from keras_flax_bridge.optimizers.muon import MOMENTUM
 from keras_flax_bridge.tree.diff import diff_trees
 from keras_flax_bridge.tree.paths import flatten_tree
-from tests.optimizers.test_to_optax import relative
 from tests.support.capabilities import needs
 from tests.support.models.optimizers import ByPath, Nested
+from tests.support.optimizers import relative
 from tests.tables.optimizers import OPTIMIZERS, SCHEDULES, TOLERANCE, Sawtooth, Small, make
 
 PARAMS = {"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}, "gain": jnp.ones(())}

@@ -14,7 +14,7 @@ from keras import layers
 
 import keras_flax_bridge as kfb
 from keras_flax_bridge.tree.paths import flatten_tree
-from tests.optimizers.test_to_optax import relative
+from tests.support.optimizers import relative
 from tests.tables.optimizers import TOLERANCE
 
 X = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")

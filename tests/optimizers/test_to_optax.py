@@ -1,5 +1,7 @@
 """Keras optimizers as native optax: every row of the contract table, against Keras itself."""
 
+import copy
+import warnings
 from functools import cached_property
 
 import jax
@@ -8,24 +10,15 @@ import keras
 import numpy as np
 import optax
 import pytest
+from keras import optimizers as K
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge.tree.paths import fill_tree, flatten_tree, join_path
-from tests.support.cases import double
-from tests.tables.optimizers import CHUNK, DOUBLE, ROWS, STEPS, TOLERANCE, Small, noise
-
-
-def relative(a, b):
-    """The largest difference of two trees, relative to the largest value of the second."""
-    a, b = (np.concatenate([np.ravel(x).astype("float64") for x in flatten_tree(t).values()]) for t in (a, b))
-    return np.max(np.abs(a - b)) / np.max(np.abs(b))
-
-
-def different(a, b):
-    """Paths of the leaves that are not the same bits."""
-    a, b = flatten_tree(a), flatten_tree(b)
-    assert a.keys() == b.keys()
-    return [join_path(path) for path in a if not np.array_equal(a[path], b[path], equal_nan=True)]
+from keras_flax_bridge.optimizers.rules import RULES
+from keras_flax_bridge.tree.paths import fill_tree, flatten_tree
+from tests.support.capabilities import needs, where
+from tests.support.cases import differing, double
+from tests.support.optimizers import GRADS, PARAMS, built, relative
+from tests.tables.optimizers import CHUNK, DOUBLE, OPTIMIZERS, ROWS, STEPS, TOLERANCE, Row, Small, make, noise
 
 
 class Runs:
@@ -118,11 +111,11 @@ def test_the_state_goes_there_and_back_bit_for_bit(runs):
     # Adafactor: what r and c stand for, which is never read
     assert [
         p
-        for p in different(back.opt_state, runs.keras_20.opt_state)
+        for p in differing(back.opt_state, runs.keras_20.opt_state)
         if not p.startswith(("v/", "inner_optimizer/v/"))
     ] == []
-    assert different(back.params, runs.keras_20.params) == []
-    assert different(runs.to_optax(runs.to_keras(runs.optax_20)).opt_state, runs.optax_20.opt_state) == []
+    assert differing(back.params, runs.keras_20.params) == []
+    assert differing(runs.to_optax(runs.to_keras(runs.optax_20)).opt_state, runs.optax_20.opt_state) == []
 
 
 class Fits:
@@ -194,3 +187,145 @@ def test_in_float64_only_the_last_bits_differ(name):
         assert {str(leaf.dtype) for leaf in jax.tree.leaves(runs.start.params)} == {"float64"}
         off = relative(runs.optax_50.params, runs.keras_50.params)
         assert off <= DOUBLE[name], off
+
+
+# --- gradients of the scaled loss, and of the loss
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_to_optax_divides_as_keras_does(fixed):
+    optimizer = K.SGD(0.1, loss_scale_factor=8.0) if fixed else K.LossScaleOptimizer(K.SGD(0.1), 8.0)
+    model, optimizer = built(optimizer)
+    state = kfb.TrainState.from_keras(model, optimizer=optimizer)
+    tx = kfb.to_optax(optimizer)
+    scaled = jax.tree.map(lambda p: 8.0 * p, state.params)
+    updates, _ = tx.update(scaled, tx.init(state.params), state.params)
+    expected = state.apply_gradients(grads=state.params).params
+    assert relative(optax.apply_updates(state.params, updates), expected) <= 1e-7
+    moved = state.to_optax()
+    assert relative(moved.apply_gradients(grads=state.params).params, expected) <= 1e-7
+
+
+# --- parameters of a Flax program, optimizers that aren't built
+
+
+def test_an_unbuilt_optimizer_is_asked_for_names():
+    optimizer = K.AdamW(0.1, weight_decay=0.5)
+    optimizer.exclude_from_weight_decay(var_names=["bias"])
+    before = copy.copy(vars(optimizer).get("_exclude_from_weight_decay_cache"))
+    tx = kfb.to_optax(optimizer)
+    params = {"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    assert float(updates["dense"]["kernel"][0, 0]) == pytest.approx(-0.05)
+    assert float(updates["dense"]["bias"][0]) == 0
+    assert vars(optimizer)["_exclude_from_weight_decay_cache"] == before
+
+
+def test_variables_alike_that_are_treated_alike_need_no_model():
+    _, optimizer = built(K.AdamW(0.1))
+    assert kfb.to_optax(optimizer).init({"any": {"tree": jnp.ones(7)}})
+
+
+@needs("MultiOptimizer")
+def test_variables_alike_that_are_treated_differently_need_the_model():
+    def layers():
+        model = keras.Sequential(
+            [keras.Input((4,)), keras.layers.Dense(4), keras.layers.Dense(4, name="head")]
+        )
+        rules = K.OptimizerMap(K.Adam(0.1), {".*head.*": K.SGD(0.1)})
+        optimizer = K.MultiOptimizer(rules)
+        optimizer.build(model.trainable_variables)
+        return model, optimizer
+
+    model, optimizer = layers()
+    params = kfb.TrainState.from_keras(model, optimizer=optimizer).params
+    with pytest.raises(kfb.UnsupportedOptimizerError, match=r"params/dense/bias.*Pass model="):
+        kfb.to_optax(optimizer).init(params)
+    tx = kfb.to_optax(optimizer, model=model)
+    updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+    assert float(updates["head"]["bias"][0]) == pytest.approx(-0.1)
+    assert updates["dense"]["bias"][0] != updates["head"]["bias"][0]
+
+
+@pytest.mark.parametrize(
+    "name", [n if n == "muon" else pytest.param(n, marks=pytest.mark.slow) for n in OPTIMIZERS]
+)
+def test_optax_finds_the_parameters_in_a_state(name):
+    model, optimizer = Row(name, make(name, {"use_ema": True})).build()
+    params = kfb.TrainState.from_keras(model, optimizer=optimizer).params
+    tx = kfb.to_optax(optimizer)
+    marked = optax.tree_map_params(tx, lambda _: "p", jax.eval_shape(tx.init, params), is_leaf=None)
+    assert "p" in jax.tree.leaves(marked)
+
+
+class Own(K.SGD):
+    """An optimizer of the user's own."""
+
+
+REFUSED = {
+    "own class": (lambda: Own(0.1), "Own.*as_optax"),
+    "own class inside": (lambda: K.LossScaleOptimizer(Own(0.1)), "Own.*as_optax"),
+    "nadam in a loss scale": (lambda: K.LossScaleOptimizer(K.Nadam(0.1)), "Nadam"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_can_not_be_converted_is_refused(case):
+    make, message = REFUSED[case]
+    with pytest.raises(kfb.UnsupportedOptimizerError, match=message):
+        kfb.to_optax(make())
+
+
+def test_variables_that_gradients_overwrite_are_refused():
+    model, optimizer = built(K.SGD(0.1))
+    model.gain.overwrite_with_gradient = True
+    with pytest.raises(kfb.UnsupportedOptimizerError, match=r"gain.*float8"):
+        kfb.to_optax(optimizer)
+
+
+def excluding():
+    optimizer = K.AdamW(0.1)
+    optimizer.exclude_from_weight_decay(var_list=[keras.Variable([1.0])])
+    return optimizer
+
+
+NEEDY = {
+    **where("MultiOptimizer", {"groups": lambda: K.MultiOptimizer(K.OptimizerMap(K.SGD(0.1)))}),
+    "layers": lambda: K.Muon(exclude_layers=["a"]),
+    "variables": excluding,
+}
+
+
+@pytest.mark.parametrize("name", NEEDY)
+def test_who_needs_variables_must_be_built(name):
+    with pytest.raises(kfb.NotBuiltError, match="model="):
+        kfb.to_optax(NEEDY[name]()).init(PARAMS)
+
+
+def test_gradients_of_another_structure_are_refused():
+    tx = kfb.to_optax(K.SGD(0.1))
+    with pytest.raises(kfb.StructureMismatchError) as error:
+        tx.update({**GRADS, "gain": None}, tx.init(PARAMS), PARAMS)
+    assert error.value.missing == ("gain",)
+    with pytest.raises(kfb.StructureMismatchError, match="params"):
+        tx.update(GRADS, tx.init(PARAMS))
+
+
+@pytest.mark.parametrize(
+    "name", ["adam", "nadam", "lamb", "muon", *where("ScheduleFreeAdamW", ["schedule_free"])]
+)
+def test_a_factor_that_rounds_to_1_is_warned_of(name):
+    half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), PARAMS)
+    tx = kfb.to_optax(make(name, {})())
+    with pytest.warns(UserWarning, match=r"params/dense/bias: .*beta_2=0.999 .* is 1 in bfloat16"):
+        state = tx.init(half)
+    if name in ("adam", "muon"):
+        assert tx.update(half, state, half)[0]["dense"]["bias"][0] == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kfb.to_optax(K.Adam(0.1, beta_2=0.9)).init(half)
+
+
+def test_every_row_of_the_table_has_a_rule():
+    kinds = {type(row.make()) for row in ROWS}
+    assert kinds >= RULES.keys()

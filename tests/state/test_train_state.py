@@ -1,4 +1,4 @@
-"""TrainState: taking, writing back, owning, calling, repartitioning; and every misuse by name."""
+"""TrainState: from_keras, ownership and copies; and every misuse by name."""
 
 import copy
 import gc
@@ -15,18 +15,12 @@ from flax.training import train_state
 from keras import layers
 
 import keras_flax_bridge as kfb
-from keras_flax_bridge.tree.paths import flatten_tree, join_path
-from tests.support.cases import equal
-from tests.support.models import stateful
+from tests.support.flax_steps import flax_train_step
 from tests.support.models.graphs import two_layers
 from tests.tables import contracts
 
 BATCH = next(contracts.SEQUENTIAL.batches())
 SPECS = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), BATCH)
-
-
-def weights(state):
-    return state.params, state.non_trainable, state.opt_state, state.metrics
 
 
 # --- from_keras
@@ -73,13 +67,6 @@ def test_two_states_of_one_model_are_one_type_to_jit(model):
 
 
 # --- ownership
-
-
-def test_copy_keeps_the_model_from_donation(model):
-    state, train_step = kfb.TrainState.from_keras(model), kfb.make_train_step(model)
-    state, _ = train_step(state, BATCH)
-    model.predict(BATCH[0], verbose=0)
-    model.evaluate(*BATCH, verbose=0)
 
 
 def test_assign_to_keeps_the_model_from_donation(trained):
@@ -153,54 +140,6 @@ def test_a_donated_state_is_named(trained):
         state.assign_to(model)
 
 
-# --- assign_to
-
-
-def test_assign_to_a_second_build_takes_everything(trained):
-    _, state = trained
-    layers.Dropout(0.5)  # moves Keras's counters of names
-    other = contracts.SEQUENTIAL.build()
-    other.train_on_batch(*BATCH)
-    state.assign_to(other)
-    assert equal(weights(kfb.TrainState.from_keras(other)), weights(state))
-
-
-def test_assign_to_is_all_or_nothing(trained):
-    model, state = trained
-    state.assign_to(model)
-    before = weights(kfb.TrainState.from_keras(model))
-    broken = {**state.params, "head": {"kernel": jnp.ones((5, 4)), "bias": state.params["head"]["bias"] + 1}}
-    with pytest.raises(kfb.StructureMismatchError) as error:
-        state.replace(params=broken).assign_to(model)
-    assert "params/head/kernel  got float32[5,4], expected float32[5,3]" in str(error.value)
-    assert equal(weights(kfb.TrainState.from_keras(model)), before)
-
-
-def test_assign_to_writes_weights_alone_where_nothing_trains(trained):
-    _, state = trained
-    other = keras.models.clone_model(contracts.SEQUENTIAL.build())
-    plain = keras.Sequential([keras.Input((6,)), *other.layers])
-    state.assign_to(plain)
-    assert equal(kfb.TrainState.from_keras(plain, optimizer="sgd").params, state.params)
-
-
-def test_assign_to_gives_slots_to_a_given_optimizer():
-    model, optimizer = two_layers(), keras.optimizers.Adam()
-    state = kfb.TrainState.from_keras(model, optimizer=optimizer)
-    step = kfb.make_train_step(model, optimizer=optimizer, loss="sparse_categorical_crossentropy")
-    state, _ = step(state, BATCH)
-    state.assign_to(model, optimizer=optimizer)
-    assert int(optimizer.iterations.value) == 1
-    assert np.any(optimizer._momentums[0].numpy())
-
-
-def test_optax_slots_have_no_place_in_a_keras_optimizer(model):
-    state = kfb.TrainState.from_keras(model, optimizer=optax.sgd(0.1))
-    with pytest.warns(UserWarning, match="trained by optax") as warned:
-        state.assign_to(model)
-    assert warned[0].filename == __file__  # the line that assigns
-
-
 @pytest.mark.parametrize("enabled", [True, False])
 def test_the_garbage_collector_is_left_as_it_was(enabled, monkeypatch):
     monkeypatch.setattr(gc, "isenabled", lambda: enabled)
@@ -210,25 +149,6 @@ def test_the_garbage_collector_is_left_as_it_was(enabled, monkeypatch):
     with pytest.raises(kfb.BridgeError):
         kfb.TrainState.from_keras(keras.Sequential([layers.Dense(2)]))
     assert calls == ["disable", *["enable"] * enabled]
-
-
-def test_statistics_that_a_layer_keeps_come_from_the_state():
-    x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
-    model, other = stateful.adapted(), stateful.adapted(shift=0.0)
-    state, wanted = kfb.TrainState.from_keras(model), model.predict(x, verbose=0)
-    assert not np.allclose(other.predict(x, verbose=0), wanted)
-    variables = {"params": state.params, "non_trainable": state.non_trainable}
-    abstract = kfb.TrainState.abstract(lambda: stateful.adapted(shift=0.0))
-    outputs = [
-        kfb.make_predict_step(other)(state, x),
-        kfb.TrainState.from_keras(other).apply_fn(variables, x),
-        abstract.apply_fn(variables, x),
-    ]
-    for y in outputs:
-        np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-6)
-    assert not np.allclose(other.predict(x, verbose=0), wanted)  # the calls left nothing behind in it
-    state.assign_to(other)
-    np.testing.assert_allclose(other.predict(x, verbose=0), wanted, rtol=1e-6, atol=1e-6)
 
 
 class Lookup(layers.Layer):
@@ -251,99 +171,6 @@ def test_state_that_is_no_array_is_refused_by_name():
     for take in (kfb.TrainState.from_keras, kfb.ToNNX):
         with pytest.raises(kfb.UnsupportedLayerError, match=r"'words'.*not an array.*pipeline"):
             take(model)
-
-
-# --- apply_fn and a Flax codebase's own step
-
-
-def flax_train_step(state, batch):
-    """A step as Flax code writes it, for a model without other state."""
-    x, y = batch
-
-    def loss_fn(params):
-        logits = state.apply_fn({"params": params}, x)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
-
-    loss, grads = jax.value_and_grad(loss_fn)(state.params)
-    return state.apply_gradients(grads=grads), loss
-
-
-@pytest.mark.parametrize("optimizer", [optax.adam(1e-2), keras.optimizers.Adam(1e-2)], ids=["optax", "keras"])
-def test_flax_code_runs_unchanged(optimizer):
-    model = keras.Sequential(
-        [keras.Input((6,)), layers.Dense(4, "relu"), layers.Dropout(0.5), layers.Dense(3)]
-    )
-    state = kfb.TrainState.from_keras(model, optimizer=optimizer)
-    step, losses = jax.jit(flax_train_step), []
-    for _ in range(20):
-        state, loss = step(state, BATCH)
-        losses.append(float(loss))
-    assert losses[-1] < losses[0]
-    assert int(state.step) == 20
-
-
-@pytest.mark.parametrize(
-    "optimizer",
-    [
-        keras.optimizers.SGD(0.1, momentum=0.9),
-        keras.optimizers.Adam(),
-        keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1)),
-        keras.optimizers.SGD(0.1, loss_scale_factor=8.0),
-    ],
-    ids=["momentum", "adam", "dynamic scale", "fixed scale"],
-)
-def test_apply_gradients_is_exact_for_keras_optimizers(optimizer):
-    def build():
-        model = two_layers()
-        fresh = type(optimizer).from_config(optimizer.get_config())
-        model.compile(fresh, "sparse_categorical_crossentropy")
-        return model
-
-    def loss_fn(params, state):
-        y_pred = state.apply_fn({"params": params}, BATCH[0], training=True)
-        return jnp.mean(keras.losses.sparse_categorical_crossentropy(BATCH[1], y_pred))
-
-    model = build()
-    state = kfb.TrainState.from_keras(model)
-    grads = jax.jit(jax.grad(loss_fn))(state.params, state)
-    state = jax.jit(lambda s, g: s.apply_gradients(grads=g))(state, grads)
-    reference, _ = kfb.make_train_step(build())(kfb.TrainState.from_keras(build()), BATCH)
-    for path, leaf in flatten_tree((state.params, state.opt_state)).items():
-        wanted = flatten_tree((reference.params, reference.opt_state))[path]
-        # the same rule on gradients of two programs: XLA may round their sums differently
-        np.testing.assert_allclose(leaf, wanted, rtol=1e-5, atol=1e-7, err_msg=join_path(path))
-
-
-def test_apply_fn_returns_updates_and_losses(model):
-    state = kfb.TrainState.from_keras(model)
-    variables = {"params": state.params, "non_trainable": state.non_trainable}
-    plain = state.apply_fn(variables, BATCH[0])
-    outputs, updates = state.apply_fn(variables, BATCH[0], training=True, mutable=["non_trainable", "losses"])
-    assert plain.shape == outputs.shape == (8, 3)
-    assert not equal(updates["non_trainable"], state.non_trainable)
-    assert len(updates["losses"]) == 1  # the regularizer
-    assert int(updates["non_trainable"]["dropout"]["seed_generator_state"][1]) == 1
-
-
-def test_apply_fn_derives_seeds_from_a_key(model):
-    state = kfb.TrainState.from_keras(model)
-    variables = {"params": state.params, "non_trainable": state.non_trainable}
-    call = lambda key: state.apply_fn(variables, BATCH[0], training=True, rngs={"dropout": key})  # noqa: E731
-    one, again, other = call(jax.random.key(0)), call(jax.random.key(0)), call(jax.random.key(1))
-    assert np.array_equal(one, again)
-    assert not np.array_equal(one, other)
-
-
-def test_apply_fn_names_what_is_missing(model):
-    state = kfb.TrainState.from_keras(model)
-    with pytest.raises(kfb.StructureMismatchError, match="batch_normalization/moving_mean"):
-        state.apply_fn({"params": state.params}, BATCH[0])
-    no_seed = {k: v for k, v in state.non_trainable.items() if k != "dropout"}
-    state.apply_fn({"params": state.params, "non_trainable": no_seed}, BATCH[0])
-    with pytest.raises(kfb.StructureMismatchError, match="dropout/seed_generator_state"):
-        state.apply_fn({"params": state.params, "non_trainable": no_seed}, BATCH[0], training=True)
-    with pytest.raises(kfb.StructureMismatchError, match="batch_stats"):
-        state.apply_fn({"params": state.params}, BATCH[0], mutable=["batch_stats"])
 
 
 # --- copies, aliases, half-done work

@@ -23,7 +23,7 @@ from keras_flax_bridge.checkpoint.saving import versions
 from keras_flax_bridge.startup import compat
 from tests.support import older_versions as older
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[1] / "data" / "dependencies"
 TEST = "tests/checkpoint/test_dependency_versions.py"
 TOLERANCE = 2e-5  # of a run that goes on under other versions, whose programs XLA compiles otherwise
 EPOCHS, KILLED = 6, 3
@@ -35,7 +35,7 @@ EPOCHS, KILLED = 6, 3
 def folders():
     """What there is to read: the data in the repository, or those that `CROSS` names."""
     given = os.environ.get("CROSS")
-    return [Path(name) for name in given.split(":")] if given else sorted(DATA.glob("keras-*"))
+    return [Path(name) for name in given.split(":")] if given else sorted(DATA.iterdir())
 
 
 def write(folder):

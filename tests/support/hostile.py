@@ -47,6 +47,11 @@ def code(mark):
     return {"class_name": "__lambda__", "config": {"value": value}}
 
 
+def layer(**config):
+    """The config of a Dense layer."""
+    return {"module": "keras.layers", "class_name": "Dense", "config": {"units": 2, **config}}
+
+
 def lambda_layer(mark):
     """A layer that leaves a mark when it is called, as Keras writes it."""
     value, defaults, closure = code(mark)["config"]["value"]

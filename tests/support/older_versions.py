@@ -4,6 +4,8 @@ The version that is to be kept writes the data, and later ones read it in
 `tests/checkpoint/test_older_versions.py`:
 
     KERAS_BACKEND=jax PYTHONPATH=CHECKOUT_OF_THAT_VERSION python tests/support/older_versions.py FOLDER
+
+`tests/support/data_sets.py` lists the folder.
 """
 
 import base64

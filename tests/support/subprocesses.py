@@ -42,3 +42,12 @@ def together(count, act, *arguments, distributed=True):
     options = {"variables": flags, "stderr": subprocess.STDOUT}
     firsts = [join.format(port, count, index) if distributed else "pass" for index in range(count)]
     return [spawn(act, *arguments, first=first, **options) for first in firsts]
+
+
+def process(command, **variables):
+    """Types a command of the bridge into a shell, and gives what it printed."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", **variables}
+    line = f"{sys.executable} -m keras_flax_bridge {command}"
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", line], capture_output=True, text=True, env=environment, cwd=ROOT
+    )

@@ -13,6 +13,7 @@ from keras_flax_bridge.cli.files.differing import DifferenceRow, FileDifference
 from keras_flax_bridge.migrate.compare import ComparisonReport, Difference
 from keras_flax_bridge.migrate.map_schema import Pair
 from keras_flax_bridge.migrate.report import ConversionReport
+from keras_flax_bridge.sharding.memory_plan import LayoutRow, MemoryPlan
 from keras_flax_bridge.startup.compat import Capability
 from keras_flax_bridge.startup.doctor import Clash, Health
 from keras_flax_bridge.tree.paths import split_path
@@ -90,6 +91,7 @@ ROWS = [
     Row("comparison_of_shapes", comparison(0.0), comparison(float("inf"), "shapes")),
     Row("weight_map", weight_map(matched=True), weight_map(matched=False)),
     Row("sharding", sharding, None),
+    Row("memory_plan", lambda text: MemoryPlan({text: 2}, (LayoutRow(text, 8, 16, 8, 4),), 36, 1.0), None),
     Row(
         "resumption",
         lambda text: kfb.ResumeReport((1, 1), 1, ()),

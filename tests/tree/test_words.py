@@ -217,7 +217,7 @@ def test_several_wrong_arguments_are_answered_at_once():
         "state.replace({'step': 0})": "Pass each by name.",
         "state.reset_metrics(model)": "Leave the others out.",
         "kfb.as_optax(model.optimizer, model)": "Pass by name what comes after: model=.",
-        "kfb.restore(path, state, path=path)": "Pass it by name alone.",
+        "kfb.restore(path, state, path=path)": "Pass it by keyword.",
     }.items(),
 )
 def test_other_misfits_are_answered(text, fix):

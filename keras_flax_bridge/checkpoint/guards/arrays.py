@@ -16,7 +16,7 @@ from keras_flax_bridge.errors import CheckpointError, CorruptCheckpointError
 from keras_flax_bridge.tree.untrusted import schema
 from keras_flax_bridge.tree.untrusted.schema import Malformed
 
-# Orbax writes the first four. Blosc is refused: its decoder allocates what a chunk says that it unpacks to.
+# Orbax writes the first four. Blosc is rejected: its decoder allocates the size that a chunk declares.
 _CODECS = frozenset({"zstd", "bytes", "sharding_indexed", "crc32c", "gzip", "transpose"})
 _MOST_CODECS = 16  # of one array; shards of shards unpack one another
 _WIDEST = 16  # bytes of a number
@@ -90,7 +90,7 @@ def _require_codecs(found: Mapping[str, Any]) -> None:
 
 
 def _steps(codecs: Any) -> list[tuple[Any, Any]]:
-    """Names and settings of codecs, which may stand there by their names alone."""
+    """Names and settings of codecs, which may be given by name only."""
     return [
         (step.get("name"), step.get("configuration")) if isinstance(step, dict) else (step, {})
         for step in _listed(codecs)

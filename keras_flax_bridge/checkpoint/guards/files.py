@@ -126,7 +126,7 @@ def keras_version(path: FilePath) -> str:
 
 @contextlib.contextmanager
 def weights_alone(path: FilePath) -> Iterator[FilePath | None]:
-    """The weights of a `.keras` file as a `.weights.h5` file, which is removed at the end.
+    """The weights of a `.keras` file as a temporary `.weights.h5` file.
 
     None where the archive holds more than weights and a config, such as vocabularies.
     """

@@ -20,7 +20,7 @@ _KINDS = {
     *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)),
     *("float16", "float32", "float64", "complex64", "complex128", "bool", "void8", "void16"),
 }
-# the attribute in which the name of such a dtype stands, and the bytes of each
+# the attribute with the name of such a dtype, and the item size of each
 _MARK = "dtype"
 _MARKED = {"bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1, "int4": 1, "uint4": 1}
 DEFLATE, SHUFFLE, FLETCHER = h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32
@@ -29,17 +29,17 @@ _LINKS = {h5py.h5l.TYPE_SOFT: "a soft link", h5py.h5l.TYPE_EXTERNAL: "an externa
 
 
 class Array(NamedTuple):
-    """What an array declares.
+    """The declared shape and dtype of an array.
 
     Attributes:
         shape: its shape.
-        dtype: its dtype, by name; the marked one where one is.
+        dtype: the name of its dtype, as marked beside the array if there is a mark.
         width: the bytes of an element.
         rows: how many rows a chunk has; 1 for an array in one piece.
         chunk: the bytes of a chunk; 0 for an array in one piece.
-        filters: the filters that its chunks went through, in that order.
-        declared: bytes, as they are in memory.
-        stored: bytes, as they are in the file.
+        filters: the filters of its chunks, in order.
+        declared: its size in memory, in bytes.
+        stored: its size in the file, in bytes.
     """
 
     shape: tuple[int, ...]
@@ -53,13 +53,13 @@ class Array(NamedTuple):
 
 
 def arrays(path: FilePath, file: h5py.File, size: int, stored: int) -> dict[str, Array]:
-    """Every array in a file by its name, after checking all declarations; no array is read.
+    """The arrays in a file by name, after checking all declarations; no array is read.
 
     Args:
-        path: what the file is called in errors.
+        path: the name of the file in errors.
         file: the file.
         size: its bytes.
-        stored: the bytes that it takes on disk, where it is compressed as a whole.
+        stored: its size on disk, if it is compressed as a whole.
 
     Raises:
         CheckpointError: if it contains something that Keras never writes, or declares more than is there.
@@ -158,7 +158,7 @@ def _dtype(path: FilePath, name: str, item: Any) -> tuple[str, int]:
 
 
 def _mark(path: FilePath, name: str, item: Any) -> str | None:
-    """The dtype that stands beside an array as a text; None without."""
+    """The dtype that is stored as text beside an array, or None."""
     dataset = h5py.Dataset(item)
     if _MARK not in dataset.attrs:
         return None

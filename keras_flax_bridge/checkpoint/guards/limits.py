@@ -47,7 +47,7 @@ _FIX = (
 
 
 def refusal(path: FilePath, name: str, got: str, expected: str) -> CheckpointError:
-    """The error for a file that is not read: `name` is what is wrong inside it."""
+    """The error for a rejected file: `name` is the invalid part of it."""
     return CheckpointError(f"{path}: {shortened(name)}", got=got, expected=expected, fix=_FIX)
 
 

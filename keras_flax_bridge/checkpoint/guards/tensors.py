@@ -32,14 +32,14 @@ class Tensor(NamedTuple):
 
 
 class Tensors(NamedTuple):
-    """The arrays of a file by name, and the texts beside them."""
+    """The arrays of a file by name, and its metadata texts."""
 
     arrays: dict[str, Tensor]
     metadata: dict[str, str]
 
 
 def tensors(path: FilePath) -> Tensors:
-    """What a file declares, checked; no array is read.
+    """Checks the header of a file, and returns its declarations; no array is read.
 
     Raises:
         CheckpointError: if the header is not one, or is not that of the bytes that follow.

@@ -1,4 +1,4 @@
-"""What lies in a checkpoint or a file of any kind, leaf by leaf, by one set of names."""
+"""Readers: the leaves of a checkpoint or a file of any kind, with the same names for all kinds."""
 
 from keras_flax_bridge.checkpoint.readers.checkpoints import Checkpoint as Checkpoint
 from keras_flax_bridge.checkpoint.readers.contents import NOT_IN_KERAS_FILES as NOT_IN_KERAS_FILES

@@ -29,7 +29,7 @@ class Checkpoint(Contents):
         self._stored = stored
         self.of_keras = foreign.of_keras(stored)
         if self.of_keras:
-            self.lacks = {METRIC: "metrics of Keras's callback have names of their own"}
+            self.lacks = {METRIC: "metrics of Keras's callback have different names"}
         naming, unnamed = _naming(stored, like)
         stored.start_at_zero(naming.zeros)
         self._names = {**naming.places, **{name: name for name in naming.zeros}}
@@ -42,13 +42,13 @@ class Checkpoint(Contents):
         return foreign.config(self._stored) if self.of_keras and not self.unnamed else super().config
 
     def load(self, targets: Mapping[Path, Any]) -> Flat:
-        """The values of some leaves, placed as their targets say."""
+        """The values of some leaves, with the shardings of their targets."""
         places = {name: self._names[name] for name in targets}
         found = self._stored.load({place: targets[name] for name, place in places.items()})
         return {name: found[place] for name, place in places.items()}
 
     def require_whole(self, values: Flat) -> None:
-        """Compares values with the checksums that were written."""
+        """Compares values with the stored checksums."""
         self._stored.require_whole({self._names[name]: leaf for name, leaf in values.items()})
 
     def load_data(self, iterator: Any) -> None:
@@ -68,7 +68,7 @@ class Checkpoint(Contents):
         return self._stored.parts(self._names[path])
 
     def packed(self) -> Container[Path]:
-        """The leaves that lie together in one array."""
+        """The leaves that are packed in one array."""
         packed = self._stored.packed
         return {name for name, place in self._names.items() if place in packed}
 
@@ -78,7 +78,7 @@ class Checkpoint(Contents):
         return {p: as_numpy(leaf) for p, leaf in state if p not in self.specs or kind_of(p) in self.lacks}
 
     def shardings(self) -> dict[Path, str]:
-        """How leaves lay on a mesh when they were written, in words."""
+        """Descriptions of the shardings with which leaves were saved."""
         found = self._stored.shardings()
         return {name: in_words(*found[place]) for name, place in self._names.items() if place in found}
 

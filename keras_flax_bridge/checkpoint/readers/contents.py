@@ -1,4 +1,4 @@
-"""What every kind of file and folder says of itself."""
+"""The interface of all readers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from keras_flax_bridge.state.report import METRIC, STEP, StateReport, rows
 from keras_flax_bridge.tree.leaves import on_disk
 from keras_flax_bridge.tree.paths import Flat, Path
 
-# kinds of leaves that Keras doesn't write, and why they are left out
+# kinds of leaves that Keras files don't contain, and the reason
 NOT_IN_KERAS_FILES = {
     SEED: "Keras's files hold no seeds",
     METRIC: "Keras's files hold no metrics",
@@ -27,13 +27,13 @@ NOT_IN_KERAS_FILES = {
 
 
 class Contents:
-    """What lies somewhere.
+    """The contents of a file or folder.
 
     Attributes:
         path: the file, or the folder of the checkpoint.
-        kind: what it is, in words.
+        kind: a description of its format.
         specs: every leaf, abstract, by its name.
-        metadata: what lies beside the leaves, such as the config of the model.
+        metadata: everything stored beside the leaves, such as the config of the model.
         lacks: kinds of leaves that are not there, or mean nothing elsewhere, and why.
         note: what else is to be said of it.
         unnamed: why the names are those in the file, and not structural keys; ``""`` where they are.
@@ -61,10 +61,10 @@ class Contents:
         """The config of the model, or of several by name; None if there is none."""
         return self.metadata.model
 
-    # what a restore asks for
+    # interface for restore
 
     def load(self, targets: Mapping[Path, Any]) -> Flat:
-        """The values of some leaves, placed as their targets say.
+        """The values of some leaves, with the shardings of their targets.
 
         Raises:
             CorruptCheckpointError: naming the leaves that can't be read.
@@ -72,7 +72,7 @@ class Contents:
         raise NotImplementedError
 
     def require_whole(self, values: Flat) -> None:
-        """Compares values with checksums, where there are any that were not compared when they were read.
+        """Compares values with checksums that were not compared while reading.
 
         Raises:
             CorruptCheckpointError: naming every leaf that differs.
@@ -91,7 +91,7 @@ class Contents:
             fix="Restore without data=.",
         )
 
-    # what the command line asks for
+    # interface for the command line
 
     def values(self) -> Flat:
         """Every leaf, in the memory of this process."""
@@ -111,7 +111,7 @@ class Contents:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Inside, `some` and `parts` may be called often: what they have in common is done once."""
+        """A context for several calls of `some` and `parts`, which share their setup."""
         yield
 
     def initial(self) -> Flat:
@@ -119,11 +119,11 @@ class Contents:
         return {}
 
     def shardings(self) -> dict[Path, str]:
-        """How leaves lay on devices when they were written, where that is known."""
+        """Descriptions of the shardings with which leaves were saved, if they are known."""
         return {}
 
     def report(self) -> StateReport:
-        """All of it but the values."""
+        """A report of the leaves, without their values."""
         named = f"the names are those in the file: {self.unnamed}" if self.unnamed else ""
         notes = tuple(note for note in (named, self.note) if note)
         return StateReport(f"{self.path}: {self.kind}", rows(self.specs, self.shardings()), notes)
@@ -146,5 +146,5 @@ class Held(Contents):
 
 
 def as_numpy(leaf: Any) -> Any:
-    """An array in the memory of this process; what is none as it is."""
+    """An array as numpy array in the memory of this process; other values unchanged."""
     return np.asarray(on_disk(leaf)) if hasattr(leaf, "dtype") else leaf

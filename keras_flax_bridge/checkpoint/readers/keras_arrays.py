@@ -27,13 +27,13 @@ def specs_of(arrays: Mapping[str, guards.Array]) -> dict[Path, jax.ShapeDtypeStr
         tuple(name.split("/")): jax.ShapeDtypeStruct(array.shape, array.dtype)
         for name, array in arrays.items()
     }
-    # a number comes before a name, so that names of both kinds can be compared
+    # numbers sort before names, so that mixed names can be compared
     order = lambda path: [(0, int(n), "") if n.isdecimal() else (1, 0, n) for n in path]  # noqa: E731
     return {path: found[path] for path in sorted(found, key=order)}
 
 
 def abstract(path: FilePath, config: dict[str, Any]) -> tuple[Flat, dict[Path, str]]:
-    """All that a `.keras` file may hold, by structural key, and the name of each in it; nothing is allocated.
+    """The abstract leaves of a `.keras` file by structural key, and their names in it; allocates nothing.
 
     Raises:
         BridgeError: if the model can't be built here.
@@ -44,7 +44,7 @@ def abstract(path: FilePath, config: dict[str, Any]) -> tuple[Flat, dict[Path, s
 
 
 def names(model: Any) -> dict[Path, str]:
-    """The names in the file; none where a layer of the user's writes its variables in a way of its own."""
+    """The names in the file; empty if a custom layer saves its variables in its own way."""
     try:
         return {} if model is None else keras_internals.names_in_files(model)
     except Exception:  # of a user's save_own_variables, which finds no values

@@ -65,9 +65,9 @@ class KerasModel(_File):
 
     Args:
         path: the file.
-        specs: what the model in it holds, abstract.
+        specs: the abstract leaves of its model.
         names: the names in the file, as far as they are known.
-        model: the model, with what lies in the file in its variables; None to load it once it is needed.
+        model: the model with the values of the file; None loads it on demand.
     """
 
     def __init__(self, path: FilePath, specs: Flat, names: Mapping[Path, str], model: Any = None):
@@ -90,7 +90,7 @@ class KerasModel(_File):
         """The values of some leaves, as numpy."""
         if self._places:
             return super().some(paths)
-        loaded = self._loaded()  # Keras alone knows how a layer of the user's is read
+        loaded = self._loaded()  # only Keras can read user-defined layers
         return {path: as_numpy(loaded[path]) for path in paths}
 
     def parts(self, path: Path) -> Iterator[np.ndarray]:
@@ -105,7 +105,7 @@ class KerasModel(_File):
         return self._unstored(keras_files.KerasFile(self.path).specs)
 
     def _unstored(self, state: Flat) -> Flat:
-        """What the file holds nothing of, out of a state."""
+        """The parts of a state that the file does not contain."""
         return {path: as_numpy(leaf) for path, leaf in state.items() if path not in self.specs}
 
     def _loaded(self) -> Flat:
@@ -115,7 +115,7 @@ class KerasModel(_File):
 
 
 def _are_these(specs: Flat, names: Mapping[Path, str], arrays: Flat) -> bool:
-    """Whether the file holds each leaf under its name, as it is in the model."""
+    """Whether the file contains each leaf under its name, with the shape and dtype of the model."""
     stored = {"/".join(name): leaf for name, leaf in arrays.items()}
     return all(
         names.get(path) in stored and same_spec(stored[names[path]], leaf) for path, leaf in specs.items()
@@ -123,12 +123,12 @@ def _are_these(specs: Flat, names: Mapping[Path, str], arrays: Flat) -> bool:
 
 
 def kind(path: FilePath) -> str:
-    """What the file is called in a message."""
+    """The kind of a file, for messages."""
     return "Keras's weights file" if path.name.endswith(".h5") else "Keras file"
 
 
 def _written(specs: Flat, slots: bool) -> Flat:
-    """The leaves of a model that its file holds: weights, and slots if there are any."""
+    """The leaves of a model that its file contains: weights, and slots if there are any."""
     kept = {name: leaf for name, leaf in specs.items() if kind_of(name) not in NOT_IN_KERAS_FILES}
     return kept if slots else {name: leaf for name, leaf in kept.items() if kind_of(name) != SLOT}
 
@@ -145,7 +145,7 @@ def in_keras_file(path: FilePath) -> Contents:
 def in_weights_file(path: FilePath, model: Any) -> Contents:
     """A `.weights.h5` file: by structural keys, if the model that it is of is given."""
     if model is None:
-        return KerasArrays(path, "a weights file doesn't say of which model it is")
+        return KerasArrays(path, "a weights file doesn't identify its model")
     gc.collect()  # what loading the model left behind
     give_back()
     keras_files.read_weights(path, model)

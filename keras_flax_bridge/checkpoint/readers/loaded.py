@@ -19,5 +19,5 @@ class LoadedModel(Held):
         super().__init__(path, self._file.specs, "Keras file")
 
     def load(self, targets: Mapping[Path, Any]) -> Flat:
-        """The values of some leaves, placed as their targets say."""
+        """The values of some leaves, with the shardings of their targets."""
         return self._file.load(targets)

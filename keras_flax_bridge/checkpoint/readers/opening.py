@@ -16,12 +16,12 @@ from keras_flax_bridge.errors import CheckpointError
 
 
 def opened(path: Any, *, step: int | None = None, model: Any = None) -> Contents:
-    """What lies at a path; no values are read.
+    """Opens a path; no values are read.
 
     Args:
         path: a checkpoint, a root folder of steps, a `.keras`, `.weights.h5` or `.safetensors` file.
         step: which step of a root folder; None for the newest.
-        model: the Keras model that the leaves are of, where the path doesn't say; it is filled.
+        model: the Keras model of the leaves, if the path has no config; its variables are overwritten.
 
     Raises:
         CheckpointError: if there is nothing that can be read.
@@ -37,7 +37,7 @@ def restorable(path: FilePath, like: Any) -> Contents:
 
     Args:
         path: the folder of one checkpoint, or the file.
-        like: what it is restored into.
+        like: the target of the restore.
 
     Raises:
         CheckpointError: if it can't be read.
@@ -46,7 +46,7 @@ def restorable(path: FilePath, like: Any) -> Contents:
 
 
 def existing(path: Any) -> FilePath:
-    """A path at which something lies.
+    """Checks that a path exists, and returns it.
 
     Raises:
         CheckpointError: if nothing does.
@@ -74,18 +74,18 @@ def _file(path: FilePath, step: int | None, model: Any) -> Contents:
         str(path),
         got="a file of another kind",
         expected="a folder of checkpoints, or a .keras, .weights.h5 or .safetensors file",
-        fix="Its name says what a file is: give it the suffix that it should have.",
+        fix="The suffix determines the format: rename the file to the right one.",
     )
 
 
 def model_for(contents: Contents) -> Any:
-    """A model of the config that lies beside the leaves; None if there is none."""
+    """The model of the stored config; None if there is none."""
     config = contents.config
     return model_configs.build(config, contents.path, contents.specs) if config else None
 
 
 def same_model(a: Contents, b: Contents) -> tuple[Contents, Contents]:
-    """Both by structural keys where one is, its model known, and the other's names are those in its file."""
+    """Names the leaves of both by structural key, if one has structural keys and its model is known."""
     if a.unnamed and not b.unnamed:
         return _named(a, b), b
     if b.unnamed and not a.unnamed:
@@ -94,7 +94,7 @@ def same_model(a: Contents, b: Contents) -> tuple[Contents, Contents]:
 
 
 def _named(contents: Contents, other: Contents) -> Contents:
-    """The same by structural keys, those of the model that lies beside the other's leaves."""
+    """`contents` with structural keys, from the model config of `other`."""
     model = model_for(other)
     if model is None:
         raise CheckpointError(

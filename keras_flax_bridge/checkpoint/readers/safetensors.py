@@ -1,4 +1,4 @@
-"""`.safetensors` files: a leaf by its path as text, and the config of the model beside them."""
+"""`.safetensors` files: leaves by path, and the config of the model in the header."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _FIX = "The file is damaged, or holds what numpy and jax do not have in common."
 
 @dataclass(frozen=True, kw_only=True)
 class Header(Record):
-    """What this package writes into the header of a file: the config of the model, if it has one."""
+    """The record that this package adds to the header of a file: the config of the model, if it has one."""
 
     model: Mapping[str, Any] | None = field(schema.optional(schema.table_of(schema.anything)), default=None)
 
@@ -54,7 +54,7 @@ class Tensors(Contents):
         return {path: self._read(path, 0, math.prod(self.specs[path].shape)) for path in paths}
 
     def _read(self, path: Path, begin: int, count: int) -> np.ndarray:
-        """Elements of an array in C order; the whole array if these are all."""
+        """Reads elements of an array in C order; returns the complete array if these are all."""
         tensor, dtype = self._tensors[path], np.dtype(self.specs[path].dtype)
         offset = tensor.begin + begin * dtype.itemsize
         found = np.fromfile(self.path, dtype, count, offset=offset)

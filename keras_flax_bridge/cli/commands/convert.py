@@ -10,7 +10,7 @@ from keras_flax_bridge.cli.files import converting
 
 
 def add_arguments(parser: Any) -> None:
-    """Says what the command takes."""
+    """Adds the arguments of the command."""
     parser.add_argument("source", metavar="SRC", help=arguments.ANY)
     parser.add_argument(
         "target",
@@ -21,7 +21,7 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--to", choices=converting.KINDS, help=said)
     said = "the layout of a checkpoint on disk"
     parser.add_argument("--layout", choices=("tree", "packed"), default="tree", help=said)
-    parser.add_argument("--force", action="store_true", help="replace what lies there")
+    parser.add_argument("--force", action="store_true", help="replace an existing target")
     arguments.add_step(parser)
     arguments.add_model(parser)
 

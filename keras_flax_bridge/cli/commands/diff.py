@@ -11,7 +11,7 @@ from keras_flax_bridge.cli.files.differing import difference
 
 
 def add_arguments(parser: Any) -> None:
-    """Says what the command takes."""
+    """Adds the arguments of the command."""
     parser.add_argument("a", metavar="A", help=arguments.ANY)
     parser.add_argument("b", metavar="B", help="another")
     said = "compare values too: the largest absolute difference of each leaf"

@@ -12,7 +12,7 @@ from keras_flax_bridge.startup import doctor
 
 
 def add_arguments(parser: Any) -> None:
-    """Says what the command takes."""
+    """Adds the arguments of the command."""
     arguments.add_json(parser)
 
 

@@ -15,13 +15,13 @@ from keras_flax_bridge.state.report import counted
 
 
 def add_arguments(parser: Any) -> None:
-    """Says what the command takes."""
+    """Adds the arguments of the command."""
     parser.add_argument("model", metavar="MODEL.keras", help="a Keras model")
     parser.add_argument("source", metavar="OUT.py", help="the file that is written")
     parser.add_argument("--class-name", default="Model", help="the name of the module's class")
     said = "the checkpoint of its weights; OUT_weights if not given"
     parser.add_argument("--weights", metavar="DIR", help=said)
-    parser.add_argument("--force", action="store_true", help="replace what lies there")
+    parser.add_argument("--force", action="store_true", help="replace an existing target")
     arguments.add_import(parser)
 
 
@@ -30,7 +30,7 @@ def run(options: Any) -> int:
     arguments.do_imports(options)
     source = orbax_io.absolute(options.source)
     weights = orbax_io.absolute(options.weights or source.with_name(f"{source.stem}_weights"))
-    fix = "OUT.py is the source; --weights says where the weights go."
+    fix = "OUT.py is the source; pass the path of the weights as --weights."
     require(source.suffix == ".py", str(source), "this name", "one that ends in .py", fix)
     file = orbax_io.absolute(options.model)
     with working(f"converting {options.model}"):

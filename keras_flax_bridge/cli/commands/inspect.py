@@ -8,7 +8,7 @@ from keras_flax_bridge.cli import arguments, output
 
 
 def add_arguments(parser: Any) -> None:
-    """Says what the command takes."""
+    """Adds the arguments of the command."""
     parser.add_argument("path", metavar="PATH", help=arguments.ANY)
     arguments.add_step(parser)
     arguments.add_json(parser)

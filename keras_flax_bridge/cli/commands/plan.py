@@ -7,42 +7,39 @@ from pathlib import Path
 from typing import Any
 
 import keras
-from rich.table import Table
 
 from keras_flax_bridge.checkpoint import guards, model_configs
 from keras_flax_bridge.cli import arguments, output
 from keras_flax_bridge.errors import StructureMismatchError
-from keras_flax_bridge.sharding import memory_plan
+from keras_flax_bridge.sharding.memory_plan import abstract_state, memory_plan
 
 _AXES = ("data", "model", "expert", "stage")  # names of a mesh's axes, in the order of its sizes
 _OPTIMIZERS = ("sgd", "momentum", "adam", "adamw", "lion", "muon")
 
 
 def add_arguments(parser: Any) -> None:
-    """Says what the command takes."""
+    """Adds the arguments of the command."""
     parser.add_argument(
         "model", metavar="MODEL", help="a .keras file, or module:function that builds a model"
     )
     parser.add_argument(
-        "--mesh", default="8", help="its sizes, such as 8x4: axes are called data, model, ..."
+        "--mesh", default="8", help="its sizes, such as 8x4; the axes are named data, model, ..."
     )
     parser.add_argument("--optimizer", default="adamw", choices=_OPTIMIZERS)
-    parser.add_argument("--ema", action="store_true", help="with an average of the weights")
-    parser.add_argument("--bandwidth", type=float, default=1.0, help="of the storage, in GB a second")
+    parser.add_argument("--ema", action="store_true", help="with a moving average of the weights")
+    parser.add_argument("--bandwidth", type=float, default=1.0, help="of the storage, in GB per second")
+    arguments.add_json(parser)
 
 
 def run(options: Any) -> int:
     """Runs the command."""
     axes = _axes(options.mesh)
-    state = memory_plan.abstract(_builder(options.model), _optimizer(options.optimizer, options.ema))
-    table = Table("layout", *memory_plan.KINDS, "together", title=f"GB on each device of {axes}")
-    found = memory_plan.plans(state, axes)
-    for plan in found:
-        sizes = [plan.per_device[kind] for kind in memory_plan.KINDS]
-        table.add_row(plan.layout, *(f"{size / 1e9:.3f}" for size in (*sizes, sum(sizes))))
-    size = found[0].checkpoint / 1e9
-    output.show(table)
-    output.say(f"a checkpoint: {size:.1f} GB, {size / options.bandwidth:.0f} s at {options.bandwidth} GB/s")
+    state = abstract_state(_builder(options.model), _optimizer(options.optimizer, options.ema))
+    plan = memory_plan(state, axes, options.bandwidth)
+    if options.json:
+        output.show_json(plan.to_json())
+    else:
+        output.show(plan)
     return 0
 
 
@@ -50,7 +47,7 @@ def _axes(mesh: str) -> dict[str, int]:
     sizes = mesh.lower().split("x")
     if not all(size.isdecimal() and int(size) for size in sizes) or len(sizes) > len(_AXES):
         raise StructureMismatchError(
-            "--mesh", got=repr(mesh), expected="sizes of one to four axes", fix="Such as 8, or 8x4."
+            "--mesh", got=repr(mesh), expected="sizes of one to four axes", fix="Pass sizes such as 8 or 8x4."
         )
     return dict(zip(_AXES, map(int, sizes), strict=False))
 
@@ -62,7 +59,7 @@ def _optimizer(name: str, ema: bool) -> Any:
 
 
 def _builder(model: str) -> Callable[[], Any]:
-    """A function that builds the model, not called yet."""
+    """A function that builds the model when it is called."""
     if model.endswith(".keras"):
         config = {**guards.config(Path(model)), "compile_config": None}  # its weights are not needed
         return lambda: model_configs.build(config, model)
@@ -73,6 +70,6 @@ def _builder(model: str) -> Callable[[], Any]:
             "MODEL",
             got=repr(model),
             expected="a .keras file, or module:function",
-            fix="Give a function without arguments that builds a model, such as my_models:build.",
+            fix="Pass a function without arguments that builds a model, such as my_models:build.",
         )
     return built

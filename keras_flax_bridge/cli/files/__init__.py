@@ -1,1 +1,1 @@
-"""What the commands do to files: convert, compare, eject, replace."""
+"""File operations of the commands: convert, compare, eject, replace."""

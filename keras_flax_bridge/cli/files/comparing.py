@@ -1,4 +1,4 @@
-"""Whether what was written came back bit for bit."""
+"""Checks that a written file reads back bit for bit."""
 
 from __future__ import annotations
 

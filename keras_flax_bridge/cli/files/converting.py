@@ -33,14 +33,14 @@ class LeftOut(NamedTuple):
 
 
 class Converted(NamedTuple):
-    """What was converted.
+    """The result of a conversion.
 
     Attributes:
         path: the file or the folder that was written.
         kind: one of `KINDS`.
         leaves: how many leaves it holds.
         size: their bytes.
-        left: paths of leaves that were left out, by the reason.
+        left: paths of omitted leaves, by reason.
         notes: what else to know.
 
     Example:
@@ -59,12 +59,12 @@ class Converted(NamedTuple):
 
     @property
     def rows(self) -> tuple[LeftOut, ...]:
-        """One row for each leaf that was left out."""
+        """One row for each omitted leaf."""
         return tuple(LeftOut(path, why) for why, paths in self.left.items() for path in paths)
 
     @property
     def ok(self) -> bool:
-        """True: `convert` raises where what was written does not read back the same."""
+        """True: `convert` raises if the result does not read back the same."""
         return True
 
     def to_json(self) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def kind_for(path: FilePath, to: str | None) -> str:
             str(path),
             got=f"this name for --to {to}",
             expected=f"one that ends in {wanted[to]}" if to in wanted else "a name without a file suffix",
-            fix="The suffix says what a file is.",
+            fix="The suffix determines the format.",
         )
     return to
 
@@ -125,7 +125,7 @@ def convert(
     """Writes the leaves of `source` as another kind, all or nothing.
 
     Args:
-        source: what was opened.
+        source: the opened file or checkpoint.
         path: where to.
         kind: one of `KINDS`.
         model_file: a `.keras` file with the model of the leaves, if `source` has no model config.
@@ -195,7 +195,7 @@ def _require_named(source: Contents) -> None:
 
 
 def _require_equal(draft: FilePath, done: writers.Written, job: writers.Job) -> None:
-    """Checks that what was written is what was read, and that each leaf is there or said to be left out."""
+    """Checks that the written leaves equal the source, and that omitted leaves are reported."""
     back = _opened(draft, job)
     accounted = {*done.names.values(), *done.left}
     lost = [name for name in job.leaves.specs if name not in accounted]
@@ -212,7 +212,7 @@ def _require_equal(draft: FilePath, done: writers.Written, job: writers.Job) -> 
 
 
 def _opened(draft: FilePath, job: writers.Job) -> Contents:
-    """What was written; a file of weights alone by the names of the model that it is of."""
+    """Opens the written file; for a weights file, with the model that provides its names."""
     if not draft.name.endswith(".weights.h5"):
         return opened(draft)
     found: list[Contents] = []

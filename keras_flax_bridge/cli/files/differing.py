@@ -24,11 +24,11 @@ class DifferenceRow(NamedTuple):
     """A leaf that differs.
 
     Attributes:
-        kind: one of `KINDS`; ``missing`` is in the first file alone, ``unexpected`` in the second alone.
+        kind: one of `KINDS`; ``missing`` is only in the first file, ``unexpected`` only in the second.
         path: of the leaf.
         a: its dtype and shape in the first file; ``""`` if it is not there, or if values differ.
         b: the same in the second.
-        largest: the largest absolute difference of its values, or text where there is no number for it.
+        largest: the largest absolute difference of its values, or text if it is not a number.
     """
 
     kind: str
@@ -52,7 +52,7 @@ class DifferenceRow(NamedTuple):
 
 
 class FileDifference(NamedTuple):
-    """What differs, leaf by leaf.
+    """The differences between two files, leaf by leaf.
 
     Attributes:
         a: the first file or folder.
@@ -76,7 +76,7 @@ class FileDifference(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Whether nothing differs, of what was compared."""
+        """Whether no difference was found."""
         return not self.rows
 
     def to_json(self) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def difference(a: Contents, b: Contents, *, values: bool = False) -> FileDiffere
 
 
 def _comparable(a: Contents, b: Contents) -> tuple[Flat, Flat, dict[str, list[str]]]:
-    """The leaves of both, without those that either format can't store."""
+    """The leaves of both, without leaves that one of the formats can't store."""
     first, second = _below_params(a.specs, b.specs), _below_params(b.specs, a.specs)
     why = {**a.lacks, **b.lacks}
     skipped: dict[str, list[str]] = {}
@@ -195,14 +195,14 @@ _TOGETHER = 1 << 18  # elements that are compared at a time: as float64 they tak
 
 
 def _greatest(found: Iterable[float | str | None]) -> float | str | None:
-    """The largest of the differences of parts; text where one has no number."""
+    """The largest of several differences; text if one is not a number."""
     differing = [one for one in found if one is not None]
     texts = [one for one in differing if isinstance(one, str)]
     return texts[0] if texts else max(differing, default=None)
 
 
 def _largest(a: Any, b: Any) -> float | str | None:
-    """The largest absolute difference; None for the same values, text where there is no number for it."""
+    """The largest absolute difference; None for equal values, text if it is not a number."""
     x, y = np.asarray(a), np.asarray(b)
     if x.dtype.kind in "US":
         return None if a == b else "another text"

@@ -30,7 +30,7 @@ _WEIGHTS = nnx.Not(nnx.RngState)  # dropout keys come from the caller that creat
 
 
 class Ejected(NamedTuple):
-    """What was written: the class in the source, how many weights, how the conversion went."""
+    """The result of `eject`: the class in the source, the number of weights, and the conversion report."""
 
     class_name: str
     leaves: int
@@ -91,7 +91,7 @@ def _converting(file: Path) -> Iterator[None]:
 
 
 def _metadata(flat: Flat) -> orbax_io.Metadata:
-    """What lets `kfb.restore` fill a module of the source: every leaf has the name that it has there."""
+    """The metadata with which `kfb.restore` fills a module: leaves have the paths of the module."""
     same = WeightMap([Pair((path[1:],), (path[1:],)) for path in flat])
     return orbax_io.Metadata(versions=versions(), weight_map=same.to_json())
 
@@ -102,7 +102,7 @@ def _require_equal(source: Source, file: Path, weights: Path, flat: Flat) -> Non
     if text != source.text:
         raise CheckpointError(
             str(file),
-            got="text that differs from what was written",
+            got="text that differs from the written text",
             expected="the same text",
             fix="Check the disk.",
         )

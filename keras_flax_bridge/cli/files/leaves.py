@@ -15,12 +15,12 @@ from keras_flax_bridge.tree.paths import Flat, Path
 
 
 class Leaves:
-    """What lies in a source, and what its model starts with where it lacks something.
+    """The leaves of a source; leaves that it lacks have the initial values of its model.
 
     Attributes:
-        source: what was opened.
-        specs: every leaf, abstract, by path.
-        strange: leaves of the source that mean nothing elsewhere, and why.
+        source: the opened file or checkpoint.
+        specs: the abstract leaves by path.
+        strange: leaves of the source that other formats can't represent, with the reason.
     """
 
     def __init__(self, source: Contents, initial: Mapping[Path, Any]):

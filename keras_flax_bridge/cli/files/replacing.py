@@ -14,7 +14,7 @@ from keras_flax_bridge.errors import StepAlreadyExistsError
 
 
 def require_free(path: Path, *, source: Path, force: bool) -> None:
-    """Checks that a path may be written, and that what is replaced is one file or one checkpoint.
+    """Checks that a path may be written, and that only one file or checkpoint is replaced.
 
     Raises:
         StepAlreadyExistsError: if the path exists.
@@ -23,7 +23,7 @@ def require_free(path: Path, *, source: Path, force: bool) -> None:
     fix = "Make the folder first."
     require(path.parent.is_dir(), str(path), "a parent folder that does not exist", "one that does", fix)
     nested = source == path or path in source.parents or source in path.parents
-    fix = "Write it beside the source."
+    fix = "Use a target beside the source."
     require(not nested, str(path), f"a path that contains, is or is in {source}", "another path", fix)
     if not path.exists():
         return
@@ -38,7 +38,7 @@ def require_free(path: Path, *, source: Path, force: bool) -> None:
 
 @contextlib.contextmanager
 def beside(path: Path) -> Iterator[Path]:
-    """A temporary path on the same disk as `path`; renamed to it at the end, if nothing failed."""
+    """A temporary path on the same disk as `path`, which is renamed to `path` on success."""
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         yield folder / path.name

@@ -1,4 +1,4 @@
-"""How leaves are written as each kind of file or folder."""
+"""Writers for each kind of file or folder."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from keras_flax_bridge.tree.paths import Flat, Path, join_path, nest_paths
 
 @dataclass
 class Job:
-    """What is to be written: leaves, what builds their model, a layout.
+    """The input of a writer: leaves, a function that builds their model, and a layout.
 
-    `given` says whether the model was given beside the source.
+    `given` is True if the model was passed separately.
     """
 
     leaves: Leaves
@@ -42,7 +42,7 @@ class Job:
 
     @property
     def source(self) -> Contents:
-        """Where the leaves come from."""
+        """The source of the leaves."""
         return self.leaves.source
 
     @cached_property
@@ -57,11 +57,11 @@ class Job:
 
 
 class Written(NamedTuple):
-    """What was written.
+    """The result of a writer.
 
     Attributes:
         names: the leaf that each written name holds.
-        left: leaves that were left out, and why.
+        left: omitted leaves, by reason.
         notes: remarks for the user.
         started: names whose leaves are not in the source and are initialized by the model.
     """
@@ -76,7 +76,7 @@ _NO_CONFIG = "the config of the model has no place in a plain tree: keep the sou
 
 
 def _to_checkpoint(path: FilePath, job: Job) -> Written:
-    found = job.source.metadata  # of it only what is true of the leaves wherever they lie
+    found = job.source.metadata  # only metadata that does not depend on where the leaves are stored
     metadata = orbax_io.Metadata(
         versions=versions(),
         model=job.config or job.source.config or None,
@@ -95,7 +95,7 @@ def _has_grain(job: Job) -> bool:
 
 def _to_flax(path: FilePath, job: Job) -> Written:
     reasons = {
-        "Orbax stores no array without elements": orbax_io.is_empty,
+        "Orbax can't store arrays without elements": orbax_io.is_empty,
         "no array": lambda x: isinstance(x, str),
     }
     left = _left(job, reasons)
@@ -145,7 +145,7 @@ def _filled(job: Job) -> tuple[Any, Written]:
 
 
 def _fill(model: Any, leaves: Leaves) -> Written:
-    """Puts leaves into a model, a few at a time; what it is given no slots for, starts.
+    """Writes leaves to a model, a few at a time; slots that are not given keep their initial values.
 
     Raises:
         CheckpointError: if these are several models.

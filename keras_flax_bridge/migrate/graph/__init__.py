@@ -1,1 +1,1 @@
-"""The graph of a model's calls for the conversion."""
+"""Builds the graph of a Keras model for the conversion."""

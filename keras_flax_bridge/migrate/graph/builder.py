@@ -1,4 +1,4 @@
-"""Converts a Keras model to the intermediate form by the rules; lists everything without a rule at once."""
+"""Converts a Keras model to the intermediate representation; reports all layers without a rule at once."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import keras_flax_bridge.migrate.rules.rule as rules
 from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import UnsupportedLayerError, listing
 from keras_flax_bridge.keras_internals import FROZEN, PARAM, SEED, Node
-from keras_flax_bridge.migrate.graph.draw import drawn
+from keras_flax_bridge.migrate.graph.tracing import trace_call
 from keras_flax_bridge.migrate.ir import Call, Child, Graph, Step, Value, Weight
 from keras_flax_bridge.migrate.python_text import Raw, Unwritable, dtype_name, keyword_name, literal
 from keras_flax_bridge.migrate.rules.operations import operation_code
 from keras_flax_bridge.migrate.rules.site import Refusal, Site
 from keras_flax_bridge.tree.paths import Path, join_path, split_path
 
-LITERAL_SIZE = 16  # larger constants become a variable of the module
+LITERAL_SIZE = 16  # elements; a larger constant becomes a frozen variable of the module
 
 
 class Problems:
@@ -30,13 +30,13 @@ class Problems:
         self.lines: list[str] = []
 
     def add(self, operation: Any, reason: str) -> None:
-        """Notes one, once."""
+        """Records a layer or operation; duplicates are ignored."""
         line = f"{type(operation).__name__} {operation.name!r}: {reason}"
         if line not in self.lines:
             self.lines.append(line)
 
     def raise_any(self, model: Any) -> None:
-        """Raises UnsupportedLayerError with everything that was noted."""
+        """Raises UnsupportedLayerError that lists all recorded problems."""
         if not self.lines:
             return
         raise UnsupportedLayerError(
@@ -44,12 +44,12 @@ class Problems:
             got=listing(f"{len(self.lines)} layers or operations without a native counterpart", self.lines),
             expected="a rule for each",
             fix="Register a rule for each class with kfb.migrate.register_rule, keep them as Keras "
-            "layers with to_nnx(model, fallback='bridge'), or bridge the model with kfb.ToNNX.",
+            "layers with to_nnx(model, fallback='bridge'), or wrap the model with kfb.ToNNX(model).",
         )
 
 
-class Drawing:
-    """What the graphs of one model share: its variables, problems, and the count of its values."""
+class Context:
+    """State shared by the graphs of one model: variables, values, constants, and problems."""
 
     def __init__(self, model: Any, fallback: str = "error"):
         entries = [entry for collection in keras_internals.collect_layer(model) for entry in collection]
@@ -61,10 +61,10 @@ class Drawing:
         self.islands: dict[str, Any] = {}
         self.mapped: set[Path] = set()
         self.graphs: dict[int, Graph] = {}
-        self.kept: list[Any] = []  # traced tensors: kept alive, since they are looked up by id
+        self.kept: list[Any] = []  # references to tensors that are looked up by id
 
     def value(self, shape: Any, dtype: Any, hint: str) -> Value:
-        """A value with the next number."""
+        """Creates a value with the next number."""
         number = len(self.values)
         self.values[number] = Value(number, tuple(shape), str(dtype), hint)
         return self.values[number]
@@ -73,64 +73,64 @@ class Drawing:
 class GraphBuilder:
     """Builds the graph of one Functional model; rules see it as their `Builder`."""
 
-    def __init__(self, drawing: Drawing, model: Any, name: str):
-        self.drawing = drawing
+    def __init__(self, context: Context, model: Any, name: str):
+        self.context = context
         self.graph = Graph(name)
         self.model = model
         self.names = keras_internals.layer_names(model)
         self.texts: dict[int, str] = {}
         self.children: dict[Any, Child] = {}
         self.done: set[int] = set()
-        self.tensors: dict[int, Any] = {}  # the tensors that replace the model's own
-        self.aliases: dict[int, Any] = {}  # tensors that stand for others without their mask
+        self.tensors: dict[int, Any] = {}  # by id of a tensor of the model: the tensor that replaces it
+        self.aliases: dict[int, Any] = {}  # by id of a tensor without a mask: the original tensor
         self.current: Child | None = None
 
-    # the interface for rules
+    # interface for rules
     def text(self, tensor: Any) -> str:
-        """The expression of a tensor, after the steps that compute it."""
+        """The expression of a tensor; adds the steps that compute it first."""
         tensor = self.aliases.get(id(tensor), tensor)
         if id(tensor) not in self.texts:
             node = keras_internals.producer(tensor)
             if node is None:
-                raise Refusal("a tensor that does not come from the model's inputs")
+                raise Refusal("a tensor that does not depend on the inputs of the model")
             for call in self._missing(node):
                 self.emit(call)
         return self.texts[id(tensor)]
 
     def name(self, tensor: Any, code: str) -> None:
         """Sets the expression of a tensor."""
-        self.drawing.kept.append(tensor)
+        self.context.kept.append(tensor)
         self.texts[id(tensor)] = code
 
     def let(self, code: str, hint: str, shape: Any, dtype: str) -> str:
-        """A value of its own for an expression, unless it is one."""
+        """Assigns an expression to a new value, unless it is a value already."""
         if code.startswith("«") and code.find("»") == len(code) - 1:
             return code
-        value = self.drawing.value(shape, dtype, hint)
+        value = self.context.value(shape, dtype, hint)
         self.graph.steps.append(Step(code, (value,), self.current if "«m»" in code else None))
         return str(value)
 
     def constant(self, array: np.ndarray) -> str:
-        """An array of the graph: a literal if it is small, otherwise a frozen variable."""
+        """The expression of a constant array: a literal if it is small, otherwise a frozen variable."""
         if array.ndim == 0:
             return f"{dtype_name(array.dtype)}({literal(_shortest(array))})"
         if array.size <= LITERAL_SIZE:
             return f"jnp.array({literal(_shortest(array))}, {dtype_name(array.dtype)})"
-        path = ("constants", str(len(self.drawing.constants)))
-        self.drawing.constants[path] = array
+        path = ("constants", str(len(self.context.constants)))
+        self.context.constants[path] = array
         weight = Weight(path, ((),), kind="constant")
         return self._held("constant", array.shape, str(array.dtype), "Frozen", weight)
 
     def variable(self, variable: Any) -> str:
-        """The module's variable for a Keras variable that an operation reads."""
-        entry = self.drawing.entries[id(variable)]
+        """The expression of a Keras variable that an operation reads directly."""
+        entry = self.context.entries[id(variable)]
         key = id(variable)
         if key not in self.children:
             kind = "nnx.Param" if entry.kind == PARAM else "Frozen"
             spec = keras_internals.variable_spec(variable)
             weight = Weight(entry.path, ((),), kind=entry.kind)
             self.children[key] = self._holder(entry.path[-1], spec.shape, str(spec.dtype), kind, weight)
-            self.drawing.mapped.add(entry.path)
+            self.context.mapped.add(entry.path)
         return self._read(self.children[key])
 
     def _held(self, name: str, shape: Any, dtype: str, kind: str, weight: Weight) -> str:
@@ -141,7 +141,7 @@ class GraphBuilder:
         return Child(name, Call(kind, {"value": zeros}, rngs=False), (weight,), rule="a variable")
 
     def _read(self, child: Child) -> str:
-        value = self.drawing.value((), "float32", child.name)
+        value = self.context.value((), "float32", child.name)
         self.graph.steps.append(Step("«m»[...]", (value,), child))
         return str(value)
 
@@ -150,7 +150,7 @@ class GraphBuilder:
 
     # calls
     def _missing(self, node: Node) -> list[Node]:
-        """A call, after the calls that it depends on; without recursion, since graphs may be deep."""
+        """A call and the calls that it needs, in topological order; iterative, since graphs may be deep."""
         found, seen, stack = [], {node.key}, [(node, iter(node.inputs))]
         while stack:
             call, inputs = stack[-1]
@@ -177,13 +177,13 @@ class GraphBuilder:
         codes: str | None
         try:
             codes = self._codes(node)
-        except (Refusal, Unwritable) as refusal:  # settings that can't be written, such as text for a number
+        except (Refusal, Unwritable) as refusal:  # Unwritable: such as a string for a number
             codes = self._fallback(node, str(refusal))
         if codes is None:
             return
         before, self.current = self.current, self.children.get(id(operation))
         hint = self._name(operation)
-        outs = tuple(self.drawing.value(t.shape, t.dtype, hint) for t in node.outputs)
+        outs = tuple(self.context.value(t.shape, t.dtype, hint) for t in node.outputs)
         self.graph.steps.append(Step(codes, outs, self.current if "«m»" in codes else None))
         self.current = before
         for tensor, value in zip(node.outputs, outs, strict=True):
@@ -199,7 +199,7 @@ class GraphBuilder:
         inner = keras_internals.functional(operation)
         if inner is not None:
             return self._nested(operation, inner, node)
-        return self._drawn(node)
+        return self._inlined(node)
 
     def _by_rule(self, rule: rules.Rule, node: Node) -> Any:
         site = Site(self, node)
@@ -223,7 +223,11 @@ class GraphBuilder:
         return code
 
     def _weights(self, rule: rules.Rule, site: Site) -> Iterator[Weight]:
-        """The paths of a layer's variables in the module; a variable without one is an error."""
+        """The weights of a layer, with their paths in the module.
+
+        Raises:
+            Refusal: if the rule does not map one of the variables.
+        """
         targets = rule.targets(site)
         for collection in keras_internals.collect_layer(site.layer):
             for entry in collection:
@@ -231,47 +235,49 @@ class GraphBuilder:
                     continue
                 key = join_path(entry.path)
                 if key not in targets:
-                    raise Refusal(f"its variable {key!r} has no place in the rule")
+                    raise Refusal(f"its rule does not map the variable {key!r}")
                 spec = keras_internals.variable_spec(entry.variable)
                 paths, transforms = rules.target(targets[key], site, spec.shape)
-                own = self.drawing.entries[id(entry.variable)]
-                self.drawing.mapped.add(own.path)
+                own = self.context.entries[id(entry.variable)]
+                self.context.mapped.add(own.path)
                 yield Weight(own.path, tuple(map(split_path, paths)), tuple(transforms), own.kind)
 
     def _nested(self, model: Any, inner: Any, node: Node) -> str | None:
-        """A nested model, which becomes a class of its own."""
+        """The call of a nested model, which becomes a separate class."""
         if any(keras_internals.mask_of(tensor) is not None for tensor in node.inputs):
-            return self._drawn(node)  # its layers see a mask that its own graph does not know
+            return self._inlined(
+                node
+            )  # its layers receive a mask that is not in the graph of the nested model
         if id(model) not in self.children:
             name = self._name(model)
-            graph = build_graph(self.drawing, inner, name)
+            graph = build_graph(self.context, inner, name)
             self.children[id(model)] = Child(name, graph, rule=type(model).__name__)
         argument = node.args[0] if node.args else next(iter(node.kwargs.values()))
         return f"«m»({self.packed(_bare(argument))})"
 
-    def _drawn(self, node: Node) -> str | None:
-        """A layer without a rule: the graph of its `call`, if it can be traced."""
-        outputs = drawn(self, node)
+    def _inlined(self, node: Node) -> str | None:
+        """Inlines the graph of the `call` of a layer without a rule, if it can be traced."""
+        outputs = trace_call(self, node)
         for tensor, output in zip(node.outputs, outputs, strict=True):
             self.texts[id(tensor)] = self.text(output)
         return None
 
     def _fallback(self, node: Node, reason: str) -> str | None:
-        """A replacement for a call that can't be converted: a wrapped Keras layer, or a placeholder."""
+        """Replaces a call that can't be converted by a wrapped Keras layer, or records a problem."""
         operation = node.operation
-        if self.drawing.fallback == "bridge" and isinstance(operation, keras.layers.Layer):
+        if self.context.fallback == "bridge" and isinstance(operation, keras.layers.Layer):
             return self._island(node)
-        self.drawing.problems.add(operation, reason)
+        self.context.problems.add(operation, reason)
         for tensor in node.outputs:
-            self.texts[id(tensor)] = str(self.drawing.value(tensor.shape, tensor.dtype, "missing"))
+            self.texts[id(tensor)] = str(self.context.value(tensor.shape, tensor.dtype, "missing"))
         return None
 
     def _island(self, node: Node) -> str:
         layer = node.operation
         if id(layer) not in self.children:
             name = self._name(layer)
-            number = len(self.drawing.islands)
-            self.drawing.islands[str(number)] = layer
+            number = len(self.context.islands)
+            self.context.islands[str(number)] = layer
             weights = tuple(self._island_weights(layer))
             call = Call(f"islands[{number}]", {}, rngs=False)
             self.children[id(layer)] = Child(name, call, weights, rule="ToNNX")
@@ -283,11 +289,11 @@ class GraphBuilder:
     def _island_weights(self, layer: Any) -> Iterator[Weight]:
         for collection in keras_internals.collect_layer(layer):
             for entry in collection:
-                own = self.drawing.entries[id(entry.variable)]
-                self.drawing.mapped.add(own.path)
+                own = self.context.entries[id(entry.variable)]
+                self.context.mapped.add(own.path)
                 yield Weight(own.path, (entry.path,), (), own.kind)
 
-    # the whole
+    # the complete graph
     def packed(self, value: Any) -> str:
         """The expression of a structure of tensors."""
         if isinstance(value, dict):
@@ -299,21 +305,21 @@ class GraphBuilder:
         return self.text(value) if isinstance(value, keras.KerasTensor) else literal(value)
 
     def build(self) -> Graph:
-        """The complete graph, from its outputs back."""
+        """Builds the graph, starting from its outputs."""
         inputs, _ = keras_internals.structure(self.model)
         self.graph.arguments = keras.tree.map_structure(self._input, _bare(inputs))
-        outputs = self._drawn_as_run()
+        outputs = self._outputs_with_masks()
         for output in keras.tree.flatten(outputs):
             try:
                 self.text(output)
             except Refusal as refusal:
-                self.drawing.problems.add(self.model, str(refusal))
+                self.context.problems.add(self.model, str(refusal))
                 self.texts[id(output)] = "None"
         self.graph.result = self.packed(_bare(outputs))
         return self.graph
 
-    def watched(self) -> list[tuple[str, Any]]:
-        """The output of every layer of the graph by name, in Keras's order."""
+    def layer_outputs(self) -> list[tuple[str, Any]]:
+        """Names and outputs of the layers of the graph, in the execution order of Keras."""
         return [
             (self._name(node.operation), tensor)
             for node in keras_internals.run_nodes(self.model)
@@ -321,63 +327,63 @@ class GraphBuilder:
             for tensor in node.outputs
         ]
 
-    def watch(self, tensors: list[Any]) -> None:
-        """Returns tensors of the model in place of its outputs."""
+    def replace_outputs(self, tensors: list[Any]) -> None:
+        """Replaces the outputs of the graph by other tensors of the model."""
         self.graph.result = self.packed([self.tensors.get(id(tensor), tensor) for tensor in tensors])
 
-    def _drawn_as_run(self) -> Any:
-        """The outputs, in a graph with the masks that layers see when the model runs."""
+    def _outputs_with_masks(self) -> Any:
+        """The outputs of the model, traced with the masks that its layers receive when it runs."""
         outputs = keras_internals.structure(self.model)[1]
         if not keras_internals.deletes_masks(self.model):
             return outputs
         rerun = keras_internals.rerun(self.model)
         self.tensors = rerun.tensors
         self.aliases |= rerun.aliases
-        self.drawing.kept.append(rerun)
+        self.context.kept.append(rerun)
         return rerun.outputs
 
     def _input(self, tensor: Any) -> Value:
-        auto = re.fullmatch(r"(keras_tensor|input_layer)(_\d+)?", tensor.name)  # counted in the process
-        value = self.drawing.value(tensor.shape, tensor.dtype, "x" if auto else tensor.name)
+        auto = re.fullmatch(r"(keras_tensor|input_layer)(_\d+)?", tensor.name)  # a generated name
+        value = self.context.value(tensor.shape, tensor.dtype, "x" if auto else tensor.name)
         self.texts[id(tensor)] = str(value)
         self.graph.inputs.append(value)
         return value
 
 
 def build_root(
-    drawing: Drawing, model: Any, name: str, watch: bool, names: dict[int, str]
+    context: Context, model: Any, name: str, layer_outputs: bool, names: dict[int, str]
 ) -> tuple[Graph, list[tuple[str, Any]]]:
-    """The graph of a model; with `watch` one that returns the output of every layer.
+    """The graph of a model; with `layer_outputs`, it returns the outputs of all layers instead.
 
     Returns:
-        The graph, and the names and tensors of what it returns in place of the outputs.
+        The graph, and the names and output tensors of the layers; empty without `layer_outputs`.
     """
-    builder = GraphBuilder(drawing, model, name)
+    builder = GraphBuilder(context, model, name)
     builder.names |= names
     builder.build()
-    watched = builder.watched() if watch else []
-    if watched:
-        builder.watch([tensor for _, tensor in watched])
-    return builder.graph, watched
+    named = builder.layer_outputs() if layer_outputs else []
+    if named:
+        builder.replace_outputs([tensor for _, tensor in named])
+    return builder.graph, named
 
 
-def build_graph(drawing: Drawing, model: Any, name: str) -> Graph:
-    """The graph of a Functional model; one that is used in two places is built once."""
-    if id(model) not in drawing.graphs:
-        builder = GraphBuilder(drawing, model, name)
-        drawing.graphs[id(model)] = builder.graph
+def build_graph(context: Context, model: Any, name: str) -> Graph:
+    """The graph of a Functional model; built once for a model that is used several times."""
+    if id(model) not in context.graphs:
+        builder = GraphBuilder(context, model, name)
+        context.graphs[id(model)] = builder.graph
         builder.build()
-    return drawing.graphs[id(model)]
+    return context.graphs[id(model)]
 
 
 def _bare(structure: Any) -> Any:
-    """Unwraps a list of one tensor, as Keras does."""
+    """Unwraps a list or tuple of one tensor, as Keras does."""
     single = isinstance(structure, (list, tuple)) and len(structure) == 1
     return structure[0] if single else structure
 
 
 def _shortest(array: np.ndarray) -> Any:
-    """Nested lists of numbers with no more digits than their dtype needs."""
+    """An array as nested lists of numbers, with the fewest digits that preserve the values in their dtype."""
     if array.ndim == 0:
         return float(str(array)) if array.dtype.kind == "f" else array.item()
     return [_shortest(item) for item in array]

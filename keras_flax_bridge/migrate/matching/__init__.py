@@ -1,1 +1,1 @@
-"""Matches the weights of a Keras model with those of an existing Flax module."""
+"""Matches the weights of a Keras model with the weights of an existing Flax model."""

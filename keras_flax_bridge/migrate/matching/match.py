@@ -1,4 +1,4 @@
-"""Aligns a Keras model with an existing Flax model."""
+"""Finds the weight map between a Keras model and an existing Flax model."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from keras_flax_bridge.migrate.matching.alignment import (
     Group,
     assign,
     counterpart,
+    find_fused,
     fit,
     grouped,
-    likeness,
     linen_leaves,
     nnx_leaves,
-    unfused,
+    similarity,
 )
 from keras_flax_bridge.migrate.selfcheck import difference, tolerance_of
 from keras_flax_bridge.migrate.transforms import Merge, Reshape, Split, Transform, Transpose
@@ -34,16 +34,16 @@ from keras_flax_bridge.tree.types import Batch, PyTree
 
 log = logging.getLogger("keras_flax_bridge")
 
-TRIES = 200  # alignments that a sample decides between
+TRIES = 200  # alignments that are compared on a sample
 SETTINGS = ("epsilon", "momentum", "strides", "padding", "kernel_dilation", "feature_group_count", "axis")
 Pairs = list[tuple[Group, Group]]
 
 
-class Ours(NamedTuple):
-    """The native form of the Keras model by the rules, which is matched against the target."""
+class Converted(NamedTuple):
+    """The Keras model as converted by the rules; its native weights are matched with those of the target."""
 
     groups: list[Group]
-    weights: dict[Path, Pair]  # the variable behind every native path
+    weights: dict[Path, Pair]  # by native path, the pair of its Keras variable
     modules: Any
     seeds: tuple[Path, ...]
 
@@ -58,24 +58,24 @@ def match(
 ) -> WeightMap:
     """Finds the counterpart of every variable of a Keras model in a Flax model with other names.
 
-    Layers are aligned by the shapes of their variables, up to reshapes, transposes, and query, key and
-    value in one array; if several fit, by names and order. If that is ambiguous, both models run on
-    `sample`. Without a sample, the notes of the map and the log say what is ambiguous.
+    Layers are matched by the shapes of their variables, up to reshapes, transposes, and a fused query, key
+    and value; if several match, by names and order. If that is ambiguous, both models run on `sample`.
+    Without a sample, ambiguities are logged and listed in the notes of the map.
 
     Args:
         model: a built Keras model.
         target: an `nnx.Module`, or Linen variables with ``params``.
-        sample: a batch of inputs, in the structure that both take.
+        sample: a batch of inputs, in the structure that both models take.
         apply: with Linen variables and a sample, the function ``apply(variables, x)``.
 
     Returns:
-        A `WeightMap`. ``only_keras`` and ``only_flax`` name biases that only one model has; ``notes``
-        list ambiguities, and settings that differ and change the outputs.
+        A `WeightMap`. ``only_keras`` and ``only_flax`` list biases that only one model has; ``notes``
+        lists ambiguities, and settings that differ and change the outputs.
 
     Raises:
         NotBuiltError: if the model has no variables yet.
         StructureMismatchError: listing layers without a counterpart, on either side.
-        UnsupportedLayerError: if the graph of the model can't be read.
+        UnsupportedLayerError: if the graph of the model can't be traced.
 
     Example:
         >>> class Net(nnx.Module):
@@ -97,37 +97,37 @@ def match(
             expected="an nnx.Module, or Linen variables with 'params'",
             fix="Pass what linen_model.init(key, x) returns.",
         )
-    ours = _ours(model)
+    ours = _converted(model)
     leaves = list(linen_leaves(target) if linen else nnx_leaves(target))
     theirs = grouped(leaves, (lambda path: path[1:-1]) if linen else (lambda path: path[:-1]))
-    fused, left_ours, left_theirs = _fused(ours.groups, theirs)
+    fused, left_ours, left_theirs = _match_fused(ours.groups, theirs)
     found = assign(left_ours, left_theirs)
     _require_all(left_ours, left_theirs, found)
     pairs = [(left_ours[i], left_theirs[j]) for i, j, _ in found]
-    make = _Maker(model, ours, fused, [path for path, _ in leaves], linen)
-    open_groups = list(_open(pairs))
+    make = _MapBuilder(model, ours, fused, [path for path, _ in leaves], linen)
+    ambiguous = list(_ambiguous(pairs))
     if sample is None:
-        notes = [_open_note(group) for group in open_groups]
+        notes = [_ambiguity_note(group) for group in ambiguous]
         for note in notes:
             log.warning("match: %s", printable(note))
-        return make(pairs, [*notes, *_settings(pairs, ours, target)])
-    return _by_numbers(make, pairs, open_groups, ours, target, sample, apply)
+        return make(pairs, [*notes, *_setting_differences(pairs, ours, target)])
+    return _by_outputs(make, pairs, ambiguous, ours, target, sample, apply)
 
 
-def _ours(model: Any) -> Ours:
-    conversion = Conversion(model, "Model", "bridge", watch=True)
+def _converted(model: Any) -> Converted:
+    conversion = Conversion(model, "Model", "bridge", layer_outputs=True)
     weights = [w for w in conversion.source.weights if w.kind != "constant"]
     module = abstract(conversion.module_class())
     shapes = {tuple(map(str, p)): leaf.get_value().shape for p, leaf in nnx.to_flat_state(nnx.state(module))}
     behind = {path: Pair((w.key,), w.paths, w.transforms, w.kind) for w in weights for path in w.paths}
     leaves = [(path, tuple(shapes[path])) for w in weights for path in w.paths]
-    return Ours(grouped(leaves), behind, module, conversion.weight_map().seeds)
+    return Converted(grouped(leaves), behind, module, conversion.weight_map().seeds)
 
 
-def _fused(ours: list[Group], theirs: list[Group]) -> tuple[list[Any], list[Group], list[Group]]:
-    """Query, key and value that the target holds in one array; and what is left on both sides."""
+def _match_fused(ours: list[Group], theirs: list[Group]) -> tuple[list[Any], list[Group], list[Group]]:
+    """Layers that the target stores as one fused array, and the other groups of both models."""
     found: list[tuple[list[Group], Group, dict[str, tuple[Any, ...]]]] = []
-    for row, other, steps in unfused(ours, theirs):
+    for row, other, steps in find_fused(ours, theirs):
         used = [group for earlier, one, _ in found for group in [*earlier, one]]
         if not any(group in used for group in [*row, other]):
             found.append((row, other, steps))
@@ -136,14 +136,14 @@ def _fused(ours: list[Group], theirs: list[Group]) -> tuple[list[Any], list[Grou
 
 
 def _require_all(ours: list[Group], theirs: list[Group], found: list[Any]) -> None:
-    """Every module has its counterpart.
+    """Checks that every module has a counterpart.
 
     Raises:
-        StructureMismatchError: listing those that have none.
+        StructureMismatchError: listing the modules that have none.
     """
     rows, columns = {i for i, _, _ in found}, {j for _, j, _ in found}
-    missing = [_said(g) for i, g in enumerate(ours) if i not in rows]
-    unexpected = [_said(g) for j, g in enumerate(theirs) if j not in columns]
+    missing = [_description(g) for i, g in enumerate(ours) if i not in rows]
+    unexpected = [_description(g) for j, g in enumerate(theirs) if j not in columns]
     if missing or unexpected:
         lines = [f"  only in Keras  {line}" for line in missing]
         lines += [f"  only in Flax   {line}" for line in unexpected]
@@ -152,41 +152,42 @@ def _require_all(ours: list[Group], theirs: list[Group], found: list[Any]) -> No
             report=lines,
             missing=missing,
             unexpected=unexpected,
-            fix="Modules are matched by their variables and shapes: these have no counterpart.",
+            fix="Modules are matched by the roles and shapes of their variables: change one of the models so "
+            "that each of these has a counterpart.",
         )
 
 
-def _said(group: Group) -> str:
+def _description(group: Group) -> str:
     return f"{join_path(group.path)} ({', '.join(f'{n} {list(s)}' for n, s in group.shapes.items())})"
 
 
-def _open(pairs: Pairs) -> Iterator[list[int]]:
-    """Positions of pairs that could be exchanged and that names do not distinguish."""
+def _ambiguous(pairs: Pairs) -> Iterator[list[int]]:
+    """Indices of pairs with equal shapes whose names do not determine the order."""
     alike: dict[Any, list[int]] = {}
     for i, (a, b) in enumerate(pairs):
         kind = (tuple(sorted(a.shapes.items())), tuple(sorted(b.shapes.items())))
         alike.setdefault(kind, []).append(i)
     for places in alike.values():
-        if len(places) > 1 and not all(_named(pairs, i, places) for i in places):
+        if len(places) > 1 and not all(_is_decided_by_names(pairs, i, places) for i in places):
             yield places
 
 
-def _named(pairs: Pairs, i: int, places: list[int]) -> bool:
-    """Whether the names of a pair are clearly more alike than those of any exchange."""
+def _is_decided_by_names(pairs: Pairs, i: int, places: list[int]) -> bool:
+    """Whether the names of a pair are clearly more similar than those of any other pairing."""
     a, b = pairs[i]
-    own = likeness(a.path, b.path)
-    others = [likeness(a.path, pairs[k][1].path) for k in places if k != i]
+    own = similarity(a.path, b.path)
+    others = [similarity(a.path, pairs[k][1].path) for k in places if k != i]
     return own == 1.0 or own > max(others) + 0.2
 
 
-def _open_note(places: list[int]) -> str:
-    return f"{len(places)} modules are indistinguishable and were paired in order; pass sample= to be certain"
+def _ambiguity_note(places: list[int]) -> str:
+    return f"{len(places)} modules are indistinguishable and were paired in order; pass sample= to decide"
 
 
-class _Maker:
-    """Makes the map of an alignment."""
+class _MapBuilder:
+    """Builds the weight map of an alignment."""
 
-    def __init__(self, model: Any, ours: Ours, fused: list[Any], paths: list[Path], linen: bool):
+    def __init__(self, model: Any, ours: Converted, fused: list[Any], paths: list[Path], linen: bool):
         self.model, self.ours, self.fused, self.paths, self.linen = model, ours, fused, paths, linen
 
     def __call__(self, pairs: Pairs, notes: list[str], flips: dict[int, Any] | None = None) -> WeightMap:
@@ -202,7 +203,7 @@ class _Maker:
             for r, transforms in steps.items():
                 members = [self.ours.weights[group.leaves[r]] for group in row]
                 keys = tuple(key for pair in members for key in pair.keras)
-                joined.append(Pair(keys, (other.leaves[r],), _back(transforms), members[0].kind))
+                joined.append(Pair(keys, (other.leaves[r],), _inverse(transforms), members[0].kind))
                 moved |= {group.leaves[r]: ((), ()) for group in row}
         made: list[Pair] = []
         for pair in dict.fromkeys(self.ours.weights.values()):
@@ -225,7 +226,7 @@ class _Maker:
         )
 
 
-def _back(transforms: tuple[Transform, ...]) -> tuple[Transform, ...]:
+def _inverse(transforms: tuple[Transform, ...]) -> tuple[Transform, ...]:
     """The inverse transforms."""
     undone: list[Transform] = []
     for transform in reversed(transforms):
@@ -238,7 +239,7 @@ def _back(transforms: tuple[Transform, ...]) -> tuple[Transform, ...]:
     return tuple(undone)
 
 
-def _settings(pairs: Pairs, ours: Ours, target: Any) -> list[str]:
+def _setting_differences(pairs: Pairs, ours: Converted, target: Any) -> list[str]:
     """Settings of modules that differ and change their outputs."""
     if not isinstance(target, nnx.Module):
         return []
@@ -262,20 +263,20 @@ def _equal(a: Any, b: Any) -> bool:
     return bool(plain(a) == plain(b))
 
 
-def _by_numbers(
-    make: _Maker,
+def _by_outputs(
+    make: _MapBuilder,
     pairs: Pairs,
-    open_groups: list[list[int]],
-    ours: Ours,
+    ambiguous: list[list[int]],
+    ours: Converted,
     target: Any,
     sample: Any,
     apply: Callable[..., Any] | None,
 ) -> WeightMap:
-    """The alignment with which both models give the same outputs on a sample."""
+    """The weight map of the alignment whose outputs on the sample differ least."""
     model, limit = make.model, tolerance_of(make.model)
     wanted = model(sample, training=False)
     best: tuple[float, WeightMap, Pairs] | None = None
-    for candidate in islice(_exchanges(pairs, open_groups), TRIES):
+    for candidate in islice(_reorderings(pairs, ambiguous), TRIES):
         wmap = make(candidate, [])
         measured = difference(_run(target, wmap, sample, apply), wanted)
         if best is None or measured < best[0]:
@@ -284,20 +285,20 @@ def _by_numbers(
             break
     assert best is not None
     measured, _, chosen = best
-    notes = _settings(chosen, ours, target)
+    notes = _setting_differences(chosen, ours, target)
     if not measured <= limit:
         notes.append(
-            f"on the sample the outputs differ by {measured:.1e}, relative to the largest: a setting "
-            "differs, such as an epsilon, the padding, or the kind of gelu, or the order of layers"
+            f"the outputs on the sample differ by {measured:.1e}, relative to the largest: the order of "
+            "layers or a setting differs, such as epsilon, padding, or the approximation of gelu"
         )
     return make(chosen, notes)
 
 
-def _exchanges(pairs: Pairs, open_groups: list[list[int]]) -> Iterator[Pairs]:
-    """The pairs, then the other orders of indistinguishable modules."""
-    for orders in product(*(permutations(places) for places in open_groups)):
+def _reorderings(pairs: Pairs, ambiguous: list[list[int]]) -> Iterator[Pairs]:
+    """The pairs as they are, then with other orders of indistinguishable modules."""
+    for orders in product(*(permutations(places) for places in ambiguous)):
         changed = list(pairs)
-        for places, order in zip(open_groups, orders, strict=True):
+        for places, order in zip(ambiguous, orders, strict=True):
             for place, source in zip(places, order, strict=True):
                 changed[place] = (pairs[place][0], pairs[source][1])
         yield changed
@@ -313,8 +314,8 @@ def _run(target: Any, wmap: WeightMap, sample: Any, apply: Callable[..., Any] | 
     if apply is None:
         raise StructureMismatchError(
             "apply",
-            got="none",
-            expected="the function that applies the variables",
-            fix="Pass apply=model.apply.",
+            got="None",
+            expected="a function of the variables and the batch, for a Linen target with a sample",
+            fix="Pass apply=linen_model.apply.",
         )
     return jax.tree.leaves(apply(fill_tree(target, values), sample))

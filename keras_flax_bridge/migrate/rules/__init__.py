@@ -1,1 +1,1 @@
-"""Rules: the Flax counterpart of each kind of layer."""
+"""Rules: the Flax counterpart of each Keras layer class."""

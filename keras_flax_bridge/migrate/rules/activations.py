@@ -1,4 +1,4 @@
-"""Keras's activations as expressions, with ``{x}`` for what they are applied to."""
+"""The Keras activations as expressions of ``{x}``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules of attention."""
+"""Rules for attention layers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HEADS = {
 
 
 class Heads:
-    """The settings of an attention layer, for both Keras classes."""
+    """The settings of a `MultiHeadAttention` or `GroupQueryAttention` layer."""
 
     def __init__(self, site: Site):
         layer, config = site.layer, site.layer.get_config()
@@ -50,11 +50,11 @@ class Heads:
 
     def _check(self, shape: Any, attention_axes: Any) -> None:
         if {len(t.shape) for t in (self.query, self.key, self.value)} != {3}:
-            raise Refusal("inputs of more axes than batch, time and features")
+            raise Refusal("inputs with other axes than batch, time and features")
         if attention_axes is not None and tuple(attention_axes) != (1,):
             raise Refusal("attention_axes")
         if np.ndim(shape) and len(shape) > 1:
-            raise Refusal("an output_shape of several axes")
+            raise Refusal("an output_shape with several axes")
 
     def is_plain(self) -> bool:
         """Whether nnx.MultiHeadAttention computes the same."""
@@ -63,7 +63,7 @@ class Heads:
 
 
 def _masks(site: Site, heads: Heads) -> list[str]:
-    """All attention masks, each with axes batch, head, query, key."""
+    """All attention masks, each with the axes batch, head, query, key."""
     found = [(_mask(site, "query", heads.query), "[:, None, :, None]")]
     found += [(_mask(site, "value", heads.value), "[:, None, None, :]")]
     if heads.key_given and heads.key is not heads.value:
@@ -130,13 +130,13 @@ def _plain(heads: Heads) -> dict[str, Any]:
     }
 
 
-def _attended(site: Site) -> str:
+def _multi_head_call(site: Site) -> str:
     heads = Heads(site)
     masks = _masks(site, heads)
     plain = heads.is_plain()
     query, key, value = (site.cast_tensor(t) for t in (heads.query, heads.key, heads.value))
     operands = [query, key, value]
-    if plain:  # nnx takes the query for the key, and the key for the value
+    if plain:  # nnx uses the query as the default key, and the key as the default value
         operands = [query] if query == key == value else operands[: 2 if key == value else 3]
     arguments = [*operands, *([f"mask={' & '.join(masks)}"] if masks else [])]
     arguments += ["return_scores=True"] if heads.scores else []
@@ -150,8 +150,8 @@ add(
             _module,
             {},
             HEADS,
-            _attended,
-            note="own `Attention` module if head sizes differ, for gates and scores",
+            _multi_head_call,
+            note="generated `Attention` module if head sizes differ, and for gates and scores",
         )
         for layer in (L.MultiHeadAttention, L.GroupQueryAttention)
     ),
@@ -163,7 +163,7 @@ def _mode(site: Site) -> str:
     return "additive" if isinstance(site.layer, L.AdditiveAttention) else site.layer.score_mode
 
 
-def _attention(site: Site) -> str:
+def _score_call(site: Site) -> str:
     tensors = site.node.inputs
     masks = [site.mask(tensor) for tensor in tensors]
     operands = [site.cast_tensor(tensor) for tensor in tensors]
@@ -177,7 +177,7 @@ def _attention(site: Site) -> str:
 
 
 def _explicit_masks(site: Site) -> str | None:
-    return "masks passed by hand" if site.node.kwargs.get("mask") is not None else None
+    return "masks passed explicitly" if site.node.kwargs.get("mask") is not None else None
 
 
 def _scale_shape(site: Site) -> Any:
@@ -192,9 +192,9 @@ add(
             "ScoreAttention",
             {"mode": _mode, "scale_shape": _scale_shape, "dropout_rate": "dropout"},
             {"scale": "scale", "concat_score_weight": "weight"},
-            _attention,
+            _score_call,
             refuse=_explicit_masks,
-            note="own module",
+            note="generated module",
         )
         for layer in (L.Attention, L.AdditiveAttention)
     ),

@@ -1,4 +1,4 @@
-"""Rules of convolutions and pooling."""
+"""Rules for convolution and pooling layers."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from keras_flax_bridge.migrate.transforms import Reshape, Transform
 
 
 def sizes(value: Any) -> tuple[int, ...]:
-    """One number an axis."""
+    """A setting as one number for each axis."""
     return (value,) if isinstance(value, int) else tuple(int(v) for v in value)
 
 
 def one_for_all(value: Any) -> Any:
-    """One number where all axes have the same."""
+    """A setting as a single number if it is equal for all axes, otherwise as a tuple."""
     found = sizes(value)
     return found[0] if len(set(found)) == 1 else found
 
 
 def channels_last(site: Site, x: str) -> str:
-    """An expression of the input with the channels at the end."""
+    """The input in channels-last format."""
     return f"jnp.moveaxis({x}, 1, -1)" if site.channels_first else x
 
 
 def channels_back(site: Site, y: str) -> str:
-    """An expression of the output with the channels where the layer has them."""
+    """A channels-last output in the data format of the layer."""
     return f"jnp.moveaxis({y}, -1, 1)" if site.channels_first else y
 
 
 def convolved(site: Site) -> str:
-    """The call of a convolution."""
+    """The call of a convolution, which Flax computes in channels-last format."""
     return channels_back(site, f"«m»({channels_last(site, site.x)})")
 
 
@@ -98,7 +98,7 @@ def _values(config: dict[str, Any], site: Site) -> dict[str, Any]:
 
 
 def _transposed_padding(site: Site) -> Any:
-    """What to pad before and after every axis for the size and the place that Keras's output has."""
+    """The padding before and after each spatial axis that reproduces the output of Keras."""
     layer = site.layer
     dilation = sizes(layer.dilation_rate)
     strides, windows = sizes(layer.strides), sizes(layer.kernel_size)
@@ -138,7 +138,7 @@ add(
             {"kernel": To("kernel", _depthwise, "reshape"), "bias": "bias"},
             convolved,
             activation="activation",
-            note="one group a channel",
+            note="one group per channel",
         )
         for layer in (L.DepthwiseConv1D, L.DepthwiseConv2D)
     ),
@@ -218,9 +218,9 @@ GLOBAL_AVERAGE = (L.GlobalAveragePooling1D, L.GlobalAveragePooling2D, L.GlobalAv
 add(
     *(Rule(layer, code=_pooled("max_pool"), note="`nnx.max_pool`") for layer in MAX),
     *(
-        Rule(layer, code=_pooled("avg_pool"), note="`nnx.avg_pool`; padding does not count")
+        Rule(layer, code=_pooled("avg_pool"), note="`nnx.avg_pool`; padding is excluded from the mean")
         for layer in AVERAGE
     ),
     *(Rule(layer, code=_global("max"), note="`jnp.max`") for layer in GLOBAL_MAX),
-    *(Rule(layer, code=_global("mean"), note="`jnp.mean`, masked too") for layer in GLOBAL_AVERAGE),
+    *(Rule(layer, code=_global("mean"), note="`jnp.mean`; with masks") for layer in GLOBAL_AVERAGE),
 )

@@ -1,4 +1,4 @@
-"""Rules of the layers that multiply, look up, activate and normalize."""
+"""Rules for dense, embedding, activation and normalization layers."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ def features(site: Site) -> int:
     """The size of the last axis of the input."""
     size = site.shape()[-1]
     if size is None:
-        raise Refusal("the size of the last axis of its input is not known")
+        raise Refusal("the size of the last axis of its input is unknown")
     return size
 
 
 def plain(site: Site) -> str | None:
-    """Why a layer with LoRA or quantized weights can't be converted."""
+    """The reason why a layer with LoRA or quantized weights can't be converted, or None."""
     layer = site.layer
     if getattr(layer, "lora_enabled", False):
-        return "LoRA weights are added to it: merge them first"
+        return "it has LoRA weights: merge them first"
     if getattr(layer, "quantization_mode", None):
         return f"it is quantized to {layer.quantization_mode}"
     return None
 
 
 def _einsum_is_plain(site: Site) -> bool:
-    """Whether the bias has all axes of the kernel that are left in the output, as nnx's has."""
+    """Whether the bias has all kernel axes of the output, as the bias of nnx.Einsum."""
     equation = site.layer.equation.replace(" ", "")
     inputs, output = equation.split("->")
     kept = [axis for axis in output if axis in inputs.split(",")[1]]
@@ -98,7 +98,7 @@ add(
         WEIGHT_AND_BIAS,
         activation="activation",
         refuse=plain,
-        note="`nnx.Einsum`, or own module if the bias has fewer axes",
+        note="`nnx.Einsum`; a generated module if the bias has fewer axes",
     ),
     Rule(
         L.Embedding,
@@ -107,7 +107,7 @@ add(
         {"embeddings": "embedding"},
         lambda site: f"«m»({_embedding_ids(site)})",
         refuse=plain,
-        note="its mask goes where Keras's goes",
+        note="its mask reaches the same layers as in Keras",
     ),
     Rule(
         L.ReversibleEmbedding,
@@ -154,7 +154,7 @@ def _softmax(site: Site) -> str:
 
 add(
     Rule(L.Activation, code=lambda site: site.activated(site.layer.activation, site.cast())),
-    Rule(L.ReLU, code=_relu, note="max value, slope and threshold too"),
+    Rule(L.ReLU, code=_relu, note="with max_value, negative_slope and threshold"),
     Rule(L.LeakyReLU, code=lambda s: f"nnx.leaky_relu({s.cast()}, {number(float(s.layer.negative_slope))})"),
     Rule(L.ELU, code=lambda s: f"nnx.elu({s.cast()}, {number(float(s.layer.alpha))})"),
     Rule(
@@ -163,15 +163,15 @@ add(
         {"shape": lambda s: tuple(s.layer.alpha.shape), "param_dtype": dtypes()["param_dtype"]},
         {"alpha": "negative_slope"},
         lambda site: f"«m»({site.cast()})",
-        note="nnx.PReLU has one slope",
+        note="generated module, since `nnx.PReLU` has a single slope",
     ),
     Rule(L.Softmax, code=_softmax),
     Rule(L.Identity, code=lambda site: site.cast()),
-    Rule(L.ActivityRegularization, code=lambda site: site.cast(), note="its loss is dropped, and reported"),
+    Rule(L.ActivityRegularization, code=lambda site: site.cast(), note="its loss is dropped and reported"),
 )
 
 
-# normalization: Keras computes in float32 at least, whatever the policy says
+# normalization: Keras computes at least in float32, independent of the dtype policy
 def _norm_dtype(site: Site) -> Any:
     return dtype("float32") if site.compute_dtype in HALF else None
 
@@ -204,14 +204,14 @@ def _batch_norm_refused(site: Site) -> str | None:
     if compat.has("BatchNormalization(renorm)") and site.layer.renorm:
         return "batch renormalization"
     if site.layer.synchronized:
-        return "statistics that are synchronized over replicas"
+        return "synchronized=True"
     if site.layer.variable_dtype in HALF:
         return f"moving statistics in {site.layer.variable_dtype}"
     return None
 
 
 def axes(site: Site) -> tuple[int, ...]:
-    """The normalized axes, counted from the last."""
+    """The normalized axes as negative indices."""
     axis = site.layer.axis
     found = axis if isinstance(axis, (list, tuple)) else (axis,)
     return tuple(sorted(a if a < 0 else a - len(site.shape()) for a in found))
@@ -224,7 +224,7 @@ def _normalized(site: Site) -> int:
 def _sizes(site: Site) -> list[int]:
     sizes = [site.shape()[axis] for axis in axes(site)]
     if None in sizes:
-        raise Refusal("the size of a normalized axis is not known")
+        raise Refusal("the size of a normalized axis is unknown")
     return [size for size in sizes if size is not None]
 
 
@@ -242,7 +242,7 @@ AXES: dict[str, Any] = {
 FLAT = {"gamma": To("scale", _flat, "flat"), "beta": To("bias", _flat, "flat")}
 
 
-def _moved(site: Site) -> str:
+def _group_norm_call(site: Site) -> str:
     axis = _axis(site)
     if axis == -1:
         return f"«m»({site.x})"
@@ -272,7 +272,7 @@ add(
         _batch_norm,
         cast_output=True,
         refuse=_batch_norm_refused,
-        note="momentum has the same direction; frozen: `use_running_average=True`",
+        note="same definition of momentum; frozen: `use_running_average=True`",
     ),
     Rule(
         L.LayerNormalization,
@@ -281,7 +281,7 @@ add(
         FLAT,
         cast_output=True,
         refuse=lambda s: "rms_scaling" if getattr(s.layer, "rms_scaling", False) else None,
-        note="several axes: flat weights",
+        note="several axes: flattened weights",
     ),
     Rule(
         L.RMSNormalization,
@@ -302,27 +302,27 @@ add(
             **NORM_TYPES,
         },
         {"gamma": "scale", "beta": "bias"},
-        _moved,
+        _group_norm_call,
         cast_output=True,
     ),
-    Rule(L.UnitNormalization, code=_unit_axis, note="own function"),
+    Rule(L.UnitNormalization, code=_unit_axis, note="generated function"),
 )
 
 
-# statistics that were measured once
+# Normalization: statistics from `adapt`
 def _normalization(site: Site) -> str:
     layer = site.layer
     if layer.input_mean is None:
         return f"«m»({site.x})"
     variance = keras.ops.convert_to_numpy(layer.variance)
-    mean = _unpadded(site, keras.ops.convert_to_numpy(layer.mean))
-    scale = _unpadded(site, np.maximum(np.sqrt(variance), np.float32(keras.config.epsilon())))
+    mean = _without_leading_ones(site, keras.ops.convert_to_numpy(layer.mean))
+    scale = _without_leading_ones(site, np.maximum(np.sqrt(variance), np.float32(keras.config.epsilon())))
     x = site.let(f"jnp.asarray({site.x}, {dtype(site.compute_dtype)})")
     return f"{mean} + {x} * {scale}" if layer.invert else f"({x} - {mean}) / {scale}"
 
 
-def _unpadded(site: Site, array: np.ndarray) -> str:
-    """A constant without leading axes of size 1, which broadcasting puts back."""
+def _without_leading_ones(site: Site, array: np.ndarray) -> str:
+    """A constant without leading axes of size 1, which broadcasting restores."""
     kept = next((i for i, size in enumerate(array.shape) if size != 1), array.ndim)
     return site.builder.constant(array.reshape(array.shape[kept:]))
 

@@ -1,6 +1,6 @@
-"""Small native modules for what Keras computes and Flax has no exact module for.
+"""Native modules for Keras layers without an exact counterpart in Flax.
 
-The source writer copies those that a model needs into its source, so they use jax and flax alone.
+The source writer copies their definitions into the generated source, so they only use jax and flax.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class Frozen(nnx.Variable):
 
 
 def freeze(module, *paths):
-    """Keeps parameters from training: those at the given paths, or all of a module."""
+    """Marks the parameters at the given paths, or all parameters of a module, as non-trainable."""
     for name, value in list(vars(module).items()):
         below = [path[1:] for path in paths if path[0] == name]
         if paths and not below:
@@ -31,7 +31,7 @@ def freeze(module, *paths):
 
 
 class PReLU(nnx.Module):
-    """Leaky relu with a learned slope for every unit; nnx.PReLU learns one for all."""
+    """Leaky ReLU with a learned slope for each unit; nnx.PReLU has a single slope."""
 
     def __init__(self, shape, *, param_dtype=jnp.float32):
         self.negative_slope = nnx.Param(jnp.zeros(shape, param_dtype))
@@ -42,7 +42,7 @@ class PReLU(nnx.Module):
 
 
 class Scale(nnx.Module):
-    """Multiplies every channel by a learned factor; Flax has no module for it."""
+    """Multiplies each channel by a learned factor."""
 
     def __init__(self, features, init=1.0, *, param_dtype=jnp.float32):
         self.scale = nnx.Param(jnp.full((features,), init, param_dtype))
@@ -52,7 +52,7 @@ class Scale(nnx.Module):
 
 
 class BatchNorm(nnx.BatchNorm):
-    """Has its moving statistics in the dtype of its weights; nnx.BatchNorm's are float32."""
+    """Batch normalization with moving statistics in param_dtype; nnx.BatchNorm keeps them in float32."""
 
     def __init__(self, num_features, *, param_dtype, rngs, **options):
         super().__init__(num_features, param_dtype=param_dtype, rngs=rngs, **options)
@@ -61,7 +61,7 @@ class BatchNorm(nnx.BatchNorm):
 
 
 class Normalization(nnx.Module):
-    """Shifts and scales by statistics that were measured once; Flax has none without training."""
+    """Normalizes with fixed statistics."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class Normalization(nnx.Module):
 
 
 class EinsumBias(nnx.Module):
-    """An einsum with a bias over any axes of the output; nnx.Einsum's has all of the kernel's."""
+    """An einsum with a bias over a subset of the output axes, which nnx.Einsum does not support."""
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ class EinsumBias(nnx.Module):
 
 
 class Noise(nnx.Module):
-    """Base of noise that training adds; Flax has dropout alone."""
+    """Base class of layers that add noise in training."""
 
     def __init__(self, rate, *, rngs):
         self.rate = rate
@@ -126,7 +126,7 @@ class Noise(nnx.Module):
         return x if self.deterministic or not self.rate else self.noisy(x, self.rngs())
 
     def noisy(self, x, key):
-        """The noisy values, drawn with a key."""
+        """Returns the noisy values."""
         raise NotImplementedError
 
 
@@ -134,24 +134,24 @@ class GaussianNoise(Noise):
     """Adds normal noise of a given standard deviation."""
 
     def noisy(self, x, key):
-        """The noisy values."""
+        """Returns the noisy values."""
         return x + self.rate * jax.random.normal(key, x.shape, x.dtype)
 
 
 class GaussianDropout(Noise):
-    """Multiplies by normal noise of the variance that dropout of this rate has."""
+    """Multiplies by normal noise with mean 1 and the variance of dropout at this rate."""
 
     def noisy(self, x, key):
-        """The noisy values."""
+        """Returns the noisy values."""
         scale = math.sqrt(self.rate / (1.0 - self.rate))
         return x * (1.0 + scale * jax.random.normal(key, x.shape, x.dtype))
 
 
 class AlphaDropout(Noise):
-    """Dropout that keeps mean and variance of what went through a selu."""
+    """Dropout that preserves the mean and variance of SELU activations."""
 
     def noisy(self, x, key):
-        """The noisy values."""
+        """Returns the noisy values."""
         low = -1.0507009873554805 * 1.6732632423543772
         scale = ((1.0 - self.rate) * (1.0 + self.rate * low**2)) ** -0.5
         kept = jax.random.uniform(key, x.shape, jnp.float32) >= self.rate
@@ -159,7 +159,7 @@ class AlphaDropout(Noise):
 
 
 class ShapedDropout(nnx.Module):
-    """Dropout whose mask has a given shape; nnx.Dropout knows axes that share one draw alone."""
+    """Dropout with a mask of a given shape, which is broadcast to the input."""
 
     def __init__(self, rate, shape, *, rngs):
         self.rate = rate
@@ -176,9 +176,9 @@ class ShapedDropout(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Attention with head sizes, a gate or scores that nnx's can't have.
+    """Multi-head attention with different key and value sizes, an output gate, or returned scores.
 
-    Rows of which every key is masked give 0 where Keras computes the scores itself.
+    A query whose keys are all masked gives 0 if Keras computes the scores explicitly.
     """
 
     def __init__(
@@ -243,13 +243,13 @@ class Attention(nnx.Module):
 
 
 def attention_or_zero(query, key, value, mask, **options):
-    """Attention that gives 0 where every key is masked, as Keras's does with dropout."""
+    """Attention that returns 0 for queries whose keys are all masked, as Keras does with dropout."""
     y = nnx.dot_product_attention(query, key, value, mask=mask, **options)
     return jnp.where(jnp.moveaxis(jnp.any(mask, axis=-1), 1, 2)[..., None], y, 0)
 
 
 class ScoreAttention(nnx.Module):
-    """Attention without projections, which nnx has as a function of other scores."""
+    """Dot-product or additive attention without projections."""
 
     def __init__(self, *, mode="dot", scale_shape=None, dropout_rate=0.0, rngs):
         self.mode = mode
@@ -261,7 +261,7 @@ class ScoreAttention(nnx.Module):
         self.dropout = nnx.Dropout(dropout_rate, rngs=rngs)
 
     def scores(self, query, key):
-        """How well every key fits every query."""
+        """Returns the attention logits of each query and key."""
         scale = 1.0 if self.scale is None else self.scale[...]
         if self.mode == "dot":
             return query @ jnp.swapaxes(key, -2, -1) * scale
@@ -283,24 +283,24 @@ class ScoreAttention(nnx.Module):
 
 
 def causal(query, key):
-    """A mask that lets every position attend to itself and those before it."""
+    """A mask that lets each position attend to itself and earlier positions."""
     return jnp.tril(jnp.ones((query.shape[1], key.shape[1]), bool))
 
 
 def near(query, key, size):
-    """A mask that lets every position attend to those less than `size` away."""
+    """A mask that lets each position attend to positions at a distance less than `size`."""
     rows, columns = jnp.arange(query.shape[1]), jnp.arange(key.shape[1])
     return jnp.abs(rows[:, None] - columns) < size
 
 
 def unit_norm(x, axis=-1, epsilon=1e-12):
-    """Scales to length 1 along some axes."""
+    """Scales to L2 norm 1 along the given axes."""
     squares = jnp.sum(jnp.square(x), axis=axis, keepdims=True)
     return x * jnp.minimum(jax.lax.rsqrt(squares), 1 / epsilon)
 
 
 def sparsemax(x):
-    """Sparsemax as Keras computes it; jax has none."""
+    """Sparsemax, as in Keras."""
     ordered = jnp.flip(jnp.sort(x, axis=-1), axis=-1)
     total = jnp.cumsum(ordered, axis=-1)
     rank = jnp.arange(1, x.shape[-1] + 1)

@@ -1,4 +1,4 @@
-"""Small native modules that run over time, written into the source like those of `modules`."""
+"""Native recurrent modules, copied into the generated source like those of `modules`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from flax import nnx
 
 
 class RNN(nnx.Module):
-    """Runs a cell over time with a mask of any form; nnx.RNN takes lengths alone."""
+    """Runs a cell over time with an arbitrary mask; nnx.RNN only supports sequence lengths."""
 
     def __init__(self, cell, *, reverse=False, zero_output_for_mask=False):
         self.cell = cell
@@ -18,7 +18,7 @@ class RNN(nnx.Module):
     def __call__(self, x, mask=None, carry=None, return_carry=False):
         xs = jnp.moveaxis(x, 1, 0)
         if carry is None:
-            carry = self.cell.initialize_carry(xs.shape[1:], lambda: None)  # zeros need no key
+            carry = self.cell.initialize_carry(xs.shape[1:], lambda: None)  # zeros don't use the key
         carry = jax.tree.map(lambda a: a.astype(x.dtype), carry)
 
         def step(carry, inputs):
@@ -42,7 +42,7 @@ class RNN(nnx.Module):
 
 
 class LSTMCell(nnx.RNNCellBase):
-    """The cell of an LSTM without biases, which nnx.OptimizedLSTMCell can't leave out."""
+    """An LSTM cell without biases; nnx.OptimizedLSTMCell always has them."""
 
     def __init__(
         self,
@@ -72,18 +72,18 @@ class LSTMCell(nnx.RNNCellBase):
         return (c, h), h
 
     def initialize_carry(self, input_shape, rngs=None, carry_init=None):
-        """The zeros at the start."""
+        """Returns a carry of zeros."""
         zeros = jnp.zeros((*input_shape[:-1], self.hidden_features), self.dtype)
         return zeros, zeros
 
     @property
     def num_feature_axes(self):
-        """How many axes of the input are features."""
+        """The number of feature axes of the input."""
         return 1
 
 
 class SimpleCell(nnx.RNNCellBase):
-    """The cell of a simple RNN, with or without a bias; nnx.SimpleCell always has one."""
+    """A simple RNN cell with an optional bias; nnx.SimpleCell always has one."""
 
     def __init__(
         self,
@@ -118,17 +118,17 @@ class SimpleCell(nnx.RNNCellBase):
         return h, h
 
     def initialize_carry(self, input_shape, rngs=None, carry_init=None):
-        """The zeros at the start."""
+        """Returns a carry of zeros."""
         return jnp.zeros((*input_shape[:-1], self.hidden_features), self.dtype)
 
     @property
     def num_feature_axes(self):
-        """How many axes of the input are features."""
+        """The number of feature axes of the input."""
         return 1
 
 
 class GRUCell(nnx.RNNCellBase):
-    """Keras's GRU: its recurrent bias or reset before the product are not in nnx.GRUCell."""
+    """The GRU cell of Keras, with its `reset_after` option, which nnx.GRUCell does not have."""
 
     def __init__(
         self,
@@ -173,17 +173,17 @@ class GRUCell(nnx.RNNCellBase):
         return h, h
 
     def initialize_carry(self, input_shape, rngs=None, carry_init=None):
-        """The zeros at the start."""
+        """Returns a carry of zeros."""
         return jnp.zeros((*input_shape[:-1], self.hidden_features), self.dtype)
 
     @property
     def num_feature_axes(self):
-        """How many axes of the input are features."""
+        """The number of feature axes of the input."""
         return 1
 
 
 class ConvLSTMCell(nnx.RNNCellBase):
-    """The cell of a convolutional LSTM, which nnx has not."""
+    """A convolutional LSTM cell."""
 
     def __init__(
         self,
@@ -233,7 +233,7 @@ class ConvLSTMCell(nnx.RNNCellBase):
         return (c, h), h
 
     def initialize_carry(self, input_shape, rngs=None, carry_init=None):
-        """The zeros at the start, of the size that the convolution leaves."""
+        """Returns a carry of zeros with the output size of the input convolution."""
         x = jax.ShapeDtypeStruct(input_shape, self.dtype)
         size = jax.eval_shape(self.conv_i, x).shape[:-1]
         zeros = jnp.zeros((*size, self.out_features), self.dtype)
@@ -241,12 +241,12 @@ class ConvLSTMCell(nnx.RNNCellBase):
 
     @property
     def num_feature_axes(self):
-        """How many axes of the input are features."""
+        """The number of feature axes of the input."""
         return self.axes + 1
 
 
 class Bidirectional(nnx.Module):
-    """Runs two RNNs over time, one backwards, with a mask; nnx's takes lengths alone."""
+    """Runs a forward and a backward RNN, with an arbitrary mask, and merges their outputs."""
 
     def __init__(self, forward, backward, *, merge="concat"):
         self.forward = forward

@@ -1,4 +1,4 @@
-"""Rules of `keras.ops` in a graph, as data: the class of the operation, by the name of its module."""
+"""Rules for operations of `keras.ops`, as tables by module and class of the operation."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ INFIX = {
 
 
 class Function(NamedTuple):
-    """A function of jax, and which attributes of the operation become its named arguments.
+    """A function of jax, and the attributes of the operation that become keyword arguments.
 
-    A pair says that the argument is called otherwise than the attribute. `defaults` are left out.
+    A pair is the name of the argument and of the attribute. Values equal to `DEFAULTS` are omitted.
     """
 
     name: str
@@ -142,7 +142,7 @@ FUNCTIONS = {
 
 
 def operation_code(site: Site) -> str:
-    """The expression of an operation's call.
+    """The expression of the call of an operation.
 
     Raises:
         Refusal: if there is no rule for it.
@@ -160,10 +160,10 @@ def operation_code(site: Site) -> str:
 
 
 def operation_name(operation: Any) -> str:
-    """Where an operation of Keras's own is defined, such as ``numpy.Mean``."""
+    """The module and class of an operation of Keras, such as ``numpy.Mean``."""
     module = type(operation).__module__
     inside = module.startswith("keras.") and ".ops." in module
-    return f"{module.rpartition('.')[2]}.{type(operation).__name__}" if inside else "of the user's own"
+    return f"{module.rpartition('.')[2]}.{type(operation).__name__}" if inside else "user-defined"
 
 
 def _positional(site: Site, count: int) -> list[str]:
@@ -174,7 +174,7 @@ def _positional(site: Site, count: int) -> list[str]:
 
 
 def operand(site: Site, value: Any) -> str:
-    """An argument's expression, in parentheses where it is a number below zero."""
+    """The expression of an argument, in parentheses if it is a negative number."""
     text = site.text(value)
     return f"({text})" if text.startswith("-") else text
 
@@ -200,7 +200,7 @@ def _frozen(site: Site, value: Any) -> str:
     return site.text(tuple(value) if isinstance(value, list) else value)
 
 
-# operations that need a line of their own
+# operations with a special expression
 def _item(site: Site) -> str:
     x, key = [*site.node.args, *site.node.kwargs.values()]
     keys = key if isinstance(key, tuple) else (key,)
@@ -265,7 +265,7 @@ def _slice(site: Site) -> str:
     start = site.argument("start_indices")
     sizes = [site.shape()[i] if d in (-1, None) else d for i, d in enumerate(site.layer.shape)]
     if not all(isinstance(i, (int, np.integer)) for i in start) or None in sizes:
-        raise Refusal("a slice whose place or size is not known")
+        raise Refusal("a slice whose start or size is unknown")
     cuts = (f"{number(a) if a else ''}:{number(a + n)}" for a, n in zip(start, sizes, strict=True))
     return f"{site.x}[{', '.join(cuts)}]"
 
@@ -280,7 +280,7 @@ def _one_hot(site: Site) -> str:
 def _attention(site: Site) -> str:
     layer = site.layer
     if layer.attn_logits_soft_cap is not None:
-        raise Refusal("a soft cap on the logits")
+        raise Refusal("attn_logits_soft_cap")
     arguments = [site.text(site.argument(name)) for name in ("query", "key", "value")]
     named = {name: site.argument(name) for name in ("bias", "mask", "scale")}
     options = [f"{name}={site.text(value)}" for name, value in named.items() if value is not None]
@@ -291,7 +291,7 @@ def _attention(site: Site) -> str:
 def _normalize(site: Site) -> str:
     layer = site.layer
     if layer.order != 2 or layer.epsilon is None:
-        raise Refusal("a norm of another order than 2, or without epsilon")
+        raise Refusal("an order other than 2, or no epsilon")
     return f"unit_norm({site.x}, {site.text(layer.axis)}, {number(layer.epsilon)})"
 
 
@@ -302,7 +302,7 @@ def _moments(site: Site) -> str:
 
 
 def _or(site: Site) -> str:
-    a, b = _positional(site, 2)  # masks of tensors that are added are mostly one and the same
+    a, b = _positional(site, 2)  # the masks of tensors that are added are usually the same tensor
     return a if a == b else f"jnp.logical_or({a}, {b})"
 
 

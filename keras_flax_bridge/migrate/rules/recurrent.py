@@ -1,4 +1,4 @@
-"""Rules of layers that run over time."""
+"""Rules for recurrent layers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from keras_flax_bridge.migrate.transforms import Reshape, Split, Transform
 
 # cells
 def cell_call(cell: Any, inputs: int, site: Site) -> Call:
-    """The native cell that computes what a Keras cell computes."""
+    """The constructor call of the native counterpart of a Keras cell."""
     if cell.dropout or cell.recurrent_dropout:
         raise Refusal("dropout inside the recurrence")
     types = {name: value(site) for name, value in dtypes().items()}
@@ -37,7 +37,7 @@ def cell_call(cell: Any, inputs: int, site: Site) -> Call:
 
 
 def conv_cell_call(cell: Any, site: Site) -> Call:
-    """The native cell that computes what a convolutional LSTM cell computes."""
+    """The constructor call of the native counterpart of a convolutional LSTM cell."""
     if cell.dropout or cell.recurrent_dropout:
         raise Refusal("dropout inside the recurrence")
     return Call(
@@ -60,30 +60,30 @@ def conv_cell_call(cell: Any, site: Site) -> Call:
 DENSE = {"kernel": "dense_i/kernel", "recurrent_kernel": "dense_h/kernel"}
 
 
-def _two_biases(site: Site, shape: tuple[int, ...]) -> tuple[Transform, ...]:
-    """Keras's GRU keeps both biases in one array of two rows, unless it resets before the product."""
+def _split_biases(site: Site, shape: tuple[int, ...]) -> tuple[Transform, ...]:
+    """Splits the bias of a GRU with ``reset_after=True``: its two rows are two biases in Flax."""
     if len(shape) == 1:
         return ()
     return (Split(0, (1, 1)), Reshape((1, shape[1]), (shape[1],)))
 
 
 def cell_weights(cell: Any) -> dict[str, str | To]:
-    """Where the weights of a cell lie in the native one."""
+    """The paths of the weights of a Keras cell in its native counterpart."""
     if isinstance(cell, L.LSTMCell):
         return {**DENSE, "bias": "dense_h/bias"}
     if isinstance(cell, L.GRUCell) and cell.reset_after:
-        return {**DENSE, "bias": To(("dense_i/bias", "dense_h/bias"), _two_biases, "one row each")}
+        return {**DENSE, "bias": To(("dense_i/bias", "dense_h/bias"), _split_biases, "one row each")}
     if isinstance(cell, (L.GRUCell, L.SimpleRNNCell)):
         return {**DENSE, "bias": "dense_i/bias"}
     return {"kernel": "conv_i/kernel", "recurrent_kernel": "conv_h/kernel", "bias": "conv_i/bias"}
 
 
-def below(prefix: str, key: str, weights: dict[str, str | To]) -> dict[str, str | To]:
-    """The weights of a part, by the keys and the paths of the whole."""
-    return {f"{key}/{name}": _below(prefix, to) for name, to in weights.items()}
+def sublayer_weights(prefix: str, key: str, weights: dict[str, str | To]) -> dict[str, str | To]:
+    """The weights of a sublayer, with keys and paths relative to the enclosing layer."""
+    return {f"{key}/{name}": _prefixed(prefix, to) for name, to in weights.items()}
 
 
-def _below(prefix: str, to: str | To) -> str | To:
+def _prefixed(prefix: str, to: str | To) -> str | To:
     if isinstance(to, str):
         return f"{prefix}/{to}"
     paths = to.paths if isinstance(to.paths, tuple) else (to.paths,)
@@ -94,9 +94,9 @@ def _below(prefix: str, to: str | To) -> str | To:
 def _refused(site: Site) -> str | None:
     layer = site.layer
     if layer.stateful:
-        return "state that is kept between batches"
+        return "stateful=True"
     if layer.unroll and site.mask() and layer.zero_output_for_mask:
-        return "zero_output_for_mask where it is unrolled"
+        return "zero_output_for_mask with unroll"
     return None
 
 
@@ -113,21 +113,21 @@ def _rnn(site: Site) -> Call:
 
 
 def rnn_call(layer: Any, cell: Call) -> Call:
-    """The module that runs a cell over time."""
+    """The constructor call of the module that runs a cell over time."""
     arguments = {"cell": cell, "reverse": layer.go_backwards}
     zero = bool(getattr(layer, "zero_output_for_mask", False))
     return Call("RNN", {**arguments, "zero_output_for_mask": zero}, rngs=False)
 
 
-_rnn.names = "own `RNN` around a cell"  # type: ignore[attr-defined]
+_rnn.names = "generated `RNN` with a cell"  # type: ignore[attr-defined]
 
 
 def _carry(cell: Any, states: list[str]) -> str:
-    """Keras keeps (h, c), Flax (c, h)."""
+    """The states in the order of Flax: (h, c) in Keras is (c, h) in Flax."""
     return f"({', '.join(reversed(states))})" if len(states) > 1 else states[0]
 
 
-def _run(site: Site) -> Any:
+def _rnn_call(site: Site) -> Any:
     layer = site.layer
     sequence = site.node.inputs[0]
     given = site.argument("mask")
@@ -148,30 +148,30 @@ def _run(site: Site) -> Any:
 
 
 def _weights(site: Site) -> dict[str, str | To]:
-    return below("cell", "cell", cell_weights(site.layer.cell))
+    return sublayer_weights("cell", "cell", cell_weights(site.layer.cell))
 
 
 add(
     *(
-        Rule(layer, _rnn, {}, _weights, _run, refuse=_refused, note=note)
+        Rule(layer, _rnn, {}, _weights, _rnn_call, refuse=_refused, note=note)
         for layer, note in (
-            (L.LSTM, "`nnx.OptimizedLSTMCell`; any mask"),
-            (L.GRU, "own cell; `reset_after` or not"),
-            (L.SimpleRNN, "own cell"),
-            (L.RNN, "around a cell of these"),
-            (L.ConvLSTM1D, "own cell"),
-            (L.ConvLSTM2D, "own cell"),
-            (L.ConvLSTM3D, "own cell"),
+            (L.LSTM, "`nnx.OptimizedLSTMCell`; arbitrary masks"),
+            (L.GRU, "generated cell; both values of `reset_after`"),
+            (L.SimpleRNN, "generated cell"),
+            (L.RNN, "with one of these cells"),
+            (L.ConvLSTM1D, "generated cell"),
+            (L.ConvLSTM2D, "generated cell"),
+            (L.ConvLSTM3D, "generated cell"),
         )
     ),
 )
 
 
 # two directions
-def _both_ways(site: Site) -> Call:
+def _bidirectional(site: Site) -> Call:
     layer = site.layer
     if layer.return_state or layer.stateful or site.argument("initial_state") is not None:
-        raise Refusal("states that go in or come out")
+        raise Refusal("initial or returned states")
     calls: dict[str, Any] = {}
     for name, part in _parts(layer):
         if type(part) not in (L.LSTM, L.GRU, L.SimpleRNN):
@@ -180,36 +180,36 @@ def _both_ways(site: Site) -> Call:
     return Call("Bidirectional", {**calls, "merge": layer.merge_mode}, rngs=False)
 
 
-_both_ways.names = "own `Bidirectional`"  # type: ignore[attr-defined]
+_bidirectional.names = "generated `Bidirectional`"  # type: ignore[attr-defined]
 
 
 def _parts(layer: Any) -> tuple[tuple[str, Any], ...]:
     return ("forward", layer.forward_layer), ("backward", layer.backward_layer)
 
 
-def _ran_both_ways(site: Site) -> str:
+def _bidirectional_call(site: Site) -> str:
     mask = site.mask()
     arguments = [site.cast(), *([f"mask={mask}"] if mask else [])]
     arguments += [] if site.layer.return_sequences else ["last=True"]
     return f"«m»({', '.join(arguments)})"
 
 
-def _weights_of_both(site: Site) -> dict[str, str | To]:
+def _bidirectional_weights(site: Site) -> dict[str, str | To]:
     return {
         key: to
         for name, part in _parts(site.layer)
-        for key, to in below(f"{name}/cell", f"{name}_layer/cell", cell_weights(part.cell)).items()
+        for key, to in sublayer_weights(f"{name}/cell", f"{name}_layer/cell", cell_weights(part.cell)).items()
     }
 
 
-# one layer at every time
+# one layer applied to each timestep
 def _distributed(site: Site) -> str:
-    """The inner layer's own rule, with batch and time as one axis."""
+    """The expression of the inner layer, with the batch and time axes merged."""
     inner = site.layer.layer
     if isinstance(inner, L.BatchNormalization) and inner.trainable:
-        raise Refusal("statistics that are updated at every time")
+        raise Refusal("batch statistics that are updated at each timestep")
     if site.mask() and "mask" in inspect.signature(inner.call).parameters:
-        raise Refusal("a mask that the layer inside reads")
+        raise Refusal("a mask that the inner layer uses")
     flat = keras.KerasTensor((None, *site.shape()[2:]), site.node.inputs[0].dtype)
     site.builder.name(flat, site.let(f"{site.x}.reshape(-1, *{site.x}.shape[2:])"))
     y = site.builder.text(inner(flat))
@@ -217,6 +217,13 @@ def _distributed(site: Site) -> str:
 
 
 add(
-    Rule(L.Bidirectional, _both_ways, {}, _weights_of_both, _ran_both_ways, note="every merge mode"),
-    Rule(L.TimeDistributed, code=_distributed, note="batch and time as one axis"),
+    Rule(
+        L.Bidirectional,
+        _bidirectional,
+        {},
+        _bidirectional_weights,
+        _bidirectional_call,
+        note="all merge modes",
+    ),
+    Rule(L.TimeDistributed, code=_distributed, note="batch and time axes merged"),
 )

@@ -1,4 +1,7 @@
-"""Rules: the native Flax counterpart of each Keras layer, as data. One entry adds a layer everywhere."""
+"""Rules: the native Flax counterpart of each Keras layer, as data.
+
+The converter, the source writer and the weight map read the same rule: one entry adds a layer to all.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ Transforms = Callable[[Site, Shape], tuple[Transform, ...]]
 
 
 class To(NamedTuple):
-    """The target of a variable that is transformed: one or several paths, and the transforms."""
+    """The target of a variable that is transformed: its path or paths, and the transforms."""
 
     paths: str | tuple[str, ...]
     transforms: Transforms
@@ -31,18 +34,18 @@ class Rule(NamedTuple):
     """The native Flax counterpart of one Keras class.
 
     Attributes:
-        layer: the class itself; a subclass needs a rule of its own.
-        module: the constructor as the source writes it, such as ``nnx.Linear``; a function of the
-            `Site` where it depends; None where an expression does.
-        config: parameter of that constructor: the layer's attribute, or a function of the `Site`;
-            anything else stands for itself.
-        weights: key of the variable in its layer: its path in the module, or `To`; a function of the
-            `Site` where that depends.
-        code: the call, with ``{module}`` and ``{x}`` in it, or a function of the `Site`.
-        activation: which attribute of the layer is the activation applied to the result.
-        refuse: why a layer can't be converted, or None, as a function of the `Site`.
-        cast_output: whether the layer computes in float32 and returns its compute dtype.
-        note: what the table of rules says.
+        layer: the Keras class; subclasses need separate rules.
+        module: the constructor in the source, such as ``nnx.Linear``, or a function of the `Site` that
+            returns it; None if the layer is an expression without a module.
+        config: by parameter of the constructor, an attribute of the layer, a function of the `Site`, or a
+            constant.
+        weights: by key of the variable in its layer, its path in the module or a `To`; or a function of
+            the `Site` that returns this mapping.
+        code: the call, with the placeholders ``{module}`` and ``{x}``, or a function of the `Site`.
+        activation: the attribute of the layer with the activation that is applied to the result.
+        refuse: a function of the `Site` that returns why the layer can't be converted, or None.
+        cast_output: whether the layer computes in float32 and casts the result to its compute dtype.
+        note: the text in the table of rules.
     """
 
     layer: type
@@ -59,7 +62,7 @@ class Rule(NamedTuple):
         """The constructor call, and the expressions of the outputs.
 
         Raises:
-            Refusal: if native Flax has no counterpart of the layer's settings.
+            Refusal: if Flax has no counterpart for the settings of the layer.
         """
         reason = self.refuse and self.refuse(site)
         if reason:
@@ -81,20 +84,20 @@ class Rule(NamedTuple):
         return Call(module, {name: value for name, value in found.items() if value is not ABSENT})
 
     def targets(self, site: Site) -> Mapping[str, str | To]:
-        """Where every variable goes."""
+        """The target of each variable of the layer."""
         found: Mapping[str, str | To] = self.weights(site) if callable(self.weights) else self.weights
         return found
 
 
 def target(to: str | To, site: Site, shape: Shape) -> tuple[tuple[str, ...], tuple[Transform, ...]]:
-    """The paths of a variable of that shape, and its transforms."""
+    """The paths of a variable of this shape, and its transforms."""
     if isinstance(to, str):
         return (to,), ()
     return (to.paths,) if isinstance(to.paths, str) else to.paths, to.transforms(site, shape)
 
 
 class _Absent:
-    """A parameter that is not passed."""
+    """Marks a parameter that is not passed to the constructor."""
 
 
 ABSENT = _Absent()
@@ -116,7 +119,7 @@ def add(*rules: Rule) -> None:
 
 
 def rule_for(layer: Any) -> Rule | None:
-    """The rule of exactly this class: a subclass may compute something else."""
+    """The rule for the class of a layer; not for its base classes, which may compute something else."""
     return RULES.get(type(layer))
 
 
@@ -132,20 +135,20 @@ def register_rule(
 ) -> None:
     """Registers the native Flax counterpart of a Keras layer class.
 
-    The converter, the source writer and the weight maps read the same rule. It applies to exactly
-    this class; a subclass needs a rule of its own.
+    The converter, the source writer and the weight maps read the same rule. It applies to this
+    class only; subclasses need separate rules.
 
     Args:
         layer: the Keras class.
         module: the constructor as source code, such as ``"nnx.Linear"``, or an `nnx.Module` class,
             whose definition is written into the source; None if `call` needs no module.
-        config: parameter of the constructor: name of the layer's attribute, or a function of the
-            site, which knows the ``layer`` and the input's ``shape()``; a value stands for itself.
-        weights: structural key of a variable in the layer, such as ``kernel``: its path in the
+        config: by parameter of the constructor, the name of an attribute of the layer, a function of the
+            site, which has the ``layer`` and the ``shape()`` of the input, or a constant.
+        weights: by structural key of a variable in the layer, such as ``kernel``, its path in the
             module, or ``(path, transforms)`` with invertible transforms.
-        call: the expression, with ``{module}`` and ``{x}`` in it; or a function of the
+        call: the expression, with the placeholders ``{module}`` and ``{x}``, or a function of the
             site.
-        activation: the attribute with the activation that is applied to the result.
+        activation: the attribute of the layer with the activation that is applied to the result.
 
     Raises:
         StructureMismatchError: if `layer` is not a Keras layer class.
@@ -174,7 +177,7 @@ def register_rule(
     RULES[layer] = Rule(layer, own, config or {}, targets, call, activation)
 
 
-OWN_MODULES: dict[str, type] = {}  # classes that users' rules name, by name
+OWN_MODULES: dict[str, type] = {}  # by name, the module classes of user rules
 
 
 def _target(to: Any) -> str | To:
@@ -185,11 +188,11 @@ def _target(to: Any) -> str | To:
 
 
 def table() -> str:
-    """All rules as a Markdown table, in the order in which they were added."""
+    """All rules as a Markdown table, in registration order."""
     rows = ["| Keras | native | weights | note |", "| --- | --- | --- | --- |"]
     for rule in RULES.values():
         found = {} if callable(rule.weights) else rule.weights
-        moved = ", ".join(_moved(key, to) for key, to in found.items())
+        moved = ", ".join(_weight_text(key, to) for key, to in found.items())
         weights = "as its parts" if callable(rule.weights) else moved
         module = rule.module if isinstance(rule.module, str) else _native(rule)
         rows.append(f"| `{rule.layer.__name__}` | {module} | {weights} | {rule.note} |")
@@ -200,7 +203,7 @@ def _native(rule: Rule) -> str:
     return "an expression" if rule.module is None else getattr(rule.module, "names", "depends")
 
 
-def _moved(key: str, to: str | To) -> str:
+def _weight_text(key: str, to: str | To) -> str:
     if isinstance(to, str):
         return f"`{key}`" if key == to else f"`{key}` -> `{to}`"
     paths = (to.paths,) if isinstance(to.paths, str) else to.paths

@@ -1,4 +1,4 @@
-"""Rules of the layers that move, merge or drop values and hold no weights."""
+"""Rules for reshaping, merging, dropout and noise layers, which have no trainable weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _flatten(site: Site) -> str:
 def _reshape(site: Site) -> str:
     target, sizes = list(site.node.outputs[0].shape[1:]), list(site.shape()[1:])
     if None not in target and [d for d in target if d != 1] == sizes and 1 not in sizes and target != sizes:
-        kept = ", ".join("None" if d == 1 else ":" for d in target)  # only axes of size 1 are new
+        kept = ", ".join("None" if d == 1 else ":" for d in target)  # the reshape only adds axes of size 1
         return f"{site.cast()}[:, {kept}]"
     wanted = [-1 if d is None else d for d in site.layer.target_shape]
     return f"{site.cast()}.reshape({', '.join([f'{site.x}.shape[0]', *map(number, wanted)])})"
@@ -62,7 +62,7 @@ def _upsampled(site: Site) -> str:
 def _resized(site: Site, x: str, height: Any, width: Any, method: str, antialias: bool) -> str:
     batch, channels = f"{site.x}.shape[0]", f"{site.x}.shape[{1 if site.channels_first else 3}]"
     if len(site.shape()) == 3:
-        raise Refusal("images without a batch")
+        raise Refusal("inputs without a batch axis")
     shape = [batch, channels, height, width] if site.channels_first else [batch, height, width, channels]
     target = f"({', '.join(map(str, shape))})"
     return f"jax.image.resize({x}, {target}, {literal(method)}, antialias={antialias})"
@@ -71,7 +71,7 @@ def _resized(site: Site, x: str, height: Any, width: Any, method: str, antialias
 def _resizing(site: Site) -> str:
     layer = site.layer
     if layer.crop_to_aspect_ratio or layer.pad_to_aspect_ratio:
-        raise Refusal("cropping or padding to an aspect ratio")
+        raise Refusal("crop_to_aspect_ratio or pad_to_aspect_ratio")
     x = f"jnp.asarray({site.x}, {dtype(site.compute_dtype)})"
     antialias = bool(getattr(layer, "antialias", False))
     return _resized(site, x, number(layer.height), number(layer.width), layer.interpolation, antialias)
@@ -95,13 +95,13 @@ add(
     *(Rule(layer, code=_cropped) for layer in (L.Cropping1D, L.Cropping2D, L.Cropping3D)),
     *(Rule(layer, code=_upsampled) for layer in (L.UpSampling1D, L.UpSampling2D, L.UpSampling3D)),
     Rule(L.Resizing, code=_resizing, note="`jax.image.resize`"),
-    Rule(L.Masking, code=_masked, note="its mask goes where Keras's goes"),
+    Rule(L.Masking, code=_masked, note="its mask reaches the same layers as in Keras"),
 )
 
 
 # merging
 def _operands(site: Site) -> list[str]:
-    """All inputs, in one dtype, with the axes that Keras puts in for those of lower rank."""
+    """The inputs in the compute dtype, with the axes that Keras inserts for inputs of lower rank."""
     rank = max(len(tensor.shape) for tensor in site.node.inputs)
     return [site.cast(i) + _new_axes(rank - len(tensor.shape)) for i, tensor in enumerate(site.node.inputs)]
 
@@ -114,7 +114,7 @@ def _joined(operator: str) -> Callable[[Site], str]:
     return lambda site: f" {operator} ".join(_operands(site))
 
 
-def _folded(function: str) -> Callable[[Site], str]:
+def _chained(function: str) -> Callable[[Site], str]:
     def code(site: Site) -> str:
         first, *rest = _operands(site)
         for operand in rest:
@@ -155,8 +155,8 @@ add(
     Rule(L.Subtract, code=_joined("-")),
     Rule(L.Multiply, code=_joined("*")),
     Rule(L.Average, code=_average),
-    Rule(L.Maximum, code=_folded("maximum")),
-    Rule(L.Minimum, code=_folded("minimum")),
+    Rule(L.Maximum, code=_chained("maximum")),
+    Rule(L.Minimum, code=_chained("minimum")),
     Rule(L.Concatenate, code=_concatenated),
     Rule(L.Dot, code=_dot),
 )
@@ -182,33 +182,43 @@ def _spatial(site: Site) -> tuple[int, ...]:
     return tuple(range(first, first + len(site.shape()) - 2))
 
 
-def _maybe(site: Site) -> str:
+def _module_or_input(site: Site) -> str:
     return f"«m»({site.cast()})" if site.has_module else site.cast()
 
 
-def _shapeless(site: Site) -> str | None:
+def _noise_shape_refused(site: Site) -> str | None:
     return "a noise_shape" if getattr(site.layer, "noise_shape", None) is not None else None
 
 
-def _on_floats(site: Site) -> str | None:
-    return None if is_float(site.node.inputs[0].dtype) else "its input is not of floats"
+def _non_float_refused(site: Site) -> str | None:
+    return None if is_float(site.node.inputs[0].dtype) else "inputs that are not floating-point"
 
 
 add(
-    Rule(L.Dropout, _dropout, code=_maybe, note="its own stream of keys"),
+    Rule(L.Dropout, _dropout, code=_module_or_input, note="separate stream of keys"),
     *(
         Rule(
             layer,
             "nnx.Dropout",
             {"rate": "rate", "broadcast_dims": _spatial},
-            code=_maybe,
+            code=_module_or_input,
             note="`broadcast_dims`",
         )
         for layer in (L.SpatialDropout1D, L.SpatialDropout2D, L.SpatialDropout3D)
     ),
-    Rule(L.GaussianNoise, "GaussianNoise", {"rate": "stddev"}, code=_maybe, refuse=_on_floats),
-    Rule(L.GaussianDropout, "GaussianDropout", {"rate": "rate"}, code=_maybe, refuse=_on_floats),
-    Rule(L.AlphaDropout, "AlphaDropout", {"rate": "rate"}, code=_maybe, refuse=_shapeless),
+    Rule(
+        L.GaussianNoise, "GaussianNoise", {"rate": "stddev"}, code=_module_or_input, refuse=_non_float_refused
+    ),
+    Rule(
+        L.GaussianDropout,
+        "GaussianDropout",
+        {"rate": "rate"},
+        code=_module_or_input,
+        refuse=_non_float_refused,
+    ),
+    Rule(
+        L.AlphaDropout, "AlphaDropout", {"rate": "rate"}, code=_module_or_input, refuse=_noise_shape_refused
+    ),
 )
 
 
@@ -233,7 +243,7 @@ add(
         HELPERS["StochasticDepth"],
         "nnx.Dropout",
         {"rate": "drop_path_rate", "broadcast_dims": lambda s: tuple(range(1, len(s.shape())))},
-        code=_maybe,
+        code=_module_or_input,
         note="of ConvNeXt",
     ),
     Rule(HELPERS["CustomScaleLayer"], code=_scaled_sum, note="of InceptionResNet"),

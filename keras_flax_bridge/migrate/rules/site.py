@@ -1,4 +1,4 @@
-"""The argument of a rule: one call of a layer or operation, with the expressions of its inputs."""
+"""The argument of a rule: a call of a layer or operation, with the expressions of its inputs."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from keras_flax_bridge.migrate.rules.activations import ACTIVATIONS
 
 
 class Refusal(Exception):  # noqa: N818 - it never leaves the package
-    """Why a layer or an operation has no native counterpart."""
+    """Raised by a rule, with the reason why a layer or operation can't be converted."""
 
 
 class Builder(Protocol):
-    """What builds the graph: it knows the expression of every tensor."""
+    """The interface of the graph builder for rules."""
 
     def text(self, tensor: Any) -> str:
-        """The expression of a tensor that was computed."""
+        """The expression of a tensor."""
 
     def let(self, code: str, hint: str, shape: Any, dtype: str) -> str:
-        """A named value for an expression that is read twice."""
+        """Assigns an expression that is used twice to a value."""
 
     def name(self, tensor: Any, code: str) -> None:
         """Sets the expression of a tensor."""
 
     def constant(self, array: np.ndarray) -> str:
-        """The expression of an array that the graph holds."""
+        """The expression of a constant array."""
 
     def variable(self, variable: Any) -> str:
-        """The expression of a Keras variable that an operation reads."""
+        """The expression of a Keras variable that an operation reads directly."""
 
 
 class Site:
     """One call of a layer or an operation.
 
     Attributes:
-        layer: what is called.
-        node: the call.
+        layer: the layer or operation.
+        node: the node of the call in the graph of Keras.
     """
 
     def __init__(self, builder: Builder, node: Node):
@@ -51,7 +51,7 @@ class Site:
         self.layer = node.operation
         self.has_module = False
 
-    # what goes in
+    # inputs
     @property
     def x(self) -> str:
         """The expression of the first input."""
@@ -72,15 +72,15 @@ class Site:
         return f"{text}.astype({dtype(self.compute_dtype)})" if self.layer.autocast and differs else text
 
     def shape(self, index: int = 0) -> tuple[int | None, ...]:
-        """The shape of an input; None for the size of the batch."""
+        """The shape of an input, with None for unknown sizes."""
         return tuple(self.node.inputs[index].shape)
 
     def argument(self, name: str) -> Any:
-        """The argument of a name: a KerasTensor, or any value; None if it was not passed."""
+        """The value of an argument by name, such as a KerasTensor; None if it was not passed."""
         return self.node.argument(name)
 
     def text(self, value: Any) -> str:
-        """The expression of anything that was passed."""
+        """The expression of an argument: a tensor, a variable, an array, or a structure of them."""
         if isinstance(value, keras.KerasTensor):
             return self.builder.text(value)
         if isinstance(value, keras.Variable):
@@ -96,9 +96,9 @@ class Site:
             raise Refusal(f"{error} (in an argument of {type(self.layer).__name__})") from None
 
     def mask(self, tensor: Any = None) -> str | None:
-        """The expression of the mask that comes with a tensor, or None."""
+        """The expression of the mask of a tensor, by default of the first input, or None."""
         recorded = self.node.kwargs.get("mask") if tensor is None else None
-        if isinstance(recorded, keras.KerasTensor):  # what Keras passes when it runs the graph
+        if isinstance(recorded, keras.KerasTensor):  # the mask that Keras passes when it runs the graph
             return self.builder.text(recorded)
         mask = keras_internals.mask_of(self.node.inputs[0] if tensor is None else tensor)
         return None if mask is None else self.builder.text(mask)
@@ -112,7 +112,7 @@ class Site:
 
     @property
     def channels_first(self) -> bool:
-        """Whether channels come right after the batch."""
+        """Whether the data format of the layer is channels first."""
         return getattr(self.layer, "data_format", None) == "channels_first"
 
     @property
@@ -120,12 +120,12 @@ class Site:
         """The size of the channel axis of the first input."""
         size = self.shape()[1 if self.channels_first else -1]
         if size is None:
-            raise Refusal("the size of the channel axis is not known")
+            raise Refusal("the size of the channel axis is unknown")
         return size
 
-    # what comes out
+    # outputs
     def let(self, code: str, hint: str = "x") -> str:
-        """Names an expression that is read twice, unless it is a name."""
+        """Assigns an expression that is used twice to a value, unless it is a value already."""
         output = self.node.outputs[0]
         return self.builder.let(code, hint, output.shape, output.dtype)
 
@@ -138,10 +138,10 @@ class Site:
 
 
 def activation_template(activation: Any) -> str:
-    """The expression of a Keras activation, with ``{x}`` in it.
+    """The expression of a Keras activation, with the placeholder ``{x}``.
 
     Raises:
-        Refusal: if it is a function of the user's own.
+        Refusal: if the activation is not one of Keras.
     """
     if activation is None:
         return "{x}"
@@ -153,7 +153,7 @@ def activation_template(activation: Any) -> str:
 
 
 def activation_function(activation: Any) -> Raw:
-    """A Keras activation as an argument in the source: a name if there is one, otherwise a lambda."""
+    """A Keras activation as a function in the source: its name, or a lambda if it has none."""
     template = activation_template(activation)
     if template.endswith("({x})") and template.count("{x}") == 1 and "(" not in template[:-5]:
         return Raw(template[:-5])
@@ -161,12 +161,12 @@ def activation_function(activation: Any) -> Raw:
 
 
 def dtypes(**names: str) -> dict[str, Callable[[Site], Any]]:
-    """The config of a module's ``dtype`` and ``param_dtype`` after the layer's policy."""
+    """The config of ``dtype`` and ``param_dtype`` that matches the dtype policy of the layer."""
     return {"dtype": _dtype, "param_dtype": lambda site: dtype(site.layer.variable_dtype)}
 
 
 def _dtype(site: Site) -> Any:
-    # None computes in the dtype of input and weights together, which is right but for the half ones
+    # None promotes inputs and weights to a common dtype, which differs from Keras for half-precision dtypes
     half = site.compute_dtype in HALF or site.compute_dtype != site.layer.variable_dtype
     return dtype(site.compute_dtype) if half else None
 
@@ -175,10 +175,10 @@ HALF = ("bfloat16", "float16")
 
 
 def dtype(name: str) -> Raw:
-    """A dtype as the source names it."""
+    """The expression of a dtype in the source."""
     return Raw(dtype_name(name))
 
 
 def is_float(name: Any) -> bool:
-    """Whether a dtype is one of real numbers."""
+    """Whether a dtype is a real floating-point dtype."""
     return "float" in str(name)

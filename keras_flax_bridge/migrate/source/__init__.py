@@ -1,1 +1,1 @@
-"""The converted model as Python source."""
+"""Writes the converted model as Python source."""

@@ -1,4 +1,4 @@
-"""Which graphs are one class, and what tells its instances apart: the parameters of its constructor."""
+"""Groups graphs into classes, and turns the settings that differ into constructor parameters."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from keras_flax_bridge.tree.paths import Path
 
 @dataclass(eq=False)
 class ClassDef:
-    """One class of the source.
+    """A class of the generated source.
 
     Attributes:
         name: its name.
-        instances: the graphs that it stands for; the first one is written.
-        parameters: what its constructor takes, in order: its name, and the value for each instance.
-        holes: which parameter stands for which argument of which child.
-        places: the attribute path of each child, by position; set by the writer.
+        instances: the graphs that are instances of it; the source is generated from the first.
+        parameters: the constructor parameters in order, each with its value for each instance.
+        holes: by child and argument, the parameter that is passed as this argument.
+        places: the attribute path of each child; set by the writer.
     """
 
     name: str
@@ -33,21 +33,21 @@ class ClassDef:
 
     @property
     def graph(self) -> Graph:
-        """The graph that is written."""
+        """The graph that the source is generated from."""
         return self.instances[0]
 
     def values(self, instance: Graph) -> dict[str, Any]:
-        """What the constructor of one instance is called with."""
+        """The constructor arguments of an instance."""
         index = next(i for i, graph in enumerate(self.instances) if graph is instance)
         return {name: values[index] for name, values in self.parameters}
 
 
 class Classes:
-    """All classes of one source, the inner ones first."""
+    """All classes of the generated source, inner classes first."""
 
     def __init__(self, root: Graph, name: str, reserved: set[str]):
         groups: dict[Any, list[Graph]] = {}
-        for graph in _inner_first(root):
+        for graph in _inner_classes_first(root):
             groups.setdefault(signature(graph), []).append(graph)
         self.taken = set(reserved) | {name}
         self.of: dict[int, ClassDef] = {}
@@ -69,7 +69,7 @@ class Classes:
         return name
 
     def _parametrize(self, made: ClassDef) -> None:
-        """Arguments that differ between the instances become parameters; equal columns are one."""
+        """Turns arguments that differ between instances into parameters; those that vary alike share one."""
         columns = [list(self._arguments(graph)) for graph in made.instances]
         rows = [row for row in zip(*columns, strict=True) if len({repr(cell[2]) for cell in row}) > 1]
         outputs = [repr([cell[2] for cell in row]) for row in rows if row[0][1] == "out_features"]
@@ -85,7 +85,7 @@ class Classes:
             made.holes[place] = names[key]
 
     def _arguments(self, graph: Graph) -> Iterator[tuple[tuple[Any, ...], str, Any]]:
-        """Place, parameter and value of every argument in the constructors of a graph's children."""
+        """Place, parameter and value of every argument in the constructors of the children."""
         for position, child in enumerate(graph.children):
             if isinstance(child.call, Graph):
                 for name, value in self.of[id(child.call)].values(child.call).items():
@@ -106,7 +106,7 @@ def _literals(place: tuple[Any, ...], call: Call) -> Iterator[tuple[tuple[Any, .
 
 
 def literals(child: Child) -> Iterator[str]:
-    """The numbers in the constructors of a module and of all below it, in order."""
+    """The numbers in the constructors of a module and its descendants, in order."""
     if isinstance(child.call, Graph):
         for below in child.call.children:
             yield from literals(below)
@@ -115,13 +115,13 @@ def literals(child: Child) -> Iterator[str]:
 
 
 def is_number(value: Any) -> bool:
-    """Whether an argument may become a parameter of a class."""
+    """Whether an argument is a number or a tuple of numbers, and so can become a parameter of a class."""
     if isinstance(value, (bool, str)) or value is None:
         return False
     return not isinstance(value, tuple) or all(is_number(item) for item in value)
 
 
-def _inner_first(graph: Graph) -> Iterator[Graph]:
+def _inner_classes_first(graph: Graph) -> Iterator[Graph]:
     seen: set[int] = set()
 
     def walk(one: Graph) -> Iterator[Graph]:
@@ -135,7 +135,7 @@ def _inner_first(graph: Graph) -> Iterator[Graph]:
 
 
 def signature(graph: Graph) -> tuple[Any, ...]:
-    """Equal for graphs that are one class: all but the numbers in their constructors."""
+    """A key that is equal for graphs of the same class, which differ only in constructor numbers."""
     order: dict[int, int] = {}
     for value in graph.inputs:
         order[value.number] = len(order)
@@ -152,13 +152,13 @@ def signature(graph: Graph) -> tuple[Any, ...]:
 
 
 def child_signature(child: Child) -> tuple[Any, ...]:
-    """What two modules have in common when only numbers tell them apart."""
+    """A key that is equal for modules which differ only in constructor numbers."""
     made = signature(child.call) if isinstance(child.call, Graph) else call_signature(child.call)
     return made, child.frozen
 
 
 def call_signature(call: Call) -> tuple[Any, ...]:
-    """The constructor and its arguments, numbers by their type alone."""
+    """A key of a constructor call and its arguments, with numbers replaced by their types."""
     parts: list[tuple[Any, ...]] = []
     for name, value in call.arguments.items():
         if isinstance(value, Call):
@@ -180,8 +180,8 @@ def _structure(arguments: Any) -> str:
     return "*"
 
 
-def read(graph: Graph) -> dict[int, int]:
-    """How often the value of each number is read."""
+def read_counts(graph: Graph) -> dict[int, int]:
+    """The number of reads of each value."""
     counts: dict[int, int] = {}
     for code in [*(step.code for step in graph.steps), graph.result]:
         for number in numbers(code):

@@ -1,4 +1,4 @@
-"""The forward pass of a class: which attributes hold its modules, and its lines."""
+"""Generates the attributes of a class and the lines of its forward pass."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from flax import nnx
 
 from keras_flax_bridge.migrate.ir import Child, Graph, Step, Value, numbers, substituted
 from keras_flax_bridge.migrate.python_text import fits, identifier, literal, one_line, statement
-from keras_flax_bridge.migrate.source.classes import ClassDef, Classes, read
+from keras_flax_bridge.migrate.source.classes import ClassDef, Classes, read_counts
 from keras_flax_bridge.migrate.source.locals import Locals
 from keras_flax_bridge.tree.paths import Path
 
@@ -18,22 +18,22 @@ import ast  # isort: skip
 
 RESERVED_NAMES = {"jax", "jnp", "nnx", "self", "rngs", "islands", "range", "float", "inputs"}
 INDENTED = 8
-DEPTH = 4  # calls inside one another on one line
+DEPTH = 4  # nested calls on one line
 
 
 def _is_taken(name: str) -> bool:
-    """Whether an attribute or a value can't have this name."""
+    """Whether a name is reserved for attributes and values."""
     return hasattr(nnx.Module, name) or name in RESERVED_NAMES
 
 
 class Forward:
-    """Attributes and lines of one class."""
+    """The attributes and the forward pass of one class."""
 
     def __init__(self, made: ClassDef, classes: Classes):
         self.made = made
         self.graph = made.graph
         self.classes = classes
-        self.steps = _alive(self.graph)
+        self.steps = _live_steps(self.graph)
         self.children = self.graph.children
         self.position = {id(child): i for i, child in enumerate(self.children)}
         self.runs = self._runs()
@@ -44,8 +44,8 @@ class Forward:
 
     # attributes
     def _runs(self) -> list[list[int]]:
-        """Rows of steps that each call a block on what the one before gave."""
-        counts = read(self.graph)
+        """Runs of steps that each call a block on the output of the previous step."""
+        counts = read_counts(self.graph)
         calls = [sum(step.child is child for step in self.graph.steps) for child in self.children]
         runs: list[list[int]] = []
         for i, step in enumerate(self.steps):
@@ -77,9 +77,9 @@ class Forward:
         return [places[position] for position in range(len(self.children))]
 
     def _name(self, position: int) -> str:
-        """What all instances of the class call this child: the words that their names share."""
+        """The name of a child: the words that its names in all instances share."""
         names = [graph.children[position].name for graph in self.made.instances]
-        return shared_words(names)
+        return common_name(names)
 
     def _attribute(self, name: str, taken: set[str]) -> str:
         found = identifier(name, lambda n: n in taken or _is_taken(n), "layer")
@@ -87,7 +87,7 @@ class Forward:
         return found
 
     def attributes(self) -> Iterator[tuple[str, list[int]]]:
-        """Each attribute with the positions of the children that it holds."""
+        """Each attribute with the positions of its children."""
         grouped: dict[str, list[int]] = {}
         for position, place in enumerate(self.places):
             grouped.setdefault(place[0], []).append(position)
@@ -110,11 +110,11 @@ class Forward:
         names = {}
         for i, value in enumerate(values):
             hint = first if i == 0 else value.hint
-            names[value.number] = self._free(hint)
+            names[value.number] = self._free_name(hint)
             self.arguments.append(names[value.number])
         return names
 
-    def _free(self, hint: str) -> str:
+    def _free_name(self, hint: str) -> str:
         name = identifier(hint, self.taken.__contains__, "x")
         self.taken.add(name)
         return name
@@ -128,7 +128,7 @@ class Forward:
         flat = all(isinstance(value, Value) for _, value in items)
         for _, value in items:
             if isinstance(value, Value):
-                names[value.number] = self._free(value.hint)
+                names[value.number] = self._free_name(value.hint)
         if flat and not isinstance(structure, dict):
             listed = ", ".join(names[value.number] for _, value in items)
             lines.append((listed + ("," if len(items) == 1 else ""), text))
@@ -142,7 +142,7 @@ class Forward:
     # lines
     def lines(self) -> list[str]:
         """The body of ``__call__``."""
-        steps, loops = self._looped()
+        steps, loops = self._with_loops()
         merged = self._inlined(steps, loops)
         names = Locals(self.graph, merged, self.inputs, self.taken | RESERVED_NAMES).names
         lines = [line for target, text in self.unpacking for line in self._line(target, text)]
@@ -174,15 +174,15 @@ class Forward:
     def _module(self, step: Step, place: str, names: dict[int, str]) -> str:
         if place != "m":
             return names[int(place)]
-        return self._self(step.child)
+        return self._attribute_of(step.child)
 
-    def _self(self, child: Child | None) -> str:
+    def _attribute_of(self, child: Child | None) -> str:
         assert child is not None
         attribute, *rest = self.places[self.position[id(child)]]
         return f"self.{attribute}" + "".join(f"[{index}]" for index in rest)
 
-    def _looped(self) -> tuple[list[Step], dict[int, str]]:
-        """The steps, with one for every row of blocks, and the attribute that each loops over."""
+    def _with_loops(self) -> tuple[list[Step], dict[int, str]]:
+        """The steps with each run of blocks replaced by a loop, and the attributes of the loops."""
         loops: dict[int, str] = {}
         skipped: dict[int, Step] = {}
         for run in self.runs:
@@ -194,11 +194,11 @@ class Forward:
         return list({id(step): step for step in steps}.values()), loops
 
     def _inlined(self, steps: list[Step], loops: dict[int, str]) -> list[Step]:
-        """Puts a value that only the next line reads into that line, where it stays readable."""
-        counts = read(self.graph)
+        """Inlines values that are only read_counts by the next step, if the line stays readable."""
+        counts = read_counts(self.graph)
         done: list[Step] = []
         for step in steps:
-            step = self._resolved(step) if id(step) not in loops else step
+            step = self._with_attribute(step) if id(step) not in loops else step
             while done and id(step) not in loops and id(done[-1]) not in loops:
                 before = done[-1]
                 number = before.outs[0].number
@@ -213,11 +213,11 @@ class Forward:
             done.append(step)
         return done
 
-    def _resolved(self, step: Step) -> Step:
-        """The step with its module's attribute in place of the placeholder."""
+    def _with_attribute(self, step: Step) -> Step:
+        """The step with the placeholder replaced by the attribute of its module."""
         if step.child is None or "«m»" not in step.code:
             return step
-        return Step(step.code.replace("«m»", self._self(step.child)), step.outs, None)
+        return Step(step.code.replace("«m»", self._attribute_of(step.child)), step.outs, None)
 
     def _readable(self, code: str, step: Step) -> bool:
         tree = ast.parse(substituted(code, lambda n: "x"), mode="eval").body
@@ -231,16 +231,16 @@ def _depth(node: ast.AST) -> int:
 
 
 def _block_call(step: Step) -> list[int] | None:
-    """The numbers of the values that a step calls a block on, if that is all it does."""
+    """The numbers of the arguments of a step that is only the call of a block; None for other steps."""
     if step.child is None or not isinstance(step.child.call, Graph) or len(step.outs) != 1:
         return None
     found = numbers(step.code)
     return found if step.code == f"«m»({', '.join(f'«{n}»' for n in found)})" else None
 
 
-def _alive(graph: Graph) -> list[Step]:
-    """The steps whose values are read, or that call a module."""
-    counts = read(graph)
+def _live_steps(graph: Graph) -> list[Step]:
+    """The steps that call a module or whose values are read_counts; other steps are dead code."""
+    counts = read_counts(graph)
     return [
         step
         for step in graph.steps
@@ -248,18 +248,18 @@ def _alive(graph: Graph) -> list[Step]:
     ]
 
 
-def shared_words(names: list[str]) -> str:
-    """What names have in common, without what counts them.
+def common_name(names: list[str]) -> str:
+    """The common part of names that differ in a counter.
 
-    >>> shared_words(["conv2_block1_1_conv", "conv2_block2_1_conv"])
+    >>> common_name(["conv2_block1_1_conv", "conv2_block2_1_conv"])
     'conv_1'
     """
     if len(set(names)) == 1:
         return names[0]
-    return "_".join(sorted(_shared(names).split("_"), key=str.isdigit))
+    return "_".join(sorted(_common_part(names).split("_"), key=str.isdigit))
 
 
-def _shared(names: list[str]) -> str:
+def _common_part(names: list[str]) -> str:
     words = [re.split(r"_+", name) for name in names]
     tail: list[str] = []
     for column in zip(*(reversed(word) for word in words), strict=False):

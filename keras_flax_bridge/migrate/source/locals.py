@@ -1,4 +1,4 @@
-"""Names of local values: the shortest free ones, as a person would choose."""
+"""Names of local variables in generated source: short, and reused when free."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ SHORT = tuple("xyzwuvabcdefgh")
 
 
 class Locals:
-    """Gives every value a name; a name is free again after the last line that reads its value."""
+    """Assigns a name to every value; a name is free again after the last line that reads its value."""
 
     def __init__(self, graph: Graph, steps: list[Step], arguments: dict[int, str], reserved: set[str]):
         self.names = dict(arguments)
         self.reserved = reserved
-        self.live = dict(arguments)  # name of each value that is still read
+        self.live = dict(arguments)  # names of values that are still to be read
         last = _last_reads(graph, steps)
         self._release(-1, last)
         for i, step in enumerate(steps):

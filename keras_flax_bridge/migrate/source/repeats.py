@@ -1,8 +1,8 @@
-"""Finds repeated blocks in a graph, and makes each a graph of its own.
+"""Finds repeated blocks in a graph, and makes each a separate graph.
 
-A row of steps is a candidate where it stands again with other numbers in its constructors: the same
-expressions, the same wiring, the same kinds of modules. The best one, by the lines it saves, is cut
-out everywhere; then the search goes on in what is left, and inside what was cut out.
+A sequence of steps is a candidate if it occurs several times with the same expressions, the same connections
+and the same kinds of modules; numbers in constructors may differ. The candidate that saves the most lines is
+extracted everywhere; then the search continues in the remaining graph and inside the extracted blocks.
 """
 
 from __future__ import annotations
@@ -15,42 +15,42 @@ from typing import NamedTuple
 from keras_flax_bridge.migrate.ir import Child, Graph, Step, Value, numbers, substituted
 from keras_flax_bridge.migrate.source.classes import child_signature, literals, signature
 
-LONGEST = 90  # steps in one block
-INPUTS = 3  # values that a block may read from outside
-CHILD_LINES, STEP_LINES = 1.7, 0.7  # what a module and a step take in the source
-CLASS_LINES = 7.0  # what a class takes
-CHAINED, LOOSE = 0.4, 1.8  # what a use of it takes: in a loop over blocks, or on a line of its own
-LEAST, WORTH_A_NAME = 2, 4  # modules in a block, and in one that gets the bonus
-CHAIN_BONUS = 1.6  # a block that the whole signal goes through is what a person would name
-NAME_BONUS = 1.6  # the user's names say that this is a block
-WHOLE_BONUS = 1.05  # a residual block starts where its input is read twice
-SETTINGS = 6  # more would not read as one kind of block
-SETTING_LINES = 1.5  # what each setting of a block that differs takes
+LONGEST = 90  # maximum number of steps in a block
+INPUTS = 3  # maximum number of inputs of a block
+CHILD_LINES, STEP_LINES = 1.7, 0.7  # lines of source for a module and for a step
+CLASS_LINES = 7.0  # lines of source for a class
+CHAINED, LOOSE = 0.4, 1.8  # lines for each use of a class: in a loop over blocks, or on a separate line
+LEAST, WORTH_A_NAME = 2, 4  # minimum number of modules in a block, and in a block that gets CHAIN_BONUS
+CHAIN_BONUS = 1.6  # factor for blocks that are chained, as in a hand-written model
+NAME_BONUS = 1.6  # factor for blocks whose layers share a numbered name prefix
+WHOLE_BONUS = 1.05  # factor for blocks that read their input twice: a residual connection
+SETTINGS = 6  # maximum number of settings that differ between the instances of a block
+SETTING_LINES = 1.5  # lines of source for each setting that differs
 
 
-class Found(NamedTuple):
-    """A run of steps that occurs in several places."""
+class Repetition(NamedTuple):
+    """A sequence of steps that occurs several times."""
 
     score: float
     length: int
     starts: tuple[int, ...]
-    out: int  # which value of the last step is read outside
+    out: int  # index of the output of the last step that is read outside
 
 
 def fold(graph: Graph) -> None:
-    """Turns repeated blocks into graphs of their own, in place."""
+    """Turns repeated blocks into separate graphs, in place."""
     _fold([graph], set())
 
 
-def _fold(alike: list[Graph], seen: set[int]) -> None:
-    """Cuts graphs that will be one class, all in the same places."""
-    alike = [graph for graph in alike if id(graph) not in seen]
-    seen |= {id(graph) for graph in alike}
-    while alike and (found := _Rows(alike[0]).best()) is not None:
-        for graph in alike:
-            _cut(graph, found)
+def _fold(graphs_of_class: list[Graph], seen: set[int]) -> None:
+    """Extracts the same blocks from graphs that become one class."""
+    graphs_of_class = [graph for graph in graphs_of_class if id(graph) not in seen]
+    seen |= {id(graph) for graph in graphs_of_class}
+    while graphs_of_class and (found := _Sequences(graphs_of_class[0]).best()) is not None:
+        for graph in graphs_of_class:
+            _extract(graph, found)
     below: dict[Hashable, list[Graph]] = {}
-    for graph in alike:
+    for graph in graphs_of_class:
         for child in graph.children:
             if isinstance(child.call, Graph) and id(child.call) not in seen:
                 below.setdefault(signature(child.call), []).append(child.call)
@@ -58,15 +58,15 @@ def _fold(alike: list[Graph], seen: set[int]) -> None:
         _fold(list({id(graph): graph for graph in graphs}.values()), seen)
 
 
-class _Rows:
+class _Sequences:
     """The steps of one graph as comparable tokens."""
 
     def __init__(self, graph: Graph):
         self.steps = graph.steps
         self.inputs = graph.inputs
         self.values = {out.number: out for step in graph.steps for out in step.outs}
-        self.made: dict[int, tuple[int, int]] = {}  # value: the step and the place it comes from
-        self.last: dict[int, int] = {}  # value: the last step that reads it
+        self.made: dict[int, tuple[int, int]] = {}  # by value: its step and output index
+        self.last: dict[int, int] = {}  # by value: the last step that reads it
         self.child_first: dict[int, int] = {}
         self.child_last: dict[int, int] = {}
         kinds: dict[Hashable, int] = {}
@@ -92,10 +92,10 @@ class _Rows:
             text = substituted(step.code, order.__getitem__)
             self.kinds.append(kinds.setdefault((text, len(step.outs), kind), len(kinds)))
         self.last |= dict.fromkeys(numbers(graph.result), len(self.steps))
-        self.ends = self._ends()
+        self.ends = self._live_values()
 
-    def _ends(self) -> list[list[tuple[int, int]]]:
-        """For every place in the row, what was made before it and is read from it on, in order."""
+    def _live_values(self) -> list[list[tuple[int, int]]]:
+        """For each step, the values that were computed before it and are read by it or later, in order."""
         ends: list[list[tuple[int, int]]] = [[]]
         for i, step in enumerate(self.steps):
             live = [item for item in ends[-1] if self.last.get(item[1], -1) > i]
@@ -103,37 +103,37 @@ class _Rows:
             ends.append(live)
         return ends
 
-    def best(self) -> Found | None:
-        """The run of steps whose repetition saves the most lines."""
-        best: Found | None = None
+    def best(self) -> Repetition | None:
+        """The repeated sequence of steps that saves the most lines."""
+        best: Repetition | None = None
         for length, starts in self._repeated():
             inside = self.steps[starts[0] : starts[0] + length]
             children = {id(step.child) for step in inside if step.child is not None}
             if len(children) < LEAST or all(_is_block(step.child) for step in inside):
-                continue  # blocks alone are a loop already
+                continue  # a sequence of blocks only becomes a loop anyway
             body = len(children) * CHILD_LINES + length * STEP_LINES
             if best is not None and _score(body, len(starts), True) * NAME_BONUS * WHOLE_BONUS <= best.score:
                 continue
             closed = [start for start in starts if self._is_closed(start, length)]
-            apart = _apart(closed, length)
+            apart = _without_overlaps(closed, length)
             chained = len(children) >= WORTH_A_NAME and self._are_chained(apart, length)
             if len(apart) < 2:
                 continue
             named = NAME_BONUS if all(self._is_named(start, length) for start in apart) else 1.0
-            whole = WHOLE_BONUS if self._reads_twice(apart[0], length) else 1.0
+            whole = WHOLE_BONUS if self._reads_input_twice(apart[0], length) else 1.0
             score = _score(body, len(apart), chained) * named * whole
             if score <= (best.score if best else 0):
                 continue
-            settings = self._settings(apart, length)
+            settings = self._differing_settings(apart, length)
             score -= settings * SETTING_LINES
             if settings <= SETTINGS and score > (best.score if best else 0):
                 last = apart[0] + length - 1
                 out = next(number for made, number in reversed(self.ends[last + 1]) if made == last)
-                best = Found(score, length, tuple(apart), self.made[out][1])
+                best = Repetition(score, length, tuple(apart), self.made[out][1])
         return best
 
     def _repeated(self) -> Iterator[tuple[int, list[int]]]:
-        """Every length with the starts of rows that are alike."""
+        """Lengths of repeated sequences, each with the starts of equal sequences."""
         outside: dict[int, dict[int, int]] = {i: {} for i in range(len(self.steps))}
         groups = [list(range(len(self.steps)))]
         for length in range(1, LONGEST + 1):
@@ -152,7 +152,7 @@ class _Rows:
                 yield from ((length, starts) for starts in found)
 
     def _token(self, start: int, at: int, outside: dict[int, int]) -> Hashable:
-        """A step as one that starts the row there sees it; None where the row can't go on."""
+        """A key of a step relative to the start of a sequence; None if the sequence must end before it."""
         if at >= len(self.steps):
             return None
         wires = []
@@ -168,12 +168,12 @@ class _Rows:
         if child is not None:
             first = self.child_first[id(child)]
             if first < start:
-                return None  # a module that is shared with what stands before
+                return None  # the module is shared with an earlier step
             module = first - start
         return self.kinds[at], tuple(wires), module
 
     def _is_closed(self, start: int, length: int) -> bool:
-        """Whether nothing but the last value is read outside, and no module is shared with it."""
+        """Whether only the last value is read outside, and no module is shared with later steps."""
         end = start + length
         live = self.ends[end]
         inside = live[bisect_left(live, (start, -1)) :]
@@ -183,13 +183,13 @@ class _Rows:
             self.child_last[id(step.child)] < end for step in self.steps[start:end] if step.child is not None
         )
 
-    def _reads_twice(self, start: int, length: int) -> bool:
-        """Whether the first value that comes in is read by more than one step."""
+    def _reads_input_twice(self, start: int, length: int) -> bool:
+        """Whether the first input is read by more than one step."""
         first = self.args[start][0] if self.args[start] else -1
         return sum(first in args for args in self.args[start : start + length]) > 1
 
     def _are_chained(self, starts: list[int], length: int) -> bool:
-        """Whether most become part of a loop: one block after another, with the whole signal."""
+        """Whether most of the sequences are chained with an adjacent block, and so become part of a loop."""
         known = {i for i, step in enumerate(self.steps) if _is_block(step.child)}
         ends, begins = known | {start + length - 1 for start in starts}, known | set(starts)
         in_loop = [
@@ -199,17 +199,17 @@ class _Rows:
         return sum(in_loop) * 2 > len(starts)
 
     def _is_named(self, start: int, length: int) -> bool:
-        """Whether the names inside start alike, with a number, and those before and after don't."""
+        """Whether the names inside share a prefix with a number, and the names before and after don't."""
         end = start + length
         names = [step.child.name for step in self.steps[start:end] if step.child is not None]
         shared = _name(names)
-        around = [self._named_near(start - 1, -1), self._named_near(end, 1)]
+        around = [self._nearest_name(start - 1, -1), self._nearest_name(end, 1)]
         return bool(re.search(r"\d", shared)) and not any(
             name == shared or name.startswith(f"{shared}_") for name in around
         )
 
-    def _named_near(self, at: int, way: int) -> str:
-        """The name of the nearest module before or after a place."""
+    def _nearest_name(self, at: int, way: int) -> str:
+        """The name of the nearest module before or after a step."""
         while 0 <= at < len(self.steps):
             child = self.steps[at].child
             if child is not None:
@@ -218,18 +218,18 @@ class _Rows:
         return ""
 
     def _is_chained(self, start: int, length: int) -> bool:
-        """Whether the whole signal goes through: nothing else is read across either end."""
+        """Whether only one value crosses each end of the sequence."""
         end = start + length
-        return self._crossing(start) <= 1 and self._crossing(end) == 1
+        return self._crossing_values(start) <= 1 and self._crossing_values(end) == 1
 
-    def _crossing(self, at: int) -> int:
-        """How many values are read across a place; masks go along with the signal."""
+    def _crossing_values(self, at: int) -> int:
+        """The number of values that are computed before a step and read by it or later, without masks."""
         made = (self.values[number] for _, number in self.ends[at])
         inputs = sum(self.last.get(value.number, -1) >= at for value in self.inputs if value.dtype != "bool")
         return inputs + sum(value.dtype != "bool" for value in made)
 
-    def _settings(self, starts: list[int], length: int) -> int:
-        """How many numbers in constructors differ between the places; alike columns count once."""
+    def _differing_settings(self, starts: list[int], length: int) -> int:
+        """The number of constructor settings that differ; settings that vary alike count once."""
         columns = zip(*(list(self._literals(start, length)) for start in starts), strict=True)
         return len({column for column in columns if len(set(column)) > 1})
 
@@ -250,8 +250,8 @@ def _score(body: float, count: int, chained: bool) -> float:
     return saved * CHAIN_BONUS if chained and saved > 0 else saved
 
 
-def _apart(starts: list[int], length: int) -> list[int]:
-    """Those that don't overlap, from the first on."""
+def _without_overlaps(starts: list[int], length: int) -> list[int]:
+    """The starts of sequences that don't overlap, in order."""
     kept: list[int] = []
     for start in sorted(starts):
         if not kept or start >= kept[-1] + length:
@@ -259,8 +259,8 @@ def _apart(starts: list[int], length: int) -> list[int]:
     return kept
 
 
-def _cut(graph: Graph, found: Found) -> None:
-    """Puts one step in the place of every repetition."""
+def _extract(graph: Graph, found: Repetition) -> None:
+    """Replaces every repetition by one step that calls a block."""
     values = {value.number: value for value in graph.inputs}
     values |= {out.number: out for step in graph.steps for out in step.outs}
     steps: list[Step] = []
@@ -283,7 +283,7 @@ def _block(inside: list[Step], place: int, values: dict[int, Value]) -> Step:
 
 
 def _name(names: list[str]) -> str:
-    """What the names of the modules in a block start with; ``block`` where they share nothing."""
+    """The common prefix of the names of the modules in a block; ``block`` if there is none."""
     words = [re.split(r"_+", name) for name in names]
     head = []
     for column in zip(*words, strict=False):

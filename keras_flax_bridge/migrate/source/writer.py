@@ -1,4 +1,4 @@
-"""The source: standalone Python that imports jax and flax alone, and reads as if written by hand."""
+"""Writes standalone Python source that only imports jax and flax, in the style of hand-written code."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ RESERVED = {"jax", "jnp", "nnx", "self", "rngs", "islands", "functools", *OWN}
 
 
 class Source(NamedTuple):
-    """The written source and what it holds.
+    """The generated source and its weights.
 
     Attributes:
         text: the source.
-        class_name: the class of the model in it.
-        weights: where every variable lies: its key, the paths in the whole module, the transforms.
+        class_name: the name of the class of the model.
+        weights: the key of every Keras variable, its paths in the module, and the transforms.
     """
 
     text: str
@@ -57,7 +57,7 @@ class Source(NamedTuple):
 
 
 def write(root: Graph, class_name: str, docstring: str, *, folded: bool = True) -> Source:
-    """Writes the source of a graph, after finding what repeats in it."""
+    """Writes the source of a graph; with `folded`, repeated blocks become classes."""
     if folded:
         fold(root)
     classes = Classes(root, class_name, RESERVED | set(OWN_MODULES))
@@ -83,7 +83,7 @@ def _imports(body: str) -> str:
 
 
 def _own_definitions(body: str) -> list[str]:
-    """The modules of ours that a text names, and those that they name, in their own order."""
+    """The definitions of the package's modules that a source uses, directly or indirectly."""
     available = {**OWN, **OWN_MODULES}
     found: set[str] = set()
     texts = [body]
@@ -104,7 +104,7 @@ def _definition(thing: Any) -> str:
 # constructors
 @cache
 def parameters(function: str) -> dict[str, inspect.Parameter]:
-    """The parameters of a constructor that the source names."""
+    """The parameters of a constructor, by its name in the source."""
     if function in OWN or function in OWN_MODULES:
         thing = {**OWN, **OWN_MODULES}[function]
     else:
@@ -112,12 +112,15 @@ def parameters(function: str) -> dict[str, inspect.Parameter]:
         thing = {"nnx": nnx, "jnp": _jnp()}[root]
         for name in rest:
             thing = getattr(thing, name)
-    found = _of_class(thing) if isinstance(thing, type) else inspect.signature(thing).parameters
+    found = _constructor_parameters(thing) if isinstance(thing, type) else inspect.signature(thing).parameters
     return {name: parameter for name, parameter in found.items() if name != "self"}
 
 
-def _of_class(cls: type) -> dict[str, inspect.Parameter]:
-    """Those of `__init__`, and of its base's where it passes them on; nnx itself shows ``*args`` alone."""
+def _constructor_parameters(cls: type) -> dict[str, inspect.Parameter]:
+    """The parameters of `__init__`, and of the base classes that it passes keyword arguments to.
+
+    ``inspect.signature`` of an `nnx.Module` class only shows ``*args`` and ``**kwargs``.
+    """
     found: dict[str, inspect.Parameter] = {}
     for base in cls.__mro__:
         if "__init__" in vars(base):
@@ -135,7 +138,7 @@ def _jnp() -> ModuleType:
 
 
 def call_text(call: Call, hole: Any = lambda *place: None, place: tuple[Any, ...] = ()) -> str:
-    """A constructor call with Flax's defaults left out."""
+    """A constructor call without arguments that equal the defaults of Flax."""
     if call.function.startswith("islands["):
         return call.function
     positional: list[str] = []
@@ -171,12 +174,12 @@ def _is_default(parameter: inspect.Parameter, value: Any) -> bool:
     if parameter.default is parameter.empty:
         return False
     if isinstance(value, Raw):
-        return value == _name_of(parameter.default)
+        return value == _default_text(parameter.default)
     return type(value) is type(parameter.default) and value == parameter.default
 
 
-def _name_of(value: Any) -> str:
-    """How the source names a default: a dtype or a function."""
+def _default_text(value: Any) -> str:
+    """The expression of a default in the source: a dtype or a function."""
     name = getattr(value, "__name__", None) or str(value)
     if name in ("float32", "bfloat16", "float16", "float64"):
         return f"jnp.{name}"
@@ -210,12 +213,12 @@ class ClassWriter:
         lines: list[str] = []
         for attribute, positions in self.forward.attributes():
             head = f"self.{attribute} = "
-            texts = [self._made(position) for position in positions]
+            texts = [self._child_text(position) for position in positions]
             single = self.made.places[positions[0]] == (attribute,)
-            lines += statement(head, texts[0] if single else _listed(texts), INDENT * 2)
+            lines += statement(head, texts[0] if single else _list_text(texts), INDENT * 2)
         return [line[len(INDENT * 2) :] for line in lines]
 
-    def _made(self, position: int) -> str:
+    def _child_text(self, position: int) -> str:
         child = self.graph.children[position]
         hole = self._hole(position)
         if isinstance(child.call, Graph):
@@ -226,7 +229,7 @@ class ClassWriter:
         else:
             text = call_text(child.call, hole)
             if not any(place[0] == position and place[1] != "num_features" for place in self.made.holes):
-                text = self.helpers.short(text, child)
+                text = self.helpers.shortened(text, child)
         return _frozen(text, child)
 
     def _hole(self, position: int) -> Any:
@@ -242,8 +245,8 @@ def _frozen(text: str, child: Child) -> str:
     return f"freeze({text}{paths})"
 
 
-def _listed(texts: list[str]) -> str:
-    """A list of modules; those that are alike in a row are made in a loop."""
+def _list_text(texts: list[str]) -> str:
+    """An `nnx.List` of modules, with a comprehension for runs of equal modules."""
     runs: list[tuple[str, int]] = []
     for text in texts:
         if runs and runs[-1][0] == text:
@@ -272,7 +275,7 @@ def _define(name: str, arguments: Iterable[str], body: Iterable[str]) -> list[st
 
 
 class Helpers:
-    """Normalizations whose settings several layers share, as functions of the size alone."""
+    """Functions that construct normalization layers whose settings are used several times."""
 
     def __init__(self, classes: Classes):
         counts: dict[tuple[str, str], int] = {}
@@ -299,15 +302,15 @@ class Helpers:
             for (function, settings), name in self.names.items()
         ]
 
-    def short(self, text: str, child: Child) -> str:
-        """The constructor call by the function that shares its settings."""
+    def shortened(self, text: str, child: Child) -> str:
+        """The constructor call of a child, shortened with a helper if there is one for its settings."""
         key = _settings(child)
         if key not in self.names:
             return text
         return text.replace(key[0], self.names[key], 1).replace(f"{key[1]}, ", "", 1)
 
 
-SHARED = 3  # layers of the same settings are worth a function
+SHARED = 3  # minimum number of layers with equal settings for a helper
 NORMS = {
     "nnx.BatchNorm": "batch_norm",
     "nnx.LayerNorm": "layer_norm",
@@ -316,7 +319,7 @@ NORMS = {
 
 
 def _settings(child: Child) -> tuple[str, str] | None:
-    """The normalization that a child is, and all its settings but the size."""
+    """The class of a normalization layer and its settings except the size; None for other modules."""
     if isinstance(child.call, Graph) or child.call.function not in NORMS:
         return None
     text = call_text(child.call)
@@ -326,7 +329,7 @@ def _settings(child: Child) -> tuple[str, str] | None:
 
 
 def _weights(root: Graph, classes: Classes) -> Iterable[Weight]:
-    """Every variable with its paths from the root of the module."""
+    """The weights of all classes, with paths from the root of the module."""
 
     def place(graph: Graph, child: Child) -> Path:
         made = classes.of[id(graph)]

@@ -32,7 +32,7 @@ def require_safe(config: Any, where: Any) -> None:
 
     Args:
         config: JSON types.
-        where: what the config is of, for messages.
+        where: the owner of the config, for messages.
 
     Raises:
         CheckpointError: if it names anything else, holds code, or is too deep.
@@ -74,7 +74,7 @@ def _named(config: Any, where: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _refused(named: Mapping[str, Any]) -> str | None:
-    """Why a class or a function may not be named; None if it may."""
+    """The reason why a config may not name a class or function; None if it may."""
     kind, module = named["class_name"], named.get("module")
     if not isinstance(kind, str) or not isinstance(module, str | None):
         return "a class by something else than text"
@@ -98,7 +98,7 @@ def _refused(named: Mapping[str, Any]) -> str | None:
 
 
 def _is_known(module: str, name: str, is_function: bool) -> bool:
-    """Whether a name is one of those of Keras's that models are made of; nothing is imported to know."""
+    """Whether a name is a class or function of Keras that models may use; imports nothing."""
     package = module.partition(".")[0]
     if package not in KERAS_PACKAGES or name.startswith("_") or name in KERAS_REFUSED:
         return False

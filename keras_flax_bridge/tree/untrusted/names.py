@@ -61,7 +61,7 @@ def flax_name(thing: Any) -> str | None:
 
 
 def flax_thing(name: Any) -> Any:
-    """A module class of Flax, an activation of jax, or what was registered with Keras, by name.
+    """A module class of Flax, an activation of jax, or an object registered with Keras, by name.
 
     Raises:
         UnsupportedLayerError: if there is none, as where the module that registers it wasn't imported.
@@ -90,7 +90,7 @@ def flax_class(name: Any, kind: type) -> Any:
     """A class of modules by name.
 
     Raises:
-        UnsupportedLayerError: if there is none, or the name is that of anything else.
+        UnsupportedLayerError: if there is none, or the name belongs to another object.
     """
     found = flax_thing(name)
     return found if _is_class(found, kind) else _refuse(name, found, f"a subclass of {_path(kind)}")
@@ -100,7 +100,7 @@ def flax_maker(name: Any) -> Any:
     """A class of modules, or a function that was registered to make one, by name.
 
     Raises:
-        UnsupportedLayerError: if there is none, or the name is that of anything else.
+        UnsupportedLayerError: if there is none, or the name belongs to another object.
     """
     found = flax_thing(name)
     makes = callable(found) and not isinstance(found, type) and name.startswith(REGISTERED)
@@ -138,7 +138,7 @@ def _public(space: str, name: str) -> Any:
 
 
 def registered(name: Any) -> Any:
-    """What was registered with Keras under a name; None if nothing was."""
+    """The object that is registered with Keras under a name, or None."""
     return keras.saving.get_registered_object(name) if isinstance(name, str) else None
 
 

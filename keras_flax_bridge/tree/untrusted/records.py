@@ -1,4 +1,4 @@
-"""What this package writes as JSON: frozen dataclasses, each field with the check of what a file says there.
+"""Records that are stored as JSON: frozen dataclasses, with a check for each field.
 
 The JSON of a record has two more fields: ``format``, a number that rises only when an older reader would read
 the record wrongly, and ``written_by``, the version of this package. A reader ignores fields that it does not
@@ -24,7 +24,7 @@ _STAMP: dict[str, Check] = {FORMAT: schema.whole(1), WRITTEN_BY: schema.text}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Record:
-    """What a file of this package says; a subclass has the fields, made by `field`."""
+    """Base class of stored records; subclasses define the fields with `field`."""
 
     FORMAT: ClassVar[int] = 1
 
@@ -70,7 +70,7 @@ def to_json(record: Record) -> dict[str, Any]:
 
 
 def content(record: Record) -> dict[str, Any]:
-    """The fields of a record alone, for what the first versions read without letting other fields pass."""
+    """The fields of a record without its version, for files whose first readers reject other fields."""
     return {
         one.name: (one.metadata["write"] or _as_is)(vars(record)[one.name])
         for one in dataclasses.fields(record)
@@ -87,7 +87,7 @@ def _version() -> str:
 
 
 def require(kind: type[Record], found: Any) -> None:
-    """Checks what stands for a record: every field, then all of them against each other.
+    """Checks the JSON of a record: every field, then their consistency.
 
     Raises:
         Malformed: naming the field.
@@ -118,7 +118,7 @@ def from_json(
         where: the file that they are in, for errors.
         fix: what to do if a field is malformed.
         error: what to raise then.
-        of: what the error says before the name of the field, such as ``"a map with "``.
+        of: the text of the error before the name of the field, such as ``"a map with "``.
 
     Raises:
         CheckpointError: if a newer version wrote a format that this one would read wrongly.
@@ -146,7 +146,7 @@ def malformed(
 
 
 def _require_format(kind: type[Record], found: Any, where: str) -> None:
-    """Checks that this version knows the format; it comes before any other field, which may differ then."""
+    """Checks that this version supports the format, before other fields, which may differ."""
     if not isinstance(found, dict) or FORMAT not in found:
         return
     _STAMP[FORMAT](found[FORMAT], FORMAT)

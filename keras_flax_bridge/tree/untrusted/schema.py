@@ -19,7 +19,7 @@ Check = Callable[[Any, str], None]  # of a value, and the name of its field; rai
 
 # dtypes that numpy has through ml_dtypes, and jax has no arrays of: they stay on the host
 HOST_ONLY = frozenset({"float6_e2m3fn", "float6_e3m2fn", "complex32", "bcomplex32"})
-DTYPES = untrusted.DTYPES | HOST_ONLY  # what a leaf may be of: no other text of a checkpoint becomes a dtype
+DTYPES = untrusted.DTYPES | HOST_ONLY  # the allowed dtypes: no other text of a checkpoint becomes a dtype
 DEEPEST = 256  # names in a path: Orbax reads a tree by recursion, several calls a level
 LONGEST = 1 << 14  # characters of a path: a key of the storage of Orbax has at most 64 KiB
 _MOST_AXES = 64  # of numpy
@@ -35,7 +35,7 @@ class Malformed(ValueError):  # noqa: N818 - it never leaves the package
 
 
 def said(value: Any) -> str:
-    """What a value is: of a number or a text the beginning, of anything else the type.
+    """A description of a value for errors: the beginning of a number or string, otherwise the type.
 
     >>> said([1, 2]), said(-1), said(None)
     ('a list of 2', '-1', 'null')
@@ -73,7 +73,7 @@ def whole(least: int = 0, most: int = 1 << 63) -> Check:
 
 
 def anything(value: Any, field: str) -> None:
-    """What is checked where it is used."""
+    """Accepts any value, which is checked where it is used."""
 
 
 def optional(check: Check) -> Check:
@@ -112,7 +112,7 @@ def table_of(check: Check) -> Check:
 
 
 def record(fields: Mapping[str, Check], required: Iterable[str] = ()) -> Check:
-    """A check for an object of known fields; others may stand beside them."""
+    """A check for an object with known fields; other fields are allowed."""
     wanted = tuple(required)
 
     def checked(value: Any, field: str) -> None:
@@ -183,12 +183,12 @@ def table_of_leaves(check: Check) -> Check:
 
 
 def _is_unusual(path: str) -> bool:
-    """Whether `name` might refuse a path; for a large state the whole check takes longer."""
+    """Whether `name` might reject a path; a fast check, since `name` is slow for large states."""
     return "~" in path or len(path) > DEEPEST
 
 
 def require_apart(tables: Iterable[Iterable[str]], field: str) -> None:
-    """Checks that no path stands twice, and that none goes on where another ends.
+    """Checks that no path occurs twice, and that none is a prefix of another.
 
     Raises:
         Malformed: naming one that does.
@@ -211,7 +211,7 @@ itemsize = cache(lambda name: jnp.dtype(name).itemsize)
 
 
 def place(value: Any, field: str) -> None:
-    """Where in a buffer an array begins, its dtype and its shape."""
+    """The offset of an array in a buffer, its dtype and its shape."""
     if type(value) is not list or len(value) != 3:
         raise Malformed(field, said(value), "[begin, dtype, shape]")
     begin = value[0]
@@ -222,7 +222,7 @@ def place(value: Any, field: str) -> None:
 
 
 def require_within(places: Mapping[str, Any], size: int, field: str) -> None:
-    """Checks that arrays lie inside a buffer, and no two on the same bytes.
+    """Checks that arrays are inside a buffer and don't overlap.
 
     Raises:
         Malformed: naming one that does not.
@@ -245,7 +245,7 @@ POSITION = record({"bytes": optional(text)})
 
 
 def position(value: Any, field: str) -> None:
-    """What `data_positions.position` gives."""
+    """The result of `data_positions.position`."""
     POSITION(value, field)
     encoded = value.get("bytes")
     _require(encoded is not None or "json" in value, value, field, "a position, under json or bytes")

@@ -1,6 +1,6 @@
-"""What a file may name: literal tables.
+"""Tables of the names that a file may contain.
 
-`tests/tree/test_untrusted.py` compares them with what is installed.
+`tests/tree/test_untrusted.py` compares them with the installed packages.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Untrusted files: what is opened, how much is read, what counts as JSON.
+"""Untrusted files: which files are opened, how much is read, and valid JSON.
 
 The meaning of the text is checked in `schema`.
 """
@@ -20,7 +20,7 @@ MOST_VALUES = 1 << 21  # in a JSON text: each takes up to 100 bytes in Python, h
 
 
 class Bounds(NamedTuple):
-    """How much a text of JSON may hold: characters, and values, which take more memory than their text."""
+    """Limits of a JSON text: characters, and values, which need more memory than their text."""
 
     characters: int
     values: int
@@ -48,7 +48,7 @@ def read_text(path: Path, kind: type[CheckpointError] = CorruptCheckpointError) 
 
 
 def read_json(path: Path, kind: type[CheckpointError] = CorruptCheckpointError) -> Any:
-    """What a file of JSON holds.
+    """Reads a JSON file.
 
     Raises:
         CheckpointError: of the given kind, if the file can't be read, or is not JSON within bounds.
@@ -59,7 +59,7 @@ def read_json(path: Path, kind: type[CheckpointError] = CorruptCheckpointError) 
 def parsed(
     text: Any, where: str, kind: type[CheckpointError] = CorruptCheckpointError, bounds: Bounds = JSON
 ) -> Any:
-    """What a text of JSON holds.
+    """Parses a JSON text.
 
     Args:
         text: the text.
@@ -149,7 +149,7 @@ def _is_long(value: Any) -> bool:
 
 
 def require_files(folder: Path) -> None:
-    """Checks that a folder holds regular files and folders alone, and no link that leads out of it.
+    """Checks that a folder contains only regular files and folders, and no link that points outside of it.
 
     Reading a FIFO or a device could block forever; through a link the arrays of a
     checkpoint could be those of any file of the user.
@@ -263,4 +263,4 @@ def _reason(error: BaseException) -> str:
 
 
 def _unlike(where: Any, got: str, expected: str, kind: type[CheckpointError]) -> CheckpointError:
-    return kind(str(where), got=got, expected=expected, fix="The file is damaged or not what it should be.")
+    return kind(str(where), got=got, expected=expected, fix="The file is damaged or of a different kind.")

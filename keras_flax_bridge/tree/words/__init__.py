@@ -8,6 +8,8 @@ from keras_flax_bridge.tree.words.classes import OWNERS as OWNERS
 from keras_flax_bridge.tree.words.classes import AnsweringType as AnsweringType
 from keras_flax_bridge.tree.words.classes import doors as doors
 from keras_flax_bridge.tree.words.classes import missing_attribute as missing_attribute
+from keras_flax_bridge.tree.words.deprecations import present_options as present_options
 from keras_flax_bridge.tree.words.misfits import answer_arguments as answer_arguments
 from keras_flax_bridge.tree.words.names import answer_option as answer_option
+from keras_flax_bridge.tree.words.names import missing_in_module as missing_in_module
 from keras_flax_bridge.tree.words.names import unknown_name as unknown_name

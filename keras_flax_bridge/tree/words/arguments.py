@@ -8,27 +8,30 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from keras_flax_bridge.errors import SignatureError
+from keras_flax_bridge.tree.words.deprecations import present_arguments
 from keras_flax_bridge.tree.words.lookup import public_name
 from keras_flax_bridge.tree.words.misfits import Misfit, named, unknown_arguments
 
 F = TypeVar("F", bound=Callable[..., Any])
-DOORS: dict[str, Callable[..., Any]] = {}  # what is decorated, by its public name
+DOORS: dict[str, Callable[..., Any]] = {}  # the decorated functions and classes, by public name
 
 
 def door(function: F, name: str | None = None) -> F:
     """Decorates a public function: a call that does not fit its signature raises `SignatureError`.
 
     A call that fits costs one frame more: it is compared with the signature only after a `TypeError`, and one
-    that the body raises stays what it is.
+    that the body raises is not changed. An old name of an argument is passed on under the present one.
 
     Args:
         function: the function; a method as its class has it.
-        name: its public name; None for that of its module.
+        name: its public name; None for the name in its module.
     """
     where = public_name(function) if name is None else name
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
+        if kwargs:
+            kwargs = present_arguments(where, kwargs)
         try:
             return function(*args, **kwargs)
         except TypeError:
@@ -65,7 +68,7 @@ def require_known(
     Args:
         where: the function's public name.
         given: the names that were passed.
-        names: those that are taken beside the function's own arguments.
+        names: accepted argument names besides those of the signature.
         function: the function.
 
     Raises:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 from abc import ABCMeta
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from keras_flax_bridge.tree.words.arguments import door
+from keras_flax_bridge.tree.words.deprecations import renamed_attribute
 from keras_flax_bridge.tree.words.lookup import public_name
 from keras_flax_bridge.tree.words.names import unknown_name
 
@@ -20,7 +22,7 @@ def doors(*, methods: bool = True, also: tuple[str, ...] = ()) -> Callable[[C], 
     """Decorates a public class: wrong arguments and wrong attributes are answered.
 
     Args:
-        methods: False for the constructor alone, of a class whose methods a library calls.
+        methods: False decorates only the constructor, for a class whose methods a library calls.
         also: methods that it has from a library.
     """
 
@@ -55,18 +57,29 @@ def _answering(look: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
         try:
             return look(self, name)
         except AttributeError as error:
-            raise missing_attribute(self, name, error) from None
+            return missing_attribute(self, name, error)
 
     return __getattr__
 
 
-def missing_attribute(thing: Any, name: str, error: AttributeError) -> AttributeError:
-    """The error for an attribute that an object lacks; `error` itself where it came out of a property."""
+def missing_attribute(thing: Any, name: str, error: AttributeError) -> Any:
+    """What stands for an attribute that an object lacks, where its name is an old one.
+
+    Raises:
+        UnknownNameError: if it is not; `error` itself where that came out of a property.
+    """
     kind = type(thing)
-    owner = next((OWNERS[base] for base in kind.__mro__ if base in OWNERS), None)
+    owner = _owner(kind)
     if name.startswith("__") or owner is None or _is_defined(kind, name):
-        return error
-    return _unless_plain(unknown_name(owner, name, {*dir(kind), *getattr(thing, "__dict__", ())}), error)
+        raise error
+    if renamed := renamed_attribute(owner, name, partial(getattr, thing)):
+        return renamed[0]
+    names = {*dir(kind), *getattr(thing, "__dict__", ())}
+    raise _unless_plain(unknown_name(owner, name, names), error) from None
+
+
+def _owner(kind: type) -> str | None:
+    return next((OWNERS[base] for base in kind.__mro__ if base in OWNERS), None)
 
 
 def _is_defined(kind: type, name: str) -> bool:
@@ -80,12 +93,14 @@ def _unless_plain(found: AttributeError, error: AttributeError) -> AttributeErro
 class AnsweringType(ABCMeta):
     """The type of a class that answers wrong names too, such as ``TrainState.from_model``.
 
-    A subclass may have an abstract base beside it.
+    A subclass may also have an abstract base class.
     """
 
     if not TYPE_CHECKING:  # with it, any attribute would be right
 
         def __getattr__(cls, name: str) -> Any:
-            owner = next((OWNERS[base] for base in cls.__mro__ if base in OWNERS), None)
+            owner = _owner(cls)
+            if owner is not None and (renamed := renamed_attribute(owner, name, partial(getattr, cls))):
+                return renamed[0]
             error = AttributeError(f"type object {cls.__name__!r} has no attribute {name!r}")
             raise error if owner is None else _unless_plain(unknown_name(owner, name, dir(cls)), error)

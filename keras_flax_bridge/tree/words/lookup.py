@@ -19,11 +19,11 @@ _SENTENCE = r"^ +{name}: (.+?)(?:[.;:](?:\s|$)|\n\n|\n +\w+: |\Z)"
 
 
 class Answer(NamedTuple):
-    """What is right in place of a wrong word.
+    """The answer to a wrong name.
 
     Attributes:
         right: an argument, an attribute, or a name with dots such as ``kfb.restore``; "" for none.
-        why: a sentence that says how to use it.
+        why: a sentence that explains how to use it.
     """
 
     right: str
@@ -31,20 +31,20 @@ class Answer(NamedTuple):
 
     @property
     def is_name(self) -> bool:
-        """Whether the right word is a name with dots, which stands for itself."""
+        """Whether the answer is a dotted name, which needs no further explanation."""
         return "." in self.right
 
 
 @cache
 def _table(kind: str) -> dict[tuple[str, str], Word]:
-    from keras_flax_bridge.tree.words.table import WORDS  # an error alone needs it
+    from keras_flax_bridge.tree.words.table import WORDS  # only needed for an error
 
     rows = ((word, word.doors.split(), word.guesses.split()) for word in WORDS[kind])
     return {(door, guess): word for word, doors, guesses in rows for door in doors for guess in guesses}
 
 
 def known(kind: str, door: str, guess: str) -> Answer | None:
-    """What the table of arguments, attributes or options has for a word at a door.
+    """The entry for a name in the table of arguments, attributes or options of a public function or class.
 
     >>> known("arguments", "kfb.make_train_step", "tx").right
     'optimizer'
@@ -54,7 +54,7 @@ def known(kind: str, door: str, guess: str) -> Answer | None:
 
 
 def answer(kind: str, door: str, guess: str, names: Iterable[str], about: Callable[[str], str]) -> Answer:
-    """The right word for a wrong one: of the table, else the most similar name, else that for any word.
+    """The answer to a wrong name: from the table, otherwise the most similar name, otherwise a general one.
 
     >>> answer("arguments", "kfb.verify", "stpe", ["path", "step"], "Pass {}.".format)
     Answer(right='step', why='Pass step.')

@@ -1,4 +1,4 @@
-"""What is wrong with a call that does not fit a signature."""
+"""Describes why a call does not fit a signature."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Misfit(NamedTuple):
     """A call that Python would refuse.
 
     Attributes:
-        where: the public name of what is called.
-        function: what is called.
+        where: the public name of the callable.
+        function: the callable.
         parameters: its parameters, without the object or the class of a method.
         args: positional arguments.
         kwargs: named ones.
@@ -32,7 +32,7 @@ class Misfit(NamedTuple):
     kwargs: Mapping[str, Any]
 
     def error(self) -> SignatureError:
-        """Says what is wrong: unknown names first, since one of them may be what is missing."""
+        """The error for the call: unknown names first, since one of them may stand for a missing one."""
         if unknown := self._unknown():
             return unknown_arguments(self.where, self.function, unknown, named(self.parameters))
         if len(self.args) > len(self._by_place()) and not self._takes(Parameter.VAR_POSITIONAL):
@@ -43,9 +43,7 @@ class Misfit(NamedTuple):
             return SignatureError(self.where, got=f"a call without {missing}", expected=missing, fix=fix)
         twice = [name for name in self._by_place()[: len(self.args)] if name in self.kwargs]
         got = f"{', '.join(f'{name}=' for name in twice)} twice, by place and by name"
-        return SignatureError(
-            self.where, got=got, expected="each argument once", fix="Pass it by name alone."
-        )
+        return SignatureError(self.where, got=got, expected="each argument once", fix="Pass it by keyword.")
 
     def _takes(self, kind: Any) -> bool:
         return any(p.kind is kind for p in self.parameters)
@@ -58,7 +56,7 @@ class Misfit(NamedTuple):
         names = [name for name in self.kwargs if name not in named(self.parameters)]
         if not self._takes(Parameter.VAR_KEYWORD):
             return names
-        # where any name is taken, one of the table stands in for the one that is lacking
+        # if any name is accepted, a name from the table may stand for the missing one
         return [name for name in names if known(ARGUMENTS, self.where, name)]
 
     def _lacking(self) -> list[str]:
@@ -80,14 +78,14 @@ class Misfit(NamedTuple):
 
 
 def named(parameters: Iterable[Parameter]) -> list[str]:
-    """Those that can be passed by name."""
+    """The parameters that can be passed by keyword."""
     return [p.name for p in parameters if p.kind in _NAMED and p.name not in ("self", "cls")]
 
 
 def unknown_arguments(
     where: str, function: Callable[..., Any], unknown: Sequence[str], names: Sequence[str]
 ) -> SignatureError:
-    """The error for arguments that a function does not have; `names` are those that it has."""
+    """The error for arguments that a function does not have; `names` are its arguments."""
     expected, fix = answer_arguments(where, unknown, names, lambda name: about_argument(function, name))
     got = f"unknown argument{'s' if len(unknown) > 1 else ''} {', '.join(f'{name}=' for name in unknown)}"
     return SignatureError(where, got=got, expected=expected, fix=fix)
@@ -99,10 +97,10 @@ def answer_arguments(
     """The `expected` and the `fix` of an error about unknown arguments.
 
     Args:
-        where: the public name of what was called.
+        where: the public name of the callable.
         unknown: the arguments that it does not have.
         names: those that it has.
-        about: says in a sentence what one of these is.
+        about: returns a sentence about one of these names.
     """
     answers = {name: answer(ARGUMENTS, where, name, names, about) for name in unknown}
     found = {name: one for name, one in answers.items() if one.right}

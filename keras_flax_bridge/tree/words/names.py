@@ -1,12 +1,31 @@
-"""Names that a module, a class or an object does not have, and those of the command line."""
+"""Errors for unknown names of modules, classes and objects, and for unknown command-line names."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from keras_flax_bridge.errors import UnknownNameError
+from keras_flax_bridge.tree.words.deprecations import renamed_attribute
 from keras_flax_bridge.tree.words.lookup import answer, known
 from keras_flax_bridge.tree.words.word import ATTRIBUTES, OPTIONS
+
+
+def missing_in_module(where: str, name: str, own: Mapping[str, Any], *others: str) -> Any:
+    """What a module's ``__getattr__`` gives for a name that the module does not have.
+
+    Args:
+        where: the module's public name.
+        name: the attribute.
+        own: the module's globals.
+        others: names that it has beside these.
+
+    Raises:
+        UnknownNameError: if it is not an old name either.
+    """
+    if renamed := renamed_attribute(where, name, own.__getitem__):
+        return renamed[0]
+    raise unknown_name(where, name, [*own, *others])
 
 
 def unknown_name(where: str, name: str, names: Iterable[str]) -> AttributeError:
@@ -16,7 +35,7 @@ def unknown_name(where: str, name: str, names: Iterable[str]) -> AttributeError:
     the table is answered.
 
     Args:
-        where: what was asked: ``"kfb"``, ``"kfb.CheckpointManager"``.
+        where: the object: ``"kfb"``, ``"kfb.CheckpointManager"``.
         name: the attribute.
         names: those that it has.
     """
@@ -34,14 +53,14 @@ def unknown_name(where: str, name: str, names: Iterable[str]) -> AttributeError:
 
 
 def answer_option(program: str, name: str, names: Iterable[str]) -> str:
-    """What to type in place of an unknown command or option; "" if nothing comes near.
+    """The closest known command or option; "" if none is similar.
 
     >>> answer_option("keras-flax-bridge verify", "--latest", ["--step", "--json"])
     'Type --step. It is a step of a root folder; without it the newest.'
 
     Args:
         program: the program, or with its command.
-        name: what was typed.
+        name: the name that was typed.
         names: what there is.
     """
     found = answer(OPTIONS, program.split()[-1], name, names, lambda right: "")

@@ -1,4 +1,4 @@
-"""The table of wrong words: what users of Keras, Flax, optax and Orbax type, and what is right here."""
+"""The table of wrong names: names that users of Keras, Flax, optax and Orbax type, and the right ones."""
 
 from __future__ import annotations
 
