@@ -29,6 +29,7 @@ def _begun(stack: contextlib.ExitStack) -> Any:
     columns = progress.SpinnerColumn(), description, progress.TimeElapsedColumn()
     console = Console(stderr=True)
     display = progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    stack.enter_context(display)
+    if console.is_terminal:  # a display that is disabled still ends with a line, before rich 14
+        stack.enter_context(display)
     stack.callback(_shown.reset, _shown.set(display))
     return display

@@ -97,6 +97,27 @@ _ENTRIES = (
         _NEWER_CONFIG.format("3.15"),
     ),
     Capability(
+        "nnx.view",
+        "flax",
+        "0.12.4",
+        "flax.nnx:view",
+        "Flax has no such function; `module.train()` and `module.eval()` set the mode of wrapped layers.",
+    ),
+    Capability(
+        "nnx.jit(graph=False)",
+        "flax",
+        "0.12.4",
+        "flax.nnx:jit(graph)",
+        "Flax has no tree mode, in which a module is a pytree.",
+    ),
+    Capability(
+        "galore, madgrad, signum, monitor, measure_with_ema",
+        "optax",
+        "0.2.7",
+        "optax:signum",
+        "`OptaxOptimizer` refuses these names: an `UnsupportedOptimizerError` says that optax lacks them.",
+    ),
+    Capability(
         "load, save, metadata",
         "orbax-checkpoint",
         "0.12.0",

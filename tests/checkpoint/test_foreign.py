@@ -129,6 +129,7 @@ def test_keras_s_callback_reads_as_nnx_and_linen_and_loads(keras_folder):
     )
 
 
+@needs("OrbaxCheckpoint")
 @pytest.mark.filterwarnings("ignore")
 def test_weights_alone_go_into_the_model_that_they_are_of(tmp_path):
     wanted = fitted(scaled, tmp_path, save_weights_only=True)
@@ -139,6 +140,7 @@ def test_weights_alone_go_into_the_model_that_they_are_of(tmp_path):
         kfb.restore(tmp_path, {"params": {}, "x": np.ones(1)})
 
 
+@needs("OrbaxCheckpoint")
 @pytest.mark.filterwarnings("ignore")
 def test_another_model_s_variables_are_listed_and_none_is_assigned(tmp_path):
     fitted(scaled, tmp_path)

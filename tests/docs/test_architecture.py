@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from docs.generate import architecture
+from tests.support.capabilities import newest
 
 ROOT = Path(__file__).parents[2]
 PAGE = architecture.PAGE.read_text()
@@ -18,6 +19,7 @@ def files(text):
     return re.findall(r"`((?:keras_flax_bridge|docs|tests|benchmarks|examples)/[\w/.]*)`", text)
 
 
+@newest
 def test_tables_are_those_of_the_code():
     assert architecture.written(PAGE) == PAGE, "python -m docs.generate.architecture"
 

@@ -11,6 +11,7 @@ from flax import nnx
 
 import keras_flax_bridge as kfb
 from docs.generate import interop as interop_page
+from tests.support.capabilities import newest
 from tests.tables.keras_in_flax_operations import OPERATIONS, Case
 from tests.tables.keras_in_flax_rows import ROWS
 
@@ -42,6 +43,7 @@ def test_what_can_t_run_on_jax_says_so(row):
         call()
 
 
+@newest
 def test_the_page_shows_the_table():
     text = interop_page.PAGE.read_text()
     assert interop_page.written(text) == text, "python -m docs.generate.interop"
