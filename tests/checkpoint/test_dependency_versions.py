@@ -17,10 +17,6 @@ from tests.support import cross_versions as cross
 from tests.support import older_versions as older
 
 LIKES = ("model", "packed", "kinds_tree", "optax", "module")
-ARGUMENTS = (
-    "layers with quantization_config",
-    "initializers with input_axes",
-)  # what configs have since when
 
 
 @pytest.fixture(params=cross.folders(), ids=lambda folder: folder.name)
@@ -37,7 +33,8 @@ def needs_newer(folder):
     """The version of Keras that wrote configs which this one can't read; None where it can."""
     wrote = expected(folder)["versions"]["keras"]
     written = compat.release(wrote)
-    unknown = [n for n in ARGUMENTS if written >= compat.release(compat.TABLE[n].since) and not compat.has(n)]
+    lacking = [name for name in older.CONFIGS if not compat.has(name)]
+    unknown = [name for name in lacking if written >= compat.release(compat.TABLE[name].since)]
     return wrote if unknown else None
 
 

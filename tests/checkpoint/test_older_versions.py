@@ -12,6 +12,7 @@ from keras_flax_bridge.checkpoint.readers import opened
 from keras_flax_bridge.cli.main import main
 from keras_flax_bridge.tree.paths import flatten_tree
 from tests.support import older_versions as older
+from tests.support.capabilities import needs
 from tests.support.data_sets import SETS
 
 MODELS = ("model", "packed", "several", "optax")
@@ -60,6 +61,7 @@ def test_the_optimizer_of_the_other_library_is_converted(data):
     assert sorted(spec for path, spec in back.items() if ".opt_state" in path) == sorted(slots.values())
 
 
+@needs(*older.CONFIGS)
 @each(MODELS)
 def test_models_are_rebuilt(data, name):
     models = kfb.load_model(data / name)
@@ -72,6 +74,7 @@ def test_models_are_rebuilt(data, name):
             assert older.specs(getattr(found, tree)) == older.specs(getattr(state, tree))
 
 
+@needs(*older.CONFIGS)
 def test_a_keras_file_is_restored_and_loaded(data):
     weights = ("params", "non_trainable", "opt_state")
     for model in (

@@ -14,6 +14,7 @@ from keras_flax_bridge.checkpoint.matching import placement
 from keras_flax_bridge.checkpoint.options import RestoreOptions
 from keras_flax_bridge.checkpoint.readers import restorable
 from tests.support import older_versions as older
+from tests.support.capabilities import needs
 from tests.support.cases import differing
 
 DATA = Path(__file__).parents[1] / "data" / "e447da4"
@@ -88,6 +89,7 @@ def test_a_restore_has_few_stations():
     assert len(stations | {OPENED}) <= 15
 
 
+@needs(*older.CONFIGS)
 def test_load_model_opens_once():
     with journey() as calls:
         kfb.load_model(DATA / "model")
@@ -95,6 +97,7 @@ def test_load_model_opens_once():
     assert (called[OPENED], called["checkpoint/targets.py:target_of"]) == (1, 1)
 
 
+@needs(*older.CONFIGS)
 def test_a_keras_file_is_read_by_the_same_interface():
     source = restorable(DATA / "model.keras", None)
     values = source.values()

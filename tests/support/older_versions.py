@@ -28,6 +28,8 @@ from keras_flax_bridge import migrate
 
 X, Y = np.linspace(-1, 1, 24, dtype="float32").reshape(6, 4), np.ones((6, 2), "float32")
 STEPS = 2
+# what the configs have that Keras 3.15 wrote, and no older one reads
+CONFIGS = ("layers with quantization_config", "initializers with input_axes")
 
 
 # --- what is saved, and what it is restored into
