@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from keras_flax_bridge.errors import StructureMismatchError
+from keras_flax_bridge.startup import compat
 from keras_flax_bridge.tree.diff import dtype_name
 from keras_flax_bridge.tree.leaves import from_disk, is_key, key_kind, on_disk, require_values
 from keras_flax_bridge.tree.paths import Flat, Path, join_path, named_leaves
@@ -158,7 +159,9 @@ def words(dtype: Any) -> np.dtype:
 
 def fits_device(dtype: Any) -> bool:
     """Whether jax supports a dtype with its current settings: no 64-bit dtypes without x64."""
-    return dtype_name(dtype) not in HOST_ONLY and jax.dtypes.canonicalize_dtype(dtype) == dtype
+    name = dtype_name(dtype)
+    lacks = name in HOST_ONLY or (name in ("int1", "uint1") and not compat.has("int1, uint1"))
+    return not lacks and jax.dtypes.canonicalize_dtype(dtype) == dtype
 
 
 def flattened(state: Any) -> Flat:

@@ -97,6 +97,13 @@ _ENTRIES = (
         _NEWER_CONFIG.format("3.15"),
     ),
     Capability(
+        "int1, uint1",
+        "jax",
+        "0.9.1",
+        "jax.numpy:int1",
+        "jax has no arrays of one bit: leaves of these dtypes are saved, and restored as arrays of numpy.",
+    ),
+    Capability(
         "nnx.view",
         "flax",
         "0.12.4",
