@@ -146,8 +146,8 @@ def rows(flat: Flat, shardings: Mapping[Path, str] | None = None) -> tuple[LeafR
         flat: the leaves.
         shardings: how they are sharded, as text; None to read it from the leaves.
     """
-    found = {p: described(getattr(leaf, "sharding", None)) for p, leaf in flat.items()}
-    found = found if shardings is None else dict(shardings)
+    if shardings is None:  # else the leaves are not asked: Orbax's own make a mesh of what a file says
+        shardings = {p: described(getattr(leaf, "sharding", None)) for p, leaf in flat.items()}
     made = (
         LeafRow(
             join_path(path),
@@ -155,7 +155,7 @@ def rows(flat: Flat, shardings: Mapping[Path, str] | None = None) -> tuple[LeafR
             _dtype(leaf),
             tuple(getattr(leaf, "shape", ())),
             0 if isinstance(leaf, str) else size_of(leaf),
-            found.get(path, ""),
+            shardings.get(path, ""),
         )
         for path, leaf in flat.items()
     )

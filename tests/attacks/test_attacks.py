@@ -35,6 +35,11 @@ class Attack(NamedTuple):
     row: Row
     doors: tuple[str, ...]
 
+    @property
+    def name(self) -> str:
+        """That of the row: rows are shared among the workers."""
+        return self.row.name
+
 
 def parameters():
     """Some rows through some doors in the first pass, the other rows through all in the second; then all."""
