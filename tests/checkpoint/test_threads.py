@@ -77,7 +77,7 @@ def test_wait_returns_for_every_thread_when_the_step_is_on_disk(tmp_path):
             assert there == [True] * 6
 
 
-@pytest.mark.parametrize("layout", ["tree", "packed"])
+@pytest.mark.parametrize("layout", ["tree", pytest.param("packed", marks=pytest.mark.slow)])
 def test_managers_of_several_folders_in_several_threads(tmp_path, layout):
     def run(k):
         with kfb.CheckpointManager(tmp_path / str(k), max_to_keep=2, layout=layout) as manager:

@@ -217,7 +217,7 @@ def test_frozen_layers_do_not_train():
     assert isinstance(module.dense_1.kernel, nnx.Param)
 
 
-QUICK_TO_COMPILE = ("MobileNetV2", "ResNet50")
+QUICK_TO_COMPILE = ("MobileNetV2",)
 APPLICATIONS = [
     pytest.param(name, marks=[] if name in QUICK_TO_COMPILE else pytest.mark.slow)
     for name in (*applications.FAMILIES, *applications.OTHERS)

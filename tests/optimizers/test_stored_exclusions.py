@@ -121,7 +121,14 @@ def convert(source, target, kind, **options):
 
 
 @pytest.mark.parametrize(
-    "kind", ["names", "pattern", "variables", "scaled_variables", *where("MultiOptimizer", ["grouped"])]
+    "kind",
+    [
+        "names",
+        pytest.param("pattern", marks=pytest.mark.slow),
+        "variables",
+        "scaled_variables",
+        *where("MultiOptimizer", ["grouped"]),
+    ],
 )
 def test_conversion_keeps_them(kind, tmp_path):
     kfb.save(tmp_path / "one", kfb.TrainState.from_keras(compiled(kind)))

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow  # a process each
+
 WITHOUT = """
 import sys
 
