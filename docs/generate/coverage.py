@@ -1,15 +1,14 @@
 """Writes the tables of docs/coverage.md from those of the tests: ``python -m docs.generate.coverage``."""
 
-import re
 from functools import partial
 from pathlib import Path
 
 import keras_flax_bridge  # noqa: F401, before keras: it chooses the backend
+from docs.generate.pages import replaced
 from tests.tables import keras_hub_backbones as hub
 from tests.tables.contracts import ROWS, Row
 
 PAGE = Path(__file__).parents[2] / "docs" / "coverage.md"
-BLOCK = r"(?<=<!-- {0} -->\n).*(?=<!-- end of {0} -->)"
 
 
 def about(row: Row) -> str:
@@ -55,7 +54,7 @@ def hub_remarks(row: hub.HubModel) -> str:
 
 def written(page: str) -> str:
     for name, make in {"rows": table, "backbones": hub_table}.items():
-        page = re.sub(BLOCK.format(name), lambda _, make=make: make(), page, flags=re.DOTALL)
+        page = replaced(page, name, make())
     return page
 
 

@@ -1,15 +1,14 @@
 """Writes what is deprecated into docs/stability.md: ``python -m docs.generate.deprecations``."""
 
-import re
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 
+from docs.generate.pages import replaced
 from keras_flax_bridge.tree.words.word import Deprecated
 from keras_flax_bridge.tree.words.words_of_versions import DEPRECATED
 
 PAGE = Path(__file__).parents[2] / "docs" / "stability.md"
-BLOCK = re.compile(r"(?<=<!-- deprecations -->\n).*(?=<!-- end of deprecations -->)", re.DOTALL)
 
 
 def table(rows: Iterable[Deprecated]) -> str:
@@ -23,7 +22,7 @@ def table(rows: Iterable[Deprecated]) -> str:
 
 
 def written(page: str) -> str:
-    return BLOCK.sub(lambda _: table(chain.from_iterable(DEPRECATED.values())), page)
+    return replaced(page, "deprecations", table(chain.from_iterable(DEPRECATED.values())))
 
 
 if __name__ == "__main__":

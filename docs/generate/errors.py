@@ -4,10 +4,10 @@ import inspect
 import re
 from pathlib import Path
 
+from docs.generate.pages import replaced
 from keras_flax_bridge import errors
 
 PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
-BLOCK = re.compile(r"(?<=<!-- errors -->\n).*(?=<!-- end of errors -->)", re.DOTALL)
 ADVICE = re.compile(r"^What to do: (.+?)(?:\n\n|\Z)", re.MULTILINE | re.DOTALL)
 LINK = "[`{0}`](#{1})"
 
@@ -38,7 +38,7 @@ def table() -> str:
 
 
 def written(page: str) -> str:
-    return BLOCK.sub(lambda _: table(), page)
+    return replaced(page, "errors", table())
 
 
 if __name__ == "__main__":

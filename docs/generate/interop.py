@@ -1,14 +1,13 @@
 """Writes the table of docs/interop.md from the rows and operations: ``python -m docs.generate.interop``."""
 
-import re
 from pathlib import Path
 
 import keras_flax_bridge  # noqa: F401, before keras: it chooses the backend
+from docs.generate.pages import replaced
 from tests.tables.keras_in_flax_operations import OPERATIONS
 from tests.tables.keras_in_flax_rows import ROWS, Row
 
 PAGE = Path(__file__).parents[2] / "docs" / "interop.md"
-BLOCK = re.compile(r"(?<=<!-- rows -->\n).*(?=<!-- end of rows -->)", re.DOTALL)
 
 
 def cell(row: Row) -> str:
@@ -26,7 +25,7 @@ def table() -> str:
 
 
 def written(page: str) -> str:
-    return BLOCK.sub(lambda _: table(), page)
+    return replaced(page, "rows", table())
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ pyproject.toml and from there on from their metadata.
 """
 
 import re
-import tomllib
 from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import NamedTuple
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from docs.generate.pages import project
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "licences.md"
@@ -52,8 +53,8 @@ class Licensed(NamedTuple):
 
 def roots(extra: str) -> list[Requirement]:
     """What pyproject.toml requires, or an extra of it."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lines = project["optional-dependencies"][extra] if extra else project["dependencies"]
+    own = project()
+    lines = own["optional-dependencies"][extra] if extra else own["dependencies"]
     return [Requirement(line) for line in lines]
 
 

@@ -8,10 +8,11 @@ pyproject.toml.
 import os
 import re
 import subprocess
-import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from docs.generate.pages import project
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "neighbours.md"
@@ -76,8 +77,7 @@ Ask = Callable[[Sequence[str], str, str], Answer]  # requirements, Python, the s
 
 def bounds() -> list[str]:
     """What pyproject.toml requires."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return list(project["dependencies"])
+    return list(project()["dependencies"])
 
 
 def ask(requirements: Sequence[str], python: str, strategy: str = "highest") -> Answer:

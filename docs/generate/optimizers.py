@@ -1,16 +1,15 @@
 """Writes the table of docs/optimizers.md from the table of rules: ``python -m docs.generate.optimizers``."""
 
-import re
 from pathlib import Path
 from typing import Any
 
 import keras_flax_bridge  # noqa: F401, before keras: it chooses the backend
+from docs.generate.pages import replaced
 from keras_flax_bridge.optimizers.rules import RULES, Rule
 from keras_flax_bridge.optimizers.variable_lookup import Leaves
 from tests.tables.optimizers import OPTIMIZERS
 
 PAGE = Path(__file__).parents[2] / "docs" / "optimizers.md"
-BLOCK = re.compile(r"(?<=<!-- rules -->\n).*(?=<!-- end of rules -->)", re.DOTALL)
 OWN = "keras_flax_bridge"
 
 
@@ -62,7 +61,7 @@ def table() -> str:
 
 
 def written(page: str) -> str:
-    return BLOCK.sub(lambda _: table(), page)
+    return replaced(page, "rules", table())
 
 
 if __name__ == "__main__":

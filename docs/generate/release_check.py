@@ -6,11 +6,11 @@ requires what only a release needs.
 
 import re
 import sys
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 from docs.generate import repository
+from docs.generate.pages import project
 
 ROOT = Path(__file__).parents[2]
 NAME = "keras_flax_bridge"
@@ -18,7 +18,7 @@ NAME = "keras_flax_bridge"
 
 def version(root: Path) -> str:
     """The version in pyproject.toml, which the others must have."""
-    return str(tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"])
+    return str(project(root)["version"])
 
 
 def named(root: Path) -> Iterator[tuple[str, str]]:

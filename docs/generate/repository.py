@@ -6,8 +6,9 @@ absolute for the package index.
 """
 
 import sys
-import tomllib
 from pathlib import Path
+
+from docs.generate.pages import project
 
 ROOT = Path(__file__).parents[2]
 PLACEHOLDER = "https://repository.invalid/keras-flax-bridge"
@@ -16,8 +17,7 @@ FILES = ("pyproject.toml", "CITATION.cff", ".github/ISSUE_TEMPLATE/config.yml")
 
 def address(root: Path = ROOT) -> str:
     """The address of the repository, without a slash at its end."""
-    urls = tomllib.loads((root / "pyproject.toml").read_text())["project"]["urls"]
-    return str(urls["Repository"])
+    return str(project(root)["urls"]["Repository"])
 
 
 def set_address(new: str, root: Path = ROOT) -> None:

@@ -3,10 +3,9 @@
 The oldest versions are those of pyproject.toml, the ones in the middle those of .ci/middle.txt.
 """
 
-import re
-import tomllib
 from pathlib import Path
 
+from docs.generate.pages import project, replaced
 from keras_flax_bridge.startup.compat import TABLE, Capability
 
 ROOT = Path(__file__).parents[2]
@@ -24,8 +23,7 @@ NEWEST = {  # what the tests passed on last
 
 def least() -> dict[str, str]:
     """The oldest version of each package that is needed."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return dict(line.split(">=") for line in project["dependencies"])
+    return dict(line.split(">=") for line in project()["dependencies"])
 
 
 def middle() -> dict[str, str]:
@@ -55,8 +53,7 @@ def capabilities() -> str:
 
 def written(page: str) -> str:
     for name, table in {"versions": versions, "capabilities": capabilities}.items():
-        block = re.compile(rf"(?<=<!-- {name} -->\n).*(?=<!-- end of {name} -->)", re.DOTALL)
-        page = block.sub(lambda _, table=table: table(), page)
+        page = replaced(page, name, table())
     return page
 
 
