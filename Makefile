@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # one worker a core; tests that share programs stay together
 RUN := -m pytest -n auto --dist loadgroup
-PYTEST := $(BIN)/python $(RUN)
+PYTEST = $(BIN)/python $(RUN)
 export MPLBACKEND = agg
 export TF_CPP_MIN_LOG_LEVEL = 2
 
@@ -25,18 +25,18 @@ test-slow: $(VENV)/ready
 # has an environment of its own, since the other tests see that none is needed.
 test-full: full-attacks full-fuzzer full-saves full-backbones
 
-full-attacks full-fuzzer full-saves: full-%: $(VENV)/ready
-	$(PYTEST) -m full --junitxml=.cache/full-$*.xml $(FULL_$*) $(ARGS)
-	$(BIN)/python -m docs.generate.full_run $* .cache/full-$*.xml
+full-attacks full-fuzzer full-saves: $(VENV)/ready
+full-backbones: .venv-full/ready-full
+full-backbones: BIN = .venv-full/bin
 
 FULL_attacks := tests/attacks/test_attacks.py
 FULL_fuzzer := tests/attacks/test_fuzz.py
 FULL_saves := tests/checkpoint/test_failures.py
 FULL_backbones := tests/contracts/test_keras_hub.py
 
-full-backbones: .venv-full/ready-full
-	.venv-full/bin/python $(RUN) -m full --junitxml=.cache/$@.xml $(FULL_backbones) $(ARGS)
-	.venv-full/bin/python -m docs.generate.full_run backbones .cache/$@.xml
+full-attacks full-fuzzer full-saves full-backbones: full-%:
+	$(PYTEST) -m full --junitxml=.cache/full-$*.xml $(FULL_$*) $(ARGS)
+	$(BIN)/python -m docs.generate.full_run $* .cache/full-$*.xml
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
