@@ -10,7 +10,7 @@ PYTEST = $(BIN)/python $(RUN)
 export MPLBACKEND = agg
 export TF_CPP_MIN_LOG_LEVEL = 2
 
-.PHONY: demo test test-slow test-full full-attacks full-fuzzer full-saves full-backbones test-lowest test-middle test-cross upstream package bench docs lint clean
+.PHONY: demo test test-slow test-full full-attacks full-fuzzer full-saves full-kills full-resumes full-applications full-memory full-tables full-backbones test-lowest test-middle test-cross upstream package bench docs lint clean
 
 demo: $(VENV)/ready
 	$(BIN)/python examples/digits.py $(ARGS)
@@ -23,19 +23,24 @@ test-slow: $(VENV)/ready
 
 # What may take hours, in parts; each writes its section of docs/full-run.md. KerasHub brings TensorFlow: its part
 # has an environment of its own, since the other tests see that none is needed.
-test-full: full-attacks full-fuzzer full-saves full-backbones
+test-full: full-attacks full-fuzzer full-saves full-kills full-resumes full-applications full-memory full-tables full-backbones
 
-full-attacks full-fuzzer full-saves: $(VENV)/ready
+full-attacks full-fuzzer full-saves full-kills full-resumes full-applications full-memory full-tables: $(VENV)/ready
 full-backbones: .venv-full/ready-full
 full-backbones: BIN = .venv-full/bin
 
 FULL_attacks := tests/attacks/test_attacks.py
 FULL_fuzzer := tests/attacks/test_fuzz.py
 FULL_saves := tests/checkpoint/test_failures.py
-FULL_backbones := tests/contracts/test_keras_hub.py
+FULL_kills := tests/training/test_fit_killed.py tests/checkpoint/test_crashes.py
+FULL_resumes := tests/training/test_fit_resumed.py tests/callbacks/test_train_state_checkpoint.py
+FULL_applications := tests/migrate/test_convert.py
+FULL_memory := tests/checkpoint/test_memory_bounds.py
+FULL_tables := -m tables
+FULL_backbones := tests/contracts/test_keras_hub.py tests/contracts/test_keras_hub_tasks.py
 
-full-attacks full-fuzzer full-saves full-backbones: full-%:
-	$(PYTEST) -m full --junitxml=.cache/full-$*.xml $(FULL_$*) $(ARGS)
+full-attacks full-fuzzer full-saves full-kills full-resumes full-applications full-memory full-tables full-backbones: full-%:
+	$(PYTEST) -m 'full and not tables' --junitxml=.cache/full-$*.xml $(FULL_$*) $(ARGS)
 	$(BIN)/python -m docs.generate.full_run $* .cache/full-$*.xml
 
 lint: $(VENV)/ready

@@ -91,6 +91,39 @@ def restoring_on_a_mesh(folder, width):
     return peak(lambda: jax.block_until_ready(jax.tree.leaves(kfb.restore(folder, abstract))))
 
 
+def stepping(folder, width):
+    """The bare step in a for loop, as a ratio to the one written by hand: medians of rounds in turn."""
+    import peers
+    from statistics import median
+    from steps import cut, data
+
+    batches = cut(*data(100, (784,), 32), 32)
+    loops = [looped(*peers.by_bridge(peers.mlp()), batches), looped(*peers.by_hand(peers.mlp()), batches)]
+    seconds = [[], []]
+    for turn in range(-2, width):
+        for number in (0, 1) if turn % 2 else (1, 0):
+            took = loops[number]()
+            if turn >= 0:
+                seconds[number].append(took)
+    return median(seconds[0]) / median(seconds[1])
+
+
+def looped(step, state, batches):
+    """Calls a step on each batch, from where the last call ended; gives the seconds."""
+    import jax
+
+    held = [jax.block_until_ready(state)]
+
+    def once():
+        begin = time.perf_counter()
+        for batch in batches:
+            held[0] = step(held[0], batch)
+        jax.block_until_ready(held[0])
+        return time.perf_counter() - begin
+
+    return once
+
+
 def importing(folder, width):
     os.environ["KERAS_BACKEND"] = "jax"
     for name in ("keras", "flax.nnx", "flax.linen"):

@@ -17,6 +17,7 @@ TICKS = (0.25, 0.35, 0.5, 0.7, 1, 1.4, 2)
 WIDTH, HIGH, EDGE = 5.0, 0.36, 0.55  # inches of a plot, of a row of it, and below the rows
 TITLES = {
     "steps": "Training steps",
+    "loop": "Whole epochs",
     "costs": "Around the steps",
     "native": "Native modules",
     "interop": "Keras layers in Flax",

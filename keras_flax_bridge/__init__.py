@@ -8,6 +8,9 @@ from keras_flax_bridge.startup import begin
 begin.begin()  # before anything below imports Keras
 
 from keras_flax_bridge import callbacks as callbacks
+from keras_flax_bridge.checkpoint.key_table import KeyReport as KeyReport
+from keras_flax_bridge.checkpoint.key_table import KeyRow as KeyRow
+from keras_flax_bridge.checkpoint.key_table import keys as keys
 from keras_flax_bridge.checkpoint.manager import CheckpointManager as CheckpointManager
 from keras_flax_bridge.checkpoint.restoring import load_model as load_model
 from keras_flax_bridge.checkpoint.restoring import restore as restore
@@ -34,6 +37,8 @@ from keras_flax_bridge.interop.keras_in_nnx import KerasSeed as KerasSeed
 from keras_flax_bridge.interop.keras_in_nnx import ToNNX as ToNNX
 from keras_flax_bridge.interop.linen_in_keras import LinenLayer as LinenLayer
 from keras_flax_bridge.interop.nnx_in_keras import NNXLayer as NNXLayer
+from keras_flax_bridge.interop.overwrites import Overwritten as Overwritten
+from keras_flax_bridge.interop.overwrites import apply_overwrites as apply_overwrites
 from keras_flax_bridge.optimizers import OptaxOptimizer as OptaxOptimizer
 from keras_flax_bridge.optimizers import as_optax as as_optax
 from keras_flax_bridge.optimizers import opt_state_from_optax as opt_state_from_optax
@@ -48,6 +53,9 @@ from keras_flax_bridge.state.report import LeafRow as LeafRow
 from keras_flax_bridge.state.report import StateReport as StateReport
 from keras_flax_bridge.state.report import report as report
 from keras_flax_bridge.state.train_state import TrainState as TrainState
+from keras_flax_bridge.training.fit import evaluate as evaluate
+from keras_flax_bridge.training.fit import fit as fit
+from keras_flax_bridge.training.fit import predict as predict
 from keras_flax_bridge.training.history import History as History
 from keras_flax_bridge.training.loop import train as train
 from keras_flax_bridge.training.steps import make_eval_step as make_eval_step

@@ -32,6 +32,7 @@ import pytest
 
 from tests.tables import contracts
 from tests.support.cases import Case, parameters
+from tests.support.thinning import is_left_out, thin
 from tests.support.weights import drawn_by_numpy
 
 collect_ignore = ["data"]  # files that versions of the package wrote, sources among them
@@ -76,9 +77,41 @@ def leaks():
         yield
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption("--every", type=int, default=1, help="run one in so many of the tests of a table")
+
+
+def pytest_collection_modifyitems(config, items):
     """What shares programs and fixtures runs in one worker: the checks of a row, else those of a file."""
+    items[:] = [item for item in items if not is_left_out(item, config.getoption("every"), "of all")]
     for item in items:
+        thin(item)
         values = item.callspec.params.values() if hasattr(item, "callspec") else ()
         rows = [value.name for value in values if hasattr(value, "name")]
         item.add_marker(pytest.mark.xdist_group(rows[0] if rows else str(item.path)))
+        if item.path.parent.name == "docs" and item.path.name not in _FIRST_PAGES:
+            item.add_marker(pytest.mark.slow)
+
+
+def pytest_runtest_teardown(item, nextitem):
+    """Programs of one group are of no use to the next, and those of a whole run take gigabytes."""
+    grown = _resident() - _after_clearing[-1] > _MUCH
+    if nextitem is None or (_group(item) != _group(nextitem) and grown):
+        jax.clear_caches()
+        gc.collect()
+        _after_clearing.append(_resident())
+
+
+_MUCH = 1 << 30  # bytes: freed memory is used again and not given back, so what counts is growth
+_after_clearing = [0]
+_FIRST_PAGES = ("quickstart.md", "from-fit.md")  # the examples of the other pages run in the second pass
+
+
+def _group(item):
+    return item.get_closest_marker("xdist_group").args[0]
+
+
+def _resident():
+    """The memory of this process, in bytes; 0 where the system doesn't tell."""
+    file = Path("/proc/self/statm")
+    return int(file.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if file.exists() else 0

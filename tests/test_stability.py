@@ -31,6 +31,7 @@ def present():
     return public_api.api()
 
 
+@pytest.mark.slow
 def test_the_api_of_the_last_release_is_not_broken(present):
     found = breaks(STORED, present)
     left = {what: said for what, said in found.items() if what not in {row.what for row in ACCEPTED}}
@@ -38,6 +39,7 @@ def test_the_api_of_the_last_release_is_not_broken(present):
     assert not left, TO_DO.format(lines, public_api.stored().name)
 
 
+@pytest.mark.slow
 def test_every_accepted_break_is_one(present):
     found = breaks(STORED, present)
     assert [row.what for row in ACCEPTED if row.what not in found] == [], "These rows can go."
@@ -75,6 +77,7 @@ def test_the_stored_api_is_that_of_the_newest_release():
     assert STORED["version"] == newest, "python -m docs.generate.public_api"
 
 
+@pytest.mark.slow
 def test_the_stored_api_holds_what_the_pages_promise(present):
     names = present["names"]
     assert {public_api.public_name(path) for path, _ in public_api.shown()} <= names.keys()
@@ -86,6 +89,7 @@ def test_the_stored_api_holds_what_the_pages_promise(present):
     assert present["exit codes"]["wrong use"] == 2
 
 
+@pytest.mark.slow
 def test_the_api_is_no_break_of_itself(present):
     assert breaks(present, json.loads(json.dumps(present))) == {}
 

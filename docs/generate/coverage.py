@@ -23,7 +23,6 @@ def about(row: Row) -> str:
 def remarks(row: Row) -> str:
     notes = {
         "up to float rounding, since XLA fuses the two programs differently": not row.exact,
-        "no `TrainState.abstract`: building it requires values (`UnsupportedLayerError`)": not row.abstract,
         "without the checks that compile another program": row.heavy,
     }
     return "; ".join(note for note, holds in notes.items() if holds)
@@ -46,7 +45,6 @@ def hub_table() -> str:
 def hub_remarks(row: hub.HubModel) -> str:
     notes = {
         "to float rounding": row.inexact,
-        "no `TrainState.abstract` (`UnsupportedLayerError`)": row.not_abstract,
         "not tested": row.not_built,
     }
     return "; ".join(f"{note}: {reason}" for note, reason in notes.items() if reason)

@@ -20,6 +20,11 @@ PARTS = {
     "attacks": "every attack through every door",
     "fuzzer": "5,000 files from the fuzzer",
     "saves": "500 saves on a disk that fails in between",
+    "kills": "30 kills of a fit, which goes on after each, and 25 of a process that saves",
+    "resumes": "fits on every kind of data, broken off by every rule",
+    "applications": "every model of keras.applications, migrated",
+    "memory": "the memory that doors take",
+    "tables": "the tests that the large tables leave out of the slow pass",
     "backbones": "every backbone of KerasHub through training, checkpoints and Flax",
 }
 NOT_RUN = "Not run yet.\n"

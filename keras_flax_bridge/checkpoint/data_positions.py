@@ -42,19 +42,22 @@ def get_position(iterator: Any) -> dict[str, Any]:
     state = iterator.get_state()
     if isinstance(state, bytes):
         return {"bytes": base64.b64encode(state).decode()}
-    try:
-        plain = json.loads(json.dumps(state))
-        unchanged = bool(plain == state)  # a tuple becomes a list, a key that is a number becomes a string
-    except (TypeError, ValueError):
-        unchanged = False
-    if not unchanged:
+    if not is_json(state):
         raise CheckpointError(
             "data",
             got=f"a {type(iterator).__name__} whose get_state() gives what JSON does not preserve",
             expected="bytes or JSON types: lists, dicts with string keys, strings, numbers, bools, None",
             fix="Give arrays and tuples as lists, or encode the state as bytes.",
         )
-    return {"json": plain}
+    return {"json": json.loads(json.dumps(state))}
+
+
+def is_json(value: Any) -> bool:
+    """Whether a value is the same after it was written as JSON and read again."""
+    try:  # a tuple becomes a list, a key that is a number becomes a string
+        return bool(json.loads(json.dumps(value)) == value)
+    except (TypeError, ValueError, RecursionError):
+        return False
 
 
 def checksum(state: Any) -> int:

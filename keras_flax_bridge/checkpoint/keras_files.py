@@ -6,7 +6,9 @@ Keras writes no seeds and no metrics: a model from its files draws other masks t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -26,11 +28,6 @@ from keras_flax_bridge.tree import untrusted
 from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree
 
 
-def is_keras_file(path: FilePath) -> bool:
-    """Whether a path is a file that Keras writes, by its name."""
-    return path.is_file() and path.name.endswith((".keras", ".weights.h5"))
-
-
 @contextlib.contextmanager
 def _speaking(path: FilePath) -> Iterator[None]:
     try:
@@ -41,9 +38,7 @@ def _speaking(path: FilePath) -> Iterator[None]:
         by = writer(path)
         raise CheckpointError(
             str(path),
-            got=f"a file{by.of}, {type(error).__name__}: {said(error)}"
-            if by.is_newer
-            else f"{type(error).__name__}: {said(error)}",
+            got=f"a file{by.of}, {type(error).__name__}: {said(error)}",
             expected="a file that Keras can read without running code of it",
             fix=by.fix(
                 "Register your classes with keras.saving.register_keras_serializable, or load the file "
@@ -66,11 +61,46 @@ def load_model(path: FilePath) -> Any:
             expected="a model in a .keras file, or a checkpoint with its config",
             fix="Build the model yourself and call restore(path, model).",
         )
+    model, lost = _loaded(path)
+    if lost is not None:
+        raise lost
+    return model
+
+
+def _loaded(path: FilePath) -> tuple[Any, StructureMismatchError | None]:
+    """The model in a `.keras` file, and an error if the slots in it are those of another optimizer."""
     guards.require_loadable(path)
-    with _speaking(path), keras_internals.safe_mode():
+    with _speaking(path):
         config = guards.config(path)
         untrusted.require_safe(config, path)
-        return optimizer_extras.put_back(_filled(path, config), optimizer_extras.read(path), path)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model = _filled(path, config)
+        optimizer_extras.put_back(model, optimizer_extras.read(path), path)
+    return model, _lost_slots(path, caught)
+
+
+def _lost_slots(path: FilePath, caught: Iterable[warnings.WarningMessage]) -> StructureMismatchError | None:
+    """The error in place of Keras's warning that slots don't fit, where it goes on with new ones."""
+    for warning in caught:
+        counts = _SKIPPED.search(str(warning.message))
+        if counts and int(counts["stored"]) > _UNBUILT:
+            return StructureMismatchError(
+                f"optimizer in {path}",
+                got=f"{counts['stored']} variables for a model whose optimizer has {counts['own']}",
+                expected="those of the optimizer that the config describes",
+                fix="A config does not say which single weights are frozen, nor which layers inside of "
+                "others have LoRA: build the model as it was saved, and call restore(path, model).",
+            )
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return None
+
+
+# what Keras warns of an optimizer; one that was not built stores its iteration and its learning rate
+_SKIPPED = re.compile(
+    r"Skipping variable loading for optimizer .* has (?P<own>\d+) variables.* (?P<stored>\d+) variables"
+)
+_UNBUILT = 2
 
 
 def _filled(path: FilePath, config: Any) -> Any:
@@ -81,11 +111,14 @@ def _filled(path: FilePath, config: Any) -> Any:
         with keras_internals.bounded(most, str(path)):
             return model_configs.build(config, path)
 
+    files = guards.assets(path)
     with guards.weights_alone(path) as weights:
         rewind = keras_internals.random_states()
         if weights is not None:
 
             def fill(model: Any) -> None:
+                # outside of safe mode, as in Keras: there tokenizers read no files, not even their own
+                keras_internals.load_assets(model, files, path)
                 if model.built:
                     model.load_weights(weights)  # array by array; Keras's loader holds the whole file twice
 
@@ -93,7 +126,8 @@ def _filled(path: FilePath, config: Any) -> Any:
             if model.built:
                 return model
             rewind()
-        with keras_internals.bounded(most, str(path)), keras_internals.weights_on_disk():
+        bounds = keras_internals.bounded(most, str(path))
+        with bounds, keras_internals.weights_on_disk(), keras_internals.safe_mode():
             return keras.saving.load_model(path, safe_mode=True)
 
 
@@ -111,20 +145,42 @@ class KerasFile:
 
     def __init__(self, path: FilePath, model: Any = None):
         """`model` already has the values of the file; None loads it."""
-        self.model = load_model(path) if model is None else model
-        model = self.model
+        model, self._lost = _loaded(path) if model is None else (model, None)
+        self.model = model
         state = TrainState.from_keras(model, optimizer=None if model.compiled else "sgd", copy=False)
         state.assign_to(model, copy=False)  # both share buffers, which is safe since neither is trained
         flat = flatten_tree(state)
-        self._values = {p: leaf for p, leaf in flat.items() if model.compiled or p[0] in WEIGHTS}
+        self._values = {
+            p: leaf for p, leaf in flat.items() if (model.compiled and not self._lost) or p[0] in WEIGHTS
+        }
         self.specs: Flat = self._values
 
     def load(self, targets: Mapping[Path, Any]) -> Flat:
         """The values of some leaves, with the shardings of their targets."""
+        self.require(targets)
         return {
             path: jax.device_put(self._values[path], getattr(target, "sharding", None))
             for path, target in targets.items()
         }
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the model has all that the file holds, slots among it."""
+        return self._lost is None
+
+    def require(self, paths: Iterable[Path]) -> None:
+        """Checks that the file has these leaves.
+
+        Raises:
+            StructureMismatchError: if they are slots, and those in the file are of other weights.
+        """
+        if not self._values.keys() >= set(paths):
+            self.require_whole()
+
+    def require_whole(self) -> None:
+        """Checks that the file has no slots of other weights; `require` raises the same."""
+        if self._lost is not None:
+            raise self._lost
 
 
 def restore_weights(path: FilePath, model: Any) -> Any:

@@ -20,12 +20,10 @@ class Writer(NamedTuple):
     Attributes:
         version: of Keras; ``""`` if it is not known.
         is_newer: whether it is newer than the Keras that is installed.
-        call: what reads the weights alone.
     """
 
     version: str
     is_newer: bool
-    call: str
 
     @property
     def of(self) -> str:
@@ -37,7 +35,7 @@ class Writer(NamedTuple):
         if not self.is_newer:
             return otherwise
         newer = f"Update Keras, which is {keras.__version__} here, to {self.version} or newer"
-        return f"{newer}, or build the model yourself and call {self.call}."
+        return f"{newer}, or build the model yourself and call restore(path, model)."
 
 
 def writer(where: Any) -> Writer:
@@ -48,8 +46,7 @@ def writer(where: Any) -> Writer:
     except (BridgeError, OSError):
         version = ""
     numbers = release(version)
-    call = "restore(path, model)" if path.is_dir() else "model.load_weights(path)"
-    return Writer(version, bool(numbers) and numbers > release(keras.__version__), call)
+    return Writer(version, bool(numbers) and numbers > release(keras.__version__))
 
 
 def _of_folder(path: FilePath) -> str:

@@ -15,7 +15,8 @@ from keras_flax_bridge.errors import StructureMismatchError
 from keras_flax_bridge.startup import compat
 from keras_flax_bridge.tree.diff import dtype_name
 from keras_flax_bridge.tree.leaves import from_disk, is_key, key_kind, on_disk, require_values
-from keras_flax_bridge.tree.paths import Flat, Path, join_path, named_leaves
+from keras_flax_bridge.tree.nodes import leaves_of
+from keras_flax_bridge.tree.paths import Flat, Path, join_path
 from keras_flax_bridge.tree.untrusted.schema import DEEPEST, HOST_ONLY, LONGEST
 from keras_flax_bridge.tree.untrusted.schema import DTYPES as DTYPES
 from keras_flax_bridge.tree.untrusted.texts import clipped
@@ -164,14 +165,14 @@ def fits_device(dtype: Any) -> bool:
     return not lacks and jax.dtypes.canonicalize_dtype(dtype) == dtype
 
 
-def flattened(state: Any) -> Flat:
-    """The leaves of a tree by path, after checking that every path can be stored and is unique.
+def flattened(state: Any, root: Path = ()) -> Flat:
+    """The leaves of a tree by path below `root`, after checking that every path can be stored and is unique.
 
     Raises:
         StructureMismatchError: listing the paths that are not.
     """
     try:
-        leaves = named_leaves(jax.tree_util.tree_flatten_with_path(state)[0])
+        leaves = [((*root, *leaf.path), leaf.value) for leaf in leaves_of(state)]
     except (TypeError, ValueError) as error:  # of dicts with keys of several types
         raise StructureMismatchError(
             "state",

@@ -34,7 +34,7 @@ def plan(stored: Flat, target: Target, where: str, options: RestoreOptions) -> d
         StructureMismatchError: listing all leaves that are missing, unexpected or of another shape
             or dtype; nothing was read yet.
     """
-    chosen, names = _chooser(options.include), _renamed(stored, options.rename, where)
+    chosen, names = _chooser(options.include), renamed(stored, options.rename, where)
     _require_included(options.include, [*names, *target.wanted], where)
     wanted = {path: leaf for path, leaf in target.wanted.items() if chosen(path)}
     found = _found(wanted, names)
@@ -60,6 +60,25 @@ def plan(stored: Flat, target: Target, where: str, options: RestoreOptions) -> d
     return good
 
 
+def selected(stored: Flat, where: str, options: RestoreOptions) -> Flat:
+    """The stored leaves that `include` selects, by their names after `rename`.
+
+    Raises:
+        StructureMismatchError: if there is none.
+    """
+    names, chosen = renamed(stored, options.rename, where), _chooser(options.include)
+    _require_included(options.include, names, where)
+    found = {name: stored[place] for name, place in names.items() if chosen(name)}
+    if not found:
+        raise StructureMismatchError(
+            where,
+            got=f"include={printable(repr(options.include))}, which selects nothing",
+            expected="a part of what is stored",
+            fix=f"The first names are {', '.join(sorted({path[0] for path in names}))}.",
+        )
+    return found
+
+
 def _within(path: Path, subtrees: Iterable[Path] | None) -> bool:
     return subtrees is None or any(path[: len(root)] == root for root in subtrees)
 
@@ -68,7 +87,10 @@ _FIX = (
     "Nothing was assigned. Restore into the architecture that was saved, name what you want with "
     "include=['params', 'non_trainable'], map names with rename=, or pass partial=True."
 )
-_NOTHING = "Not one leaf matches, so nothing was assigned. It is the checkpoint of something else."
+_NOTHING = (
+    "Not one leaf matches, so nothing was assigned. It is the checkpoint of something else, or "
+    "its names are others: rename= maps them."
+)
 
 
 _WHERE = (*WEIGHTS, *sorted(COLLECTIONS - set(WEIGHTS)))  # in the order in which a weight is looked for
@@ -134,8 +156,12 @@ def _require_form(argument: Any, allowed: bool, where: str, expected: str) -> No
         )
 
 
-def _renamed(stored: Iterable[Path], rename: Rename, where: str) -> dict[Path, Path]:
-    """The stored path of every name, after renaming."""
+def renamed(stored: Iterable[Path], rename: Rename, where: str) -> dict[Path, Path]:
+    """The stored path of every name, after renaming.
+
+    Raises:
+        StructureMismatchError: if a key of a dict is not stored, or two leaves get one name.
+    """
     if isinstance(rename, Mapping):
         unknown = [name for name in rename if split_path(name) not in stored]
         if unknown:

@@ -10,7 +10,8 @@ from typing import Any
 import keras
 
 from keras_flax_bridge import keras_internals
-from keras_flax_bridge.checkpoint import optimizer_extras
+from keras_flax_bridge.checkpoint import assets, model_extras, optimizer_extras
+from keras_flax_bridge.checkpoint.assets import NO_ASSETS, Assets
 from keras_flax_bridge.checkpoint.keras_versions import writer
 from keras_flax_bridge.errors import CheckpointError, said
 from keras_flax_bridge.keras_internals import SLACK
@@ -18,8 +19,8 @@ from keras_flax_bridge.state.multi_model import models_of
 from keras_flax_bridge.tree.paths import Path, flatten_tree
 
 
-def of_state(state: Any, model: Any) -> dict[str, Any]:
-    """The config of the model of a state under ``model``, or under ``no_model`` why there is none.
+def of_state(state: Any, model: Any) -> tuple[dict[str, Any], Assets]:
+    """The config of the model of a state under ``model``, or under ``no_model`` why not; and its assets.
 
     Args:
         state: any pytree.
@@ -29,10 +30,11 @@ def of_state(state: Any, model: Any) -> dict[str, Any]:
     owners = dict(model) if isinstance(model, Mapping) else owners
     try:
         configs = {name: _config(m, state.part(name) if name else state) for name, m in owners.items()}
-    except Exception as error:  # of the user's get_config, which may raise anything
+        files = assets.of_models(owners)
+    except Exception as error:  # of the user's get_config and save_assets, which may raise anything
         # a model without a config is still saved: load_model gives the reason why it can't load it
-        return {"no_model": f"{type(error).__name__}: {said(error, 300)}"}
-    return {"model": configs.get("", configs)} if configs else {}
+        return {"no_model": f"{type(error).__name__}: {said(error, 300)}"}, NO_ASSETS
+    return ({"model": configs.get("", configs)} if configs else {}), files
 
 
 def of_model(model: Any) -> dict[str, Any]:
@@ -44,7 +46,8 @@ def _config(model: Any, state: Any) -> dict[str, Any]:
     """The JSON from which `build` rebuilds the model."""
     slots = _slot_values(model, state)
     if slots is None:
-        return {**keras.saving.serialize_keras_object(model), "compile_config": None}
+        config = {**keras.saving.serialize_keras_object(model), "compile_config": None}
+        return {**config, **model_extras.of_model(model)}
     with keras.StatelessScope(list(zip(model.optimizer.variables, slots, strict=True))):
         return _serialized(model)  # it reads the learning rate
 
@@ -54,7 +57,7 @@ def _serialized(model: Any) -> dict[str, Any]:
     if config.get("compile_config"):  # compile may have wrapped the optimizer that it was given
         with keras_internals.sharing_objects():  # a MultiOptimizer may hold one twice
             config["compile_config"]["optimizer"] = keras.saving.serialize_keras_object(model.optimizer)
-    return {**config, **optimizer_extras.of_model(model)}
+    return {**config, **optimizer_extras.of_model(model), **model_extras.of_model(model)}
 
 
 def _slot_values(model: Any, state: Any) -> Sequence[Any] | None:
@@ -80,8 +83,9 @@ def build(config: Any, where: Any, stored: Mapping[Path, Any] | None = None) -> 
     limit = nullcontext() if stored is None else keras_internals.bounded(_most(stored), str(where))
     with limit:
         if isinstance(config, Mapping) and "class_name" not in config:
-            return {name: _built(part, where) for name, part in config.items()}
-        return _built(config, where)
+            own = {name: model_extras.leaves_of(stored, name) for name in config}
+            return {name: _built(part, where, own[name]) for name, part in config.items()}
+        return _built(config, where, model_extras.leaves_of(stored, ""))
 
 
 def _most(stored: Mapping[Path, Any]) -> int:
@@ -89,7 +93,7 @@ def _most(stored: Mapping[Path, Any]) -> int:
     return SLACK + 4 * sum(math.prod(getattr(leaf, "shape", ())) for leaf in stored.values())
 
 
-def _built(config: Any, where: Any) -> Any:
+def _built(config: Any, where: Any, stored: Mapping[Path, Any] | None) -> Any:
     if not isinstance(config, Mapping) or not isinstance(config.get("class_name"), str):
         raise CheckpointError(
             str(where),
@@ -99,7 +103,8 @@ def _built(config: Any, where: Any) -> Any:
         )
     try:
         with keras_internals.sharing_objects():
-            model = keras_internals.deserialized(config, where)
+            # it is compiled at the end, for the variables that it then has
+            model = keras_internals.deserialized({**config, "compile_config": None}, where)
     except CheckpointError:
         raise
     except Exception as error:  # Keras and classes of the user's own raise many kinds
@@ -114,7 +119,7 @@ def _built(config: Any, where: Any) -> Any:
             ),
         ) from error
     if isinstance(model, keras.Model):
-        return optimizer_extras.put_back(model, config, where)
+        return model_extras.put_back(model, config, stored, where)
     raise CheckpointError(
         str(where),
         got=f"the config of a {type(model).__name__}",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
@@ -81,18 +81,26 @@ def put_back(model: Any, config: Any, where: Any) -> Any:
     if found is None or not parts:
         return model
     weights = dict(_weights(model))
-    wrong = list(_wrong(found, parts, weights))
-    if wrong:
-        raise CheckpointError(
-            f"{where}: {EXTRAS}",
-            got=", ".join(wrong),
-            expected="lists of names and of structural keys, by the path of an optimizer in the model",
-            fix="Build and compile the model yourself and call restore(path, model).",
-        )
+    require_right(
+        _wrong(found, parts, weights),
+        f"{where}: {EXTRAS}",
+        "lists of names and of structural keys, by the path of an optimizer in the model",
+    )
     for name, own in found.get(_DECAY, {}).items():
         pattern = "|".join(own.get(_NAMES, [])) or None
         keras_internals.exclude(parts[name], pattern, [weights[key] for key in own.get(_VARIABLES, [])])
     return model
+
+
+def require_right(wrong: Iterable[str], where: str, expected: str) -> None:
+    """Checks that nothing is wrong in what is stored beside a config.
+
+    Raises:
+        CheckpointError: listing what is.
+    """
+    if found := ", ".join(wrong):
+        fix = "Build and compile the model yourself and call restore(path, model)."
+        raise CheckpointError(where, got=found, expected=expected, fix=fix)
 
 
 def _wrong(found: Any, parts: Mapping[str, Any], weights: Mapping[str, Any]) -> Iterator[str]:

@@ -10,6 +10,7 @@ import keras
 
 from keras_flax_bridge.errors import BridgeError
 from keras_flax_bridge.optimizers.step_interface import KerasTransformation
+from keras_flax_bridge.state.optimizer_switch import optax_state
 from keras_flax_bridge.state.train_state import TrainState
 from keras_flax_bridge.state.transfer import receivers
 from keras_flax_bridge.tree.leaves import placed_like
@@ -65,17 +66,22 @@ def _slots(like: Any) -> set[Path] | None:
 
 def _of_state(like: TrainState, slots: set[Path]) -> Aligned | None:
     is_keras = isinstance(like.tx, KerasTransformation)
+    if is_keras == (_ITERATION in slots):  # stored on the same side
+        return None
     abstract = like.replace(opt_state=_shapes(like.opt_state))
     other = abstract.to_optax() if is_keras else abstract.to_keras()
     if slots != flatten_tree(other.opt_state).keys():
         return None
 
     def finish(state: Any) -> Any:
-        made = state.to_keras() if is_keras else state.to_optax()
-        placed = jax.tree.map(placed_like, made.opt_state, like.opt_state)
-        return made.replace(opt_state=placed, tx=like.tx, apply_fn=like.apply_fn)
+        opt_state = state.to_keras().opt_state if is_keras else optax_state(state, like.opt_state)
+        placed = jax.tree.map(placed_like, opt_state, like.opt_state)
+        return state.replace(opt_state=placed, tx=like.tx, apply_fn=like.apply_fn)
 
     return Aligned(other, finish)
+
+
+_ITERATION = ("iteration",)  # what the state of every Keras optimizer has, and no state of optax
 
 
 def _of_model(model: Any, slots: set[Path]) -> Aligned | None:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from keras_flax_bridge.checkpoint.checks import require
+
 Include = str | re.Pattern[str] | Sequence[str] | None
 Rename = Mapping[str, str] | Sequence[tuple[str, str]] | Callable[[str], str] | None
 
@@ -21,6 +23,11 @@ class RestoreOptions:
     verify: bool = True
     cast: bool = False
     data: Any = None
+    keys: str | None = None
+
+    def __post_init__(self) -> None:
+        fix = "Leave keys= out for structural keys; rename= maps any other names."
+        require(self.keys in (None, "path"), "keys", repr(self.keys), "'path', or None", fix)
 
     @property
     def weight_map(self) -> Any:
@@ -30,4 +37,4 @@ class RestoreOptions:
     @property
     def takes_all(self) -> bool:
         """Whether every leaf is restored, by the name that it has."""
-        return self.include is None and self.rename is None
+        return self.include is None and self.rename is None and self.keys is None

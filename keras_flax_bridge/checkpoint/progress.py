@@ -28,8 +28,8 @@ def _begun(stack: contextlib.ExitStack) -> Any:
     description = progress.TextColumn("{task.description}", markup=False)
     columns = progress.SpinnerColumn(), description, progress.TimeElapsedColumn()
     console = Console(stderr=True)
-    display = progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    if console.is_terminal:  # a display that is disabled still ends with a line, before rich 14
+    display = progress.Progress(*columns, console=console, transient=True)
+    if console.is_terminal:  # a display that is not started shows nothing
         stack.enter_context(display)
     stack.callback(_shown.reset, _shown.set(display))
     return display

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from keras_flax_bridge.checkpoint import guards, orbax_io
+from keras_flax_bridge.checkpoint import guards, orbax_io, presets
 from keras_flax_bridge.checkpoint.checks import require
 from keras_flax_bridge.checkpoint.groups import groups, is_large
 from keras_flax_bridge.checkpoint.guards import archive as archive_module
-from keras_flax_bridge.checkpoint.guards import tensors
 from keras_flax_bridge.checkpoint.locating import candidates
 from keras_flax_bridge.checkpoint.orbax_io import FilePath
 from keras_flax_bridge.errors import CheckpointError, printed
@@ -113,12 +112,32 @@ class VerifyReport(NamedTuple):
 
 def verified(place: FilePath) -> VerifyReport:
     """The report of a checkpoint, or of a file."""
-    look = _of_checkpoint if place.is_dir() else _FILES[guards.kind(place)]
+    look = _of_folder if place.is_dir() else _FILES[guards.kind(place)]
     try:
         return look(place)
     except CheckpointError as error:  # refused, or too damaged to be read
         where = error.where.removeprefix(str(place)).removeprefix(": ")
         return VerifyReport(place, 0, {where: str(error.got)}, ())
+
+
+def _of_preset(folder: FilePath) -> VerifyReport:
+    """The arrays of a preset of KerasHub, which carries no checksums."""
+    files = presets.weight_files(folder)
+    names = tuple(f"{file.name}/{name}" for file in files for name in _names(file))
+    return VerifyReport(folder, len(names), {}, names)
+
+
+def _of_folder(folder: FilePath) -> VerifyReport:
+    """The leaves of a checkpoint or a preset; where others stored several trees, of all of them."""
+    if presets.is_preset(folder):
+        return _of_preset(folder)
+    items, _ = orbax_io.trees_in(folder)
+    if not items:
+        return _of_checkpoint(folder)
+    reports = {item: _of_checkpoint(folder / item) for item in items}
+    damaged = {f"{item}/{name}": why for item, one in reports.items() for name, why in one.damaged.items()}
+    unchecked = tuple(f"{item}/{name}" for item, one in reports.items() for name in one.unchecked)
+    return VerifyReport(folder, sum(one.leaves for one in reports.values()), damaged, unchecked)
 
 
 def _of_checkpoint(folder: FilePath) -> VerifyReport:
@@ -131,9 +150,8 @@ def _of_checkpoint(folder: FilePath) -> VerifyReport:
     names = [join_path(path) for path in stored.specs]
     unchecked = tuple(name for name in names if name not in written and name not in damaged)
     checked = len(names) - len(unchecked) - sum(name in damaged for name in names)
-    return VerifyReport(
-        folder, len(names), {**damaged, **stored.damaged_data()}, unchecked, checked, OURS if checked else ""
-    )
+    damaged |= {**stored.damaged_data(), **orbax_io.damaged_memory(folder), **orbax_io.damaged_assets(stored)}
+    return VerifyReport(folder, len(names), damaged, unchecked, checked, OURS if checked else "")
 
 
 def _damaged(stored: Any, group: list[Path]) -> dict[str, str]:
@@ -143,6 +161,13 @@ def _damaged(stored: Any, group: list[Path]) -> dict[str, str]:
         return damaged
     read, failed = stored.load_each({path: orbax_io.on_host(stored.specs[path]) for path in group})
     return {**failed, **stored.damaged(read)}
+
+
+def _of_npz(path: FilePath) -> VerifyReport:
+    """The arrays of an `.npz` file: the archive has a checksum of each."""
+    with guards.npz(path) as found:
+        damaged = found.archive.damaged()
+        return VerifyReport(path, len(found.arrays), damaged, (), len(found.arrays) - len(damaged), ZIP)
 
 
 def _of_archive(path: FilePath) -> VerifyReport:
@@ -166,12 +191,24 @@ def _names(path: FilePath) -> Iterator[str]:
         yield from weights.arrays
 
 
-def _of_tensors(path: FilePath) -> VerifyReport:
-    names = tuple(tensors(path).arrays)
-    return VerifyReport(path, len(names), {}, names)
+def _of_arrays(names: Callable[[FilePath], Iterable[str]]) -> Callable[[FilePath], VerifyReport]:
+    """The report of a file of arrays without checksums."""
+
+    def look(path: FilePath) -> VerifyReport:
+        found = tuple(names(path))
+        return VerifyReport(path, len(found), {}, found)
+
+    return look
 
 
-_FILES = {".keras": _of_archive, ".weights.h5": _of_file, ".safetensors": _of_tensors}
+_FILES = {
+    guards.KERAS: _of_archive,
+    guards.H5: _of_file,
+    guards.TENSORS: _of_arrays(lambda path: guards.tensors(path).arrays),
+    guards.NPZ: _of_npz,
+    guards.MSGPACK: _of_arrays(lambda path: map(join_path, guards.packed(path))),
+    guards.INDEX: _of_arrays(guards.shards),
+}
 
 
 @words.door

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import random
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
+import jax
 import jax.numpy as jnp
 import keras
 
@@ -19,7 +21,7 @@ from keras_flax_bridge.keras_internals.call import require_known
 from keras_flax_bridge.tree import untrusted, words
 from keras_flax_bridge.tree.diff import diff_trees
 from keras_flax_bridge.tree.paths import Path
-from keras_flax_bridge.tree.types import PyTree
+from keras_flax_bridge.tree.types import PyTree, Shape
 
 # Flax's names for Keras's `training`, and the value of each in training
 FLAGS = {"training": True, "train": True, "deterministic": False, "use_running_average": False}
@@ -29,8 +31,9 @@ class ModuleHandle:
     """The Flax module of a layer and what belongs to it, in one object, so that Keras tracks none of it."""
 
     def __init__(self, maker: Maker, method: str, seed: int | None):
-        self.maker, self.method, self.given_seed = maker, method, seed
-        self.seed = random.randint(1, 10**9) if seed is None else seed  # as Keras draws default seeds
+        self.maker, self.method = maker, method
+        self.given_seed = None if seed is None else int(seed)
+        self.seed = random.randint(1, 10**9) if seed is None else int(seed)  # as Keras draws them
         self.module: Any = None  # a linen.Module, or the graph of an nnx.Module
         self.signature = inspect.Signature()  # of the module's call
         self.source: Source | None = None  # until there are variables
@@ -120,17 +123,82 @@ class FlaxLayer(keras.layers.Layer):
         return outputs
 
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> PyTree:
-        """Shapes and dtypes of outputs, by tracing the module without numbers."""
+        """Shapes and dtypes of outputs, by tracing the module without numbers.
+
+        Args:
+            *args: what a call is given: arrays, or specs, with None for sizes not known.
+            **kwargs: named arguments of the call.
+
+        Returns:
+            A `keras.KerasTensor` for each output, of the shape and the dtype that a call returns.
+
+        Raises:
+            ValueError: whatever the module raises for such inputs.
+        """
+        args, kwargs = keras.tree.map_structure(self._as_input, (args, kwargs))
+        with keras_internals.autocast(self):
+            return self._traced(args, kwargs)
+
+    def _traced(self, args: Any, kwargs: Any) -> Any:
+        # not Keras's Layer, which asks `compute_output_shape`
+        infer = functools.partial(keras.Operation.compute_output_spec, self)
         try:
-            return super().compute_output_spec(*args, **kwargs)
+            return infer(*args, **kwargs)
         except Exception:  # `len(x)` and the like fail on Keras's symbol for a size that isn't known
             if not any(None in x.shape for x in keras.tree.flatten((args, kwargs)) if _is_symbolic(x)):
                 raise
-        one, two = (
-            super(FlaxLayer, self).compute_output_spec(*_sized(args, size), **_sized(kwargs, size))
-            for size in _SIZES
-        )
+        one, two = (infer(*_sized(args, size), **_sized(kwargs, size)) for size in _SIZES)
         return keras.tree.map_structure(_common, one, two)
+
+    def compute_output_shape(self, input_shape: Shape | None = None, **shapes: Shape) -> PyTree:
+        """Shapes of outputs.
+
+        Args:
+            input_shape: that of the first argument of a call, or a structure of shapes for a structure.
+            **shapes: those of other arguments: ``x_shape`` of the argument ``x``.
+
+        Returns:
+            A shape for each output.
+
+        Raises:
+            ValueError: whatever the module raises for inputs of floats, if it raises for integers too.
+        """
+        return self._first_dtype(
+            lambda args, kwargs: keras.tree.map_structure(
+                lambda spec: spec.shape, self.compute_output_spec(*args, **kwargs)
+            ),
+            input_shape,
+            shapes,
+        )
+
+    def _first_dtype(self, use: Callable[[Any, Any], Any], input_shape: Any, shapes: Any) -> Any:
+        """Uses inputs of these shapes: floats, or integers if the module takes no floats."""
+        try:
+            return use(*self._specs(input_shape, shapes, self.input_dtype))
+        except Exception as error:
+            try:
+                return use(*self._specs(input_shape, shapes, "int32"))
+            except Exception:
+                raise error from None
+
+    def _specs(self, input_shape: Any, shapes: Any, dtype: str) -> tuple[list[Any], dict[str, Any]]:
+        spec = functools.partial(keras_internals.shapes_to_specs, self, dtype=dtype)
+        args = [] if input_shape is None else [spec(input_shape)]
+        return args, {name.removesuffix("_shape"): spec(shape) for name, shape in shapes.items()}
+
+    def _as_input(self, leaf: Any) -> Any:
+        """What the module gets of an argument of a call: Keras casts floats to the compute dtype."""
+        if _is_symbolic(leaf):
+            return self._as_spec(leaf)
+        return self.dtype_policy.convert_input(leaf, self.autocast, self.input_dtype)
+
+    def _as_spec(self, leaf: Any) -> Any:
+        """The spec of what the module gets of an array or a spec."""
+        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+            return leaf
+        dtype = jax.dtypes.canonicalize_dtype(keras.backend.standardize_dtype(leaf.dtype))
+        is_float = jnp.issubdtype(dtype, jnp.floating) and self.autocast
+        return keras.KerasTensor(leaf.shape, self.input_dtype if is_float else str(dtype))
 
     def compute_mask(self, inputs: PyTree, previous_mask: PyTree) -> None:
         """None: a call hands the mask on, to outputs that have a vector for every entry of it."""
@@ -144,16 +212,25 @@ class FlaxLayer(keras.layers.Layer):
         held.tree, held.leaves = source.tree, source.leaves
         for index in held.order:
             leaf = held.leaves[index]
-            own = leaf.spec.dtype != jnp.float32  # dtypes that the module chose itself are kept
             keras_internals.add_weight(
                 self,
                 leaf.path,
                 shape=leaf.spec.shape,
                 initializer=source.initializer(index),
-                dtype=str(leaf.spec.dtype) if own else self.variable_dtype,
-                autocast=leaf.trainable,  # statistics would lose the update of the batch
+                dtype=self._dtype_of(leaf),
+                autocast=_is_cast(leaf),
                 trainable=leaf.trainable,
+                overwritten=leaf.overwritten,
             )
+
+    def _dtype_of(self, leaf: Leaf) -> str:
+        """The dtype of the variable of a leaf: a dtype that the module chose itself is kept."""
+        return str(leaf.spec.dtype) if leaf.spec.dtype != jnp.float32 else self.variable_dtype
+
+    def _held_as(self, leaf: Leaf, value: Any) -> Any:
+        """A value as a call reads it from the variable of a leaf."""
+        held = value.astype(self._dtype_of(leaf))
+        return keras_internals.autocasted(held) if _is_cast(leaf) else held
 
     def _read(self) -> list[Any]:
         """The values of the leaves, in the tree's order."""
@@ -197,9 +274,13 @@ class FlaxLayer(keras.layers.Layer):
             variable.assign(store[name])
 
     def get_config(self) -> dict[str, Any]:
-        """Keras's config; the module is converted to plain values only when written to a file."""
+        """Keras's config, of JSON types.
+
+        A module that no file can hold, such as an NNX instance or an unregistered function, is in it as an
+        object: the layer can be cloned in this process, and to write it raises UnsupportedLayerError.
+        """
         held = self._held
-        own = {"module": held.maker, "method": held.method, "seed": held.given_seed}
+        own = {"module": held.maker.described(), "method": held.method, "seed": held.given_seed}
         return {**super().get_config(), **own}
 
     @classmethod
@@ -275,6 +356,12 @@ def _common(one: Any, two: Any) -> Any:
 
 
 # --- leaves, masks
+
+
+def _is_cast(leaf: Leaf) -> bool:
+    """Whether calls read a leaf in the compute dtype."""
+    # statistics would lose the update of the batch, scales of float8 their precision
+    return leaf.trainable and not leaf.overwritten
 
 
 def _kind(leaf: Leaf) -> str | None:

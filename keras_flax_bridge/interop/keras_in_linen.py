@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import keras
+import numpy as np
+from flax.errors import ModifyScopeVariableError
 
 from keras_flax_bridge import keras_internals
-from keras_flax_bridge.errors import StructureMismatchError
+from keras_flax_bridge.errors import StructureMismatchError, printed
+from keras_flax_bridge.interop.makers import layer_of, maker_of
 from keras_flax_bridge.keras_internals import LINEN_COLLECTIONS, Collection, Entry
-from keras_flax_bridge.keras_internals.call import require_built, require_known, require_layer, stateless
+from keras_flax_bridge.keras_internals.call import require_built, require_known, stateless
 from keras_flax_bridge.tree import words
 from keras_flax_bridge.tree.leaves import owned
-from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, nest_paths
+from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, join_path, nest_paths
 
 
 @words.doors()
@@ -24,22 +28,27 @@ class ToLinen(nn.Module):
 
     ``init(key, x)`` is pure: it initializes with the layer's own initializers from `key`, and returns the
     collections ``params``, ``batch_stats``, ``frozen`` and ``seeds``. ``apply`` takes them with
-    ``mutable=[...]`` as usual, and returns the collections it names, updated; a call without it
-    changes nothing, seeds included. With ``rngs={"dropout": key}`` the Keras seeds derive from that key,
-    otherwise they come from ``seeds``. Losses of the layer are returned with ``mutable=["losses"]``.
+    ``mutable=[...]`` as usual, and returns the collections it names, updated. A call that writes to a
+    collection that isn't among them is an error, as in Linen: statistics, counters and, without
+    ``rngs={"dropout": key}``, seeds. With such a key the Keras seeds derive from it, otherwise they come
+    from ``seeds``. Losses of the layer are returned with ``mutable=["losses"]``. What a layer assigns to
+    a weight that trains is dropped unless ``params`` is mutable, as Keras's own trainer does on JAX.
 
     A top-level name ``params`` becomes ``params_``, since Linen refuses it.
 
     Attributes:
-        layer: a Keras layer or model; its own values are neither read nor written. One that isn't
-            built is built by `init`.
+        layer: a Keras layer or model, or a function that makes one; its own values are neither read nor
+            written. One that isn't built is built by `init`. A function makes layers that need no config:
+            it is called for `init` too, and no memory is taken for the weights of its layers.
         training: the default of ``training`` in calls. Set it here in `nn.remat`, `nn.scan` and the
             like, where arguments are traced.
 
     Raises:
-        UnsupportedLayerError: at `init`, if the layer can't be rebuilt from its config.
-        StructureMismatchError: if `layer` is not a Keras layer; at `apply`, if a collection is missing
-            or has another structure.
+        flax.errors.ModifyScopeVariableError: if a call writes to a collection that isn't mutable.
+        UnsupportedLayerError: at `init`, if a layer can't be rebuilt from its config, or a function needs
+            the values of weights to make one.
+        StructureMismatchError: if `layer` is no Keras layer and makes none; at `apply`, if a collection is
+            missing or has another structure.
 
     Example:
         >>> import keras, numpy as np
@@ -51,7 +60,7 @@ class ToLinen(nn.Module):
         (3, 2)
     """
 
-    layer: keras.layers.Layer
+    layer: keras.layers.Layer | Callable[[], keras.layers.Layer]
     training: bool = False
 
     @nn.compact
@@ -68,22 +77,29 @@ class ToLinen(nn.Module):
 
         Raises:
             StructureMismatchError: if a collection is missing or of another structure.
+            flax.errors.ModifyScopeVariableError: if the call writes to a collection that isn't mutable.
         """
-        require_layer(self.layer)
-        require_known(kwargs, self.layer, "ToLinen")
+        layer = layer_of(self.layer)
+        require_known(kwargs, layer, "ToLinen")
         kwargs["training"] = self.training if training is None else training
         _require_static(kwargs["training"])
-        if not keras_internals.is_complete(self.layer):
-            keras_internals.build_layer(self.layer, *args, **kwargs)
-        params, non_trainable = keras_internals.collect_state(self.layer)
+        if not keras_internals.is_complete(layer):
+            own = layer is self.layer
+            build = keras_internals.build_layer if own else keras_internals.build_without_values
+            build(layer, *args, **kwargs)
+        params, non_trainable = keras_internals.collect_layer(layer)
         boxes = self._boxes(params + non_trainable)
         values = flatten_tree(nest_paths({place: box.value for place, box in boxes.items()}))
+        values = {place: _as_jax(value) for place, value in values.items()}
         variables = {"params": _chosen(values, params), "non_trainable": _chosen(values, non_trainable)}
         key = self.make_rng("dropout") if self._has_dropout_key() else None
         state = params, non_trainable
-        outputs, after, losses = stateless(self.layer, state, variables, args, kwargs, key)
+        outputs, after, losses = stateless(layer, state, variables, args, kwargs, key)
         if not self.is_initializing():
             placed = [_placed(entries, tree) for entries, tree in zip(state, after, strict=True)]
+            self._require_mutable(
+                [p for p, new in placed[1].items() if p in values and new is not values[p]], key
+            )
             self._store(boxes, nest_paths({**placed[0], **placed[1]}), key)
             for loss in losses:
                 self.sow("losses", "raised", loss)
@@ -91,17 +107,19 @@ class ToLinen(nn.Module):
 
     @nn.nowrap
     def from_keras_values(self) -> dict[str, Any]:
-        """The variables with the layer's current values, as copies.
+        """The variables with the layer's current values, as copies; a function is called for new ones.
 
         Returns:
             The collections that `init` returns.
 
         Raises:
             NotBuiltError: if the layer has no variables yet.
-            StructureMismatchError: if `layer` is not a Keras layer.
+            StructureMismatchError: if `layer` is no Keras layer and makes none.
         """
-        require_built(self.layer)
-        params, non_trainable = keras_internals.collect_state(self.layer)
+        make = maker_of(self.layer)
+        layer = self.layer if make is None else make()
+        require_built(layer)
+        params, non_trainable = keras_internals.collect_layer(layer)
         return nest_paths({_place(e): owned(e.variable.value) for e in params + non_trainable})
 
     @nn.nowrap
@@ -118,11 +136,33 @@ class ToLinen(nn.Module):
 
     @nn.nowrap
     def _draw(self) -> dict[Path, Any]:
-        return keras_internals.initial_values(self.layer, self.make_rng("params"))
+        layer, make = layer_of(self.layer), maker_of(self.layer)
+        return keras_internals.initial_values(layer, self.make_rng("params"), make)
 
     @nn.nowrap
     def _has_dropout_key(self) -> bool:
         return not self.is_initializing() and self.has_rng("dropout")
+
+    @nn.nowrap
+    def _require_mutable(self, written: Sequence[Path], key: jax.Array | None) -> None:
+        """Checks that the caller gets back what a call wrote, as Linen does of its own variables."""
+        lost = [
+            place
+            for place in written
+            if not self.is_mutable_collection(place[0]) and not (place[0] == "seeds" and key is not None)
+        ]
+        if not lost:
+            return
+        (collection, *path), names = lost[0], sorted({place[0] for place in lost})
+        assert self.scope is not None
+        error = ModifyScopeVariableError(collection, join_path(path), self.scope.path_text)
+        draws = ", or a key for random numbers alone: rngs={'dropout': key}" if "seeds" in names else ""
+        error.add_note(
+            printed(
+                [f"The call writes to: {', '.join(map(join_path, lost))}.", f"Pass mutable={names}{draws}."]
+            )
+        )
+        raise error
 
     @nn.nowrap
     def _store(
@@ -143,6 +183,12 @@ def _require_static(training: Any) -> None:
             expected="True or False",
             fix="Inside nn.remat, nn.scan or jit, set it on the module: ToLinen(layer, training=True).",
         )
+
+
+def _as_jax(value: Any) -> Any:
+    """An array of jax: after a call it is the same object, if the call didn't write."""
+    whole = isinstance(value, np.ndarray) and jax.dtypes.canonicalize_dtype(value.dtype) == value.dtype
+    return jnp.asarray(value) if whole else value
 
 
 def _place(entry: Entry) -> Path:

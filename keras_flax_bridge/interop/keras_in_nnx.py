@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +12,11 @@ import keras
 from flax import nnx
 
 from keras_flax_bridge import keras_internals
-from keras_flax_bridge.errors import NotBuiltError, StructureMismatchError
+from keras_flax_bridge.errors import StructureMismatchError
+from keras_flax_bridge.interop.keras_in_nnx_building import not_built, refuse_optimizer
+from keras_flax_bridge.interop.keras_in_nnx_handle import LayerHandle
+from keras_flax_bridge.interop.makers import maker_of
+from keras_flax_bridge.interop.overwrites import Overwritten, warn_if_left_out
 from keras_flax_bridge.keras_internals import BATCH_STAT, FROZEN, OTHER, PARAM, SEED, UNTRACKED, Entry
 from keras_flax_bridge.keras_internals.call import call, require_built, require_known, require_layer
 from keras_flax_bridge.tree import words
@@ -33,6 +36,7 @@ class Frozen(nnx.Variable[Any]):
 
 _TYPES = {
     PARAM: nnx.Param,
+    keras_internals.OVERWRITTEN: Overwritten,
     FROZEN: Frozen,
     BATCH_STAT: nnx.BatchStat,
     OTHER: nnx.BatchStat,  # state that calls may change, such as counters
@@ -51,58 +55,30 @@ class _Node(nnx.Module):
             raise (IndexError if isinstance(key, int) else KeyError)(key) from error
 
 
-class _LayerHandle:
-    """The Keras layer of a `ToNNX`; handles of the same layer compare equal, so that jit compiles once."""
-
-    def __init__(self, layer: Any, entries: Sequence[Entry] = (), *, complete: bool = False):
-        self.layer = layer
-        self.entries = tuple(entries)
-        self.complete = complete  # whether all sublayers are built, so that no call makes variables
-
-    @cached_property
-    def _key(self) -> tuple[Any, ...]:
-        variables = ((id(entry.variable), entry.kind) for entry in self.entries)
-        return (id(self.layer), self.complete, *variables)
-
-    @cached_property
-    def _hash(self) -> int:
-        return hash(self._key)  # jit asks for it at every call
-
-    def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, _LayerHandle) and self._key == other._key)
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _LayerHandle:
-        return self
-
-    @cached_property
-    def variables(self) -> frozenset[int]:
-        return frozenset(id(entry.variable) for entry in self.entries)
-
-
 @words.doors()
 class ToNNX(nnx.Module):
     """A Keras layer or model as an `nnx.Module`; no environment flag is needed.
 
     Its attributes mirror the structural keys (``module.dense_1.kernel``, ``module.blocks[0].kernel``):
     `nnx.Param` for trainable weights, `nnx.BatchStat` for moving statistics and other state,
-    `KerasSeed` for seeds and `Frozen` for frozen weights. It holds copies: the layer's own values
-    are neither read nor written by a call. ``module.train()`` and ``module.eval()``, or
-    ``nnx.view(module, deterministic=...)``, set the default of ``training``.
+    `KerasSeed` for seeds, `Frozen` for frozen weights, and `Overwritten` for the scales and histories of
+    float8 training. It holds copies: the layer's own values are neither read nor written by a call.
+    ``module.train()``, ``module.eval()`` or ``nnx.view(module, deterministic=...)`` set the default of
+    ``training``.
 
     Args:
-        layer: a Keras layer or model. One that isn't built is built from `shape`, or by the first
-            call, from the shapes of its arrays.
+        layer: a Keras layer or model, or a function that makes one. One that isn't built is built from
+            `shape`, or by the first call, from the shapes of its arrays. With `rngs` a function makes
+            layers that need no config.
         rngs: None takes the layer's current values; `nnx.Rngs` initializes new ones from its
             ``params`` stream, with the layer's own initializers.
         shape: of the input, with the batch axis, such as ``(None, 28, 28)``, or a list or dict of
             shapes; for a layer that isn't built.
 
     Raises:
-        StructureMismatchError: if `layer` is not a Keras layer, or `rngs` is not an `nnx.Rngs`.
-        UnsupportedLayerError: with `rngs`, if the layer can't be rebuilt from its config.
+        StructureMismatchError: if `layer` is no Keras layer and makes none, or `rngs` is not an `nnx.Rngs`.
+        UnsupportedLayerError: with `rngs`, if a layer can't be rebuilt from its config, or a function needs
+            the values of weights to make one.
 
     Example:
         >>> import keras, numpy as np
@@ -114,20 +90,28 @@ class ToNNX(nnx.Module):
     """
 
     def __init__(
-        self, layer: keras.layers.Layer, *, rngs: nnx.Rngs | None = None, shape: Shape | None = None
+        self,
+        layer: keras.layers.Layer | Callable[[], keras.layers.Layer],
+        *,
+        rngs: nnx.Rngs | None = None,
+        shape: Shape | None = None,
     ):
-        require_layer(layer)
+        make = maker_of(layer)
         if rngs is not None and not isinstance(rngs, nnx.Rngs):
             raise StructureMismatchError(
                 "rngs", got=f"a {type(rngs).__name__}", expected="nnx.Rngs", fix="Pass rngs=nnx.Rngs(0)."
             )
-        if shape is not None and not keras_internals.is_complete(layer):
-            keras_internals.build_layer(layer, keras_internals.shapes_to_specs(layer, shape))
+        made: Any = layer
+        if make is not None:
+            made = make() if rngs is None else keras_internals.made_without_values(make)
+        require_layer(made)
+        self._held = LayerHandle(made, make=None if rngs is None else make)
+        if shape is not None and not keras_internals.is_complete(made):
+            self._held.build(keras_internals.shapes_to_specs(made, shape))
         self.deterministic = True
-        self._held = _LayerHandle(layer)
         key = None if rngs is None else rngs.params()
-        if layer.built:
-            _take_up(self, key, complete=keras_internals.is_complete(layer))
+        if made.built:
+            _take_up(self, key, complete=keras_internals.is_complete(made))
         elif key is not None:
             self.initial_key = nnx.RngKey(key, tag="params")  # until the first call builds the layer
 
@@ -136,6 +120,18 @@ class ToNNX(nnx.Module):
         module: ToNNX = super()._pytree__unflatten(static, node_attrs)
         _COPIES.add(module)
         return module
+
+    def _pytree__flatten(self) -> Any:
+        refuse_optimizer(self._held)
+        return super()._pytree__flatten()  # type: ignore[no-untyped-call]
+
+    def _pytree__flatten_with_paths(self) -> Any:
+        refuse_optimizer(self._held)
+        return super()._pytree__flatten_with_paths()  # type: ignore[no-untyped-call]
+
+    def _graph_node_flatten(self) -> Any:
+        refuse_optimizer(self._held)
+        return super()._graph_node_flatten()  # type: ignore[no-untyped-call]
 
     def __call__(
         self, *args: Any, training: bool | None = None, return_losses: bool = False, **kwargs: Any
@@ -163,6 +159,7 @@ class ToNNX(nnx.Module):
         _require_same_variables(self._held)
         variables = _variables(self)
         before = [variable.get_value() for variable in variables]
+        warn_if_left_out(self._held.layer, variables)
         outputs, after, losses = call(self._held.layer, self._held.entries, before, args, kwargs)
         for variable, old, new in zip(variables, before, after, strict=True):
             if new is not old:
@@ -233,7 +230,7 @@ class ToNNX(nnx.Module):
         """
         _require_filled(self)
         require_built(layer)
-        params, non_trainable = keras_internals.collect_state(layer)
+        params, non_trainable = keras_internals.collect_layer(layer)
         entries = params + non_trainable
         values = {path: variable.get_value() for path, variable in self.variables_by_path().items()}
         difference = diff_trees(values, entries.specs())
@@ -261,10 +258,11 @@ def _is_tracing(inputs: Any) -> bool:
 def _take_up(module: ToNNX, key: jax.Array | None, *, complete: bool) -> None:
     """Adds the missing variables of its layer to a module: with current values, or initialized from a key."""
     layer, known = module._held.layer, module._held.variables
-    params, non_trainable = keras_internals.collect_state(layer)
-    module._held = _LayerHandle(layer, params + non_trainable, complete=complete)
+    params, non_trainable = keras_internals.collect_layer(layer)
+    make = module._held.make
+    module._held = LayerHandle(layer, params + non_trainable, complete=complete, make=make)
     fresh = [entry for entry in module._held.entries if id(entry.variable) not in known]
-    drawn = None if key is None or not fresh else keras_internals.initial_values(layer, key)
+    drawn = None if key is None or not fresh else keras_internals.initial_values(layer, key, make)
     for entry in fresh:
         value = owned(entry.variable.value) if drawn is None else drawn[entry.path]
         node = _node(module, entry.path[:-1])
@@ -274,13 +272,11 @@ def _take_up(module: ToNNX, key: jax.Array | None, *, complete: bool) -> None:
 def _build(module: ToNNX, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Builds what isn't built of a module's layer, for these inputs."""
     if module in _COPIES and _is_tracing((args, kwargs)):
-        raise NotBuiltError(
-            f"ToNNX of layer {module._held.layer.name!r}",
-            got="a first call inside a transformation with graph=False, which would lose the variables",
-            expected="a module that has its variables",
-            fix="Call it once outside, or pass shape= when you make it.",
+        raise not_built(
+            module._held,
+            "a first call inside a transformation with graph=False, which would lose the variables",
         )
-    keras_internals.build_layer(module._held.layer, *args, **kwargs)
+    module._held.build(*args, **kwargs)
     key = None
     if "initial_key" in vars(module):
         key = module.initial_key.get_value()
@@ -292,7 +288,7 @@ def _metadata(entry: Entry) -> dict[str, Any]:
     """The nnx metadata of a variable: its sharding, and whether checkpoints may lack it."""
     sharding = keras_internals.partition(entry.variable)
     placed = {} if sharding is None else {"out_sharding": tuple(sharding.spec), "mesh": sharding.mesh}
-    return {**placed, "optional": True} if entry.kind == UNTRACKED else placed
+    return placed if entry.tracked else {**placed, "optional": True}
 
 
 def _variables(module: ToNNX) -> list[nnx.Variable[Any]]:
@@ -330,15 +326,10 @@ _OWN = ("deterministic", "_held", "initial_key")
 
 def _require_filled(module: ToNNX) -> None:
     if not module._held.entries and not module._held.complete:
-        raise NotBuiltError(
-            f"ToNNX of layer {module._held.layer.name!r}",
-            got="a module without variables",
-            expected="one whose layer is built",
-            fix="Call it on data, or pass shape= when you make it.",
-        )
+        raise not_built(module._held, "a module without variables")
 
 
-def _require_same_variables(held: _LayerHandle) -> None:
+def _require_same_variables(held: LayerHandle) -> None:
     new = [variable.path for variable in held.layer.variables if id(variable) not in held.variables]
     if new:
         raise StructureMismatchError(

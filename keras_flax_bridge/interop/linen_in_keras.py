@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,10 +13,10 @@ from flax import linen as nn
 from flax import nnx
 from flax.errors import InvalidRngError
 
-from keras_flax_bridge import keras_internals
 from keras_flax_bridge.interop.flax_layer import FLAGS, FlaxLayer, ModuleHandle
-from keras_flax_bridge.interop.module_leaves import Source, linen_tree
+from keras_flax_bridge.interop.module_leaves import OVERWRITES, Source, linen_tree
 from keras_flax_bridge.keras_internals import seeds
+from keras_flax_bridge.keras_internals.values import in_shape_inference
 from keras_flax_bridge.tree import words
 from keras_flax_bridge.tree.types import Shape
 
@@ -26,7 +27,8 @@ class LinenLayer(FlaxLayer):
     """A Flax Linen module as a Keras layer.
 
     The first call builds it and initializes its weights with ``module.init(jax.random.key(seed), x)``.
-    The collection ``params`` becomes trainable weights, all other collections non-trainable ones; names
+    The collection ``params`` becomes trainable weights, and ``_overwrite_with_gradient`` (float8 scales)
+    such that their gradient overwrites them; all other collections become non-trainable ones; names
     and paths are the module's. Random numbers of a call derive from a Keras seed, which is saved and
     advances with each call that uses it. ``training`` reaches the module as the argument its
     call has for it (``training``, ``train``, ``deterministic``, ``use_running_average``), or as its
@@ -59,35 +61,41 @@ class LinenLayer(FlaxLayer):
 
     _kind, _other = nn.Module, nnx.Module
 
-    def build(self, input_shape: Shape | None = None) -> None:
-        """Creates the variables for the inputs of a call, or for one input shape.
+    def build(self, input_shape: Shape | None = None, **shapes: Shape) -> None:
+        """Creates the variables for the inputs of a call, or for inputs of these shapes.
+
+        Args:
+            input_shape: that of the first argument of a call; its dtype is the compute dtype, or int32 for
+                a module that takes no floats.
+            **shapes: those of other arguments: ``x_shape`` of the argument ``x``.
 
         Raises:
             ValueError: whatever the module raises when it is initialised.
         """
         held = self._held
         if held.inputs is None:
-            held.inputs = (keras_internals.shapes_to_specs(self, input_shape),), {}
-        held.inputs = keras.tree.map_structure(self._as_spec, held.inputs)
-        args, kwargs = held.inputs
+            held.source = self._first_dtype(self._source, input_shape, shapes)
+        else:
+            held.source = self._source(*held.inputs)
+        self._make_variables()
+
+    def _source(self, args: Any, kwargs: Any) -> Source:
+        """The initial values for such inputs."""
+        held = self._held
+        args, kwargs = keras.tree.map_structure(self._as_spec, (args, kwargs))
 
         def draw(key: Any) -> Any:
             given, named = keras.tree.map_structure(_as_zeros, (args, kwargs))
-            key = jax.random.key(held.seed) if key is None else key
-            module, flags = _with_flags(held, False)
-            variables = module.init(key, *given, method=held.method, **named, **flags)
-            return {name: tree for name, tree in variables.items() if name != "losses"}
+            return self._init(jax.random.key(held.seed) if key is None else key, given, named)
 
-        held.source = Source(linen_tree(jax.eval_shape(lambda: draw(None))), draw, held.seed)
-        self._make_variables()
+        source = Source(linen_tree(jax.eval_shape(lambda: draw(None))), draw, held.seed)
+        held.inputs = tuple(args), kwargs
+        return source
 
-    def _as_spec(self, leaf: Any) -> Any:
-        """An input of the module: Keras casts floats to the compute dtype."""
-        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
-            return leaf
-        dtype = jax.dtypes.canonicalize_dtype(keras.backend.standardize_dtype(leaf.dtype))
-        is_float = jnp.issubdtype(dtype, jnp.floating) and self.autocast
-        return keras.KerasTensor(leaf.shape, self.input_dtype if is_float else str(dtype))
+    def _init(self, key: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+        module, flags = _with_flags(self._held, False)
+        variables = module.init(key, *args, method=self._held.method, **kwargs, **flags)
+        return {name: tree for name, tree in variables.items() if name != "losses"}
 
     def get_build_config(self) -> dict[str, Any] | None:
         """The shapes and dtypes that the layer was built for."""
@@ -110,16 +118,13 @@ class LinenLayer(FlaxLayer):
         return type(held.module)
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool) -> Any:
-        held, (*before, seed) = self._held, self._read()
+        held = self._held
+        if held.tree is None and in_shape_inference():
+            return self._run_unbuilt(args, kwargs, training)
+        *before, seed = self._read()
         assert held.tree is not None
-        module, flags = _with_flags(held, training)
         variables = held.tree.unflatten(before)
-        others = {name: tree for name, tree in variables.items() if name != "params"}
-
-        def call(rngs: Any) -> Any:
-            mutable, options = [*others, "losses"], {**kwargs, **flags}
-            return module.apply(variables, *args, rngs=rngs, mutable=mutable, method=held.method, **options)
-
+        call = functools.partial(self._apply, variables, args, kwargs, training)
         (outputs, updates), moved = self._call_drawing_keys(call, training, seed)
         for loss in jax.tree.leaves(updates.pop("losses", {})):
             self.add_loss(jnp.sum(loss))
@@ -127,6 +132,24 @@ class LinenLayer(FlaxLayer):
         flat = held.tree.flatten(after, f"layer {self.name!r}")
         self._write([*before, seed], [*flat, moved])
         return outputs
+
+    def _run_unbuilt(self, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool) -> Any:
+        """The outputs of a call that builds the layer, where shapes alone are computed."""
+        key = jax.random.key(0)
+        state = self._init(key, args, kwargs)
+        tree = linen_tree(state)
+        leaves = zip(tree.leaves, tree.flatten(state, "module"), strict=True)
+        variables = tree.unflatten([self._held_as(leaf, value) for leaf, value in leaves])
+        return self._apply(variables, args, kwargs, training, dict.fromkeys(_STREAMS, key))[0]
+
+    def _apply(
+        self, variables: Any, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool, rngs: Any
+    ) -> Any:
+        module, flags = _with_flags(self._held, training)
+        # what gradients overwrite is trained: a call changes it no more than it does ``params``
+        mutable = [*(name for name in variables if name not in ("params", OVERWRITES)), "losses"]
+        options = {**kwargs, **flags}
+        return module.apply(variables, *args, rngs=rngs, mutable=mutable, method=self._held.method, **options)
 
     def _call_drawing_keys(
         self, call: Callable[[Any], Any], training: bool, seed: jax.Array
@@ -138,8 +161,11 @@ class LinenLayer(FlaxLayer):
             except InvalidRngError:
                 self._held.draws.add(training)
         key = jax.random.wrap_key_data(seed, impl="threefry2x32")
-        rngs = {name: seeds.fold(key, (name,)) for name in ("params", "dropout")}
+        rngs = {name: seeds.fold(key, (name,)) for name in _STREAMS}
         return call(rngs), seed + jnp.array([0, 1], seed.dtype)
+
+
+_STREAMS = "params", "dropout"
 
 
 def _with_flags(held: ModuleHandle, training: bool) -> tuple[Any, dict[str, bool]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -34,14 +35,15 @@ class Maker:
         """The module; a new one if the target is a class or function.
 
         Raises:
-            StructureMismatchError: if the result is not a module of that kind.
+            StructureMismatchError: if the result is not a module of that kind, or the arguments of a
+                constructor can't be inspected.
         """
         if self.is_instance(kind):
             return self.target
         if self._linen is not None:
             return self._linen  # made within another Linen module, it would become a part of that
         given = {}
-        if rngs is not None and "rngs" not in self.kwargs and _takes_rngs(self.target):
+        if rngs is not None and _lacks_rngs(self.target, self.args, self.kwargs):
             given["rngs"] = rngs()
         module = self.target(*self.args, **self.kwargs, **given)
         if not isinstance(module, kind):
@@ -53,6 +55,15 @@ class Maker:
             )
         self._linen = module if isinstance(module, nn.Module) else None  # it holds no arrays
         return module
+
+    def described(self) -> Any:
+        """What a layer's config holds of this: names and plain values; the maker if there are none."""
+        if IN_PROCESS.get() is not None:
+            return self
+        try:
+            return keras.saving.serialize_keras_object(self)
+        except UnsupportedLayerError:
+            return self  # such a layer can be cloned; a file says why it can't hold it
 
     def get_config(self) -> dict[str, Any]:
         """The config for Keras's files: names and plain values.
@@ -129,9 +140,48 @@ def maker_of(
     return Maker(module, args, kwargs)
 
 
-def _takes_rngs(target: Any) -> bool:
-    parameters = inspect.signature(target).parameters.values()
-    return any(p.name == "rngs" or (p.kind is p.VAR_KEYWORD and isinstance(target, type)) for p in parameters)
+def _lacks_rngs(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a class or function takes ``rngs``, and isn't given any; ``**kwargs`` of a class takes them."""
+    while isinstance(target, functools.partial):
+        args, kwargs, target = (*target.args, *args), {**target.keywords, **kwargs}, target.func
+    signature = _signature(target)
+    known = signature.parameters
+    if "rngs" not in known:
+        takes_all = any(p.kind is p.VAR_KEYWORD for p in known.values())
+        return takes_all and isinstance(target, type) and "rngs" not in kwargs
+    try:
+        return "rngs" not in signature.bind_partial(*args, **kwargs).arguments
+    except TypeError:
+        return "rngs" not in kwargs  # the call says which argument is wrong
+
+
+def _signature(target: Any) -> inspect.Signature:
+    """The arguments that a class or function is called with.
+
+    Raises:
+        StructureMismatchError: if they can't be inspected.
+    """
+    try:
+        if not isinstance(target, type):
+            return inspect.signature(target)
+        # the metaclass of Flax's modules takes all arguments, whatever the class takes
+        _, *parameters = inspect.signature(_constructor(target)).parameters.values()
+        return inspect.Signature(parameters)
+    except (TypeError, ValueError) as error:
+        raise StructureMismatchError(
+            f"module {_title(target)}",
+            got="a constructor whose arguments can't be inspected",
+            expected="a class or function with a signature",
+            fix="Pass a function that makes the module: NNXLayer(lambda rngs: Module(..., rngs=rngs)).",
+        ) from error
+
+
+def _constructor(kind: type) -> Any:
+    own = kind.__init__  # type: ignore[misc]
+    return _no_arguments if own is object.__init__ else own
+
+
+def _no_arguments(self: Any) -> None: ...
 
 
 def _title(target: Any) -> str:
@@ -185,7 +235,7 @@ def _fields(module: nn.Module) -> dict[str, Any]:
 
 
 def _same(value: Any, default: Any) -> bool:
-    plain = (bool, int, float, str, tuple)
+    plain = (bool, int, float, str, tuple, set, frozenset)
     return type(value) is type(default) and isinstance(value, plain) and value == default
 
 

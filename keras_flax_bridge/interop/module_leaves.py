@@ -13,6 +13,8 @@ from flax import nnx
 
 from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import StructureMismatchError
+from keras_flax_bridge.interop.overwrites import Overwritten
+from keras_flax_bridge.keras_internals import LINEN_COLLECTIONS, OVERWRITTEN
 from keras_flax_bridge.tree.leaves import is_key, key_kind, owned
 from keras_flax_bridge.tree.paths import Path, join_path, named_leaves
 
@@ -26,6 +28,7 @@ class Leaf(NamedTuple):
         trainable: whether it is a weight that trains.
         impl: of a typed key, the kind of it; None for any other array.
         is_key: whether it is a PRNG key.
+        overwritten: whether its gradient overwrites it, as a scale of float8 training.
     """
 
     path: Path
@@ -33,6 +36,7 @@ class Leaf(NamedTuple):
     trainable: bool
     impl: str | None
     is_key: bool
+    overwritten: bool = False
 
     def stored(self, value: Any) -> Any:
         """A value as the variable holds it."""
@@ -48,6 +52,11 @@ class Tree(NamedTuple):
 
     leaves: tuple[Leaf, ...]
     treedef: Any
+
+    def overwriting(self, chosen: Sequence[bool]) -> Tree:
+        """The tree in which gradients overwrite the chosen leaves."""
+        leaves = zip(self.leaves, chosen, strict=True)
+        return self._replace(leaves=tuple(leaf._replace(overwritten=one) for leaf, one in leaves))
 
     def unflatten(self, values: Sequence[Any]) -> Any:
         """The tree of these leaves."""
@@ -87,21 +96,26 @@ def _leaf(path: Path, value: Any, trainable: bool, is_rng: bool) -> Leaf:
 
 
 def nnx_tree(state: nnx.State[Any, Any]) -> Tree:
-    """The state of an NNX module: `nnx.Param` trains, all else does not."""
+    """The state of an NNX module: `nnx.Param` trains, and what gradients overwrite; all else does not."""
     kinds = [
         kind
         for _, variable in nnx.to_flat_state(state)
         for kind in [type(variable)] * len(jax.tree.leaves(variable))
     ]
-    trainable = [issubclass(kind, nnx.Param) for kind in kinds]
-    return tree_of(state, trainable, [issubclass(kind, nnx.RngKey) for kind in kinds], _places(state))
+    trainable = [issubclass(kind, (nnx.Param, Overwritten)) for kind in kinds]
+    tree = tree_of(state, trainable, [issubclass(kind, nnx.RngKey) for kind in kinds], _places(state))
+    return tree.overwriting([issubclass(kind, Overwritten) for kind in kinds])
 
 
 def linen_tree(variables: Any) -> Tree:
-    """The variables of a Linen module: the collection ``params`` is trainable, everything else is not."""
+    """The variables of a Linen module: ``params`` train, and what gradients overwrite; all else does not."""
     places = _places(variables)
-    trainable = [place[0] == "params" for place in places]
-    return tree_of(variables, trainable, [False] * len(places), [place[1:] or place for place in places])
+    trainable = [place[0] in ("params", OVERWRITES) for place in places]
+    tree = tree_of(variables, trainable, [False] * len(places), [place[1:] or place for place in places])
+    return tree.overwriting([place[0] == OVERWRITES for place in places])
+
+
+OVERWRITES = LINEN_COLLECTIONS[OVERWRITTEN]
 
 
 def _places(tree: Any) -> list[Path]:

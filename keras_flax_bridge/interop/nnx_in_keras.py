@@ -73,7 +73,7 @@ class NNXLayer(FlaxLayer):
         super().__init__(module, args=args, kwargs=kwargs, method=method, seed=seed, **options)
         self.build(None)
 
-    def build(self, input_shape: Shape | None = None) -> None:
+    def build(self, input_shape: Shape | None = None, **shapes: Shape) -> None:
         """Does nothing: the module already has its variables."""
         if not self.built:
             self._make_variables()

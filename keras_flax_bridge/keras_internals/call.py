@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,13 +23,14 @@ def call(
     values: Sequence[Any],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
+    function: Callable[..., Any] | None = None,
 ) -> tuple[Any, list[Any], list[Any]]:
-    """Calls a layer with given values; returns its outputs, the updated values and its losses."""
+    """Calls a layer, or a function of it, with given values; returns outputs, updated values and losses."""
     mapping = [(entry.variable, value) for entry, value in zip(entries, values, strict=True)]
     writable, finalized = keras_internals.writable(layer), keras_internals.finalized(layer, entries, values)
     with writable, finalized, keras.StatelessScope(mapping, collect_losses=True) as scope:
         try:
-            outputs = layer(*args, **kwargs)
+            outputs = layer(*args, **kwargs) if function is None else function(layer, *args, **kwargs)
         except IndexError as error:
             _explain_untraceable(layer, error)
             raise
@@ -84,6 +85,7 @@ def stateless(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     rngs: Any,
+    function: Callable[..., Any] | None = None,
 ) -> tuple[Any, tuple[dict[str, Any], dict[str, Any]], list[Any]]:
     """Calls a layer on ``{"params": ..., "non_trainable": ...}``: outputs, both trees afterwards, losses.
 
@@ -94,6 +96,7 @@ def stateless(
         args: arguments of the layer's call.
         kwargs: passed to the layer.
         rngs: a key, or a dict of keys, from which all seeds derive; None for those of `variables`.
+        function: what is called on the layer and the arguments, from `method_of`; None for the layer.
 
     Raises:
         StructureMismatchError: if `variables` don't match the layer.
@@ -106,7 +109,9 @@ def stateless(
     before = non_trainable.leaves(nest_paths({**given, **absent}), "variables['non_trainable']")
     weights = params.leaves(variables.get("params", {}), "variables['params']")
     with explained({"variables": variables, "inputs": args}):
-        outputs, values, losses = call(layer, params + non_trainable, weights + before, args, kwargs)
+        outputs, values, losses = call(
+            layer, params + non_trainable, weights + before, args, kwargs, function
+        )
     after = values[len(params) :]
     drawn = [e for e, old, new in zip(non_trainable, before, after, strict=True) if new is not old]
     _refuse_placeholders(drawn, absent)
@@ -138,23 +143,70 @@ def require_variables(variables: Any) -> None:
         )
 
 
-def require_known(kwargs: Mapping[str, Any], model: Any, where: str) -> None:
-    """Checks that no argument is one of Flax's names for Keras's `training`.
+_FLAX_FLAGS = {"train", "deterministic", "use_running_average"}
 
-    It would be ignored silently: a Functional model drops unknown arguments.
+
+def require_known(kwargs: Mapping[str, Any], model: Any, where: str) -> None:
+    """Checks that a model takes the arguments: that none is one of Flax's names, which it would ignore.
+
+    A Functional or a Sequential model drops every name that it doesn't know, and gives the answer of a call
+    without it; those that a layer in it declares as arguments of its context are known.
 
     Raises:
-        StructureMismatchError: naming the argument.
+        StructureMismatchError: naming the arguments.
     """
-    swallowed = {"train", "deterministic", "use_running_average"} & kwargs.keys()
-    unknown = swallowed - inspect.signature(model.call).parameters.keys()
+    known = inspect.signature(model.call).parameters
+    unknown = kwargs.keys() - known.keys()
+    if not _drops_words(model):  # Python, or what has **kwargs, refuses the others
+        unknown &= _FLAX_FLAGS
+    elif unknown:
+        unknown -= keras_internals.context_arguments(model)
     if unknown:
         raise StructureMismatchError(
             where,
             got=f"the argument {', '.join(sorted(unknown))}",
-            expected="training=",
+            expected="training=" if unknown <= _FLAX_FLAGS else "arguments of the model's call",
             fix="A Keras model takes training=True or training=False, and ignores other arguments.",
         )
+
+
+def _drops_words(model: Any) -> bool:
+    """Whether the call of a model is Keras's own, of a graph of layers."""
+    kinds = keras_internals.graph_classes()
+    return isinstance(model, kinds) and type(model).call in [kind.call for kind in kinds]
+
+
+def method_of(model: Any, method: Any, kwargs: Mapping[str, Any]) -> Callable[..., Any]:
+    """The function that is called on a model in place of the model, of its name or as Linen takes it.
+
+    Args:
+        model: the Keras model.
+        method: the name of a method of the model; a method, bound or not; or a function of the model.
+        kwargs: the keyword arguments of the call.
+
+    Raises:
+        StructureMismatchError: if the model has no such method, or the method doesn't take an argument.
+    """
+    found = getattr(type(model), method, None) if isinstance(method, str) else method
+    function = getattr(found, "__func__", found)
+    if not callable(function):
+        raise StructureMismatchError(
+            "apply_fn",
+            got=f"method={method!r}"[:200],
+            expected=f"the name of a method of {type(model).__name__}, or a function of the model",
+            fix="Define the method in the class of the model, or pass method=lambda model, x: ....",
+        )
+    own = inspect.signature(function).parameters
+    takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in own.values())
+    unknown = [] if takes_all else sorted(kwargs.keys() - own.keys())
+    if unknown:
+        raise StructureMismatchError(
+            "apply_fn",
+            got=f"the argument {', '.join(unknown)} for {getattr(function, '__name__', 'a function')}",
+            expected=f"one of {', '.join(list(own)[1:])}",
+            fix="A method gets what it declares: give it that argument, and pass it on to the layers.",
+        )
+    return function  # type: ignore[no-any-return]
 
 
 def _lacks_seed(entry: Entry, given: Mapping[Path, Any]) -> bool:

@@ -11,9 +11,11 @@ from keras_flax_bridge.tree.diff import diff_trees
 from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, nest_paths
 
 PARAM, FROZEN, BATCH_STAT, SEED, OTHER = "param", "frozen", "batch_stat", "seed", "other"
+OVERWRITTEN = "overwritten"  # by its gradient, such as the scales of float8 training
 UNTRACKED = "untracked"  # a variable that Keras has in no list, such as the state of an RNN
 LINEN_COLLECTIONS = {  # where a `linen.Module` keeps a variable, by its kind
     PARAM: "params",
+    OVERWRITTEN: "_overwrite_with_gradient",  # Flax's name for it
     FROZEN: "frozen",
     BATCH_STAT: "batch_stats",
     OTHER: "batch_stats",  # state that calls may change, such as counters
@@ -23,11 +25,12 @@ LINEN_COLLECTIONS = {  # where a `linen.Module` keeps a variable, by its kind
 
 
 class Entry(NamedTuple):
-    """One Keras variable, its structural path and its kind."""
+    """One Keras variable, its structural path and its kind, and whether Keras has it in a list."""
 
     path: Path
     variable: Any
     kind: str
+    tracked: bool = True
 
 
 class Collection(tuple[Entry, ...]):
@@ -79,6 +82,7 @@ class ModelVariables(NamedTuple):
     non_trainable: Collection
     opt_state: Collection
     metrics: Collection
+    compiled: Collection = Collection()
 
 
 def variable_spec(variable: Any) -> jax.ShapeDtypeStruct:

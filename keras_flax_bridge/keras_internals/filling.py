@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -50,11 +52,24 @@ def filled(build: Callable[[], Any], fill: Callable[[Any], None]) -> Any:
     return model
 
 
+@contextlib.contextmanager
+def passing_over() -> Iterator[None]:
+    """Context in which zeros may be read: what is computed from them gets stored values, too."""
+    token = _PASSING.set(True)
+    try:
+        yield
+    finally:
+        _PASSING.reset(token)
+
+
+_PASSING: ContextVar[bool] = ContextVar("passing", default=False)
+
+
 class _Undrawn:
     """Variables with zeros in place of the random values that Keras would draw."""
 
     def __init__(self) -> None:
-        self._made: list[Any] = []
+        self._made: list[weakref.ref[Any]] = []  # a layer may replace a variable
         self._read = False
         self._classes: dict[type, Any] = {}
 
@@ -70,7 +85,7 @@ class _Undrawn:
                 return
             plain(variable, _zeros, shape=shape, dtype=dtype, **options)
             variable.__class__ = self._class(variable.__class__)
-            self._made.append(variable)
+            self._made.append(weakref.ref(variable))
 
         # then Keras places the values, or needs none
         if keras.distribution.distribution() is not None or in_scope():
@@ -81,7 +96,7 @@ class _Undrawn:
 
     def missed(self) -> bool:
         """Whether a zero is left, or something may have been computed from one; asked once, at the end."""
-        left = any(type(variable) in self._classes.values() for variable in self._made)
+        left = any(type(made()) in self._classes.values() for made in self._made)
         self._made.clear()  # the classes hold this object in a circle: it would keep the values of a model
         return self._read or left
 
@@ -95,7 +110,7 @@ class _Undrawn:
         def value(variable: Any) -> Any:
             scope = get_stateless_scope()
             given = scope is not None and scope.get_current_value(variable) is not None
-            if not given and not in_symbolic_scope():  # shape inference asks for no values
+            if not (given or in_symbolic_scope() or _PASSING.get()):  # shape inference asks for no values
                 self._read = True
             return base.value.fget(variable)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 from keras.src.utils.naming import to_snake_case
@@ -15,37 +15,74 @@ from keras_flax_bridge.keras_internals.entries import (
     BATCH_STAT,
     FROZEN,
     OTHER,
+    OVERWRITTEN,
     PARAM,
     SEED,
     UNTRACKED,
     Collection,
     Entry,
 )
+from keras_flax_bridge.keras_internals.held import PLAIN, held_variables
 from keras_flax_bridge.tree.paths import Path
 
 
 def collect_layer(layer: Any) -> tuple[Collection, Collection]:
-    """The trainable and the non-trainable variables of a layer, in Keras's order."""
-    return _in_order(layer, _walk(layer, (), set()))
+    """The trainable and the non-trainable variables of a layer, in Keras's order.
 
-
-def collect_state(layer: Any) -> tuple[Collection, Collection]:
-    """As `collect_layer`, and with the variables that Keras doesn't track, such as states of RNNs.
-
-    Keras's own functions on JAX lose updates of such variables.
+    The variables that Keras doesn't track come last: the states of RNNs, and seeds and variables in plain
+    objects. Keras's own functions on JAX lose updates of such variables; see `tracking`.
     """
-    entries = list(_walk(layer, (), set(), untracked=True))
-    tracked = [entry for entry in entries if entry.kind != UNTRACKED]
-    params, non_trainable = _in_order(layer, tracked)
-    known = {id(entry.variable) for entry in tracked}
-    rest = {id(entry.variable): entry for entry in entries if id(entry.variable) not in known}
-    return params, non_trainable + rest.values()
+    holders: list[_Holder] = []
+    params, non_trainable = _in_order(layer, _walk(layer, (), set(), holders))
+    known = {id(entry.variable) for entry in params + non_trainable}
+    return params, non_trainable + _untracked(holders, known)
+
+
+def collect_tracked(layer: Any) -> tuple[Collection, Collection]:
+    """The trainable and the non-trainable variables that Keras lists for a layer, in its order."""
+    return _in_order(layer, _walk(layer, (), set(), []))
+
+
+def layers_by_path(layer: Any) -> dict[Path, Any]:
+    """Every layer below a layer, itself at ``()``, by its structural key."""
+    holders: list[_Holder] = []
+    list(_walk(layer, (), set(), holders))
+    return {holder.path: holder.layer for holder in holders}
+
+
+def variables_within(layer: Any) -> list[tuple[Path, Any]]:
+    """All variables of a layer with their paths; none of one whose state is not in variables."""
+    try:
+        return [(e.path, e.variable) for part in collect_tracked(layer) for e in part]
+    except UnsupportedLayerError:
+        return []
+
+
+def _untracked(holders: Sequence[_Holder], known: set[int]) -> Iterator[Entry]:
+    """The variables that layers hold and Keras has in no list, each at its first place."""
+    walked = {id(holder.layer) for holder in holders}
+
+    def in_others(layer: Any) -> list[tuple[Path, Any]]:
+        return [] if id(layer) in walked else variables_within(layer)
+
+    for path, layer, attributes, names in holders:
+        for place, variable in held_variables(layer, _unread(layer), in_others):
+            if id(variable) not in known:
+                known.add(id(variable))
+                is_own = id(variable) in attributes
+                own = variable_name(variable, attributes, names) if is_own else names.place(place)
+                yield untracked_entry((*path, *own), variable)
 
 
 def _in_order(layer: Any, entries: Iterable[Entry]) -> tuple[Collection, Collection]:
     found = {id(entry.variable): entry for entry in entries}
-    trainable = [_known(found, v)._replace(kind=PARAM) for v in layer.trainable_variables]
+    trainable = [_known(found, v)._replace(kind=_kind(v)) for v in layer.trainable_variables]
     return Collection(trainable), Collection(_known(found, v) for v in layer.non_trainable_variables)
+
+
+def _kind(variable: Any) -> str:
+    """The kind of a trainable variable."""
+    return OVERWRITTEN if getattr(variable, "overwrite_with_gradient", False) else PARAM
 
 
 def _known(found: Mapping[int, Entry], variable: Any) -> Entry:
@@ -57,6 +94,13 @@ def _known(found: Mapping[int, Entry], variable: Any) -> Entry:
         expected="a variable held by a layer",
         fix="Assign it, or the layer that owns it, to an attribute of the layer that uses it.",
     )
+
+
+# where models have what `compile` was given, and functions made of it
+_COMPILED = frozenset(
+    {"loss", "_compile_config", "_compile_loss", "_compile_metrics", "_loss_tracker"}
+    | {"train_function", "test_function", "predict_function"}
+)
 
 
 class Names:
@@ -84,14 +128,20 @@ class Names:
         return (self._of_attribute[attribute], *path[1:])
 
 
-def _walk(layer: Any, path: Path, seen: set[int], *, untracked: bool = False) -> Iterator[Entry]:
-    """Entries of a layer and of all its sublayers, each variable once, at its first place.
+class _Holder(NamedTuple):
+    """A layer, its path, the places in its attributes, and the names that are taken below it."""
 
-    With `untracked`, then also the variables that attributes alone hold, even if they are another's.
-    """
-    _require_arrays(layer)
+    path: Path
+    layer: Any
+    attributes: Mapping[int, Path]
+    names: Names
+
+
+def _walk(layer: Any, path: Path, seen: set[int], holders: list[_Holder]) -> Iterator[Entry]:
+    """Entries of a layer and of all its sublayers, each variable once, at its first place."""
     seen.add(id(layer))
     attributes, names = held_by(layer, _layer_bookkeeping()), Names()
+    holders.append(_Holder(path, layer, attributes, names))
     children = list(_children(layer, attributes, names))  # they keep their names; leaves give way
     placed = layer.placed_variables() if hasattr(layer, "placed_variables") else {}
     for variable, kind in _own_variables(layer):
@@ -100,21 +150,9 @@ def _walk(layer: Any, path: Path, seen: set[int], *, untracked: bool = False) ->
             place, own = placed.get(id(variable), (None, None))
             place = place or variable_name(variable, attributes, names)
             yield Entry((*path, *place), variable, own or kind)
-    for variable in _held_variables(layer, seen) if untracked else ():
-        yield Entry((*path, *variable_name(variable, attributes, names)), variable, UNTRACKED)
     for name, child in children:
         if id(child) not in seen:
-            yield from _walk(child, (*path, *name), seen, untracked=untracked)
-
-
-def _require_arrays(layer: Any) -> None:
-    if hasattr(layer, "save_assets"):  # values that Keras layers store outside of variables
-        raise UnsupportedLayerError(
-            f"layer {layer.name!r}",
-            got=f"a {type(layer).__name__}, which keeps state that is not an array (it has save_assets)",
-            expected="state in variables",
-            fix="Move the layer out of the model into the data pipeline.",
-        )
+            yield from _walk(child, (*path, *name), seen, holders)
 
 
 def _own_variables(layer: Any) -> Iterator[tuple[Any, str]]:
@@ -128,11 +166,15 @@ def _own_variables(layer: Any) -> Iterator[tuple[Any, str]]:
         yield generator.state, SEED
 
 
-def _held_variables(layer: Any, known: set[int]) -> Iterator[Any]:
-    for name in public_first(vars(layer).keys() - _layer_bookkeeping()):
-        for _, item in contents((name,), vars(layer)[name]):
-            if isinstance(item, keras.Variable) and id(item) not in known:
-                yield item
+def _unread(layer: Any) -> frozenset[str]:
+    """The attributes of a layer that are not its own state."""
+    return _model_bookkeeping() if isinstance(layer, keras.Model) else _layer_bookkeeping()
+
+
+def untracked_entry(path: Path, variable: Any) -> Entry:
+    """The entry of a variable that Keras has in no list."""
+    # the name that a SeedGenerator gives to its variable
+    return Entry(path, variable, SEED if path[-1] == "seed_generator_state" else UNTRACKED, tracked=False)
 
 
 def _children(layer: Any, attributes: Mapping[int, Path], names: Names) -> Iterator[tuple[Path, Any]]:
@@ -193,6 +235,11 @@ def _layer_bookkeeping() -> frozenset[str]:
     return frozenset(vars(keras.layers.Layer()))
 
 
+@cache
+def _model_bookkeeping() -> frozenset[str]:
+    return _layer_bookkeeping() | _COMPILED
+
+
 def held_by(holder: Any, skip: frozenset[str]) -> dict[int, Path]:
     """The first place of each layer and variable in an object, including lists and dicts."""
     found: dict[int, Path] = {}
@@ -213,7 +260,9 @@ def contents(path: Path, value: Any) -> Iterator[tuple[Path, Any]]:
         yield path, value
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            yield from contents((*path, str(key)), item)
+            if item.__class__ not in PLAIN:
+                yield from contents((*path, str(key)), item)
     elif isinstance(value, (list, tuple)):
         for index, item in enumerate(value):
-            yield from contents((*path, str(index)), item)
+            if item.__class__ not in PLAIN:
+                yield from contents((*path, str(index)), item)

@@ -19,6 +19,7 @@ from keras_flax_bridge.keras_internals.keys import (
     variable_name,
 )
 from keras_flax_bridge.keras_internals.trainers import metrics_built, trainer
+from keras_flax_bridge.tree.paths import flatten_tree
 
 
 def metric_entries(model: Any) -> Iterator[Entry]:
@@ -118,3 +119,11 @@ def reset_metrics(model: Any, values: Sequence[Any]) -> list[Any]:
     with keras.StatelessScope([(e.variable, v) for e, v in zip(entries, values, strict=True)]) as scope:
         built.reset_metrics()
     return [scope.get_current_value(entry.variable) for entry in entries]
+
+
+def metric_results(model: Any, tree: Any) -> dict[str, Any]:
+    """What `fit` logs at the end of an epoch, of metrics with these values."""
+    flat = flatten_tree(tree)
+    with keras.StatelessScope([(entry.variable, flat[entry.path]) for entry in metric_entries(model)]):
+        results: dict[str, Any] = model.get_metrics_result()
+    return results

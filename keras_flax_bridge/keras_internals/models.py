@@ -8,6 +8,7 @@ import jax
 import keras
 import numpy as np
 
+from keras_flax_bridge.keras_internals.compiled_objects import compiled_entries
 from keras_flax_bridge.keras_internals.entries import Collection, ModelVariables, variable_spec
 from keras_flax_bridge.keras_internals.keys import collect_layer
 from keras_flax_bridge.keras_internals.metrics import metric_entries
@@ -17,7 +18,7 @@ from keras_flax_bridge.tree.diff import diff_trees
 
 
 def collect(model: Any, *, metrics: bool = True) -> ModelVariables:
-    """Every variable of a model, by structural path: weights, seeds, slots and metrics.
+    """Every variable of a model, by structural path: weights, seeds, slots, metrics, what a loss holds.
 
     `model` may be a layer; then there are no slots and no metrics.
 
@@ -30,7 +31,8 @@ def collect(model: Any, *, metrics: bool = True) -> ModelVariables:
     is_keras = isinstance(optimizer, keras.optimizers.Optimizer)
     slots = Collection(optimizer_entries(optimizer, keys) if is_keras else ())
     totals = Collection(metric_entries(model) if metrics else ())
-    return ModelVariables(params, non_trainable, slots, totals)
+    known = {*keys, *(id(entry.variable) for entry in slots + totals)}
+    return ModelVariables(params, non_trainable, slots, totals, Collection(compiled_entries(model, known)))
 
 
 def is_built(model: Any) -> bool:
@@ -56,6 +58,20 @@ def is_complete(layer: Any) -> bool:
     return all(part.built for part in all_layers(layer))
 
 
+def makes_variables(layer: Any) -> bool:
+    """Whether building a layer may make variables: whether a part that is not built has its own `build`."""
+    parts = [part for part in all_layers(layer) if not part.built]
+    return any(_has_own_build(part) for part in parts)
+
+
+def _has_own_build(part: Any) -> bool:
+    build = type(part).build
+    if isinstance(part, keras.Model) and build.__module__.startswith("keras."):
+        return False  # it builds its layers
+    # `_is_default`: Keras's mark of a `build` that nobody wrote
+    return not getattr(build, "_is_default", False)
+
+
 def build_layer(layer: Any, *args: Any, **kwargs: Any) -> None:
     """Builds a layer and its sublayers as a call on such arrays or specs would; nothing is computed.
 
@@ -75,9 +91,10 @@ def _symbolic(leaf: Any) -> Any:
     return keras.KerasTensor(leaf.shape, keras.backend.standardize_dtype(leaf.dtype))
 
 
-def shapes_to_specs(layer: Any, shapes: Any) -> Any:
-    """Inputs of these shapes, of the dtype that the layer computes in."""
-    return keras.tree.map_shape_structure(lambda s: keras.KerasTensor(s, layer.input_dtype), shapes)
+def shapes_to_specs(layer: Any, shapes: Any, dtype: str | None = None) -> Any:
+    """Inputs of these shapes, of the dtype that the layer computes in, or of another."""
+    dtype = layer.input_dtype if dtype is None else dtype
+    return keras.tree.map_shape_structure(lambda s: keras.KerasTensor(s, dtype), shapes)
 
 
 def specs(batch: Any) -> Any:
@@ -116,3 +133,9 @@ def build_optimizer(model: Any) -> None:
             "It was built for other variables. Compile the model again after layers were frozen or "
             "unfrozen, and give each model a separate optimizer.",
         )
+
+
+def context_arguments(model: Any) -> set[str]:
+    """The arguments that layers of a model take from the call of the model, besides those of every call."""
+    # `_call_context_args`: what a graph hands on to the layers that declare it; nothing public has it
+    return {name for layer in all_layers(model) for name in getattr(layer, "_call_context_args", ()) if name}

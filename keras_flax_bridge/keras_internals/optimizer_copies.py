@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import keras
 
 from keras_flax_bridge.errors import StructureMismatchError, UnsupportedOptimizerError
@@ -23,7 +24,11 @@ from keras_flax_bridge.tree.paths import Flat, Path
 
 
 def rebuilt(
-    optimizer: Any, counterparts: Mapping[int, Any], *, values: Iterable[tuple[Any, Any]] = ()
+    optimizer: Any,
+    counterparts: Mapping[int, Any],
+    *,
+    values: Iterable[tuple[Any, Any]] = (),
+    rate: Any = None,
 ) -> Any:
     """An optimizer of the same class, config and exclusions that is not built: it has no slots yet.
 
@@ -32,8 +37,9 @@ def rebuilt(
         counterparts: the variables that the new one will train, by the id of the corresponding variable
             of `optimizer`.
         values: pairs of a variable of `optimizer` and the value to read in its place, where its own moved.
+        rate: the learning rate in place of the optimizer's, an object that Keras accepts; None for its own.
     """
-    return _Copies(counterparts, list(values)).of(optimizer)
+    return _Copies(counterparts, list(values), rate).of(optimizer)
 
 
 def rebuilt_alone(optimizer: Any) -> Any:
@@ -80,8 +86,8 @@ def match_exclusions(optimizer: Any, fresh: Any) -> None:
 class _Copies:
     """Copies of optimizers; an optimizer that is referenced twice is copied once."""
 
-    def __init__(self, counterparts: Mapping[int, Any], values: list[tuple[Any, Any]]):
-        self._counterparts, self._values = counterparts, values
+    def __init__(self, counterparts: Mapping[int, Any], values: list[tuple[Any, Any]], rate: Any = None):
+        self._counterparts, self._values, self._rate = counterparts, values, rate
         self._made: dict[int, tuple[Any, Any]] = {}  # with the original, so that its id stays its own
 
     def of(self, optimizer: Any) -> Any:
@@ -95,14 +101,21 @@ class _Copies:
                 fresh = copy(optimizer, self._config(optimizer, _INSIDE[kind]), self.of)
                 copy_exclusions(optimizer, fresh, self._counterparts)
                 return fresh
-        config, rate = self._config(optimizer), learning_rate(optimizer)
+        config = self._config(optimizer)
+        rate = learning_rate(optimizer) if self._rate is None else self._rate
         if not isinstance(rate, keras.Variable):
             config["learning_rate"] = rate  # as an object, so that its class needs no registration
         fresh = type(optimizer).from_config(config)
+        if _is_traced(rate):
+            learning_rate(fresh)._value = rate._value  # as it is: assign() would compute with it
         copies = optimizer_parts(fresh)
         for path, part in optimizer_parts(optimizer).items():
             copy_exclusions(part, copies[path], self._counterparts)
         return fresh
+
+    def _reads_no_rate(self, optimizer: Any) -> bool:
+        """Whether the number in the learning rate isn't needed, or is none."""
+        return self._rate is not None or _is_traced(learning_rate(optimizer))
 
     def _config(self, optimizer: Any, inside: str | None = None) -> dict[str, Any]:
         """The config, without parts that are passed on as objects, which Keras may be unable to serialize."""
@@ -110,11 +123,16 @@ class _Copies:
         vars(reader).update(vars(optimizer))
         if inside is not None:
             vars(reader)[inside] = None
-        elif not isinstance(learning_rate(optimizer), keras.Variable):
+        elif not isinstance(learning_rate(optimizer), keras.Variable) or self._reads_no_rate(optimizer):
             vars(reader)["_learning_rate"] = 0.0
         with keras.StatelessScope(self._values) if self._values else contextlib.nullcontext():
             config: dict[str, Any] = reader.get_config()
             return config
+
+
+def _is_traced(rate: Any) -> bool:
+    """Whether a learning rate is a variable of an optimizer that was made inside a traced function."""
+    return isinstance(rate, keras.Variable) and isinstance(rate._value, jax.core.Tracer)
 
 
 def _loss_scale(optimizer: Any, config: dict[str, Any], again: Callable[[Any], Any]) -> Any:
@@ -170,16 +188,18 @@ class Twin(NamedTuple):
     slots: Collection
 
 
-def twin_of(optimizer: Any, values: Flat, owner: Callable[[Path], Any]) -> Twin:
+def twin_of(optimizer: Any, values: Flat, owner: Callable[[Path], Any], rate: Any = None) -> Twin:
     """The optimizer rebuilt and built for variables of these values, with its slots at their start.
 
     Args:
         optimizer: a Keras optimizer; it is not changed.
         values: arrays by path.
         owner: the variable whose name, path and constraint one of a path has; None for none.
+        rate: as in `rebuilt`.
     """
     params = Collection(Entry(path, _variable(path, v, owner(path)), PARAM) for path, v in values.items())
-    fresh = rebuilt(optimizer, {id(owner(entry.path)): entry.variable for entry in params})
+    counterparts = {id(owner(entry.path)): entry.variable for entry in params}
+    fresh = rebuilt(optimizer, counterparts, rate=rate)
     with keras.name_scope(fresh.name, caller=fresh):
         fresh.build([entry.variable for entry in params])
     keys: Mapping[int, Path] = {id(entry.variable): entry.path for entry in params}

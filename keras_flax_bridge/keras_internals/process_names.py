@@ -12,11 +12,12 @@ from typing import Any
 
 import keras
 
+from keras_flax_bridge.errors import NotBuiltError, StructureMismatchError
 from keras_flax_bridge.keras_internals.entries import Entry
 from keras_flax_bridge.keras_internals.keys import has_auto_name
 from keras_flax_bridge.keras_internals.models import collect
 from keras_flax_bridge.keras_internals.trainers import metrics_built
-from keras_flax_bridge.tree.paths import Path
+from keras_flax_bridge.tree.paths import Path, join_path
 
 # how Keras's `get_state_tree` calls the trees, and we do
 VARIABLE_TREES = {
@@ -49,6 +50,52 @@ def found_again(model: Any, stored: Iterable[Path]) -> dict[Path, Path]:
         **_matched(renamed, optimizers, _any_number),
         **_places(totals, metrics, _any_number),
     }
+
+
+def found_by_path(model: Any, stored: Iterable[Path]) -> dict[Path, Path]:
+    """The path of each variable of a model in a dictionary keyed by `variable.path`, by its structural path.
+
+    Args:
+        model: a built model, with its optimizer and metrics as far as they are to be found; or a layer.
+        stored: the keys of the dictionary, such as ``("dense_3", "kernel")``, of all kinds of variables.
+
+    Raises:
+        StructureMismatchError: if variables of the model have the same path.
+    """
+    left = {path: path for path in stored}
+    try:
+        variables = collect(model, metrics=getattr(model, "compiled", False))
+    except NotBuiltError:  # of a metric that has to see data first
+        variables = collect(model, metrics=False)
+    weights = {(tree, *e.path): e for tree in ("params", "non_trainable") for e in getattr(variables, tree)}
+    found = _weights(weights, left, _automatic(model))
+    _require_own(weights, found)
+    flat = {_flat(weights[name]): "_".join(place) for name, place in found.items()}
+    slots = {("opt_state", *entry.path): entry for entry in variables.opt_state}
+    renamed = {name: _slot_path(entry, flat) for name, entry in slots.items()}
+    totals = {("metrics", *entry.path): _keras_path(entry) for entry in variables.metrics}
+    totals |= {("compiled", *entry.path): _keras_path(entry) for entry in variables.compiled}
+    for own in (renamed, totals):
+        taken = set(found.values())
+        found |= _matched(own, {path: path for path in left if path not in taken}, _any_number)
+    return found
+
+
+def _require_own(entries: Mapping[Path, Entry], found: Mapping[Path, Path]) -> None:
+    """Checks that no two variables are found at one place: a dictionary holds the value of one of them."""
+    names: dict[Path, list[Path]] = {}
+    for name, place in found.items():
+        names.setdefault(place, []).append(name)
+    twice = [name for several in names.values() if len(several) > 1 for name in several]
+    if twice:
+        raise StructureMismatchError(
+            "keys='path'",
+            got="variables of the model that have one path together",
+            expected="a path for each: a dictionary holds the value of one of them",
+            report=[f"  {join_path(name)}  {entries[name].variable.path}" for name in twice],
+            mismatched=[join_path(name) for name in twice],
+            fix="Give their layers different names, or restore the others with include=.",
+        )
 
 
 def _weights(entries: Mapping[Path, Entry], stored: Mapping[Path, Path], automatic: Any) -> dict[Path, Path]:

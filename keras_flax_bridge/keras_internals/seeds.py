@@ -28,6 +28,11 @@ def seed(key: jax.Array) -> jax.Array:
     return jnp.stack([bits, jnp.zeros_like(bits)])
 
 
+def seed_at(path: Path) -> jax.Array:
+    """A Keras seed for a path, the same in every process."""
+    return seed(fold(jax.random.key(0), path))
+
+
 def random_states() -> Callable[[], None]:
     """Takes what `keras.utils.set_random_seed` sets; the function that is returned puts it back."""
     python, numpy = random.getstate(), np.random.get_state()

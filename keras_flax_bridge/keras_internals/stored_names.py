@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import keras
 from keras.src.saving import saving_lib
 
 from keras_flax_bridge.keras_internals.bounds import PATCHING
-from keras_flax_bridge.keras_internals.models import collect
+from keras_flax_bridge.keras_internals.keys import has_auto_name
+from keras_flax_bridge.keras_internals.models import all_layers, collect
+from keras_flax_bridge.keras_internals.quantizing import quantizing_without_values
+from keras_flax_bridge.keras_internals.values import holds_value
 from keras_flax_bridge.tree.paths import Path
 
 
@@ -19,6 +25,7 @@ class _Recorder(saving_lib.H5IOStore):
 
     def __init__(self) -> None:
         self.names: dict[int, str] = {}
+        self.owners: dict[str, Any] = {}  # the name of an owner of variables, by its group
         self._group = ""
 
     def __bool__(self) -> bool:
@@ -26,6 +33,7 @@ class _Recorder(saving_lib.H5IOStore):
 
     def make(self, path: str, metadata: Any = None) -> Any:
         self._group = f"{path}/vars" if path else "vars"
+        self.owners[self._group] = (metadata or {}).get("name")
         return self
 
     def __setitem__(self, key: str, value: Any) -> None:
@@ -38,9 +46,7 @@ def names_in_files(model: Any) -> dict[Path, str]:
 
     A variable whose value is computed on writing, such as a kernel with LoRA, has none.
     """
-    recorder, optimizer = _Recorder(), getattr(model, "optimizer", None)
-    # `_save_state`: Keras's own walk; what it would write of an optimizer are values, by their order
-    saving_lib._save_state(model, recorder, None, "", {id(optimizer)})
+    recorder, optimizer = _recorded(model), getattr(model, "optimizer", None)
     for i, variable in enumerate(getattr(optimizer, "variables", ())):
         recorder.names[id(variable)] = f"optimizer/vars/{i}"
     return {
@@ -49,6 +55,45 @@ def names_in_files(model: Any) -> dict[Path, str]:
         for entry in entries
         if id(entry.variable) in recorder.names
     }
+
+
+def owners_in_files(model: Any) -> dict[str, re.Pattern[str]]:
+    """What the layers that own variables may be called in Keras's files, by group.
+
+    A name that Keras gave may have any number, which differs from one process to the next.
+    """
+    recorder = _recorded(model)
+    groups = {name.rpartition("/")[0] for name in recorder.names.values()} - {"vars"}
+    given = {layer.name for layer in all_layers(model) if not has_auto_name(layer)}
+    return {group: _called(recorder.owners[group], given) for group in groups}
+
+
+def _called(name: Any, given: set[str]) -> re.Pattern[str]:
+    if name in given:
+        return re.compile(re.escape(name))
+    return re.compile(re.escape(re.sub(r"_\d+$", "", str(name))) + r"(_\d+)?")
+
+
+def _recorded(model: Any) -> _Recorder:
+    recorder = _Recorder()
+    empty = [e.variable for part in collect(model) for e in part if not holds_value(e.variable)]
+
+    def walk() -> None:
+        # `_save_state`: Keras's own walk; what it would write of an optimizer are values, by their order
+        saving_lib._save_state(model, recorder, None, "", {id(getattr(model, "optimizer", None))})
+
+    def traced(values: list[Any]) -> None:
+        with (
+            keras.StatelessScope(list(zip(empty, values, strict=True))),
+            quantizing_without_values(jnp.zeros),
+        ):
+            walk()
+
+    if empty:  # what layers compute on writing, such as a kernel with LoRA, has a shape
+        jax.eval_shape(traced, [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in empty])
+    else:
+        walk()
+    return recorder
 
 
 @contextlib.contextmanager

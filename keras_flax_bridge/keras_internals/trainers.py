@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
+from keras.src.trainers.data_adapters.data_adapter_utils import class_weight_to_sample_weights
 
 from keras_flax_bridge.errors import NotBuiltError, StructureMismatchError, said
 
@@ -96,3 +98,8 @@ def metrics_built(model: Any) -> bool:
 def begin_fit_at(model: Any, epoch: int | None) -> None:
     """The epoch at which `fit` starts instead of its argument; None to use the argument."""
     model._initial_epoch = epoch  # `_initial_epoch`: what Keras's own BackupAndRestore sets
+
+
+def class_weights(y: Any, weights: Mapping[int, float]) -> Any:
+    """The weight of each row by its class, as `fit` computes it from `class_weight`."""
+    return class_weight_to_sample_weights(y, weights)

@@ -49,9 +49,15 @@ def in_scope() -> bool:
     return get_stateless_scope() is not None
 
 
+def in_shape_inference() -> bool:
+    """Whether shapes alone are computed."""
+    inferring: bool = in_symbolic_scope()
+    return inferring
+
+
 def move(entries: Iterable[Entry]) -> None:
     """Takes the values out of variables; using one raises OwnershipError until it is assigned."""
-    for path, variable, _ in entries:
+    for path, variable, *_ in entries:
         if not is_moved(variable):
             variable.__class__ = _moved_class(variable.__class__)
             variable._moved_from = join_path(path)

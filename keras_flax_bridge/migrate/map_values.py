@@ -39,7 +39,7 @@ def keras_values(source: Any) -> Flat:
     if isinstance(source, keras.layers.Layer):
         return {
             e.path: e.variable.value
-            for collection in keras_internals.collect_layer(source)
+            for collection in keras_internals.collect_tracked(source)
             for e in collection
         }
     if hasattr(source, "params") and hasattr(source, "non_trainable"):
@@ -77,7 +77,7 @@ def placed_as(value: Any, before: Any) -> Any:
 def with_values(like: Any, values: Flat, lacking: set[Path]) -> Any:
     """Writes values to a Keras model or a state, after checking all of them."""
     if isinstance(like, keras.layers.Layer):
-        entries = {e.path: e for c in keras_internals.collect_layer(like) for e in c if e.kind != SEED}
+        entries = {e.path: e for c in keras_internals.collect_tracked(like) for e in c if e.kind != SEED}
         expected = {
             p: keras_internals.variable_spec(e.variable) for p, e in entries.items() if p not in lacking
         }

@@ -12,6 +12,7 @@ from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import UnsupportedOptimizerError
 from keras_flax_bridge.optimizers.step_interface import is_optax
 from keras_flax_bridge.tree import untrusted, words
+from keras_flax_bridge.tree.paths import Path
 
 OPTIONS = (
     "weight_decay",
@@ -168,6 +169,52 @@ def _about(name: str) -> str:
 def takes_rate(factory: Any) -> bool:
     """Whether the factory has a learning rate."""
     return factory is not None and "learning_rate" in inspect.signature(factory).parameters
+
+
+def mask_argument(transformation: Any, given: Mapping[str, Any], of_keras: bool) -> str | None:
+    """The argument of a factory that selects what it decays; None if the decay is Keras's, or there is none.
+
+    Args:
+        transformation: the name, function or transformation of an optimizer.
+        given: the arguments that the function is called with.
+        of_keras: whether Keras decays the weights.
+
+    Raises:
+        UnsupportedOptimizerError: if the transformation may decay weights, and takes no mask.
+    """
+    factory = factory_of(transformation)
+    own = {} if factory is None else dict(inspect.signature(factory).parameters)
+    masks = [name for name in ("weight_decay_mask", "mask") if name in own]
+    decays = [name for name in own if name in ("weight_decay", "weight_decay_rate")]
+    others = [name for name in own if name.endswith("_weight_decay")]  # of a part, which no mask reaches
+    set_others = [name for name in others if given.get(name, own[name].default)]
+    if masks and decays and not set_others:
+        return masks[0]
+    is_known = factory is not None and (
+        bool(decays) or str(getattr(factory, "__module__", "")).startswith("optax.")
+    )
+    active = [name for name in (*decays, *others) if given.get(name, own[name].default)]
+    if of_keras or (is_known and not active):
+        return None
+    what = (
+        "a transformation object" if factory is None else f"{(*set_others, *active, 'a decay')[0]} of its own"
+    )
+    raise UnsupportedOptimizerError(
+        "exclude_from_weight_decay",
+        got=f"{what}, which takes no mask",
+        expected="a transformation whose function has weight_decay= and mask=, such as 'adamw'",
+        fix="Give it a mask when you make it, as in optax.add_decayed_weights(rate, mask=...), or leave the "
+        "decay to Keras: OptaxOptimizer('adam', learning_rate=..., weight_decay=...).",
+    )
+
+
+def is_selected(mask: Any, path: Path) -> bool:
+    """Whether a mask as optax takes it, a nested dict or a part of one, selects a parameter."""
+    for name in path:
+        if not isinstance(mask, Mapping):
+            break
+        mask = mask[name]
+    return bool(mask)
 
 
 def rate_of(given: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,22 +12,26 @@ import jax.numpy as jnp
 import keras
 import optax
 
+from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import UnsupportedOptimizerError, said
-from keras_flax_bridge.keras_internals import WholeTreeOptimizer
+from keras_flax_bridge.keras_internals import WholeTreeOptimizer, holds_value
 from keras_flax_bridge.optimizers.optax_factories import (
     OPTIONS,
     Ready,
     factory_of,
+    is_selected,
     made,
+    mask_argument,
     plain,
     rate_of,
     split,
     takes_rate,
 )
+from keras_flax_bridge.optimizers.optax_slots import Place, places_of
 from keras_flax_bridge.optimizers.step_interface import taking_no_extra_arguments
 from keras_flax_bridge.tree import words
 from keras_flax_bridge.tree.leaves import from_disk, on_disk
-from keras_flax_bridge.tree.paths import Path, flatten_tree
+from keras_flax_bridge.tree.paths import Path, fill_tree, flatten_tree
 
 
 @words.doors(methods=False)
@@ -94,6 +99,7 @@ class OptaxOptimizer(WholeTreeOptimizer):
         self._given = Ready(ready)  # wrapped, because Keras copies tuples that are set on an optimizer
         self.arguments = own
         self._has_rate = learning_rate is not None
+        self._mask: str | None = None  # the argument of the function that exclusions from decay are given to
         self._made(0.1 if self._has_rate else None)  # raises for invalid arguments
 
     @property
@@ -128,7 +134,7 @@ class OptaxOptimizer(WholeTreeOptimizer):
             return optax.with_extra_args_support(self.transformation)
         rates = {} if rate is None else {"learning_rate": rate}
         try:
-            return optax.with_extra_args_support(factory(**rates, **self.arguments))
+            return optax.with_extra_args_support(factory(**rates, **{**self.arguments, **self._masks()}))
         except TypeError as error:
             raise UnsupportedOptimizerError(
                 "transformation",
@@ -136,6 +142,41 @@ class OptaxOptimizer(WholeTreeOptimizer):
                 expected="those of its signature",
                 fix="Pass the missing ones by name.",
             ) from error
+
+    def exclude_from_weight_decay(
+        self, var_list: list[Any] | None = None, var_names: list[str] | None = None
+    ) -> None:
+        """Excludes variables from weight decay, that of the transformation (optax's ``mask``) or Keras's.
+
+        Args:
+            var_list: variables to exclude.
+            var_names: words; a variable is excluded if its name has one of them.
+
+        Raises:
+            UnsupportedOptimizerError: if the transformation may decay weights and takes no mask, such as
+                an object.
+        """
+        self._mask = mask_argument(self.transformation, self.arguments, self.weight_decay is not None)
+        super().exclude_from_weight_decay(var_list, var_names)
+        if self.built:  # as where a checkpoint has them: a mask adds no leaf to the state
+            self._treedef = jax.tree.structure(jax.eval_shape(self._anyhow().init, self._start()))
+
+    def _masks(self) -> dict[str, Any]:
+        """The argument of the factory that has the exclusions from weight decay, if there are any."""
+        if self._mask is None:
+            return {}
+        given = self.arguments.get(self._mask)
+
+        def mask(params: Any) -> Any:
+            decayed = map(partial(keras_internals.is_decayed, self), self._own_variables)
+            own = given(params) if callable(given) else True if given is None else given
+            kept = {
+                path: keep and is_selected(own, path)
+                for path, keep in zip(self._paths(), decayed, strict=True)
+            }
+            return fill_tree(params, kept)
+
+        return {self._mask: mask}
 
     def build(self, variables: list[Any]) -> None:
         """Creates a variable for every leaf of the transformation's state.
@@ -149,8 +190,9 @@ class OptaxOptimizer(WholeTreeOptimizer):
         if self.built:
             return
         super().build(variables)
-        params = self._tree([variable.value for variable in variables])
-        tx = self._made(jnp.asarray(0.1) if self._has_rate else None)
+        # those that gradients overwrite have no slots, as in Keras's own optimizers
+        self._trained = [i for i, v in enumerate(variables) if not keras_internals.is_overwritten(v)]
+        params, tx = self._start(), self._anyhow()
         state = tx.init(params)
         with taking_no_extra_arguments(tx):
             jax.eval_shape(tx.update, params, state, params)
@@ -158,17 +200,24 @@ class OptaxOptimizer(WholeTreeOptimizer):
         self.numbers: dict[str, Any] = {}
         self._keep(state, params)
 
+    def _anyhow(self) -> Any:
+        """The transformation at any learning rate, which its state does not depend on."""
+        return self._made(jnp.asarray(0.1) if self._has_rate else None)
+
+    def _start(self) -> Any:
+        """The parameters; zeros where values moved into a state, or are traced: slots get theirs later."""
+        own = self._own_variables
+        return self._tree([v.value if holds_value(v) else jnp.zeros(v.shape, v.dtype) for v in own])
+
     def _keep(self, state: Any, params: Any) -> None:
         """Creates variables for the leaves of a state, ordered by field, then by weight, not by name."""
-        owners = {path: i for i, path in enumerate(self._paths())}
         leaves, self._treedef = jax.tree.flatten(state)
-        places = [_place(path, owners) for path in flatten_tree(state)]
-        names = _short({prefix for prefix, _ in places}, [prefix for prefix, _ in places])
+        places = places_of(state, self._paths())
+        self._places = [(name, None if i is None else self._trained[i]) for name, i in places]
         self._likes = [jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.asarray(leaf).dtype) for leaf in leaves]
-        self._places = [(names[prefix], owner) for prefix, owner in places]
         slots: dict[str, list[Any]] = {}
         numbers: dict[str, Any] = {}
-        count = len(owners)
+        count = len(self.optimized_variables)
         order = list(dict.fromkeys(name for name, _ in self._places))
         for leaf, (name, owner) in sorted(
             zip(leaves, self._places, strict=True),
@@ -191,11 +240,16 @@ class OptaxOptimizer(WholeTreeOptimizer):
 
     def _paths(self) -> list[Path]:
         """The path of each weight in the tree of the transformation: its own path if that is unique."""
-        paths = [tuple(variable.path.split("/")) for variable in self.optimized_variables]
+        paths = [tuple(variable.path.split("/")) for variable in self._own_variables]
         inner = {path[:i] for path in paths for i in range(1, len(path))}
         if len(set(paths)) < len(paths) or inner & set(paths):
             return [(f"{i}_{'_'.join(path)}",) for i, path in enumerate(paths)]
         return paths
+
+    @property
+    def _own_variables(self) -> list[Any]:
+        """The variables that the transformation sees."""
+        return [self.optimized_variables[i] for i in self._trained]
 
     def _tree(self, values: list[Any]) -> Any:
         """A nested dict in Keras's order: the order of names would depend on what else the process built."""
@@ -207,24 +261,34 @@ class OptaxOptimizer(WholeTreeOptimizer):
             node[path[-1]] = value
         return tree
 
+    def held_variables(self) -> dict[Place, Any]:
+        """The variable of every leaf of the transformation's state, by its field and the index of its weight.
+
+        Returns:
+            A dict in the order of the leaves; the index of a number is None.
+
+        Raises:
+            AttributeError: if the optimizer is not built.
+        """
+        slots, numbers = self.slots, self.numbers
+        return {(name, i): numbers[name] if i is None else slots[name][i] for name, i in self._places}
+
     def _state(self) -> Any:
-        held = [
-            self.numbers[name] if owner is None else self.slots[name][owner] for name, owner in self._places
-        ]
+        held = self.held_variables().values()
         leaves = [from_disk(v.value, like) for v, like in zip(held, self._likes, strict=True)]
         return jax.tree.unflatten(self._treedef, leaves)
 
     def _update_all(self, gradients: Mapping[int, Any], learning_rate: Any) -> None:
-        values = [variable.value for variable in self.optimized_variables]
+        values = [variable.value for variable in self._own_variables]
         params = self._tree(values)
         grads = [
             jnp.asarray(gradients[i], v.dtype) if i in gradients else jnp.zeros_like(v)
-            for i, v in enumerate(values)
+            for i, v in zip(self._trained, values, strict=True)
         ]
         rate = learning_rate.astype(optax.tree.dtype(params, "highest")) if self._has_rate else None
         updates, state = self._made(rate).update(self._tree(grads), self._state(), params)
         new = flatten_tree(optax.apply_updates(params, updates))
-        for i, (path, variable) in enumerate(zip(self._paths(), self.optimized_variables, strict=True)):
+        for i, path, variable in zip(self._trained, self._paths(), self._own_variables, strict=True):
             if i in gradients:
                 self.assign(variable, new[path])
         for leaf, (name, owner) in zip(jax.tree.leaves(state), self._places, strict=True):
@@ -271,20 +335,3 @@ class OptaxOptimizer(WholeTreeOptimizer):
         if not self._has_rate:
             config["learning_rate"] = None
         return config | self.arguments
-
-
-def _place(path: Path, owners: Mapping[Path, int]) -> tuple[Path, int | None]:
-    """The position of a leaf in the state: its prefix and its parameter, or neither for a number."""
-    found = [owner for owner in owners if path[len(path) - len(owner) :] == owner]
-    longest = max(found, key=len, default=None)
-    return (path, None) if longest is None else (path[: len(path) - len(longest)], owners[longest])
-
-
-def _short(prefixes: set[Path], order: list[Path]) -> dict[Path, str]:
-    """A name for each field: its last part if unique, otherwise its full path."""
-    words = {
-        prefix: next((name for name in reversed(prefix) if not name.isdigit()), "state")
-        for prefix in prefixes
-    }
-    unique = {prefix for prefix in prefixes if list(words.values()).count(words[prefix]) == 1}
-    return {prefix: words[prefix] if prefix in unique else "/".join(prefix) for prefix in order}

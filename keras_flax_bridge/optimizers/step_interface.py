@@ -14,6 +14,8 @@ import optax
 from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import StructureMismatchError, UnsupportedOptimizerError, said
 from keras_flax_bridge.keras_internals import Collection, ModelVariables
+from keras_flax_bridge.optimizers.overwrites import applied, overwriting
+from keras_flax_bridge.optimizers.overwrites import is_exact as is_exact
 from keras_flax_bridge.tree.diff import diff_trees
 from keras_flax_bridge.tree.leaves import SharedOnCopy
 from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, nest_paths
@@ -85,8 +87,7 @@ class OptaxInKeras:
         values = params.tree(trainable_variables)
         state = slots.tree(optimizer_variables)
         with taking_no_extra_arguments(self.tx):
-            updates, state = self.tx.update(params.tree(grads), state, values)
-        values = optax.apply_updates(values, updates)
+            values, state = applied(overwriting(self.tx, params), params.tree(grads), state, values)
         return params.leaves(values, "params"), jax.tree.leaves(state)
 
 
@@ -114,7 +115,7 @@ class OptaxSlots:
     """Optax's state in the role of a Keras optimizer's `Collection` of slots."""
 
     def __init__(self, tx: optax.GradientTransformation, params: Collection):
-        self._like = jax.eval_shape(tx.init, nest_paths(params.specs()))
+        self._like = jax.eval_shape(overwriting(tx, params).init, nest_paths(params.specs()))
 
     def order(self, flat: Flat, where: str) -> list[Path]:
         """The paths of the leaves in optax's order, after checking that they are this transformation's.
@@ -133,11 +134,12 @@ class OptaxSlots:
         return jax.tree.unflatten(jax.tree.structure(self._like), values)
 
 
-def training_variables(trained: Any) -> tuple[Any, Any, Any, Any]:
-    """Params, non-trainable state, slots and metrics of a `trainee`, each a collection."""
+def training_variables(trained: Any) -> tuple[Any, ...]:
+    """Params, non-trainable state, slots, metrics and compiled objects of a `trainee`, each a collection."""
     variables = keras_internals.collect(trained)
     if isinstance(trained.optimizer, OptaxInKeras):
-        return (*variables[:2], OptaxSlots(trained.optimizer.tx, variables.params), variables.metrics)
+        slots = OptaxSlots(trained.optimizer.tx, variables.params)
+        return (*variables[:2], slots, *variables[3:])
     return variables
 
 
@@ -182,11 +184,14 @@ class KerasTransformation(SharedOnCopy, optax.GradientTransformationExtraArgs):
         """New parameters and slots, by Keras's own rule.
 
         The gradients are those of the unscaled loss: if the optimizer scales the loss, they are scaled
-        here, because Keras's rule divides by that scale.
+        here, because Keras's rule divides by that scale; not those that overwrite their variable.
         """
         owned, slots = self._variables.params, self._variables.opt_state
         slot_values = slots.leaves(opt_state, "opt_state")
-        gradients = [self._scaled(g, slot_values) for g in owned.leaves(grads, "grads")]
+        gradients = [
+            g if keras_internals.is_overwritten(entry.variable) else self._scaled(g, slot_values)
+            for entry, g in zip(owned, owned.leaves(grads, "grads"), strict=True)
+        ]
         new, new_slots = self.optimizer.stateless_apply(
             slot_values, gradients, owned.leaves(params, "params")
         )
@@ -202,5 +207,5 @@ class KerasTransformation(SharedOnCopy, optax.GradientTransformationExtraArgs):
 def transformation(trained: Any, variables: ModelVariables) -> Any:
     """The optax view of the optimizer of a `trainee`."""
     if isinstance(trained.optimizer, OptaxInKeras):
-        return trained.optimizer.tx
+        return overwriting(trained.optimizer.tx, variables.params)
     return KerasTransformation.of(trained.optimizer, variables)

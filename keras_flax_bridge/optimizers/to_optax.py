@@ -7,6 +7,8 @@ from collections.abc import Callable
 from operator import attrgetter
 from typing import Any, Literal, NamedTuple, overload
 
+import jax
+import jax.numpy as jnp
 import keras
 import numpy as np
 import optax
@@ -19,6 +21,7 @@ from keras_flax_bridge.optimizers import wrappers as W
 from keras_flax_bridge.optimizers.rules import RULES, Rule
 from keras_flax_bridge.optimizers.update_rules import Schedule, Transformation
 from keras_flax_bridge.optimizers.variable_lookup import Leaves
+from keras_flax_bridge.startup import compat
 from keras_flax_bridge.tree import words
 from keras_flax_bridge.tree.diff import require_paths
 from keras_flax_bridge.tree.leaves import SharedOnCopy
@@ -72,9 +75,9 @@ class Native(SharedOnCopy, optax.GradientTransformationExtraArgs):
 
         def update(grads: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
             if params is None:
-                raise StructureMismatchError(
-                    "params", got="None", expected="the parameters", fix="Call update(grads, state, params)."
-                )
+                constrained = any(v.constraint is not None for v in leaves.variables)
+                require_unread("constraints" if constrained else reads_parameters(optimizer))
+                params = jax.tree.map(jnp.zeros_like, grads)  # of which only shapes and dtypes are read
             require_paths(grads, params, "grads")
             updated: tuple[Any, Any] = inner.update(grads, state, params)
             return updated
@@ -193,6 +196,33 @@ def _label(optimizer: Any) -> Label:
     if stock.differs(optimizer):
         return Label(True, stock.name, stock.off, stock.why)
     return Label(True, stock.name, 0.0)
+
+
+def reads_parameters(optimizer: Any) -> str | None:
+    """What of Keras's optimizer reads the parameters, and not only their gradients; None if nothing does."""
+    for inner in inner_optimizers(optimizer):
+        if type(inner) in (K.Adafactor, K.Ftrl, K.Lamb, *compat.kinds("ScheduleFreeAdamW")):
+            return f"the rule of {type(inner).__name__}"
+        if not is_outer(inner) and _decay_of(inner) is not None:
+            return "weight decay"
+        if inner.use_ema:
+            return "the average of the weights"
+    return None
+
+
+def require_unread(need: str | None) -> None:
+    """Checks that nothing needs the parameters that `update` was not given.
+
+    Raises:
+        StructureMismatchError: saying what does.
+    """
+    if need is not None:
+        raise StructureMismatchError(
+            "params",
+            got="None",
+            expected=f"the parameters, for {need}",
+            fix="Call update(grads, state, params).",
+        )
 
 
 def is_outer(optimizer: Any) -> bool:

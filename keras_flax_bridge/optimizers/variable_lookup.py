@@ -18,9 +18,10 @@ from keras_flax_bridge.tree.paths import Path, join_path, named_leaves
 class Leaves:
     """The variables behind the leaves of parameter trees.
 
-    With a model every leaf is found by its structural key. Without one, by name and shape among the
-    variables that the optimizer was built for; leaves of which several variables are possible must
-    get the same answer from all of them. An optimizer that isn't built is asked for the leaf's name.
+    With a model every leaf is found by its structural key. Without one, among the variables that the
+    optimizer was built for: by the variable's own path, one name or nested, otherwise by name and
+    shape; leaves of which several variables are possible must get the same answer from all of them.
+    An optimizer that isn't built is asked for the leaf's name.
     """
 
     def __init__(self, optimizer: Any, model: Any = None):
@@ -60,20 +61,32 @@ class Leaves:
         everyone = [question(variable) for variable in self.variables]
         if everyone and all(_same(answer, everyone[0]) for answer in everyone):
             return [everyone[0]] * len(keys)  # then any tree is accepted, such as that of a Flax module
-        return [self._answer(path, leaf, question, what) for path, leaf in named_leaves(keys)]
+        return [self.answer(path, leaf, question, what) for path, leaf in named_leaves(keys)]
 
-    def _answer(self, path: Path, leaf: Any, question: Callable[[Any], Any], what: str) -> Any:
-        answers = [question(variable) for variable in self._candidates(path, leaf)]
+    def answer(self, path: Path, leaf: Any, question: Callable[[Any], Any], what: str) -> Any:
+        """The answer for one leaf.
+
+        Raises:
+            StructureMismatchError: if it matches no variable.
+            UnsupportedOptimizerError: if the variables that it may stand for differ in the answer.
+        """
+        answers = [question(variable) for variable in self.candidates(path, leaf)]
         if not all(_same(answer, answers[0]) for answer in answers):
             raise UnsupportedOptimizerError(
                 f"params/{join_path(path)}",
                 got=f"{len(answers)} variables of that name and shape, which differ in {what}",
                 expected="the model, which identifies them",
-                fix="Pass model=, and parameters as TrainState.from_keras(model) has them.",
+                fix="Pass model=, and parameters as TrainState.from_keras(model) has them; without a model "
+                "name each parameter by its variable.path.",
             )
         return answers[0]
 
-    def _candidates(self, path: Path, leaf: Any) -> list[Any]:
+    def candidates(self, path: Path, leaf: Any) -> list[Any]:
+        """The variables that a leaf may stand for, or its name if the optimizer isn't built.
+
+        Raises:
+            StructureMismatchError: if it matches no variable.
+        """
         if not self.variables:
             return [NamedLeaf(path, tuple(leaf.shape))]
         if path in self._by_path:
@@ -86,6 +99,9 @@ class Leaves:
                 expected="the parameters that the optimizer was built for",
                 fix="Pass state.params of TrainState.from_keras(model), or a model of this structure.",
             )
+        same = [v for v in alike if v.path == "/".join(path)]
+        if len(same) == 1:
+            return same
         named = [v for v in alike if path and _stem(v.name) == _stem(path[-1])]
         return named or alike
 

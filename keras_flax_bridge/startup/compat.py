@@ -41,8 +41,7 @@ class Capability:
 
 _NEWER_CONFIG = (
     "A config of Keras {} or newer, in a checkpoint or a `.keras` file, can't be read: a `CheckpointError` "
-    "names the version that wrote it. `restore` of a checkpoint into a model that your code builds reads "
-    "every value."
+    "names the version that wrote it. `restore` into a model that your code builds reads every value."
 )
 
 _ENTRIES = (
@@ -129,7 +128,8 @@ _ENTRIES = (
         "orbax-checkpoint",
         "0.12.0",
         "orbax.checkpoint:v1.load",
-        "They are called by their older names, `load_pytree`, `save_pytree` and `pytree_metadata`.",
+        "They are called by their older names, `load_pytree`, `save_pytree` and `pytree_metadata`. The last "
+        "reads what all items of a checkpoint declare, so all of them are checked before.",
     ),
     Capability(
         "options that are set in a context",

@@ -7,6 +7,7 @@ from typing import Any
 
 from keras_flax_bridge import keras_internals
 from keras_flax_bridge.keras_internals.call import (
+    method_of,
     require_known,
     require_variables,
     stateless,
@@ -38,32 +39,42 @@ class KerasApply:
         *args: Any,
         mutable: bool | str | Sequence[str] = False,
         rngs: Any = None,
+        method: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """Calls the model on `variables`.
+        """Calls the model, or a method of it, on `variables`.
 
         Args:
             variables: ``{"params": ..., "non_trainable": ...}``. ``non_trainable`` may be left out
                 where the model has no such state, or has only seeds that this call doesn't use.
-            *args: arguments of the model's call.
+            *args: arguments of the model's call, or of the method.
             mutable: the collections to return updated: ``non_trainable``, and ``losses`` (a list of
                 scalars from ``add_loss`` and regularizers); True for both.
             rngs: a JAX key, or ``{"dropout": key}``, from which all seeds of this call derive.
-            **kwargs: passed to the model; ``training`` only where it takes it.
+            method: as in Linen: the name of a method, a method, or a function of the model and the
+                arguments; None calls the model.
+            **kwargs: passed to the model; ``training`` only where it takes it. A method gets all of them.
 
         Returns:
             The outputs, or ``(outputs, updates)`` if `mutable` names any.
 
         Raises:
-            StructureMismatchError: if `variables` don't match the model.
+            StructureMismatchError: if `variables` don't match the model, there is no such method or
+                argument, or the code reads or assigns a variable that is not among `variables`, which names
+                it, its owner and the line.
             OwnershipError: if a leaf was donated to a step.
         """
         require_variables(variables)
-        require_known(kwargs, self.model, "apply_fn")
-        if not keras_internals.takes_training(self.model):  # as Keras's own step does
-            kwargs.pop("training", None)
+        function = None if method is None else method_of(self.model, method, kwargs)
+        if function is None:
+            require_known(kwargs, self.model, "apply_fn")
+            if not keras_internals.takes_training(self.model):  # as Keras's own step does
+                kwargs.pop("training", None)
         wanted = wanted_collections(mutable)
         state = keras_internals.collect_layer(self.model)
-        outputs, (_, after), losses = stateless(self.model, state, variables, args, kwargs, rngs)
+        with keras_internals.Traced((), (), "call of apply_fn").watching():
+            outputs, (_, after), losses = stateless(
+                self.model, state, variables, args, kwargs, rngs, function
+            )
         updates = {"non_trainable": after, "losses": losses}
         return (outputs, {name: updates[name] for name in wanted}) if wanted else outputs

@@ -12,7 +12,8 @@ import keras
 from keras_flax_bridge import keras_internals
 from keras_flax_bridge.keras_internals import Collection
 from keras_flax_bridge.optimizers.step_interface import KerasTransformation
-from keras_flax_bridge.state.multi_model import arguments, require_same, require_single
+from keras_flax_bridge.state.model_parts import require_single
+from keras_flax_bridge.state.multi_model import arguments, require_same
 from keras_flax_bridge.state.transfer import receivers
 from keras_flax_bridge.tree.diff import diff_trees
 from keras_flax_bridge.tree.leaves import require_values

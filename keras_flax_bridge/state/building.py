@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,10 +13,10 @@ from keras_flax_bridge.errors import (
     BridgeError,
     NotBuiltError,
     StructureMismatchError,
-    UnsupportedLayerError,
     said,
 )
-from keras_flax_bridge.keras_internals.batches import check, described
+from keras_flax_bridge.keras_internals.batch_arrays import as_arrays
+from keras_flax_bridge.keras_internals.batches import REFUSALS, check_leaves, described, explain_batch
 from keras_flax_bridge.optimizers.step_interface import require_model
 
 
@@ -42,13 +41,14 @@ def build(trained: Any, batch: Any) -> None:
     Raises:
         StructureMismatchError: if the batch doesn't match the model, its loss and its metrics.
     """
-    if not keras_internals.is_overridden(trained, "train_step"):
-        check(trained, batch)
+    batch = as_arrays(batch)
     try:
         keras_internals.build(trained, batch)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except REFUSALS as error:
         if isinstance(error, BridgeError):
             raise
+        check_leaves(batch)
+        explain_batch(trained, "train_step", batch, error)
         raise StructureMismatchError(
             f"batch of model {trained.name!r}",
             got="a batch that the model can't be built from",
@@ -98,68 +98,43 @@ def match_copies(optimizer: Any, copies: Any) -> None:
 
 
 def abstracted(
-    take: Callable[..., Any], model_fn: Callable[[], Any], optimizer: Any, given: Mapping[str, Any]
+    take: Callable[[Any], Any],
+    model_fn: Callable[[], Any],
+    prepare: Callable[[Any, Any], Any],
+    optimizer: Any,
 ) -> Any:
     """The state that `take` returns for the model that `model_fn` builds, as shapes and dtypes.
 
     Args:
-        take: `TrainState.from_keras`.
+        take: makes the state of what `prepare` returned.
         model_fn: builds a model, or a dict of models.
-        optimizer: the argument of `take`; Keras's are copied.
-        given: the other arguments of `take`.
+        prepare: completes the model, given it and the optimizer: what it makes is known, but for weights.
+        optimizer: Keras's are copied.
 
     Raises:
         StructureMismatchError: if the model existed before, or the optimizer was built for another one.
         UnsupportedLayerError: if building the model needs values.
         UnsupportedOptimizerError: if the optimizer can't be copied.
     """
-    fresh = copied(optimizer)
+    fresh, made = copied(optimizer), keras_internals.Valueless()
 
-    def build() -> Any:
+    def build() -> tuple[Any, Any]:
         model = model_fn()
-        for built in model.values() if isinstance(model, Mapping) else [model]:
-            require_untraced(built)
-        return take(model, optimizer=fresh, **given)
+        for built in _models(model):
+            require_model(built)
+            keras_internals.require_new(
+                built, made, "Build it inside model_fn, or use TrainState.from_keras(model)."
+            )
+        prepared = prepare(model, fresh)
+        return prepared, jax.eval_shape(lambda: take(prepared))
 
-    with explaining_concretization():
-        state = jax.eval_shape(build)
+    with keras_internals.explaining_values("model_fn"):
+        prepared, state = made.run(build)
+    for trained in _models(prepared):
+        keras_internals.forget_values(trained)
     match_copies(optimizer, fresh)
     return state
 
 
-@contextlib.contextmanager
-def explaining_concretization() -> Iterator[None]:
-    """Explains JAX's error where code under a trace needs the value of an array.
-
-    Raises:
-        UnsupportedLayerError: in place of jax's own error.
-    """
-    try:
-        yield
-    except jax.errors.JAXTypeError as error:
-        raise UnsupportedLayerError(
-            "model_fn",
-            got=f"code that needs the values of weights ({type(error).__name__})",
-            expected="a model that can be built from shapes only",
-            fix="Move that code out of model_fn, or use TrainState.from_keras(model_fn()).",
-        ) from error
-
-
-def require_untraced(model: Any) -> None:
-    """Checks that `model_fn` builds a new model.
-
-    Raises:
-        StructureMismatchError: if its variables hold values.
-    """
-    require_model(model)
-    if any(
-        keras_internals.holds_value(entry.variable)
-        for part in keras_internals.collect_layer(model)
-        for entry in part
-    ):
-        raise StructureMismatchError(
-            f"model {model.name!r}",
-            got="a model that existed before and holds values",
-            expected="one that model_fn builds",
-            fix="Build it inside model_fn, or use TrainState.from_keras(model).",
-        )
+def _models(model: Any) -> list[Any]:
+    return list(model.values()) if isinstance(model, Mapping) else [model]

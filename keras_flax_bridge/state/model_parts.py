@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Self
 
+import jax.numpy as jnp
+
+from keras_flax_bridge.errors import StructureMismatchError
 from keras_flax_bridge.state import trees
 from keras_flax_bridge.state.multi_model import joined, require_names, require_same_weights
+from keras_flax_bridge.state.untracked import rnn_states
 from keras_flax_bridge.tree.leaves import owned
+from keras_flax_bridge.tree.paths import fill_tree, flatten_tree
 from keras_flax_bridge.tree.types import PyTree
+
+
+def require_single(names: Iterable[str], where: str) -> None:
+    """Checks that a state is of one model.
+
+    Raises:
+        StructureMismatchError: if it is of several.
+    """
+    several = ", ".join(map(repr, names))
+    if several:
+        raise StructureMismatchError(
+            where,
+            got=f"one model, and a state of several: {several}",
+            expected="a state of that one model, or a dict of all models",
+            fix="Take state.part(name), and put it back with state.with_parts(...).",
+        )
 
 
 class ModelParts:
@@ -17,6 +39,7 @@ class ModelParts:
         apply_fn: Any
         tx: Any
         step: Any
+        non_trainable: Any
 
         def replace(self, **fields: Any) -> Self: ...  # noqa: D102
 
@@ -76,6 +99,29 @@ class ModelParts:
         for name, part in parts.items():
             require_same_weights(part, present[name], name)
         return self.replace(**joined({**present, **parts}))
+
+    def reset_states(self) -> Self:
+        """The state with the states of stateful RNNs at zero, as their `reset_state` sets them.
+
+        Returns:
+            A new state; everything else is unchanged.
+
+        Example:
+            >>> import keras, numpy as np
+            >>> from keras_flax_bridge import TrainState, make_predict_step
+            >>> rnn = keras.layers.SimpleRNN(2, stateful=True)
+            >>> model = keras.Sequential([keras.Input(batch_shape=(1, 3, 2)), rnn])
+            >>> model.compile("sgd", "mse")
+            >>> predict_step = make_predict_step(model, return_state=True)
+            >>> y, state = predict_step(TrainState.from_keras(model), np.ones((1, 3, 2)))
+            >>> bool(state.non_trainable["simple_rnn"]["rnn_state"].any())
+            True
+            >>> bool(state.reset_states().non_trainable["simple_rnn"]["rnn_state"].any())
+            False
+        """
+        flat = flatten_tree(self.non_trainable)
+        zeros = {path: jnp.zeros_like(flat[path]) for path in rnn_states(self) if path in flat}
+        return self.replace(non_trainable=fill_tree(self.non_trainable, zeros))
 
 
 def _of_one(tree: str, value: PyTree, name: str) -> PyTree:

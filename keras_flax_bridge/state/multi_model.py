@@ -38,7 +38,7 @@ class PartsApply:
         Args:
             variables: ``{"params": ..., "non_trainable": ...}``, as `state` has them.
             *args: arguments of the model's call.
-            method: the model's name.
+            method: the model's name, or ``name.method`` for a method of it.
             **kwargs: as for a single model. Updates of ``non_trainable`` include the
                 unchanged values of the other models.
 
@@ -48,8 +48,9 @@ class PartsApply:
         Raises:
             StructureMismatchError: if there is no such model, or `variables` don't match it.
         """
-        require_names([method], self.parts, "method")
-        name = str(method)
+        name, _, inner = (method, "", "") if method in self.parts else str(method).partition(".")
+        require_names([name if inner else method], self.parts, "method")
+        kwargs |= {"method": inner} if inner else {}
         own = {collection: tree[name] for collection, tree in variables.items() if name in tree}
         result = self.parts[name](own, *args, **kwargs)
         if not kwargs.get("mutable"):
@@ -108,22 +109,6 @@ def require_names(names: Iterable[Any], models: Mapping[str, Any], where: str) -
             if models
             else "nothing: the state is of one model",
             fix="Name the models as they were named when the state was made.",
-        )
-
-
-def require_single(names: Iterable[str], where: str) -> None:
-    """Checks that a state is of one model.
-
-    Raises:
-        StructureMismatchError: if it is of several.
-    """
-    several = ", ".join(map(repr, names))
-    if several:
-        raise StructureMismatchError(
-            where,
-            got=f"one model, and a state of several: {several}",
-            expected="a state of that one model, or a dict of all models",
-            fix="Take state.part(name), and put it back with state.with_parts(...).",
         )
 
 

@@ -6,9 +6,16 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
+import keras
+
 from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import UnsupportedOptimizerError, printable
+from keras_flax_bridge.keras_internals import ModelVariables
+from keras_flax_bridge.optimizers.as_optax import Adapter
 from keras_flax_bridge.optimizers.opt_state import opt_state_from_optax
+from keras_flax_bridge.optimizers.optax_optimizer import OptaxOptimizer
+from keras_flax_bridge.optimizers.optax_slots import from_slots, to_slots
+from keras_flax_bridge.optimizers.overwrites import without_overwriting
 from keras_flax_bridge.optimizers.state_conversion import packed
 from keras_flax_bridge.optimizers.step_interface import KerasTransformation, training_model, transformation
 from keras_flax_bridge.optimizers.to_optax import Native
@@ -57,18 +64,20 @@ class OptimizerSwitch:
         return moved
 
     def to_keras(self, model: Models | None = None) -> Self:
-        """The state with the optimizer of a compiled model in place of optax, in the middle of training.
+        """The state with a Keras optimizer in place of optax, in the middle of training.
+
+        The optimizer is that of a compiled model, of the same rule and options, or an `OptaxOptimizer` of
+        the same transformation. A model that isn't compiled with a Keras optimizer gets the one that
+        `to_optax` or `as_optax` was given, or else ``OptaxOptimizer(state.tx)``.
 
         Args:
-            model: a model compiled with an optimizer of the same rule and options; None for the one the
-                state was taken from. Of several models a dict.
+            model: a model as above; None for the one the state was taken from. Of several models a dict.
 
         Returns:
             A new state; ``assign_to(model)`` then fills the optimizer's slots as well. If the state
             comes from a stock optax optimizer whose rule differs, a log line names the difference.
 
         Raises:
-            NotBuiltError: if the model is not compiled.
             StructureMismatchError: if slots are missing, or are those of other parameters.
             UnsupportedOptimizerError: if the state does not belong to the optimizer's rule.
         """
@@ -105,20 +114,34 @@ def _to_optax(state: Any, model: Any) -> dict[str, Any]:
 
 def _to_keras(state: Any, model: Any) -> dict[str, Any]:
     model = state.apply_fn.model if model is None else model
-    # a twin that was compiled for optax has no Keras optimizer: the conversion's own is the one
-    own = state.tx.optimizer if isinstance(state.tx, Native) and not model.compiled else None
-    trained = built(training_model(model, optimizer=own), None)
+    trained = built(training_model(model, optimizer=_optimizer_of(state, model)), None)
     variables = keras_internals.collect(trained, metrics=False)
     variables.params.leaves(state.params, "params")
     with explained({"opt_state": state.opt_state}):
-        opt_state = _slots(state, trained)
+        opt_state = _slots(state, trained, variables)
     variables.opt_state.leaves(opt_state, "opt_state")
     return {"tx": transformation(trained, variables), "opt_state": opt_state, "apply_fn": KerasApply(trained)}
 
 
-def _slots(state: Any, trained: Any) -> Any:
-    if isinstance(state.tx, KerasTransformation):
+def _optimizer_of(state: Any, model: Any) -> Any:
+    """The Keras optimizer to continue with; None for the compiled one."""
+    if isinstance(getattr(model, "optimizer", None), keras.optimizers.Optimizer):
+        return None
+    tx = without_overwriting(state.tx)
+    if isinstance(tx, Native):
+        return tx.optimizer
+    if isinstance(tx, Adapter):
+        own = {id(v): v for v in keras_internals.built_for(tx.optimizer) or model.trainable_variables}
+        return keras_internals.rebuilt(tx.optimizer, own)
+    return OptaxOptimizer(tx)
+
+
+def _slots(state: Any, trained: Any, variables: ModelVariables) -> Any:
+    if isinstance(without_overwriting(state.tx), (KerasTransformation, Adapter)):
         return state.opt_state
+    inner = getattr(trained.optimizer, "inner_optimizer", trained.optimizer)
+    if isinstance(inner, OptaxOptimizer):
+        return to_slots(inner, variables.opt_state, state.opt_state, variables.params, state.step)
     opt_state, label = opt_state_from_optax(
         trained.optimizer, state.opt_state, state.params, state.step, model=trained, label=True
     )
@@ -130,3 +153,12 @@ def _slots(state: Any, trained: Any) -> Any:
             label.why,
         )
     return opt_state
+
+
+def optax_state(state: Any, like: Any) -> Any:
+    """The state of optax, of the structure of `like`, for that of a Keras optimizer that `to_keras` chose."""
+    inner = getattr(state.tx.optimizer, "inner_optimizer", state.tx.optimizer)
+    if not isinstance(inner, OptaxOptimizer):
+        return state.to_optax().opt_state
+    variables = keras_internals.collect(state.apply_fn.model, metrics=False)
+    return from_slots(inner, variables.opt_state, state.opt_state, variables.params, like)

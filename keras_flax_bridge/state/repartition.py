@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from keras_flax_bridge import keras_internals
-from keras_flax_bridge.keras_internals import AVERAGES
+from keras_flax_bridge.keras_internals import AVERAGES, Collection
 from keras_flax_bridge.optimizers.step_interface import (
     KerasTransformation,
     require_model,
@@ -19,6 +19,7 @@ from keras_flax_bridge.state.apply_fn import KerasApply
 from keras_flax_bridge.state.building import built
 from keras_flax_bridge.state.transfer import unaliased, zeroed
 from keras_flax_bridge.tree.diff import diff_trees
+from keras_flax_bridge.tree.leaves import owned
 from keras_flax_bridge.tree.paths import fill_tree, flatten_tree
 
 
@@ -48,9 +49,16 @@ def fields(state: Any, model: Any, batch: Any) -> dict[str, Any]:
         "tx": tx,
         "opt_state": unaliased(_slots(state, tx, params, model.compiled), params),
         **moved,
+        "compiled": _compiled(state, variables.compiled),
         **_metrics(state, trained),
         **_followers(state, moved),
     }
+
+
+def _compiled(state: Any, collection: Collection) -> dict[str, Any]:
+    """Keeps what the compiled objects still hold; what is new has the value of its variable."""
+    kept = flatten_tree(state.compiled)
+    return collection.tree([kept[e.path] if e.path in kept else owned(e.variable.value) for e in collection])
 
 
 def _trained_with(state: Any, model: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from keras_flax_bridge import keras_internals
 from keras_flax_bridge.keras_internals import Collection, Entry
 from keras_flax_bridge.optimizers.step_interface import (
     KerasTransformation,
+    is_exact,
     taking_no_extra_arguments,
     training_model,
     transformation,
@@ -23,15 +24,13 @@ from keras_flax_bridge.state import assignments, followers, gc_pause, trees
 from keras_flax_bridge.state.apply_fn import KerasApply
 from keras_flax_bridge.state.building import abstracted, built
 from keras_flax_bridge.state.lazy_trees import LazyTrees
-from keras_flax_bridge.state.model_parts import ModelParts
+from keras_flax_bridge.state.model_parts import ModelParts, require_single
 from keras_flax_bridge.state.multi_model import (
     arguments,
     joined,
-    models_of,
     require_distinct,
     require_names,
     require_same,
-    require_single,
 )
 from keras_flax_bridge.state.optimizer_switch import OptimizerSwitch
 from keras_flax_bridge.state.repartition import fields
@@ -67,6 +66,7 @@ class TrainState(
         non_trainable: moving statistics, seeds, frozen weights and other state, a nested dict.
         metrics: ``{metric key: {variable: value}}`` of training.
         eval_metrics: the metrics of evaluation, separate from those of training.
+        compiled: seeds and variables that a loss, a metric or a schedule holds, and that Keras does not list.
 
     Example:
         >>> import keras, numpy as np
@@ -83,6 +83,7 @@ class TrainState(
     non_trainable: PyTree = struct.field(default_factory=dict)
     metrics: PyTree = struct.field(default_factory=dict)
     eval_metrics: PyTree = struct.field(default_factory=dict)
+    compiled: PyTree = struct.field(default_factory=dict)
 
     @classmethod
     @gc_pause.gc_paused()
@@ -130,24 +131,21 @@ class TrainState(
             (0, (4, 2))
         """
         parts = {"batch": batch, "optimizer": optimizer, "loss": loss, "metrics": metrics}
-        if isinstance(model, Mapping):
-            require_distinct(model)
-            taken = {n: cls._taken(m, copy, **arguments(parts, n, model)) for n, m in model.items()}
-            state = cls(**joined({name: one for name, (one, _) in taken.items()}))
-            entries = [entry for _, own in taken.values() for entry in own]
-        else:
-            state, entries = cls._taken(model, copy, **parts)
+        state, entries = cls._taken(_prepared(model, parts), copy)
         if not copy:  # when nothing can fail any more
             keras_internals.move(entries)
         return state
 
     @classmethod
-    def _taken(cls, model: Any, copy: bool, batch: Any, **parts: Any) -> tuple[TrainState, list[Entry]]:
-        """The state of one model, and its variables."""
-        trained = built(training_model(model, **parts), batch)
+    def _taken(cls, trained: Any, copy: bool) -> tuple[TrainState, list[Entry]]:
+        """The state of one prepared model, or of a dict of them, and their variables."""
+        if isinstance(trained, Mapping):
+            taken = {name: cls._taken(model, copy) for name, model in trained.items()}
+            whole = cls(**joined({name: one for name, (one, _) in taken.items()}))
+            return whole, [entry for _, own in taken.values() for entry in own]
         variables = keras_internals.collect(trained)
         values = take(variables, copy)
-        params, non_trainable, slots, metric_values = map(Collection.tree, variables, values)
+        params, non_trainable, slots, metric_values, compiled = map(Collection.tree, variables, values)
         tx = transformation(trained, variables)
         is_keras = isinstance(tx, KerasTransformation)
         step = keras_internals.iterations(trained.optimizer) if is_keras else 0
@@ -160,6 +158,7 @@ class TrainState(
             non_trainable=non_trainable,
             metrics=metric_values,
             eval_metrics=zeroed(trained, variables.metrics, metric_values),
+            compiled=compiled,
         )
         return state, [entry for collection in variables for entry in collection]
 
@@ -175,10 +174,12 @@ class TrainState(
     ) -> TrainState:
         """The state that ``from_keras(model_fn())`` would give, as shapes and dtypes.
 
-        Nothing is allocated and no initializer runs: the model is built under `jax.eval_shape`.
+        The model is built, but for its weights, which have shapes and no values: no initializer runs, and
+        no memory is taken for them. All else that layers make while they are built, arrays among it, they
+        make as usual, and keep; no layer needs a config.
 
         Args:
-            model_fn: builds the model, or a dict of models; it runs once, traced.
+            model_fn: builds the model, or a dict of models; it runs once.
             batch: as in `from_keras`.
             optimizer: as in `from_keras`; a Keras one is copied, exclusions from weight decay included.
             loss: as in `from_keras`.
@@ -204,10 +205,13 @@ class TrainState(
             >>> TrainState.abstract(model_fn).params["dense"]["kernel"]
             ShapeDtypeStruct(shape=(4, 2), dtype=float32)
         """
-        given = {"batch": batch, "loss": loss, "metrics": metrics}
-        state: TrainState = abstracted(cls.from_keras, model_fn, optimizer, given)
-        for model in models_of(state.apply_fn).values():
-            keras_internals.forget_traced(model)
+
+        def prepare(model: Any, own: Any) -> Any:
+            return _prepared(model, {"batch": batch, "optimizer": own, "loss": loss, "metrics": metrics})
+
+        state: TrainState = abstracted(
+            lambda trained: cls._taken(trained, copy=True)[0], model_fn, prepare, optimizer
+        )
         return state
 
     @gc_pause.gc_paused()
@@ -292,13 +296,13 @@ class TrainState(
     def _after(self, grads: PyTree, kwargs: dict[str, Any]) -> TrainState:
         """The state after the optimizer's step; trees that follow others are as before."""
         given = {"grads": grads, "state": {"opt_state": self.opt_state, "params": self.params}}
-        if not isinstance(self.tx, KerasTransformation):
+        if not is_exact(self.tx):
             require_paths(grads, self.params, "grads")
             with explained(given), taking_no_extra_arguments(self.tx):
                 # Flax has no types for it
                 stepped: TrainState = super().apply_gradients(grads=grads, **kwargs)  # type: ignore[no-untyped-call]
                 return stepped
-        with explained(given):
+        with explained(given), taking_no_extra_arguments(self.tx):
             params, opt_state = self.tx.apply(grads, self.opt_state, self.params)
         return self.replace(step=self.step + 1, params=params, opt_state=opt_state, **kwargs)
 
@@ -369,3 +373,13 @@ class TrainState(
             return whole
         require_single(self.parts, "repartition")
         return self.replace(**fields(self, model, batch))
+
+
+def _prepared(model: Any, parts: dict[str, Any]) -> Any:
+    """A model, or a dict of models, compiled with the given parts and built."""
+    if isinstance(model, Mapping):
+        require_distinct(model)
+        return {name: _prepared(one, arguments(parts, name, model)) for name, one in model.items()}
+    given = dict(parts)
+    batch = given.pop("batch", None)
+    return built(training_model(model, **given), batch)

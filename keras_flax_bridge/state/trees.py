@@ -76,6 +76,15 @@ _TABLE = (
     Tree("opt_state", SLOT, WITH_WEIGHTS, variables="opt_state", trained=True),
     Tree("metrics", METRIC, REPLICATED, variables="metrics", trained=True),
     Tree("eval_metrics", METRIC, REPLICATED, variables="metrics", evaluated=True),
+    Tree(  # seeds and variables of the objects that `compile` was given
+        "compiled",
+        OTHER,
+        REPLICATED,
+        variables="compiled",
+        trained=True,
+        evaluated=True,
+        kinds=_KINDS,
+    ),
 )
 TREES = {tree.name: tree for tree in _TABLE}
 
@@ -84,7 +93,7 @@ def names(chosen: Callable[[Tree], object] = bool) -> tuple[str, ...]:
     """The names of all trees, or of the `chosen` ones, in table order.
 
     >>> names(lambda tree: tree.evaluated)
-    ('non_trainable', 'eval_metrics')
+    ('non_trainable', 'eval_metrics', 'compiled')
     """
     return tuple(tree.name for tree in TREES.values() if chosen(tree))
 

@@ -7,9 +7,11 @@ from typing import Any
 
 import jax
 
+from keras_flax_bridge.keras_internals.batch_arrays import as_arrays
 from keras_flax_bridge.state import gc_pause, lazy_trees
 from keras_flax_bridge.state.lazy_trees import Form, Leaves
 from keras_flax_bridge.state.train_state import TrainState
+from keras_flax_bridge.training.batch_shapes import BatchShapes
 from keras_flax_bridge.training.keras_step import KerasStep, fields_of
 from keras_flax_bridge.training.on_mesh import Meshed
 from keras_flax_bridge.tree.paths import Path, flatten_tree
@@ -23,7 +25,16 @@ class Program:
         call: maps a count, leaves and a batch to a count, the updated leaves, and logs.
     """
 
-    def __init__(self, step: KerasStep, tree: Any, jit: bool, options: dict[str, Any]):
+    def __init__(
+        self,
+        step: KerasStep,
+        tree: Any,
+        shapes: BatchShapes,
+        *,
+        jit: bool,
+        mesh: Meshed | None,
+        options: dict[str, Any],
+    ):
         self.form = Form(step.kind.takes, tree)
         places: dict[str, dict[Path, int]] = {}
         for path, place in flatten_tree(tree.unflatten(range(tree.num_leaves))).items():
@@ -33,7 +44,11 @@ class Program:
 
         def run(count: Any, leaves: list[Any], batch: Any) -> tuple[Any, list[Any], Any]:
             with gc_pause.gc_paused():  # a tenth of a trace
-                count, after, logs = step(places, count, leaves, batch)
+                count, after, logs = step(
+                    places, count, leaves, batch if mesh is None else mesh.spread(batch)
+                )
+            if jit:  # this is a trace
+                shapes.compiled(batch)
             return count, [after[place] for place in given], logs
 
         self.call = jax.jit(run, **options) if jit else run
@@ -62,7 +77,8 @@ class Runner:
 
     def __init__(self, step: KerasStep, *, jit: bool, donate: bool = False, mesh: Meshed | None = None):
         self._step, self._jit, self._donate, self._mesh = step, jit, donate and jit, mesh
-        self._names = step.kind.takes
+        self._shapes = BatchShapes(step.kind.method)
+        self._converts = False  # whether a batch had leaves that jax doesn't take
         self._programs: dict[Any, Program] = {}
         self._last: Program | None = None
 
@@ -73,6 +89,8 @@ class Runner:
         after it: the caller holds no other. So this is no `__call__`, from which Python returns through C,
         where it looks for a Ctrl-C once more.
         """
+        if self._converts:
+            batch = as_arrays(batch)
         self._step.prepare(batch)
         if self._mesh is not None:
             state, batch = self._mesh.state(state, known=self._is_output(state)), self._mesh.batch(batch)
@@ -88,9 +106,27 @@ class Runner:
         except BaseException as error:
             if done and self._donate:
                 lazy_trees.set_leaves(state, done[0][0], Leaves(done[0][1], program.form))
+            elif not done and self._step.takes_up(error):
+                return self._retaken(state, batch)
+            elif not done and self._is_foreign(error, batch):
+                return self.step(state, batch)
             elif not done:
-                self._step.explain(error, fields_of(state, ("step", *self._names)), batch)
+                self._step.explain(error, fields_of(state, ("step", *self._step.names)), batch)
             raise
+
+    def _retaken(self, state: TrainState, batch: Any) -> tuple[TrainState, Any]:
+        """The step again, which now takes more trees; the first trace found that it reads them."""
+        self._programs.clear()
+        self._last = None
+        if self._mesh is not None:
+            self._mesh.take(self._step.kind)
+        return self.step(state, batch)
+
+    def _is_foreign(self, error: BaseException, batch: Any) -> bool:
+        """Whether jax refused tensors of other libraries; from now on batches are converted."""
+        known = self._converts or not isinstance(error, (TypeError, ValueError))
+        self._converts |= not known and as_arrays(batch) is not batch
+        return self._converts and not known
 
     def _is_output(self, state: TrainState) -> bool:
         """Whether the state came out of this step, and its trees were not accessed since."""
@@ -99,9 +135,10 @@ class Runner:
 
     def _flattened(self, state: TrainState) -> tuple[list[Any], Any]:
         lazy = lazy_trees.lazy_leaves(state)
-        if lazy is not None and lazy.form.names == self._names:
+        names = self._step.names
+        if lazy is not None and lazy.form.names == names:
             return lazy.leaves, lazy.form.tree
-        return jax.tree.flatten(fields_of(state, self._names))
+        return jax.tree.flatten(fields_of(state, names))
 
     def _program(self, state: TrainState, tree: Any) -> Program:
         program = self._last
@@ -113,4 +150,5 @@ class Runner:
         options: dict[str, Any] = {"donate_argnums": (0, 1)} if self._donate else {}
         if self._mesh is not None:
             options["out_shardings"] = self._mesh.out_shardings(state)
-        return self._programs.setdefault(tree, Program(self._step, tree, self._jit, options))
+        program = Program(self._step, tree, self._shapes, jit=self._jit, mesh=self._mesh, options=options)
+        return self._programs.setdefault(tree, program)

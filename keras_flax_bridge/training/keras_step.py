@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from operator import is_not
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import BridgeError, StructureMismatchError
+from keras_flax_bridge.keras_internals.batch_arrays import as_arrays
 from keras_flax_bridge.keras_internals.batches import (
-    check,
-    check_inputs,
+    REFUSALS,
     check_leading_axis,
     check_leaves,
     described,
+    explain_batch,
     one_of,
 )
 from keras_flax_bridge.optimizers.step_interface import training_variables
 from keras_flax_bridge.state import followers, trees
 from keras_flax_bridge.state.building import build
-from keras_flax_bridge.state.multi_model import require_single
+from keras_flax_bridge.state.model_parts import require_single
 from keras_flax_bridge.state.train_state import TrainState
-from keras_flax_bridge.state.trees import Tree
+from keras_flax_bridge.training import step_values
+from keras_flax_bridge.training.kinds import Kind
+from keras_flax_bridge.training.remat import Remat
 from keras_flax_bridge.tree.leaves import explain_leaf, strong
 from keras_flax_bridge.tree.paths import Path
 
@@ -50,72 +52,23 @@ def fields_of(state: TrainState, names: tuple[str, ...]) -> Fields:
     return trees.of_state(state, names)
 
 
-class Kind(NamedTuple):
-    """One of Keras's steps.
-
-    Attributes:
-        method: what Keras calls it.
-        is_taken: whether the step takes a tree of a state.
-        is_given: whether it gives such a tree back.
-        variables: of a model, those of each tree that Keras knows of, in its order.
-        trains: whether it counts as a step of training.
-        batch: the name of the batch in errors.
-    """
-
-    method: str
-    is_taken: Callable[[Tree], object]
-    is_given: Callable[[Tree], object]
-    variables: Callable[[Any], Sequence[Any]]
-    trains: bool = False
-    batch: str = "batch"
-
-    @property
-    def takes(self) -> tuple[str, ...]:
-        """The trees that it takes, in Keras's order."""
-        return trees.names(self.is_taken)
-
-    @property
-    def gives(self) -> tuple[str, ...]:
-        """The trees that it gives back."""
-        return trees.names(self.is_given)
-
-    @property
-    def of_keras(self) -> tuple[str, ...]:
-        """The trees that it takes and Keras knows of, in its order."""
-        return trees.names(lambda tree: tree.variables and self.is_taken(tree))
-
-
-def _evaluated(model: Any) -> Sequence[Any]:
-    params, non_trainable, _, metrics = keras_internals.collect(model)
-    return params, non_trainable, metrics
-
-
-TRAIN = Kind(
-    "train_step", lambda tree: tree.trained, lambda tree: tree.trained, training_variables, trains=True
-)
-EVALUATE = Kind(
-    "test_step", lambda tree: tree.called or tree.evaluated, lambda tree: tree.evaluated, _evaluated
-)
-PREDICT = Kind(
-    "predict_step", lambda tree: tree.called, lambda tree: False, keras_internals.collect_layer, batch="x"
-)
-
-
 class KerasStep:
     """A step of a model, Keras's or an overridden one. All but the arithmetic happens while tracing.
 
     Args:
         kind: which step.
-        model: the model; compiled, but for `PREDICT`.
+        model: the model; compiled, but for a step that predicts.
         steps_per_call: for k > 1, batches carry a leading axis of size k, and the logs are those of the last.
+        remat: the layers whose calls are checkpointed, as in `make_train_step`.
     """
 
-    def __init__(self, kind: Kind, model: Any, steps_per_call: int = 1):
-        self.kind = kind
+    def __init__(self, kind: Kind, model: Any, steps_per_call: int = 1, remat: Remat = None):
+        self.kind, self.names = kind, kind.takes
+        self._remat = remat
         self.steps_per_call = steps_per_call
         self._model = model
-        self._compilation = keras_internals.compilation(model) if kind is not PREDICT else None
-        self._is_built = kind is PREDICT
+        self._compilation = keras_internals.compilation(model) if kind.is_compiled else None
+        self._is_built = not kind.is_compiled
 
     def __call__(
         self, places: Places, count: Any, leaves: list[Any], batch: Any
@@ -146,14 +99,12 @@ class KerasStep:
         return count, leaves, jax.tree.map(lambda values: values[-1], logs)
 
     def _once(self, places: Places, count: Any, leaves: list[Any], batch: Any) -> tuple[Any, list[Any], Any]:
-        self._check(batch)
-        collections = dict(zip(self.kind.of_keras, self.kind.variables(self._model), strict=True))
-        order = {name: _order(c, places.get(name, {}), leaves, name) for name, c in collections.items()}
-        values, logs = self._run(
-            collections, {n: [leaves[i] for i in own] for n, own in order.items()}, batch
-        )
+        found = self._collections()
+        order = {name: _order(c, places.get(name, {}), leaves, name) for name, c in found.items()}
+        lists = {name: [leaves[place] for place in own] for name, own in order.items()}
+        values, logs = step_values.run(self._model, self.kind, found, lists, batch, self._remat)
         after = list(leaves)
-        for name in (name for name in self.kind.gives if name in collections):
+        for name in (name for name in self.kind.gives if name in found):
             for place, value in zip(order[name], strong(values[name]), strict=True):
                 after[place] = value
         if self.kind.trains:
@@ -161,23 +112,20 @@ class KerasStep:
             _follow(places, count, after)
         return count, after, logs
 
-    def _run(
-        self, collections: Mapping[str, Any], lists: Mapping[str, list[Any]], batch: Any
-    ) -> tuple[Any, Any]:
-        """Keras's own step on lists of values in its order: values after it by tree, logs or outputs."""
-        given, kind = tuple(lists.values()), self.kind
-        run = getattr(self._model, kind.method)
-        with keras_internals.finalized(self._model, collections["non_trainable"], lists["non_trainable"]):
-            if kind is PREDICT:
-                return {}, run(given, (batch,))[0]
-            logs, values = run(given, batch)
-        return dict(zip(kind.of_keras, values, strict=True)), jax.tree.map(jnp.asarray, dict(logs))
+    def _collections(self) -> dict[str, Any]:
+        """The variables of each tree that the step takes."""
+        found = dict(zip(self.kind.of_keras, self.kind.variables(self._model), strict=True))
+        if "opt_state" in self.kind.reads:
+            found["opt_state"] = training_variables(self._model)[2]
+        return found
 
-    def _check(self, batch: Any) -> None:
-        if self.kind is PREDICT:
-            check_inputs(self._model, batch)
-        elif not keras_internals.is_overridden(self._model, self.kind.method):
-            check(self._model, batch)
+    def takes_up(self, wanted: BaseException) -> bool:
+        """Whether an error is that the model's code uses another tree, which later calls take."""
+        if not isinstance(wanted, keras_internals.Wanted):
+            return False
+        self.kind = self.kind.widened(wanted.tree, changed=wanted.changed)
+        self.names = self.kind.takes
+        return True
 
     def prepare(self, batch: Any) -> None:
         """Builds missing variables from the first batch, as `fit` does; later calls are free.
@@ -197,7 +145,7 @@ class KerasStep:
         if not self._is_built:
             if not keras_internals.is_built(self._model):
                 with jax.ensure_compile_time_eval():  # new variables must not hold values of an outer trace
-                    build(self._model, one_of(batch, self.steps_per_call))
+                    build(self._model, one_of(as_arrays(batch), self.steps_per_call))
             self._is_built = True
 
     def explain(self, error: BaseException, fields: Fields, batch: Any) -> None:
@@ -205,10 +153,11 @@ class KerasStep:
 
         Any other error gets a note that describes the batch.
         """
-        if isinstance(error, (TypeError, ValueError, RuntimeError)) and not isinstance(error, BridgeError):
+        if isinstance(error, REFUSALS) and not isinstance(error, BridgeError):
             error.add_note(f"A step of keras_flax_bridge on this batch:\n{described(batch)}")
-            check_leaves((batch,) if self.kind is PREDICT else batch)
+            check_leaves(batch if self.kind.is_compiled else (batch,))
             explain_leaf(error, {"state": fields, self.kind.batch: batch})
+            explain_batch(self._model, self.kind.method, one_of(batch, self.steps_per_call), error)
 
 
 def _order(collection: Any, places: Mapping[Path, int], leaves: Sequence[Any], name: str) -> list[int]:

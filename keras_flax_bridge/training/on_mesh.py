@@ -10,12 +10,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from keras_flax_bridge.errors import StructureMismatchError
+from keras_flax_bridge.keras_internals.batch_arrays import as_arrays
 from keras_flax_bridge.keras_internals.batches import check_leaves
 from keras_flax_bridge.sharding.placement import shardings_for
 from keras_flax_bridge.sharding.rules import Rules, automatic, axis_parts
 from keras_flax_bridge.state.train_state import TrainState
 from keras_flax_bridge.state.trees import of_state
-from keras_flax_bridge.training.keras_step import Fields, Kind, fields_of
+from keras_flax_bridge.training.keras_step import Fields, fields_of
+from keras_flax_bridge.training.kinds import Kind
 from keras_flax_bridge.tree.diff import spec_text
 from keras_flax_bridge.tree.leaves import placed, require_values
 from keras_flax_bridge.tree.paths import flatten_tree, join_path
@@ -42,12 +44,17 @@ class Meshed:
         steps_per_call: int = 1,
     ):
         mesh = automatic(mesh)
-        self._kind, self._mesh, self._rules = kind, mesh, rules
-        self._names = ("step", *kind.takes) if kind.trains else kind.takes
+        self._mesh, self._rules = mesh, rules
         rows = PartitionSpec(mesh.axis_names[0]) if batch_spec is None else batch_spec
         spec = rows if steps_per_call == 1 else PartitionSpec(None, *rows)
         self._batches = NamedSharding(mesh, spec)
         self._leading = steps_per_call > 1
+        self.take(kind)
+
+    def take(self, kind: Kind) -> None:
+        """Places the trees that such a step takes from now on."""
+        self._kind = kind
+        self._names = ("step", *kind.takes) if kind.trains else kind.takes
         self._layouts: dict[Any, Fields] = {}  # by the tree of the fields
 
     def state(self, state: TrainState, *, known: bool) -> TrainState:
@@ -74,7 +81,7 @@ class Meshed:
         """The shardings of a step's count, leaves and logs for such states; XLA chooses those of outputs."""
         layout = self._layout(state, jax.tree.structure(fields_of(state, self._names)))
         given = jax.tree.leaves({name: layout[name] for name in self._kind.gives if name in layout})
-        logs = NamedSharding(self._mesh, PartitionSpec()) if self._kind.gives else None
+        logs = NamedSharding(self._mesh, PartitionSpec()) if self._kind.is_compiled else None
         return layout.get("step"), given, logs
 
     def _layout(self, state: TrainState, tree: Any) -> Fields:
@@ -85,18 +92,45 @@ class Meshed:
         return self._layouts[tree]
 
     def batch(self, batch: Any) -> Any:
-        """Places a batch on the mesh; with several processes, it is assembled from the rows of each."""
+        """Places a batch on the mesh; with several processes, it is assembled from the rows of each.
+
+        In one process rows need not divide over the devices: such leaves are placed whole, and the compiled
+        step spreads them.
+        """
         if jax.process_count() == 1:
             try:
                 return jax.device_put(batch, self._batches)
             except (TypeError, ValueError):
+                batch = as_arrays(batch)
                 check_leaves(batch)
-                self._require_rows(batch)
-                raise
+                return jax.device_put(batch, jax.tree.map(self._even, batch))
+        batch = as_arrays(batch)
         self._require_rows(batch)
         make: Callable[..., jax.Array] = jax.make_array_from_process_local_data
         return jax.tree.map(
             lambda x: x if isinstance(x, jax.Array) else make(self._batches, np.asarray(x)), batch
+        )
+
+    def spread(self, batch: Any) -> Any:
+        """A traced batch, with rows on all devices also where their number doesn't divide.
+
+        XLA pads such arrays, and leaves the padding out of all that is computed of them.
+        """
+        return jax.tree.map(self._spread, batch)
+
+    def _spread(self, leaf: Any) -> Any:
+        uneven = self._sharding(leaf, lambda size, parts: size >= parts or size % parts == 0)
+        return leaf if uneven == self._even(leaf) else jax.lax.with_sharding_constraint(leaf, uneven)
+
+    def _even(self, leaf: Any) -> NamedSharding:
+        """How a leaf can be placed: only axes that divide are split."""
+        return self._sharding(leaf, lambda size, parts: size % parts == 0)
+
+    def _sharding(self, leaf: Any, is_split: Callable[[int, int], bool]) -> NamedSharding:
+        spec, parts = self._batches.spec, axis_parts(self._batches.spec, self._mesh.shape)
+        axes = zip(np.shape(leaf), spec, parts, strict=False)
+        return NamedSharding(
+            self._mesh, PartitionSpec(*(axis if is_split(size, part) else None for size, axis, part in axes))
         )
 
     def _require_rows(self, batch: Any) -> None:

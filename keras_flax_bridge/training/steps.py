@@ -14,8 +14,10 @@ from keras_flax_bridge.optimizers.step_interface import require_model, training_
 from keras_flax_bridge.sharding.rules import Rules
 from keras_flax_bridge.state.train_state import TrainState
 from keras_flax_bridge.training.compiled import Runner
-from keras_flax_bridge.training.keras_step import EVALUATE, PREDICT, TRAIN, KerasStep, Logs
+from keras_flax_bridge.training.keras_step import KerasStep, Logs
+from keras_flax_bridge.training.kinds import EVALUATE, PREDICT, PREDICT_ON, TRAIN
 from keras_flax_bridge.training.on_mesh import Meshed
+from keras_flax_bridge.training.remat import Remat, checked
 from keras_flax_bridge.tree import words
 from keras_flax_bridge.tree.types import Batch, GivenOptimizer, Loss, Metrics, PyTree, Step
 
@@ -32,6 +34,7 @@ def make_train_step(
     jit: bool = True,
     donate: bool = True,
     steps_per_call: int = 1,
+    remat: Remat = None,
     mesh: Mesh | None = None,
     rules: Rules = (),
     batch_spec: PartitionSpec | None = None,
@@ -51,21 +54,31 @@ def make_train_step(
         donate: whether the compiled step reuses the buffers of the state it is given.
         steps_per_call: for k > 1, batch leaves carry a leading axis of size k and the k steps run
             as one compiled `lax.scan`; the logs are those after the last.
+        remat: what the backward pass computes again, in place of keeping it: True for the whole forward pass;
+            a list of regular expressions, each for the layers whose structural key, or its last name, matches
+            as a whole; or a dict of them with a policy of `jax.checkpoint_policies` for each, or None.
         mesh: the devices to run on; the state is placed there at the first call and keeps its sharding.
         rules: how the state is sharded, as in `shardings_for`; none to replicate all of it.
-        batch_spec: how a batch is split over the mesh; None for its rows over the first axis. With several
-            processes each passes its own rows, as numpy arrays.
+        batch_spec: how a batch is split over the mesh; None for its rows over the first axis. Rows need not
+            divide over the devices. With several processes each passes its own rows, as numpy arrays, which
+            must divide.
 
     Returns:
-        The step. Its logs are scalars, the loss and every metric's running result, as in ``fit``.
+        The step. Its logs are scalars, the loss and every metric's running result, as in ``fit``; those of
+        nested dicts too, by their own names.
+
+    A batch may be whatever ``fit`` trains on: of any size after the first, with arrays of different first
+    axes, tensors of TensorFlow and torch. Keras alone decides whether it fits the model. Each further batch
+    shape that the step is compiled for is logged by the logger ``keras_flax_bridge``, the third as a warning.
 
     Ctrl-C loses nothing: the state that was passed to the interrupted step stays usable, as it was
     either before or after the step.
 
     Raises:
         NotBuiltError: if the model is uncompiled and there is no optimizer.
-        StructureMismatchError: at the first call, if the state is not one of this model, or the
-            batch doesn't match the model; in a later call, if the model was compiled again.
+        StructureMismatchError: at a call, if the state is not one of this model, Keras refuses the batch,
+            the model was compiled again, `remat` names no layer, or the model's code reads a variable that no
+            tree of the state holds.
         OwnershipError: at a call, if the state was donated before.
 
     Example:
@@ -81,7 +94,7 @@ def make_train_step(
     """
     trained = training_model(model, loss=loss, optimizer=optimizer, metrics=metrics)
     _require_count(steps_per_call)
-    step = KerasStep(TRAIN, trained, steps_per_call)
+    step = KerasStep(TRAIN, trained, steps_per_call, checked(remat))
     runner = _runner(step, jit, mesh, rules, batch_spec, donate=donate)
 
     def train_step(
@@ -91,6 +104,7 @@ def make_train_step(
             raise _misfit(train_step, {"state": state, "batch": batch}, others, unknown)
         return runner.step(state, batch)
 
+    vars(train_step)["steps_per_call"] = steps_per_call  # for loops that count steps, and prepare batches
     return _signed(train_step)
 
 
@@ -155,6 +169,7 @@ def make_eval_step(
 def make_predict_step(
     model: keras.Model,
     *,
+    return_state: bool = False,
     jit: bool = True,
     mesh: Mesh | None = None,
     rules: Rules = (),
@@ -164,6 +179,8 @@ def make_predict_step(
 
     Args:
         model: a built model; it need not be compiled.
+        return_state: True for ``predict_step(state, x) -> (outputs, state)``: a model that assigns variables
+            in inference, such as seeds of a sampling layer or the states of a stateful RNN, needs it.
         jit: False gives the pure function.
         mesh: the devices to run on, as in `make_train_step`.
         rules: how the state is sharded over the mesh, as in `make_train_step`.
@@ -176,7 +193,7 @@ def make_predict_step(
 
     Raises:
         StructureMismatchError: if `model` is not a Keras model; at the first call, if the state is not
-            one of this model.
+            one of this model, or if the model assigns variables and `return_state` is False.
 
     Example:
         >>> import keras, numpy as np
@@ -186,14 +203,16 @@ def make_predict_step(
         [[4.0]]
     """
     require_model(model)
-    runner = _runner(KerasStep(PREDICT, model), jit, mesh, rules, batch_spec)
+    kind = PREDICT_ON if return_state else PREDICT
+    runner = _runner(KerasStep(kind, model), jit, mesh, rules, batch_spec)
 
     def predict_step(
         state: TrainState = _LACKING, x: PyTree = _LACKING, *others: Any, **unknown: Any
     ) -> PyTree:
         if others or unknown or x is _LACKING or state is _LACKING:
             raise _misfit(predict_step, {"state": state, "x": x}, others, unknown)
-        return runner.step(state, x)[1]
+        after, outputs = runner.step(state, x)
+        return (outputs, after) if return_state else outputs
 
     return _signed(predict_step)
 

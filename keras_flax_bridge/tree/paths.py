@@ -41,15 +41,16 @@ def flatten_tree(tree: Any) -> Flat:
     >>> flatten_tree({"a": {"b": 1}, "c": [2, 3]})
     {('a', 'b'): 1, ('c', '0'): 2, ('c', '1'): 3}
     """
-    return {_key_path(keys): leaf for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+    return {key_path(keys): leaf for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
 def named_leaves(leaves: Iterable[tuple[Any, Any]]) -> list[tuple[Path, Any]]:
     """The leaves of `jax.tree_util.tree_flatten_with_path`, with paths as tuples of strings."""
-    return [(_key_path(keys), leaf) for keys, leaf in leaves]
+    return [(key_path(keys), leaf) for keys, leaf in leaves]
 
 
-def _key_path(keys: Sequence[Any]) -> Path:
+def key_path(keys: Sequence[Any]) -> Path:
+    """A key path of jax as the path of a leaf."""
     return tuple(_name(key) for key in keys)
 
 
@@ -99,7 +100,7 @@ def fill_tree(like: Tree, flat: Mapping[Path, Any]) -> Tree:
     {'a': (1, 5)}
     """
     leaves, treedef = jax.tree_util.tree_flatten_with_path(like)
-    filled: Tree = jax.tree.unflatten(treedef, [flat.get(_key_path(keys), leaf) for keys, leaf in leaves])
+    filled: Tree = jax.tree.unflatten(treedef, [flat.get(key_path(keys), leaf) for keys, leaf in leaves])
     return filled
 
 

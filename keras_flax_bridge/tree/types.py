@@ -20,6 +20,7 @@ PyTree: TypeAlias = Any  # nested dicts, lists, tuples and registered classes, w
 Params: TypeAlias = PyTree  # trainable weights, and trees of the same structure
 OptState: TypeAlias = PyTree  # Keras's slots as a nested dict, or the state of optax
 Batch: TypeAlias = PyTree  # (x,), (x, y), (x, y, sample_weight), or x
+Data: TypeAlias = Any  # what `fit` of Keras takes: arrays and trees of them, datasets, loaders, generators
 Shape: TypeAlias = PyTree  # (None, 28, 28), or a list or a dict of such
 
 Optimizer: TypeAlias = keras.optimizers.Optimizer | optax.GradientTransformation
@@ -27,9 +28,12 @@ Optimizer: TypeAlias = keras.optimizers.Optimizer | optax.GradientTransformation
 GivenOptimizer: TypeAlias = Optimizer | str | Mapping[str, Any]
 Loss: TypeAlias = str | Callable[..., Any] | Sequence[Any] | Mapping[str, Any]
 Metrics: TypeAlias = Sequence[Any] | Mapping[str, Any]
+# a number or a scalar array, traced or not, or a schedule of Keras's or optax's
+LearningRate: TypeAlias = float | jax.Array | Callable[..., Any]
 Models: TypeAlias = keras.Model | Mapping[str, keras.Model]
 
 PathLike: TypeAlias = str | os.PathLike[str]
+Callbacks: TypeAlias = Sequence[keras.callbacks.Callback] | keras.callbacks.Callback
 Logs: TypeAlias = Mapping[str, Any]  # what `fit` reports: scalars by name
 
 Target = TypeVar("Target")  # the type of the argument, which is also the type of the result

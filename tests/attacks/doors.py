@@ -33,7 +33,8 @@ def _restore(like):
 
 
 def _manager(path, goods, scratch):
-    with kfb.CheckpointManager(path.parent) as manager:
+    with kfb.CheckpointManager(path.parent, keep_best="loss") as manager:
+        note(scratch, str(manager.best_step))
         return _flat(manager.restore(goods.state))
 
 
@@ -170,13 +171,34 @@ _KERAS = {
     "eject": _typed("eject", "PATH", "OUT.py"),
     "keras": _keras,
 }
+_ARRAYS = {
+    "restore a tree": _restore(_abstract),
+    "inspect": _LOOK["inspect"],
+    **_VERIFY,
+    **_LOOK,
+    "restore a state": _restore(lambda goods: goods.state),
+    "restore a model": _into_model,
+    **_COMPARE,
+    **_CONVERT,
+    **_OWN,
+}
 # the doors of a kind of artifact; the first ones are the quickest
 DOORS = {
     "tree": _CHECKPOINT,
     "packed": _CHECKPOINT,
     "keras": _KERAS,
     "weights": {"restore a model": _into_model, **_LOOK, **_VERIFY, **_COMPARE, **_CONVERT},
-    "safetensors": {**_LOOK, **_VERIFY, **_COMPARE, **_CONVERT, **_OWN},
+    "safetensors": {
+        **_LOOK,
+        "restore a tree": _restore(_abstract),
+        **_VERIFY,
+        **_COMPARE,
+        **_CONVERT,
+        **_OWN,
+    },
+    "index": _ARRAYS,
+    "npz": _ARRAYS,
+    "msgpack": _ARRAYS,
     "map": {"load": _map},
     "flax": {name: door for name, door in _CHECKPOINT.items() if name not in ("manager", "load_model")},
     "callback": {"load_model": _load, **_CHECKPOINT},

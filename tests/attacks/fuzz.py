@@ -15,9 +15,10 @@ import numpy as np
 from tests.attacks import goods, mutations
 from tests.attacks.doors import CHECKED, DOORS, outcome
 
-COUNTS = {"fast": 100, "slow": 500, "full": 5000}  # artifacts in each pass
+COUNTS = {"fast": 40, "slow": 200, "full": 5000}  # artifacts in each pass
 FIRST = {"fast": 0, "slow": 100, "full": 600}  # their seeds begin here
 _WEIGHTS = {"tree": 6, "packed": 6, "flax": 3, "keras": 3, "weights": 2, "safetensors": 2, "map": 3}
+_WEIGHTS |= {"index": 1, "npz": 2, "msgpack": 2}
 _KINDS = [kind for kind, often in _WEIGHTS.items() for _ in range(often)]
 _QUICK = 2  # doors that every artifact goes through in the first two passes, and as many of the others
 

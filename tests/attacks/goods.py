@@ -11,7 +11,7 @@ from pathlib import Path
 import h5py
 import keras
 import numpy as np
-from flax import nnx
+from flax import nnx, serialization
 from keras import layers
 from safetensors.numpy import save_file
 
@@ -29,6 +29,9 @@ KINDS = (
     "keras",
     "weights",
     "safetensors",
+    "index",
+    "npz",
+    "msgpack",
     "map",
     "flax",
     *where("OrbaxCheckpoint", ["callback"]),
@@ -71,6 +74,9 @@ NAMES = {
     "keras": "model.keras",
     "weights": "model.weights.h5",
     "safetensors": "model.safetensors",
+    "index": "shards/model.safetensors.index.json",
+    "npz": "model.npz",
+    "msgpack": "model.msgpack",
     "map": "map.json",
     "flax": "flax/7",
     "callback": "callback/0",
@@ -95,8 +101,23 @@ def write(folder):
         saver.on_train_end()
     orbax_io.save_plain(folder / "flax" / "7", nest_paths(flat))
     save_file({join_path(path): leaf for path, leaf in flat.items()}, folder / "model.safetensors")
+    named = {join_path(path): leaf for path, leaf in flat.items()}
+    np.savez(folder / "model.npz", **named)
+    (folder / "model.msgpack").write_bytes(serialization.to_bytes(nest_paths(flat)))
+    write_shards(folder / "shards", named)
     migrate.to_nnx(model).weight_map.save(folder / "map.json")
     return Goods(folder, state)
+
+
+def write_shards(folder, arrays):
+    """Two files and their index."""
+    folder.mkdir()
+    names = list(arrays)
+    files = {f"part-{i + 1}.safetensors": names[i::2] for i in range(2)}
+    for file, own in files.items():
+        save_file({name: arrays[name] for name in own}, folder / file)
+    where = {name: file for file, own in files.items() for name in own}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
 
 
 def copied(goods, kind, folder):
@@ -108,6 +129,9 @@ def copied(goods, kind, folder):
         shutil.copytree(source, path)
     else:
         shutil.copyfile(source, path)
+    if kind == "index":
+        for shard in source.parent.glob("*.safetensors"):
+            shutil.copyfile(shard, path.with_name(shard.name))
     return path
 
 

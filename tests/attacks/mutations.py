@@ -221,6 +221,17 @@ def _dataset(rng, path):
     return "datasets"
 
 
+def _npy(rng, path):
+    """Other bytes in an array of an archive, which gets a right checksum."""
+    found = good.members(path)
+    name = pick(rng, list(found))
+    content = bytearray(found[name])
+    for place in rng.integers(0, min(len(content), 128), 3):
+        content[place] = rng.integers(256)
+    good.set_members(path, {**found, name: bytes(content)})
+    return "an array"
+
+
 # by kind, each as often as it stands here
 WAYS = {
     "tree": (_bytes, _ours, _ours, _ours, _ours_bytes, _orbax_json, spoil_entry),
@@ -229,6 +240,9 @@ WAYS = {
     "keras": (_bytes, _member, _member, _member, _dataset),
     "weights": (_bytes, _dataset),
     "safetensors": (_bytes, _header, _header, _header),
+    "index": (_json, _json, _json),
+    "npz": (_bytes, _npy, _npy),
+    "msgpack": (_bytes,),
     "map": (_bytes, _json, _json, _json),
 }
 

@@ -137,6 +137,21 @@ for _zarr3 in (False, True):
         next(kernel.rglob("0.0" if not zarr3 else "c/0/0")).write_bytes(storage.zeros(1 << 30))
 
 
+@row("a chunk of gzip that unpacks to 1 GB", "flax", refused=READING)
+def _inflated(path, kit):
+    kernel = storage.as_files(path)
+    storage.set_array(kernel, lambda found: {**found, "compressor": {"id": "gzip", "level": 5}})
+    (kernel / "0.0").write_bytes(storage.deflated(1 << 30))
+
+
+@row("one chunk of 1 GB in gzip", "flax", refused=UNASKED)
+def _one_chunk(path, kit):
+    kernel, shape = storage.as_files(path), [1 << 28, 1]
+    packed = {"compressor": {"id": "gzip", "level": 5}, "shape": shape, "chunks": shape}
+    storage.set_array(kernel, lambda found: {**found, **packed})
+    (kernel / "0.0").write_bytes(storage.deflated(1 << 30) + bytes(1 << 24))  # to be as long as honest ones
+
+
 @row("a chunk that Blosc unpacks to 2 GB", "flax", refused=READING)
 def _blosc(path, kit):
     kernel = storage.as_files(path)
@@ -210,6 +225,39 @@ for _number, (_what, _text) in enumerate(TEXTS.items()):
     def _config(path, kit, text=_text):
         for file in (path / "model_config").iterdir():
             file.write_text(text)
+
+    @row(f"the metrics of a step, {_what}", "tree", slow=_number % 2 > 0)
+    def _metrics(path, kit, text=_text):
+        (path / "metrics").mkdir()
+        (path / "metrics" / "metrics").write_text(text)
+
+
+VALUES = {
+    "a number of 400 digits": "1" * 400,
+    "a list": "[1]",
+    "a text": '"x"',
+    "an object": "{}",
+    "null": "null",
+}
+for _what, _value in VALUES.items():
+
+    @row(f"{_what} as a logged value", "tree")
+    def _logged(path, kit, value=_value):
+        (path / "metrics").mkdir()
+        (path / "metrics" / "metrics").write_text(f'{{"loss": {value}}}')
+
+
+PLACES = {
+    "the metrics": lambda folder, secret: (folder / "metrics").symlink_to(secret),
+    "the folder of the metrics": lambda folder, secret: (folder.rmdir(), folder.symlink_to(secret.parent)),
+}
+for _what, _place in PLACES.items():
+
+    @row(f"a link for {_what}", "tree", refused=("manager", "restore a tree"))
+    def _linked_metrics(path, kit, place=_place):
+        (path / "metrics").mkdir()
+        (kit.secret.parent / "metrics").write_bytes(kit.secret.read_bytes())
+        place(path / "metrics", kit.secret.parent / "metrics")
 
 
 SPECS = {

@@ -3,6 +3,7 @@
 import json
 import re
 import struct
+import zlib
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -87,6 +88,12 @@ def larger(size):
 def zeros(size):
     """So many bytes, compressed."""
     stream = zstandard.ZstdCompressor().compressobj()
+    return b"".join([*(stream.compress(bytes(1 << 20)) for _ in range(size >> 20)), stream.flush()])
+
+
+def deflated(size):
+    """So many bytes of zero, packed by gzip."""
+    stream = zlib.compressobj(wbits=31)
     return b"".join([*(stream.compress(bytes(1 << 20)) for _ in range(size >> 20)), stream.flush()])
 
 

@@ -126,6 +126,7 @@ def trees(state):
     return {tree: getattr(state, tree) for tree in TREES}
 
 
+@pytest.mark.slow
 def test_it_comes_back_into_a_model_of_other_names(fitted):
     folder, build, wanted = fitted
     layers.Dropout(0.5)

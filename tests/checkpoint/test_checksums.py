@@ -13,6 +13,7 @@ import keras_flax_bridge as kfb
 from keras_flax_bridge.checkpoint import checksums, slices
 from tests.checkpoint import test_crashes as crashes
 from tests.support.cases import differing
+from tests.support.thinning import LATER
 from tests.tables import contracts
 
 TREE = {
@@ -59,7 +60,7 @@ def test_a_whole_checkpoint_is_whole(path):
     assert "6 leaves, 0 unchecked, whole" in str(report)
 
 
-@pytest.mark.parametrize("tries", [3, pytest.param(40, marks=pytest.mark.slow)], ids=["few", "many"])
+@pytest.mark.parametrize("tries", [3, pytest.param(40, marks=LATER)], ids=["few", "many"])
 def test_no_flipped_bit_in_any_file_goes_unseen(path, tmp_path, tries):
     rng, silently = np.random.default_rng(0), []
     for file in files(path):
@@ -118,6 +119,7 @@ def run(tmp_path):
     return tmp_path / "run", states
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_step_is_passed_over_loudly(run):
     folder, states = run
     flip(largest(folder / "3"), 4 * largest(folder / "3").stat().st_size)
@@ -129,6 +131,7 @@ def test_a_damaged_newest_step_is_passed_over_loudly(run):
         kfb.restore(folder, states[0], step=3)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_the_step_before_a_damaged_one(run):
     folder, states = run
     flip(largest(folder / "3"), 4 * largest(folder / "3").stat().st_size)
@@ -141,6 +144,7 @@ def test_a_run_goes_on_from_the_step_before_a_damaged_one(run):
     assert (folder / "3.damaged").is_dir()
 
 
+@pytest.mark.slow
 def test_a_step_that_is_damaged_twice_is_put_aside_twice(run):
     folder, states = run
     for _ in range(2):
@@ -173,6 +177,7 @@ class Meddling:
         self.act()
 
 
+@pytest.mark.slow
 def test_a_step_that_comes_while_another_is_restored_is_left_alone(run):
     folder, states = run
     with kfb.CheckpointManager(folder / "more", max_to_keep=1) as writer:
@@ -184,6 +189,7 @@ def test_a_step_that_comes_while_another_is_restored_is_left_alone(run):
     assert (folder / "more" / "2").is_dir()
 
 
+@pytest.mark.slow
 def test_where_all_steps_are_damaged_nothing_is_restored(run):
     folder, states = run
     for step in (1, 2, 3):

@@ -42,12 +42,15 @@ def save_for_ever(folder, layout):
                 print("done", step, flush=True)
 
 
-MANY = [
-    pytest.param(25, layout, marks=pytest.mark.slow, id=f"many {layout}") for layout in ("tree", "packed")
+KILLS = [
+    pytest.param(2, "tree", marks=pytest.mark.slow, id="few tree"),
+    pytest.param(2, "packed", marks=pytest.mark.slow, id="few packed"),
+    pytest.param(25, "tree", marks=pytest.mark.full, id="many tree"),
+    pytest.param(25, "packed", marks=pytest.mark.full, id="many packed"),
 ]
 
 
-@pytest.mark.parametrize(("kills", "layout"), [pytest.param(2, "tree", id="few"), *MANY])
+@pytest.mark.parametrize(("kills", "layout"), KILLS)
 def test_killed_while_saving_no_finished_step_is_lost(tmp_path, kills, layout):
     rng, done = np.random.default_rng(kills), 0
     for _ in range(kills):
@@ -81,6 +84,7 @@ def save_on_a_full_disk(folder):
         os._exit(0)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_said_and_older_steps_are_whole(tmp_path):
     with spawn(save_on_a_full_disk, str(tmp_path)) as process:
         output = process.communicate(timeout=120)[0]
@@ -108,6 +112,7 @@ def save_where_none_may_write(folder):
         os._exit(0)
 
 
+@pytest.mark.slow
 def test_a_read_only_folder_is_said_and_older_steps_are_whole():
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)

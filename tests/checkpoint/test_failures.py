@@ -16,6 +16,7 @@ import keras_flax_bridge as kfb
 from tests.checkpoint.test_crashes import Numbered, numbered
 from tests.support.saving import full_disk, in_threads, large, small, told, whole
 from tests.support.subprocesses import spawn
+from tests.support.thinning import LATER
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +86,7 @@ def test_a_failed_step_can_be_saved_again(manager):
     assert whole(manager.directory) == [1, 2]
 
 
+@pytest.mark.slow
 def test_every_failure_is_raised_once_by_as_many_calls(manager):
     results = []
     for step in range(2, 12):
@@ -118,6 +120,7 @@ def test_a_single_save_that_fails_leaves_nothing_behind(tmp_path):
     assert kfb.verify(tmp_path / "x").ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [1, 2])
 def test_retention_never_removes_the_last_whole_step(tmp_path, keep):
     with kfb.CheckpointManager(tmp_path, max_to_keep=keep) as manager:
@@ -286,7 +289,10 @@ def end(folder, how):
     globals()[how](kfb.CheckpointManager(f"{folder}/run"))
 
 
-@pytest.mark.parametrize("how", [ENDS[0], *(pytest.param(end, marks=pytest.mark.slow) for end in ENDS[1:])])
+@pytest.mark.parametrize(
+    "how",
+    [pytest.param(ENDS[0], marks=pytest.mark.slow), *(pytest.param(end, marks=LATER) for end in ENDS[1:])],
+)
 def test_an_interpreter_that_ends_finishes_its_save_and_logs_what_nobody_was_told(tmp_path, how):
     with spawn(end, str(tmp_path), how.__name__) as process:
         output = process.communicate(timeout=120)[0]
@@ -318,6 +324,7 @@ FAILING = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saves", FAILING)
 def test_on_a_disk_that_fails_in_between_exactly_the_failed_steps_are_missing(tmp_path, saves):
     rng, reported, broken = np.random.default_rng(saves), [], set()

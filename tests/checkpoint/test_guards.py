@@ -54,6 +54,7 @@ DOORS = {
 }
 
 
+@pytest.mark.every(fast=2)
 @pytest.mark.parametrize("name", NAMES)
 def test_no_door_reads_it(folder, capsys, name):
     path, before = folder / name, {file.name for file in folder.iterdir()}
@@ -79,6 +80,7 @@ def test_python_refuses_it(folder, name):
     assert np.array_equal(model.layers[0].kernel.numpy(), kernel)
 
 
+@pytest.mark.slow
 def test_an_archive_is_judged_before_its_directory_is_read(tmp_path):
     path = tmp_path / "large.keras"
     with zipfile.ZipFile(path, "w") as archive:

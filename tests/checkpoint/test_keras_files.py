@@ -8,8 +8,11 @@ from flax import nnx
 from keras import layers
 
 import keras_flax_bridge as kfb
+from keras_flax_bridge import cli
 from tests.support.cases import differing
+from tests.support.models import round_trips as models
 from tests.tables import contracts
+from tests.tables import round_trips as table
 
 BATCH = next(contracts.SEQUENTIAL.batches())
 
@@ -28,6 +31,7 @@ def file(fitted, tmp_path):
     return tmp_path / "model.keras"
 
 
+@pytest.mark.slow
 def test_a_keras_file_reads_as_everything(fitted, file):
     build, wanted = contracts.SEQUENTIAL.build, kfb.TrainState.from_keras(fitted)
     layers.Dropout(0.5)  # moves Keras's counters of names
@@ -51,6 +55,7 @@ def test_a_keras_file_reads_as_everything(fitted, file):
     assert differing(kfb.TrainState.from_keras(kfb.load_model(file)).params, wanted.params) == []
 
 
+@pytest.mark.slow
 def test_a_weights_file_fills_its_model(fitted, tmp_path):
     fitted.save_weights(tmp_path / "w.weights.h5")
     other = contracts.SEQUENTIAL.build()
@@ -71,6 +76,7 @@ def test_a_weights_file_of_another_model_assigns_nothing(fitted, tmp_path):
     assert all(np.array_equal(a, b) for a, b in zip(other.get_weights(), before, strict=True))
 
 
+@pytest.mark.slow
 def test_misuse_is_explained(fitted, file, tmp_path):
     fitted.save_weights(tmp_path / "w.weights.h5")
     acts = {
@@ -90,3 +96,17 @@ def test_code_in_a_keras_file_is_not_run(tmp_path):
     model.save(tmp_path / "code.keras")
     with pytest.raises(kfb.CheckpointError, match="Lambda"):
         kfb.load_model(tmp_path / "code.keras")
+
+
+def test_slots_of_other_weights_do_not_begin_anew(tmp_path):
+    """A config does not say that a single weight is frozen; Keras warns, and goes on with new slots."""
+    model, _ = table.trained(table.Row("frozen", models.frozen))
+    model.save(tmp_path / "model.keras")
+    with pytest.raises(kfb.StructureMismatchError, match="which single weights are frozen"):
+        kfb.load_model(tmp_path / "model.keras")
+    for like in (dict, kfb.TrainState.from_keras(models.plain())):
+        with pytest.raises(kfb.StructureMismatchError):
+            kfb.restore(tmp_path / "model.keras", like)
+    assert cli.main(["convert", str(tmp_path / "model.keras"), str(tmp_path / "tree")]) == 2
+    module = kfb.restore(tmp_path / "model.keras", kfb.ToNNX(models.plain()))
+    np.testing.assert_array_equal(module(table.VECTORS), model(table.VECTORS))

@@ -61,6 +61,7 @@ def test_names_stay_apart_and_what_is_empty_stays(tmp_path, layout):
 # --- the packed layout
 
 
+@pytest.mark.slow
 def test_packed_reads_as_all_that_the_tree_does(trained, tmp_path):
     model, state = trained
     big = keras.Sequential([keras.Input((200,)), layers.Dense(200), layers.Dense(1)])

@@ -20,6 +20,7 @@ def states(count):
         yield state
 
 
+@pytest.mark.slow
 def test_saves_when_due_and_keeps_the_newest(tmp_path):
     with kfb.CheckpointManager(tmp_path, max_to_keep=2, save_every=3) as manager:
         started = [manager.save(state) for state in states(12)]
@@ -29,6 +30,7 @@ def test_saves_when_due_and_keeps_the_newest(tmp_path):
         assert manager.latest_step == 12
 
 
+@pytest.mark.slow
 def test_newest_regular_and_best_steps_stay(tmp_path):
     losses = {1: 3.0, 2: 1.0, 3: 5.0, 4: 4.0, 5: 2.0, 6: 6.0, 7: 7.0}
     with kfb.CheckpointManager(tmp_path, max_to_keep=1, keep_every=3, keep_best="loss") as manager:
@@ -39,12 +41,14 @@ def test_newest_regular_and_best_steps_stay(tmp_path):
         assert manager.best_step == 2  # known after a restart too
 
 
+@pytest.mark.slow
 def test_steps_that_jump_over_a_multiple_are_due(tmp_path):
     with kfb.CheckpointManager(tmp_path, save_every=4) as manager:
         jumping = [state for i, state in enumerate(states(12)) if i % 3 == 2]  # steps 3, 6, 9, 12
         assert [manager.save(state) for state in jumping] == [False, True, True, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("keep", "best"), [("val_loss", 2), (("val_loss", "max"), 1), ("val_accuracy", 1)])
 def test_the_best_survives_beside_the_newest(tmp_path, keep, best):
     losses = [3.0, 1.0, 2.0, 2.5, float("nan")]
@@ -72,6 +76,7 @@ def test_a_stale_step_is_refused(tmp_path):
         assert manager.save(restored) is False
 
 
+@pytest.mark.slow
 def test_saving_while_training_on_keeps_what_was_saved(tmp_path):
     model = contracts.SEQUENTIAL.build()
     state, train_step = kfb.TrainState.from_keras(model), kfb.make_train_step(model)

@@ -36,6 +36,7 @@ def test_a_mismatch_lists_every_leaf_and_assigns_nothing(saved):
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
 
 
+@pytest.mark.slow
 def test_partial_restores_what_matches_and_says_the_rest(saved, caplog):
     path, _, state = saved
     model = kfb.restore(path, wider(), partial=True)

@@ -25,6 +25,11 @@ MOST = 200  # MiB above a process that only imports the package
 REFUSED = 60  # MiB: what a file that is refused may cost
 
 
+def some(names):
+    """Each third runs in the second pass, as each starts a process; all run in the full run."""
+    return [pytest.param(name, marks=pytest.mark.full if i % 3 else ()) for i, name in enumerate(names)]
+
+
 def child(*arguments):
     """The exit codes of commands in a process of its own, and what they took, in MiB."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
@@ -104,7 +109,8 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.every(slow=6)
+@pytest.mark.parametrize("row", some(ROWS))
 def test_ordinary_files_take_little(ordinary, row):
     text, wanted = ROWS[row]
     words = [word if not (ordinary / word).exists() else ordinary / word for word in text.split()]
@@ -137,7 +143,8 @@ def tiny(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("row", HOLDING)
+@pytest.mark.every(slow=3)
+@pytest.mark.parametrize("row", some(HOLDING))
 def test_what_holds_the_arrays_adds_at_most_twice_their_bytes(ordinary, tiny, tmp_path, row):
     taken = {}
     for folder in (tiny, ordinary):
@@ -172,7 +179,8 @@ def bombs(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", BOMBS)
+@pytest.mark.every(slow=3)
+@pytest.mark.parametrize("name", some(BOMBS))
 def test_no_hostile_file_takes_much(bombs, name):
     codes, taken = child("refused", bombs / name.replace(" ", "_"))
     assert len(codes) == 5

@@ -53,6 +53,16 @@ WRONG = {
     "weight_map": ([], "map", 3),
     "data": ([], {}, {"bytes": "no base64!"}, {"bytes": 3}, "x"),
     "grain": ("1", -1, [], 1.5),
+    "note": ([], "text", 3),
+    "callbacks": (
+        [],
+        {},
+        {"content": {}},
+        {"content": [], "arrays": []},
+        {"content": {}, "arrays": [["U9", []]]},
+    ),
+    "callback_arrays": ("1", -1, [], 1.5),
+    "assets": ([], {"": []}, {"": {"a": 3}}, {"": {"../a": [3, 0]}}, {"": {"a": [-1, 0]}}),
 }
 
 
@@ -60,6 +70,7 @@ def test_every_field_that_is_written_is_checked(path):
     assert goods.ours(path).keys() <= FIELDS.keys() == WRONG.keys()
 
 
+@pytest.mark.every(fast=2)
 @pytest.mark.parametrize(("field", "value"), [(f, v) for f, values in WRONG.items() for v in values])
 def test_a_field_that_is_wrong_is_named(path, field, value):
     goods.set_ours(path, {**goods.ours(path), field: value})
@@ -70,6 +81,7 @@ def test_a_field_that_is_wrong_is_named(path, field, value):
     assert not kfb.verify(path).ok
 
 
+@pytest.mark.every(fast=3)
 @pytest.mark.parametrize("field", [None, *FIELDS])
 def test_no_swapped_type_ends_in_a_traceback(path, field):
     found = goods.ours(path)

@@ -30,6 +30,7 @@ BATCH = next(contracts.SEQUENTIAL.batches())
 # --- one checkpoint, four readers
 
 
+@pytest.mark.slow
 def test_a_restored_model_trains_on(saved):
     path, model, state = saved
     other = kfb.restore(path, contracts.SEQUENTIAL.build(), include=["params", "non_trainable", "opt_state"])
@@ -37,6 +38,7 @@ def test_a_restored_model_trains_on(saved):
     assert equal(continued.params, kfb.make_train_step(model)(state, BATCH)[0].params)
 
 
+@pytest.mark.slow
 def test_one_checkpoint_reads_as_state_keras_nnx_and_linen(saved):
     path, model, state = saved
     wanted = kfb.make_predict_step(model)(state, BATCH[0])
@@ -56,6 +58,7 @@ def test_one_checkpoint_reads_as_state_keras_nnx_and_linen(saved):
     assert set(variables) == {"params", "batch_stats", "seeds"}
 
 
+@pytest.mark.slow
 def test_a_loaded_model_trains_on_as_the_state_does(saved):
     path, model, state = saved
     loaded = kfb.load_model(path)
@@ -99,6 +102,7 @@ def test_a_flax_train_state_comes_back_as_one(tmp_path):
     assert equal(restored, state)
 
 
+@pytest.mark.slow
 def test_an_optax_state_round_trips(tmp_path):
     model = contracts.SEQUENTIAL.build()
     tx = optax.chain(optax.clip(1.0), optax.adamw(1e-3))

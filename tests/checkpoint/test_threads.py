@@ -8,13 +8,15 @@ import pytest
 import keras_flax_bridge as kfb
 from tests.checkpoint.test_crashes import numbered
 from tests.support.saving import in_threads, small, whole
+from tests.support.thinning import LATER
 
 SAVES = [
     pytest.param(4, 5, id="few"),
-    pytest.param(8, 50, id="many", marks=pytest.mark.slow),
+    pytest.param(8, 50, id="many", marks=LATER),
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("threads", "saves"), SAVES)
 def test_threads_that_save_side_by_side_lose_nothing(tmp_path, threads, saves):
     with kfb.CheckpointManager(tmp_path, max_to_keep=None) as manager:
@@ -23,6 +25,7 @@ def test_threads_that_save_side_by_side_lose_nothing(tmp_path, threads, saves):
     assert whole(tmp_path) == list(range(threads * saves))
 
 
+@pytest.mark.slow
 def test_of_steps_saved_out_of_order_the_newest_stay(tmp_path):
     with kfb.CheckpointManager(tmp_path, max_to_keep=3) as manager:
         answers = in_threads(4, lambda k: [manager.save(small(k + i * 4)) for i in range(6)])
@@ -39,6 +42,7 @@ def test_in_one_thread_steps_grow(tmp_path):
             manager.save(small(3))
 
 
+@pytest.mark.slow
 def test_saving_waiting_and_restoring_side_by_side(tmp_path):
     with kfb.CheckpointManager(tmp_path, max_to_keep=1) as manager:
         manager.save(small(0))
@@ -97,6 +101,7 @@ def test_threads_that_save_at_one_path_leave_one_whole_checkpoint(tmp_path):
     assert int(kfb.restore(tmp_path / "x", small(0)).step) == answers.index(None)
 
 
+@pytest.mark.slow
 def test_two_managers_of_one_folder_in_two_threads(tmp_path):
     with (
         kfb.CheckpointManager(tmp_path, max_to_keep=3) as first,

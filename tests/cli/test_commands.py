@@ -145,6 +145,7 @@ def typed(text):
         return ended.code
 
 
+@pytest.mark.every(fast=2)
 @pytest.mark.parametrize("row", ROWS)
 def test_commands(made, monkeypatch, capsys, row):
     text, code, out, error = ROWS[row]
@@ -206,6 +207,7 @@ def test_diff_tells_programs_the_same(made, capsys):
 X = np.random.default_rng(0).normal(size=(5, 6)).astype("float32")
 
 
+@pytest.mark.slow
 def test_ejected_source_and_weights_are_the_model(made, tmp_path, monkeypatch, capsys):
     out = tmp_path / "net.py"
     assert cli.main(["eject", str(made / "model.keras"), str(out), "--class-name", "Net"]) == 0
@@ -253,7 +255,8 @@ def test_a_reader_that_has_had_enough_is_no_error(made):
     assert done.returncode in (0, 141)
 
 
-@pytest.mark.slow
+@pytest.mark.full
+@pytest.mark.tables
 def test_damage_is_told_without_the_noise_of_threads(made):
     for _ in range(3):
         done = process(f"verify {made / 'damaged'}")
@@ -332,6 +335,7 @@ def test_several_models_are_no_keras_file(tmp_path, capsys):
     assert "several models (a, b)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @needs("OrbaxCheckpoint")
 @pytest.mark.filterwarnings("ignore")
 def test_weights_of_keras_s_callback_need_the_model(made, tmp_path, capsys):
@@ -363,6 +367,7 @@ def test_slots_that_a_model_has_no_place_for_are_told(made, tmp_path, capsys):
 # --- plan
 
 
+@pytest.mark.slow
 def test_plan_counts_without_allocating(capsys, tmp_path):
     assert cli.main(["plan", "examples.large_models:seventy_billion", "--mesh", "8x4", "--ema"]) == 0
     told = " ".join(capsys.readouterr().out.split())

@@ -97,6 +97,8 @@ def without_seeds(tree):
     return {name: tree[name] for name in ("params", "opt_state")} | {"non_trainable": dropout}
 
 
+@pytest.mark.every(fast=2, slow=2)
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
 @pytest.mark.parametrize(("source", "target"), list(pairs()))
 def test_every_kind_becomes_every_other_bit_for_bit(made, tmp_path, capsys, source, target):
@@ -112,6 +114,7 @@ def test_every_kind_becomes_every_other_bit_for_bit(made, tmp_path, capsys, sour
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+@pytest.mark.slow
 def test_a_seed_stays_where_both_kinds_hold_it(made, tmp_path):
     folder, state = made
     for source in ("packed", *where("OrbaxCheckpoint", ["orbax"])):
@@ -119,6 +122,7 @@ def test_a_seed_stays_where_both_kinds_hold_it(made, tmp_path):
         assert differing(as_state(tmp_path / source)["non_trainable"], state.non_trainable) == []
 
 
+@pytest.mark.slow
 def test_a_checkpoint_keeps_its_config_and_a_model_gives_one(made, tmp_path, capsys):
     folder, state = made
     given = ["--model", str(folder / "model.keras")]
@@ -140,6 +144,7 @@ ODD_LEFT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["checkpoint", "flax", "safetensors"])
 def test_odd_leaves_are_kept_or_named(tmp_path, capsys, target):
     if target == "safetensors" and not files.HAS_SAFETENSORS:
@@ -173,6 +178,7 @@ def plain(module):
     return jax.tree.map(lambda leaf: np.asarray(on_disk(leaf)), nnx.to_pure_dict(nnx.state(module)))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
 def test_states_of_flax_restore_from_what_they_became(tmp_path):
     module, state = Module(0), create(2.0)
@@ -197,6 +203,7 @@ def test_an_optimizer_that_has_no_place_is_named(tmp_path, capsys):
     assert "(the model has no optimizer of Keras's with such slots)" in told
 
 
+@pytest.mark.slow
 def test_weights_alone_start_the_optimizer_of_the_model_they_go_into(made, tmp_path, capsys):
     folder, state = made
     kfb.save(tmp_path / "weights", {"params": state.params, "non_trainable": state.non_trainable})

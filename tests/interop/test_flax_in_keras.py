@@ -248,11 +248,14 @@ def frozen(row):
 CHECKS = [outputs, gradients, train_step, clones, mixed, shapes, hosts, flax_again, abstract, frozen]
 
 
+@pytest.mark.every(fast=2, slow=3)
+@pytest.mark.slow
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_a_module(row, check):
     check(row)
 
 
+@pytest.mark.slow
 def test_files(row, tmp_path):
     files(row, tmp_path)
 

@@ -85,6 +85,7 @@ class Pool(nn.Module):
         return jnp.sum(x * kept[..., None], 1) / jnp.sum(kept, 1, keepdims=True)
 
 
+@pytest.mark.slow
 def test_masks_reach_the_module_and_go_on():
     tokens = np.array([[1, 2, 0], [3, 0, 0]])
     embed, dense, pool = (
@@ -174,6 +175,7 @@ def test_masks_differ_from_step_to_step_and_after_a_retrace():
     assert np.any(three != two[:3])
 
 
+@pytest.mark.slow
 def test_layers_in_lists_train_and_merged_modules_are_on_their_own():
     """B and C: there they have no gradient, and a merged model computes with the original's weights."""
 

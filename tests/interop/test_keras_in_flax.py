@@ -10,6 +10,7 @@ import optax
 import pytest
 from flax import linen as nn
 from flax import nnx
+from flax.errors import ModifyScopeVariableError
 from keras import layers
 
 import keras_flax_bridge as kfb
@@ -32,6 +33,7 @@ def close(outputs, wanted):
     )
 
 
+@pytest.mark.every(slow=2)
 @light
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
 def test_every_row_gives_the_layer_s_numbers(case, training):
@@ -51,10 +53,14 @@ def test_every_row_gives_the_layer_s_numbers(case, training):
     close(outputs, wanted)
     held = module.variables_by_path()
     moved = {path: leaf for name in updates for path, leaf in flatten_tree(updates[name]).items()}
-    for entry, value in zip(keras_internals.collect_layer(model)[1], after, strict=True):
+    close([v.value for v in model.trainable_variables], params)
+    tracked = zip(keras_internals.collect_tracked(model)[1], after, strict=True)
+    expected = {entry.path: value for entry, value in tracked}
+    model(x, **options)  # stateless_call returns nothing of what Keras doesn't track: states of RNNs
+    for entry in keras_internals.collect_layer(model)[1]:
+        value = expected.get(entry.path, entry.variable.value)
         close(held[entry.path].get_value(), value)
         close(moved[entry.path], value)
-    close([v.value for v in model.trainable_variables], params)
 
 
 def values_of(model):
@@ -67,7 +73,7 @@ def values_of(model):
         "seed": "seeds",
         "frozen": "frozen",
     }
-    entries = [entry for part in keras_internals.collect_state(model) for entry in part]
+    entries = [entry for part in keras_internals.collect_layer(model) for entry in part]
     return nest_paths({(names[e.kind], *e.path): e.variable.value for e in entries})
 
 
@@ -84,6 +90,7 @@ def test_attributes_mirror_the_keys_and_say_their_kind(model):
     assert len(nnx.to_flat_state(nnx.state(module, nnx.Param))) == 4
 
 
+@pytest.mark.slow
 def test_stock_nnx_code_trains_it(model):
     class Host(nnx.Module):
         """A Flax module that holds a Keras model beside its own layers."""
@@ -133,6 +140,7 @@ def test_copies_share_nothing(model):
     assert not np.any(model.get_layer("head").bias)
 
 
+@pytest.mark.slow
 def test_rngs_initialise_purely(model):
     build = lambda key: kfb.ToNNX(model, rngs=nnx.Rngs(key))  # noqa: E731
     keys = jax.random.split(jax.random.key(0), 3)
@@ -186,6 +194,7 @@ def test_what_is_no_layer_is_explained(model):
 # --- ToLinen
 
 
+@pytest.mark.slow
 def test_init_is_pure_and_depends_on_the_key(model):
     module = kfb.ToLinen(model)
     one, again, other = (module.init(jax.random.key(k), X) for k in (0, 0, 1))
@@ -214,7 +223,8 @@ def test_init_draws_as_the_layer_s_initializers_do():
 def test_masks_come_from_the_dropout_rng_or_from_the_seeds(model):
     module = kfb.ToLinen(model)
     variables = module.init(jax.random.key(0), X)
-    call = lambda **options: module.apply(variables, X, training=True, mutable=["seeds"], **options)  # noqa: E731
+    mutable = ["seeds", "batch_stats"]
+    call = lambda **options: module.apply(variables, X, training=True, mutable=mutable, **options)  # noqa: E731
     (one, _), (two, _) = call(), call()
     assert np.array_equal(one, two)
     (three, updates), (four, _) = (call(rngs={"dropout": jax.random.key(k)}) for k in (0, 1))
@@ -254,7 +264,8 @@ def test_as_a_submodule(model, style):
     assert variables["params"]["keras"]["dense"]["kernel"].shape == (6, 5)
 
     def loss_fn(params):
-        return jnp.sum(host.apply({**variables, "params": params}, X, training=True) ** 2)
+        mutable = ["batch_stats", "seeds"]
+        return jnp.sum(host.apply({**variables, "params": params}, X, training=True, mutable=mutable)[0] ** 2)
 
     grads = jax.jit(jax.grad(loss_fn))(variables["params"])
     assert all(np.any(leaf) for leaf in jax.tree.leaves(grads["keras"]["head"]))
@@ -286,3 +297,32 @@ def test_a_layer_that_has_no_config_is_explained():
     layer(X)
     with pytest.raises(kfb.UnsupportedLayerError, match="get_config"):
         kfb.ToNNX(layer, rngs=nnx.Rngs(0))
+
+
+def test_a_call_that_writes_needs_mutable_as_in_linen(model):
+    module = kfb.ToLinen(model)
+    variables = module.init(jax.random.key(0), X)
+    key = {"dropout": jax.random.key(1)}
+    plain = jax.tree.map(np.asarray, variables)  # as read from a file
+    assert np.array_equal(module.apply(plain, X), module.apply(variables, X))
+    both = ["batch_stats", "seeds"]
+    wrong = {
+        "nothing": ({}, r"batch_stats/batch_normalization/moving_mean.*seeds/dropout[^.]*\.\n.*mutable=\["),
+        "a key alone": ({"rngs": key}, r"mutable=\['batch_stats'\]\."),
+        "seeds alone": ({"mutable": ["seeds"]}, '"batch_normalization/moving_mean" in "/"'),
+        "statistics alone": ({"mutable": ["batch_stats"]}, r"mutable=\['seeds'\], or a key"),
+    }
+    for options, message in wrong.values():
+        with pytest.raises(ModifyScopeVariableError, match=message):
+            module.apply(plain, X, training=True, **options)
+    for options in ({"mutable": both}, {"mutable": ["batch_stats"], "rngs": key}, {"mutable": True}):
+        _, updates = module.apply(plain, X, training=True, **options)
+        mean = updates["batch_stats"]["batch_normalization"]["moving_mean"]
+        assert np.any(mean != plain["batch_stats"]["batch_normalization"]["moving_mean"])
+
+
+def test_weights_that_a_layer_assigns_are_dropped_as_by_keras_s_trainer():
+    module = kfb.ToLinen(layers.SpectralNormalization(layers.Dense(2)))
+    variables = module.init(jax.random.key(0), X)
+    _, updates = module.apply(variables, X, training=True, mutable=["batch_stats"])
+    assert set(updates) == {"batch_stats"}

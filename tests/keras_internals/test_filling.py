@@ -235,6 +235,7 @@ def test_a_model_that_nothing_fills_is_the_model_that_keras_builds():
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_loaded_model_trains_as_the_model_that_keras_loads(tmp_path):
     model = dense()
     model.save(tmp_path / "m.keras")

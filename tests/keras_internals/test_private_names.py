@@ -7,6 +7,7 @@ fails the last one.
 import ast
 import functools
 import importlib
+import inspect
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from keras import layers
 from keras import optimizers as K
 
 import keras_flax_bridge
+from keras_flax_bridge import keras_internals
 from keras_flax_bridge.startup import compat
 from tests.support.capabilities import where
 
@@ -30,6 +32,10 @@ def sequential():
     model.compile(excluding(), "mse", metrics=["mae"])
     model.train_on_batch(np.ones((3, 2)), np.ones((3, 2)))
     return model
+
+
+def unknown():
+    return keras_internals.Valueless().run(lambda: keras.Variable("ones", shape=(2,)).value)
 
 
 def excluding():
@@ -54,6 +60,18 @@ def variable():
 
 def first_dense():
     return sequential().layers[0]
+
+
+def fitted():
+    model = sequential()
+    model.fit(np.ones((3, 2)), np.ones((3, 2)), verbose=0)
+    return model
+
+
+def epochs():
+    from keras.src.trainers.epoch_iterator import EpochIterator
+
+    return EpochIterator(np.ones((3, 2)))
 
 
 def compiled_metrics():
@@ -94,7 +112,8 @@ TABLE = {
     "_trainable_variables": Private(first_dense, "keys and slots: what a layer or an optimizer has itself"),
     "_non_trainable_variables": Private(first_dense, "keys: moving statistics"),
     "_seed_generators": Private(first_dense, "keys: seeds"),
-    "_build_shapes_dict": Private(first_dense, "initializers: what a layer was built for"),
+    "_loss_ids": Private(first_dense, "remat: the layer that added a loss"),
+    "_build_shapes_dict": Private(first_dense, "recipes: what a layer was built for"),
     "_initializer": Private(variable, "initializers: how a variable starts"),
     "_flatten_layers": Private(sequential, "models: all sublayers"),
     "_functional": Private(sequential, "graph: the functional model inside of a Sequential one"),
@@ -105,12 +124,17 @@ TABLE = {
     "_outputs_struct": Private(functional, "graph: the outputs, nested"),
     "_keras_history": Private(tensor, "graph: the call that made a tensor"),
     "_track_variable": Private(first_dense, "add_weight: a variable that a layer did not make"),
-    "_is_default": Private(lambda: layers.Layer.build, "initializers: whether a layer wrote its own build"),
+    "_is_default": Private(lambda: layers.Layer.build, "recipes: whether a layer wrote its own build"),
+    "_call_context_args": Private(sequential, "models: what layers take from the call of a graph"),
     "_call_has_training_arg": Private(sequential, "trainers: whether call takes training"),
     "_symbolic_build": Private(sequential, "models: builds metrics and the loss as fit does"),
     "_compile_metrics": Private(sequential, "metrics: what compile was given"),
     "_compile_loss": Private(sequential, "metrics and trainers: the loss, and its trackers"),
+    "_jax_state": Private(fitted, "fitting and live_state: what fit writes into the variables"),
+    "_jax_state_synced": Private(sequential, "fitting and live_state: whether it did"),
     "_initial_epoch": Private(sequential, "trainers: at which epoch fit begins"),
+    "_make_function": Private(sequential, "fitting: gets the step that Keras compiled"),
+    "_steps_seen": Private(epochs, "loaders: how far the data of a known length is"),
     "_user_metrics": Private(compiled_metrics, "metrics: what compile was given, in its structure"),
     "_user_weighted_metrics": Private(compiled_metrics, "trainers: compiles a copy"),
     "_flat_metrics": Private(compiled_metrics, "metrics: in order"),
@@ -118,6 +142,7 @@ TABLE = {
     "_user_loss_weights": Private(compiled_loss, "trainers: compiles a copy"),
     "_built": Private(keras.metrics.F1Score, "metrics: those that build themselves late"),
     "_fn": Private(lambda: keras.metrics.MeanMetricWrapper(len), "metrics: their names"),
+    "_trace": Private(unknown, "valueless: jax's own, in which known numbers stay numbers"),
     "_value": Private(variable, "values: reads and moves arrays without a copy"),
     "_dtype": Private(variable, "values: casts as Keras does"),
     "_shape": Private(variable, "initializers: of a variable that has no value yet"),
@@ -149,20 +174,29 @@ TABLE = {
 IMPORTED = {
     "keras.src.applications.convnext": "graph: layers of applications",
     "keras.src.applications.inception_resnet_v2": "graph: layers of applications",
+    "keras.src.backend.common.variables.AutocastScope": "mixed_precision: the dtype that a call computes in",
+    "keras.src.backend.common.variables.get_autocast_scope": "mixed_precision: that of the call around it",
     "keras.src.backend.common.global_state": "seeds and initializers: the global generator",
     "keras.src.backend.common.masking.get_keras_mask": "graph: the mask of a tensor",
     "keras.src.backend.common.masking.set_keras_mask": "graph: the mask of a tensor",
     "keras.src.backend.common.stateless_scope.get_stateless_scope": "values: whether values are given",
     "keras.src.backend.common.symbolic_scope.in_symbolic_scope": "values: whether shapes alone are computed",
     "keras.src.models.functional.Functional": "keys: operations of a functional model",
+    "keras.src.quantizers": "quantizing: functions that compute in numpy, as layers take them",
+    "keras.src.quantizers.quantizers": "quantizing: the same, as quantizers take them",
     "keras.src.saving.saving_lib": "stored_names: the names in files",
     "keras.src.saving.serialization_lib.ObjectSharingScope": "optimizer_copies: an optimizer held twice",
     "keras.src.saving.serialization_lib.SafeModeScope": "safe_mode: no code out of configs",
+    "keras.src.trainers.data_adapters.data_adapter_utils.class_weight_to_sample_weights": (
+        "trainers: weights of rows by their class"
+    ),
+    "keras.src.trainers.data_adapters.data_adapter_utils": "batch_arrays: what fit makes of a tensor",
     "keras.src.utils.naming.to_snake_case": "keys: the automatic names",
+    "keras.src.utils.python_utils.pythonify_logs": "callback_hooks: logs as callbacks get them",
 }
 
-# of the package itself, of named tuples, and of `saving_lib`, which has a test of its own
-OURS = {"_moved_from", "_replace", "_asdict", "_save_state"}
+# of the package itself, of named tuples, of Python's `sys`, and of `saving_lib`, which has a test of its own
+OURS = {"_moved_from", "_replace", "_asdict", "_save_state", "_load_state", "_getframe"}
 
 
 def asked():
@@ -201,8 +235,8 @@ def test_the_global_generator_is_under_its_key():
 def test_names_in_files_are_written_by_saving_lib():
     from keras.src.saving import saving_lib
 
-    for name in ("_save_state", "is_memory_sufficient", "H5IOStore"):
-        assert hasattr(saving_lib, name), "stored_names: the names in files, and no file of the whole model"
+    for name in ("_save_state", "_load_state", "is_memory_sufficient", "H5IOStore", "DiskIOStore"):
+        assert hasattr(saving_lib, name), "stored_names, assets: the names in files, the files of layers"
 
 
 def used():
@@ -227,3 +261,17 @@ def test_every_private_name_that_is_used_is_in_the_table():
     lacking = {"_optimizer_map", "_var_to_optimizer_idx"} - TABLE.keys()  # of a MultiOptimizer
     assert attributes - TABLE.keys() - OURS - lacking == set()
     assert imported == IMPORTED.keys()
+
+
+def test_the_adapters_of_data_have_the_names_that_loaders_knows():
+    from keras.src.trainers import data_adapters
+
+    from keras_flax_bridge.keras_internals import loaders
+
+    assert all(hasattr(data_adapters, f"{name}Adapter") for name in loaders._DOUBTS)
+
+
+def test_fit_has_the_local_names_by_which_it_is_found():
+    """`fitting.Call` finds its list of callbacks and its iterator there."""
+    code = inspect.unwrap(keras.Model.fit).__code__
+    assert {"self", "callbacks", "epoch_iterator"} <= {*code.co_varnames, *code.co_cellvars}

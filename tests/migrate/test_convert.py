@@ -56,6 +56,7 @@ def subclassed():
     return model
 
 
+@pytest.mark.slow
 def test_a_subclassed_model_is_drawn():
     model = subclassed()
     module = migrate.to_nnx(model)
@@ -184,6 +185,7 @@ def test_what_is_dropped_is_reported():
     assert "kernel_regularizer" in str(report)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_policies(policy):
     keras.utils.set_random_seed(0)
@@ -217,13 +219,13 @@ def test_frozen_layers_do_not_train():
     assert isinstance(module.dense_1.kernel, nnx.Param)
 
 
-QUICK_TO_COMPILE = ("MobileNetV2",)
 APPLICATIONS = [
-    pytest.param(name, marks=[] if name in QUICK_TO_COMPILE else pytest.mark.slow)
-    for name in (*applications.FAMILIES, *applications.OTHERS)
+    *(pytest.param(name, marks=pytest.mark.slow) for name in applications.FAMILIES),
+    *(pytest.param(name, marks=pytest.mark.full) for name in applications.OTHERS),
 ]
 
 
+@pytest.mark.every(slow=3)
 @pytest.mark.filterwarnings("ignore:The structure of `inputs` doesn't match")  # they want a list of one
 @pytest.mark.parametrize("name", APPLICATIONS)
 def test_an_application(name):
@@ -252,6 +254,7 @@ def test_a_deep_graph_needs_no_deep_stack():
     assert migrate.to_nnx(keras.Model(x, y)).conversion_report.checked == 0
 
 
+@pytest.mark.slow
 def test_misuse_is_explained():
     with pytest.raises(kfb.NotBuiltError):
         migrate.to_nnx(keras.Sequential([L.Dense(2)]))

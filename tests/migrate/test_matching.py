@@ -21,6 +21,7 @@ pytestmark = pytest.mark.usefixtures("numpy_weights")
 IMAGES = floats(2, 8, 8, 3)
 
 
+@pytest.mark.slow
 def test_match_by_numbers(tmp_path):
     model, target = convnet(), Theirs(nnx.Rngs(0))
     wmap = migrate.match(model, target, sample=IMAGES)
@@ -43,6 +44,7 @@ def test_what_is_open_without_a_sample_is_said():
     assert any("sample=" in note for note in migrate.match(convnet(), Theirs(nnx.Rngs(0))).notes)
 
 
+@pytest.mark.slow
 def test_settings_that_differ_are_named():
     notes = migrate.match(convnet(), Theirs(nnx.Rngs(0), epsilon=1e-5), sample=IMAGES).notes
     assert any("epsilon of a is 1e-05" in note for note in notes)
@@ -90,6 +92,7 @@ class Fused(nnx.Module):
         return self.proj(jax.nn.dot_product_attention(*heads).reshape(x.shape))
 
 
+@pytest.mark.slow
 def test_match_fused_attention():
     x = keras.Input((5, 8))
     model, target, sample = (

@@ -110,7 +110,7 @@ def check_round_trip(sides):
     nnx.update(module, kfb.migrate.to_nnx_state(sides.model))
     kfb.migrate.to_keras(module, other)
     for collection in keras_internals.collect_layer(other):
-        for path, variable, kind in collection:
+        for path, variable, kind, _ in collection:
             if kind != SEED:
                 np.testing.assert_array_equal(np.asarray(variable.value), wanted[path])
 
@@ -146,6 +146,7 @@ def check_random(sides):
 ROWS = [pytest.param(r, id=r.name, marks=[] if r.fast else [pytest.mark.slow]) for r in migration.EVERY]
 
 
+@pytest.mark.every(fast=2, slow=4)
 @pytest.mark.parametrize("row", ROWS)
 def test_a_layer_in_float32(row):
     sides = Sides(row)
@@ -156,6 +157,7 @@ def test_a_layer_in_float32(row):
         check_random(sides)
 
 
+@pytest.mark.every(slow=5)
 @pytest.mark.slow
 @pytest.mark.parametrize("row", migration.EVERY, ids=lambda row: row.name)
 def test_a_layer_in_float64(row):

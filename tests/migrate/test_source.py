@@ -67,10 +67,12 @@ def test_sources_are_short(family):
     assert "for block in self.blocks" in source
 
 
+@pytest.mark.slow
 def test_the_source_of_a_transformer_is_short():
     assert len(migrate.to_source(native.transformer(12, 32, 4)).splitlines()) <= 120
 
 
+@pytest.mark.every(slow=3)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", applications.FAMILIES)
 def test_sources_are_formatted(name, tmp_path):

@@ -69,6 +69,7 @@ def named(name):
     return keras.Model({f"{name}_in": one, f"{name}_too": two}, {name: inner(x)}, name=given)
 
 
+@pytest.mark.every(fast=2)
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
 def test_no_name_gets_out_of_its_place_in_the_source(name, numpy_weights):
     model = named(name)

@@ -45,6 +45,7 @@ def ejected(model):
     return module
 
 
+@pytest.mark.slow
 def test_one_checkpoint_reads_as_a_native_module(trained, tmp_path):
     kfb.save(tmp_path / "keras", kfb.TrainState.from_keras(trained))
     for module in (migrate.to_nnx(compiled()), ejected(trained)):
@@ -52,6 +53,7 @@ def test_one_checkpoint_reads_as_a_native_module(trained, tmp_path):
         np.testing.assert_allclose(module(X), trained(X), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_saved_native_module_reads_as_keras(trained, tmp_path):
     kfb.save(tmp_path / "native", migrate.to_nnx(trained))
     model, weights = compiled(), "^(params|non_trainable)/(?!.*seed)"
@@ -63,12 +65,14 @@ def test_a_saved_native_module_reads_as_keras(trained, tmp_path):
     np.testing.assert_allclose(module(X), trained(X), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_another_module_is_refused(trained, tmp_path):
     kfb.save(tmp_path / "keras", kfb.TrainState.from_keras(trained))
     with pytest.raises(kfb.StructureMismatchError, match="missing"):
         kfb.restore(tmp_path / "keras", nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
 
 
+@pytest.mark.slow
 def test_slots_move_with_the_weights(trained):
     state = kfb.TrainState.from_keras(trained)
     module = migrate.to_nnx(trained)
@@ -79,6 +83,7 @@ def test_slots_move_with_the_weights(trained):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_state_goes_back_to_keras(trained):
     module = migrate.to_nnx(trained)
     module.dense.bias[...] += 1
@@ -90,6 +95,7 @@ def test_a_state_goes_back_to_keras(trained):
         np.testing.assert_array_equal(leaf, same[path])
 
 
+@pytest.mark.slow
 def test_five_steps_of_adam_on_both_sides():
     keras.utils.set_random_seed(2)
     model = keras.Sequential([keras.Input((4,)), L.Dense(8, "relu"), L.BatchNormalization(), L.Dense(1)])

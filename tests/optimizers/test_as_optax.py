@@ -79,6 +79,8 @@ def by_hand(optimizer, steps=4):
     return jax.tree.unflatten(jax.tree.structure(PARAMS), values)
 
 
+@pytest.mark.every(slow=2)
+@pytest.mark.slow
 @cases
 def test_a_loop_in_one_program_is_that_of_keras(name, leaks):
     tx = kfb.as_optax(CASES[name]())
@@ -86,6 +88,7 @@ def test_a_loop_in_one_program_is_that_of_keras(name, leaks):
     assert relative(params, by_hand(CASES[name]())) <= TOLERANCE
 
 
+@pytest.mark.every(slow=2)
 @cases
 def test_it_traces_as_shapes_and_over_a_stack(name):
     tx = kfb.as_optax(CASES[name]())
@@ -175,6 +178,7 @@ def test_the_optimizer_stays_as_it_was():
     assert float(updates["dense"]["bias"][0]) == 0
 
 
+@pytest.mark.slow
 @needs("MultiOptimizer")
 def test_paths_and_constraints_come_from_the_model():
     model = Small(constrained=True)
@@ -184,9 +188,9 @@ def test_paths_and_constraints_come_from_the_model():
         kfb.as_optax(optimizer)
     params = kfb.TrainState.from_keras(model, optimizer=K.SGD(0.1)).params
     tx = kfb.as_optax(optimizer, model=model)
-    grads = jax.tree.map(lambda p: -jnp.ones_like(p), params)
+    grads = jax.tree.map(lambda p: jnp.full_like(p, -3.0), params)  # takes every norm above its limit
     new = optax.apply_updates(params, tx.update(grads, tx.init(params), params)[0])
-    np.testing.assert_allclose(new["dense"]["bias"], params["dense"]["bias"] + 1.0)
+    np.testing.assert_allclose(new["dense"]["bias"], params["dense"]["bias"] + 3.0)
     np.testing.assert_allclose(new["conv"]["bias"], params["conv"]["bias"] + 0.1, rtol=1e-5)
     np.testing.assert_allclose(jnp.linalg.norm(new["dense"]["kernel"], axis=0), 0.8, rtol=1e-5)
     with pytest.raises(kfb.StructureMismatchError, match="params/gain_2"):
@@ -222,8 +226,6 @@ def test_what_can_not_be_adapted_is_refused(make, message):
 def test_wrong_arguments_are_refused():
     tx = kfb.as_optax(K.Adam(0.1))
     state = tx.init(PARAMS)
-    with pytest.raises(kfb.StructureMismatchError, match="params"):
-        tx.update(GRADS, state)
     with pytest.raises(kfb.StructureMismatchError, match="gain"):
         tx.update({"dense": GRADS["dense"]}, state, PARAMS)
     with pytest.raises(kfb.StructureMismatchError, match="momentums/gain"):

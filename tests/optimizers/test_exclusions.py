@@ -28,6 +28,7 @@ from tests.support.exclusions import (
 # --- in one process
 
 
+@pytest.mark.every(fast=2)
 @by_optimizer
 def test_states_and_transformations_keep_them(kind):
     model = compiled(kind)
@@ -41,6 +42,8 @@ def test_states_and_transformations_keep_them(kind):
     check_params(state.params, optax.apply_updates(state.params, updates))
 
 
+@pytest.mark.every(fast=2)
+@pytest.mark.slow
 @by_optimizer
 def test_abstract_states_keep_them(kind, tmp_path):
     model = build()
@@ -53,6 +56,7 @@ def test_abstract_states_keep_them(kind, tmp_path):
     check(kfb.restore(tmp_path / "one", kfb.TrainState.abstract(lambda: compiled(kind))))
 
 
+@pytest.mark.slow
 def test_abstract_states_of_several_models_keep_them(tmp_path):
     models = {"a": build(), "b": build()}
     optimizers = {name: OPTIMIZERS["variables"](model) for name, model in models.items()}
@@ -128,6 +132,7 @@ def held_twice():
     return K.MultiOptimizer(K.OptimizerMap(decaying(), {".*head.*": shared, ".*dense.*": shared}))
 
 
+@pytest.mark.slow
 @needs("MultiOptimizer")
 def test_an_optimizer_that_is_held_twice_stays_one(tmp_path):
     model = build()
@@ -157,6 +162,7 @@ def test_optimizers_that_a_function_chooses_are_copied(named):
     check(state.repartition(model))
 
 
+@pytest.mark.slow
 def test_variables_that_gradients_overwrite_start_without_slots():
     model = build()
     model.layers[0].bias.overwrite_with_gradient = True

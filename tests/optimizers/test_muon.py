@@ -32,6 +32,7 @@ def both(**options):
     return {v.name: np.asarray(v.value) for v in variables}, params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{}, {"nesterov": False}, {"ns_steps": 3, "adam_lr_ratio": 0.5}, {"weight_decay": None}],

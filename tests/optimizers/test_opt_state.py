@@ -27,6 +27,7 @@ def trained(optimizer, steps=3):
 # --- a whole state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_model", [True, False])
 def test_a_state_keeps_its_other_fields(with_model):
     model, state = trained(K.Adam(0.1))
@@ -41,6 +42,7 @@ def test_a_state_keeps_its_other_fields(with_model):
     assert not diff_trees(flatten_tree(back.opt_state), flatten_tree(state.opt_state))
 
 
+@pytest.mark.slow
 def test_a_converted_state_can_be_donated():
     _, state = trained(K.AdamW(0.1, use_ema=True, gradient_accumulation_steps=2))
     moved = jax.tree.map(jnp.copy, state).to_optax()
@@ -64,6 +66,7 @@ def test_conversion_works_under_jit():
     assert relative(inside.opt_state, state.opt_state) == 0
 
 
+@pytest.mark.slow
 def test_models_in_one_state_move_together_or_alone():
     models = {name: built(K.Adam(0.1))[0] for name in ("a", "b")}
     optimizers = {"a": K.Adam(0.1), "b": K.Lion(0.1)}

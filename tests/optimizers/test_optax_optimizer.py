@@ -112,6 +112,7 @@ def by_hand(name, epochs=2):
     return state
 
 
+@pytest.mark.every(slow=2)
 @cases
 def test_fit_is_the_loop_of_optax(name):
     if name in ("own", "options"):
@@ -121,6 +122,8 @@ def test_fit_is_the_loop_of_optax(name):
     assert relative(kfb.TrainState.from_keras(model).params, by_hand(name).params) <= 1e-5
 
 
+@pytest.mark.every(slow=2)
+@pytest.mark.slow
 @cases
 def test_a_saved_model_goes_on_bit_for_bit(name, tmp_path):
     model = model_of(optimizer(name))
@@ -141,6 +144,7 @@ def test_a_saved_model_goes_on_bit_for_bit(name, tmp_path):
         np.testing.assert_array_equal(a.value, b.value)
 
 
+@pytest.mark.slow
 def test_weights_files_and_checkpoints_resume(tmp_path):
     model, other, third = (model_of(optimizer("adamw")) for _ in range(3))
     fit(model)
@@ -312,6 +316,7 @@ def test_what_can_not_be_made_is_refused(case):
         make()
 
 
+@pytest.mark.slow
 def test_the_names_of_layers_are_of_no_consequence():
     ends = []
     for count in (0, 9):  # the second time they are dense_9, dense_10, ..., which sort otherwise

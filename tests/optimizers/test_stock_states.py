@@ -67,6 +67,7 @@ class StockRun:
         return jax.jit(lambda state, noise: jax.lax.scan(step, state, noise)[0])(state, noise)
 
 
+@pytest.mark.every(slow=3)
 @pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in STOCK])
 def test_the_state_of_a_stock_optimizer_goes_on_in_keras(name):
     runs = StockRun(name)
@@ -125,6 +126,7 @@ def test_an_injected_learning_rate_comes_along():
     np.testing.assert_allclose(found["momentums"]["dense"]["bias"], -0.25 * GRADS["dense"]["bias"])
 
 
+@pytest.mark.slow
 def test_a_cycle_of_multi_steps_goes_on():
     tx = optax.MultiSteps(optax.rmsprop(0.1, eps=1e-7), 4).gradient_transformation()
     params, state = PARAMS, tx.init(PARAMS)

@@ -34,6 +34,7 @@ X = np.ones((8, 3), "float32")
 # --- on disk
 
 
+@pytest.mark.every(fast=2)
 @by_optimizer
 def test_load_model_puts_them_back(kind, tmp_path):
     kfb.save(tmp_path / "one", kfb.TrainState.from_keras(compiled(kind)))
@@ -55,6 +56,7 @@ def test_load_model_puts_back_those_of_weights_that_are_frozen(tmp_path):
     check(kfb.TrainState.from_keras(loaded))
 
 
+@pytest.mark.every(fast=2)
 @by_optimizer
 def test_restore_and_resume_into_a_compiled_model(kind, tmp_path):
     kfb.save(tmp_path / "one", kfb.TrainState.from_keras(compiled(kind)))
@@ -120,6 +122,7 @@ def convert(source, target, kind, **options):
     return converting.convert(opened(source), target, kind, **options).notes
 
 
+@pytest.mark.every(fast=2)
 @pytest.mark.parametrize(
     "kind",
     [
@@ -141,6 +144,7 @@ def test_conversion_keeps_them(kind, tmp_path):
     check(kfb.TrainState.from_keras(kfb.load_model(tmp_path / "four")))
 
 
+@pytest.mark.slow
 def test_conversion_without_slots_keeps_them(tmp_path):
     state = kfb.TrainState.from_keras(compiled("variables"))
     kfb.save(tmp_path / "one", state)
@@ -197,6 +201,7 @@ class Break(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["names", "variables", "scaled"])
 def test_fit_goes_on_with_them(kind, tmp_path):
     def fit(*callbacks):

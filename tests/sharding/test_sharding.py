@@ -134,6 +134,7 @@ def test_slots_averages_and_accumulators_follow_their_weight(alone):
     assert seeds["seed_generator_state"].is_fully_replicated
 
 
+@pytest.mark.slow
 def test_the_report_counts_bytes_on_a_device(alone):
     report = kfb.sharding_report(alone[0], mesh(model=8), TENSOR)
     kernel = next(row for row in report.rules if row.rule == "hidden/kernel")
@@ -150,6 +151,7 @@ def test_the_report_counts_bytes_on_a_device(alone):
     assert "hidden/kernel" in str(report)
 
 
+@pytest.mark.slow
 def test_several_steps_in_one_call(alone):
     devices, rules, batch_spec = LAYOUTS["fsdp"]
     model = build()
@@ -158,6 +160,7 @@ def test_several_steps_in_one_call(alone):
     close(step(kfb.TrainState.from_keras(model), both)[0], alone[2])
 
 
+@pytest.mark.slow
 def test_evaluation_and_prediction_on_a_mesh(alone):
     devices, rules, batch_spec = LAYOUTS["fsdp"]
     model, on_mesh = build(), {"mesh": devices, "rules": rules, "batch_spec": batch_spec}
@@ -182,6 +185,7 @@ def test_evaluation_and_prediction_on_a_mesh(alone):
         eval_step(state.replace(step=jnp.int32(1)), BATCHES[0])  # XLA would end the process
 
 
+@pytest.mark.slow
 def test_the_pure_step_under_jit_with_shardings(alone):
     devices, rules, batch_spec = LAYOUTS["fsdp and tensor"]
     state = kfb.shard(alone[0], devices, rules)  # a copy, which may be donated
@@ -223,6 +227,7 @@ def test_a_layout_map_goes_by_keras_s_names(alone):
         kfb.shardings_for(alone[0], mesh(data=2, model=4), names)
 
 
+@pytest.mark.slow
 def test_under_keras_s_own_distribution(alone):
     names = keras.distribution.LayoutMap(keras_mesh())
     names[".*hidden/kernel"] = (None, "model")
@@ -237,6 +242,7 @@ def test_under_keras_s_own_distribution(alone):
     close(state, alone[1])
 
 
+@pytest.mark.slow
 def test_what_flax_modules_say_of_their_weights():
     init = nn.with_partitioning(nn.initializers.lecun_normal(), (None, "model"))
     variables = nn.Dense(8, kernel_init=init).init(jax.random.key(0), jnp.ones((1, 4)))
@@ -277,13 +283,15 @@ def test_rules_that_do_not_fit_are_named(alone, wrong):
         kfb.shardings_for(alone[0], mesh(model=8), rules)
 
 
-def test_a_batch_that_can_not_be_split_is_named(alone):
+def test_a_batch_that_can_not_be_split_is_named(alone, monkeypatch):
     step = kfb.make_train_step(build(), mesh=mesh(data=8))
     short = tuple(part[:15] for part in BATCHES[0])
+    monkeypatch.setattr(jax, "process_count", lambda: 2)  # each passes its own rows, to its own devices
     with pytest.raises(
-        kfb.StructureMismatchError, match=r"(?s)multiples of \(8,\).*batch size.*0  float32\[15,8\]"
+        kfb.StructureMismatchError, match=r"(?s)multiples of \(4,\).*batch size.*0  float32\[15,8\]"
     ):
         step(alone[0], short)
+    monkeypatch.undo()
     for make in (kfb.make_train_step, kfb.make_eval_step, kfb.make_predict_step):
         with pytest.raises(kfb.StructureMismatchError, match="jit=False"):
             make(build(), mesh=mesh(data=8), jit=False)

@@ -24,7 +24,7 @@ CASES = {
 }
 
 
-FAST = ("nothing chosen", "second run", "other in environment")
+FAST = ("nothing chosen", "other in environment")
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,7 @@ def test_backend(tmp_path, variable, config, before, words):
         assert "KERAS_BACKEND=jax" in done.stderr
 
 
+@pytest.mark.slow
 def test_orbax_and_grain_wait_until_they_are_used():
     code = (
         "import keras_flax_bridge, sys\n"
@@ -53,6 +54,7 @@ def test_orbax_and_grain_wait_until_they_are_used():
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_importing_starts_no_device():
     """`jax.distributed.initialize` must come before the first use of one, and may come after the import."""
     code = "import keras_flax_bridge, jax\njax.config.update('jax_platforms', 'nowhere')\njax.devices()"

@@ -64,6 +64,7 @@ def test_apply_gradients_is_exact_for_keras_optimizers(optimizer):
         np.testing.assert_allclose(leaf, wanted, rtol=1e-5, atol=1e-7, err_msg=join_path(path))
 
 
+@pytest.mark.slow
 def test_apply_fn_returns_updates_and_losses(model):
     state = kfb.TrainState.from_keras(model)
     variables = {"params": state.params, "non_trainable": state.non_trainable}

@@ -65,6 +65,7 @@ def test_optax_slots_have_no_place_in_a_keras_optimizer(model):
     assert warned[0].filename == __file__  # the line that assigns
 
 
+@pytest.mark.slow
 def test_statistics_that_a_layer_keeps_come_from_the_state():
     x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
     model, other = stateful.adapted(), stateful.adapted(shift=0.0)

@@ -173,6 +173,7 @@ def alarm(monkeypatch):
     signal.signal(signal.SIGALRM, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [0, 2])
 @pytest.mark.parametrize("look", [False, True])
 def test_an_interrupt_at_any_moment_leaves_a_whole_state(model, alarm, devices, look):
@@ -227,6 +228,7 @@ def test_what_is_set_by_force_stays(state, first, step):
     assert equal(got.params, wanted.params)
 
 
+@pytest.mark.slow
 def test_mappings_and_their_order_stay_as_they_came(state, step, model):
     params = OrderedDict(reversed(state.params.items()))
     for run in (step, kfb.make_train_step(model, jit=False)):

@@ -79,6 +79,7 @@ def gan_step(state, real, noise):
     return state.with_parts(generator=g, discriminator=d), loss
 
 
+@pytest.mark.slow
 def test_a_gan_trains_is_saved_and_comes_back(tmp_path):
     models = gan()
     state = kfb.TrainState.from_keras(models)
@@ -103,6 +104,7 @@ def test_a_gan_trains_is_saved_and_comes_back(tmp_path):
     assert differing(kfb.TrainState.from_keras(models).params, state.params) == []
 
 
+@pytest.mark.slow
 def test_a_part_is_the_state_of_its_model_alone():
     models = gan()
     state, alone = kfb.TrainState.from_keras(models), kfb.TrainState.from_keras(models["generator"])
@@ -117,6 +119,7 @@ def test_a_part_is_the_state_of_its_model_alone():
     kfb.make_predict_step(models["discriminator"])(state.part("discriminator"), REAL)
 
 
+@pytest.mark.slow
 def test_gradients_of_a_subtree_move_that_model_alone():
     state = kfb.TrainState.from_keras(gan())
 

@@ -54,6 +54,7 @@ def test_reset_is_the_metric_s_own():
     assert float(state.reset_metrics().metrics["best"]["best"]) == -np.inf
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", [None, optax.adam(1e-2)], ids=["keras", "optax"])
 def test_repartition_keeps_the_slots_that_survive(optimizer):
     model = contracts.SEQUENTIAL.build()

@@ -87,6 +87,7 @@ def run(model):
     return history
 
 
+@pytest.mark.slow
 def test_curves_of_a_run(run, tmp_path):
     figure = run.plot()
     names = [name for name in run.history if not name.startswith("val_")]

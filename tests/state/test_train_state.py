@@ -81,6 +81,7 @@ def buffers():
     return {id(array) for array in jax.live_arrays() if array.nbytes == 1_000_000}
 
 
+@pytest.mark.slow
 def test_moving_holds_the_weights_once():
     before = buffers()
     model = keras.Sequential([keras.Input((500,)), layers.Dense(500, use_bias=False)])
@@ -122,6 +123,7 @@ def test_a_moved_model_still_makes_steps_and_saves(model, tmp_path):
     assert float(kfb.load_model(tmp_path / "moved").optimizer.learning_rate) == pytest.approx(1e-3)
 
 
+@pytest.mark.slow
 def test_a_buffer_shared_by_two_variables_can_be_donated(model):
     kernel = model.get_layer("head").kernel
     model.compile("adam", "sparse_categorical_crossentropy")
@@ -151,28 +153,6 @@ def test_the_garbage_collector_is_left_as_it_was(enabled, monkeypatch):
     assert calls == ["disable", *["enable"] * enabled]
 
 
-class Lookup(layers.Layer):
-    """A layer whose state is words, stored as Keras's own lookup layers store theirs."""
-
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.words = ["a", "b"]
-
-    def save_assets(self, folder):
-        raise NotImplementedError
-
-    def call(self, x):
-        return x
-
-
-def test_state_that_is_no_array_is_refused_by_name():
-    model = keras.Sequential([keras.Input((4,)), Lookup(name="words"), layers.Dense(1)])
-    model.compile("sgd", "mse")
-    for take in (kfb.TrainState.from_keras, kfb.ToNNX):
-        with pytest.raises(kfb.UnsupportedLayerError, match=r"'words'.*not an array.*pipeline"):
-            take(model)
-
-
 # --- copies, aliases, half-done work
 
 
@@ -191,6 +171,7 @@ def test_a_transformation_that_keeps_the_weights_can_be_donated():
     assert int(state.step) == 1
 
 
+@pytest.mark.slow
 def test_a_deep_copy_is_a_state_of_its_own(trained):
     model, state = trained
     twin = copy.deepcopy(state)

@@ -14,6 +14,7 @@ from keras.src.backend.common import dtypes
 import keras_flax_bridge as kfb
 from keras_flax_bridge import keras_internals
 from keras_flax_bridge.tree.paths import flatten_tree, join_path
+from tests.support.thinning import LATER
 from tests.tables.contracts import ROWS, Row
 
 # most of the time goes to compilation: for programs that run once it is kept short
@@ -23,8 +24,14 @@ TREES = keras_internals.ModelVariables._fields
 
 
 def parameters(rows: Iterable[Row]) -> list:
-    """Rows as parameters; those that are not fast run in the second pass."""
-    return [pytest.param(row, id=row.name, marks=[] if row.fast else [pytest.mark.slow]) for row in rows]
+    """Rows as parameters; those that are not fast run in the second pass, most heavy ones in the full run."""
+    return [pytest.param(row, id=row.name, marks=_marks(row)) for row in rows]
+
+
+def _marks(row: Row) -> list:
+    if getattr(row, "heavy", False) and row.name not in ("ResNet50", "MobileNetV2"):
+        return LATER
+    return [] if row.fast else [pytest.mark.slow]
 
 
 # for checks that compile once more: without the rows that take many seconds to compile

@@ -21,7 +21,6 @@ def _task(name: str, backbone: str, **config: Any) -> HubModel:
     return HubModel(
         name,
         lambda hub: {"backbone": row.make(hub), "preprocessor": None, **config},
-        not_abstract=row.not_abstract,
         task=True,
     )
 

@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from tests.tables.keras_hub_row import CONFIGS, SIDE, HubModel
+from tests.tables.keras_hub_row import SIDE, HubModel
 
-NUMBERS = "it makes Python numbers of what keras.ops computes while it is constructed"
 SHAPE = (SIDE, SIDE, 3)
 TRANSFORMER = {"num_layers": 2, "num_heads": 2, "hidden_dim": 8}
 DINO = {**TRANSFORMER, "patch_size": 8, "intermediate_dim": 16, "image_shape": SHAPE}
@@ -219,7 +218,6 @@ ROWS = [
     HubModel(
         "DINOV3Backbone",
         {**DINO, "num_register_tokens": 1},
-        not_abstract=NUMBERS,
     ),
     HubModel(
         "DeepLabV3Backbone",
@@ -236,27 +234,25 @@ ROWS = [
     HubModel("DepthAnythingBackbone", depth_anything),
     HubModel("EfficientNetBackbone", EFFICIENT_NET),
     HubModel("HGNetV2Backbone", HGNET),
-    HubModel("MiTBackbone", MIT, not_abstract=CONFIGS),
+    HubModel("MiTBackbone", MIT),
     HubModel("MobileNetBackbone", MOBILE_NET),
     HubModel("MobileNetV5Backbone", MOBILE_NET_V5),
-    HubModel("PARSeqBackbone", parseq, not_abstract=CONFIGS),
+    HubModel("PARSeqBackbone", parseq),
     HubModel("ResNetBackbone", {**RESNET, "image_shape": SHAPE}),
     HubModel("RetinaNetBackbone", with_resnet(min_level=3, max_level=5, use_p5=False)),
     HubModel(
         "SegFormerBackbone",
         lambda hub: {"image_encoder": hub.models.MiTBackbone(**MIT), "projection_filters": 8},
-        not_abstract=CONFIGS,
     ),
     HubModel(
         "SwinTransformerBackbone",
         {"image_shape": SHAPE, "embed_dim": 4, "depths": (2, 2), "num_heads": (1, 2), "window_size": 2},
-        not_abstract=NUMBERS,
     ),
     HubModel(
         "VGGBackbone",
         {"stackwise_num_repeats": [1, 2], "stackwise_num_filters": [4, 8], "image_shape": SHAPE},
     ),
-    HubModel("ViTBackbone", {**PATCHES, "mlp_dim": 16, "dropout_rate": 0.1}, not_abstract=CONFIGS),
+    HubModel("ViTBackbone", {**PATCHES, "mlp_dim": 16, "dropout_rate": 0.1}),
     HubModel("ViTDetBackbone", VIT_DET),
     HubModel(
         "XceptionBackbone",

@@ -15,10 +15,6 @@ VOCABULARY = 31
 TOKENS = 6  # of a sequence, where a model takes any number
 SIDE = 32  # of an image, in pixels
 STEPS = 2
-# a reason of `not_abstract`
-CONFIGS = (
-    "it holds an array that was computed while it was built, and a layer can't be rebuilt from its config"
-)
 COUNT = STEPS * contracts.SIZE
 
 
@@ -30,7 +26,6 @@ class HubModel(NamedTuple):
     shapes: Mapping[str, tuple[int, ...]] = {}  # of inputs whose free dimensions are no tokens and no pixels
     values: Mapping[str, Any] = {}  # of inputs that can't be any number
     inexact: str = ""  # why the steps are those of fit but for rounding; empty: they are the same bits
-    not_abstract: str = ""  # why `TrainState.abstract` refuses it
     not_built: str = ""  # why it is not in the tests at all
     task: bool = False  # compiled as the class itself does it, for labels
 
@@ -66,7 +61,6 @@ class HubModel(NamedTuple):
             steps=STEPS,
             heavy=True,
             exact=not self.inexact,
-            abstract=not self.not_abstract,
         )
 
     def _target(self, rng: np.random.Generator, output: Any) -> np.ndarray:

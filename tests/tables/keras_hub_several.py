@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from tests.tables.keras_hub_images import VIT_DET
-from tests.tables.keras_hub_row import CONFIGS, SIDE, TOKENS, VOCABULARY, HubModel
+from tests.tables.keras_hub_row import SIDE, TOKENS, VOCABULARY, HubModel
 from tests.tables.keras_hub_text import ENCODER, WITH_HEAD
 
 SHAPE = (SIDE, SIDE, 3)
@@ -145,7 +145,7 @@ def sam3(hub: Any) -> dict:
 
 
 ROWS = [
-    HubModel("BLIP2Backbone", blip2, not_abstract=CONFIGS),
+    HubModel("BLIP2Backbone", blip2),
     HubModel("CLIPBackbone", pair("CLIP", projection_dim=8)),
     HubModel(
         "FluxBackbone",

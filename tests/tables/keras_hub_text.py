@@ -38,8 +38,6 @@ SMOLLM = {
     "partial_rotary_factor": 1.0,
 }
 
-NUMPY = "it makes numpy arrays of what keras.ops computes while it is constructed"
-
 
 def both_sides(**config: object) -> dict:
     """Arguments that an encoder and a decoder have alike."""
@@ -139,8 +137,8 @@ ROWS = [
     ),
     HubModel("RobertaBackbone", SHORT),
     HubModel("RoformerV2Backbone", {**ENCODER, "head_size": 4}),
-    HubModel("SmolLM3Backbone", SMOLLM, not_abstract=NUMPY),
-    HubModel("SmolLMBackbone", SMOLLM, not_abstract=NUMPY),
+    HubModel("SmolLM3Backbone", SMOLLM),
+    HubModel("SmolLMBackbone", SMOLLM),
     HubModel("T5Backbone", ENCODER),
     HubModel("T5GemmaBackbone", T5GEMMA),
     HubModel("T5Gemma2Backbone", T5GEMMA),

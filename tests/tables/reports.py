@@ -71,6 +71,7 @@ def sharding(text: str) -> Any:
 
 VALUE = DifferenceRow("value", "", largest=0.5)
 ROWS = [
+    Row("keys", lambda text: kfb.KeyReport(text, [kfb.KeyRow(text, text, (2,), text, text)]), None),
     Row("state", lambda text: kfb.report({text: np.ones(2), "b": np.ones(3)}), None),
     Row(
         "verification",

@@ -73,6 +73,7 @@ def close(state, model):
             np.testing.assert_allclose(leaf, flat[path], err_msg=join_path(path), **ROUNDING)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", [keras.optimizers.Adam(), optax.adam(1e-3)], ids=["keras", "optax"])
 def test_a_end_to_end_loop(optimizer):
     model = mlp()
@@ -85,6 +86,7 @@ def test_a_end_to_end_loop(optimizer):
     assert np.isfinite(loss)
 
 
+@pytest.mark.slow
 def test_b_compiled_step_is_fit_to_the_bit():
     fitted, model = compiled(layers.Dropout(0.2, seed=3)), compiled(layers.Dropout(0.2, seed=3))
     wanted = fit(fitted)
@@ -103,6 +105,7 @@ def test_b_compiled_step_by_hand():
     close(state, fitted)
 
 
+@pytest.mark.slow
 def test_c_metrics_of_training_and_validation_are_apart():
     model, seen = compiled(), []
     validation = X[:40], Y[:40]
@@ -144,6 +147,7 @@ class ActivityLoss(layers.Layer):
         return x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["keras", "by hand"])
 def test_d_losses_that_layers_raise(step):
     fitted, model = compiled(ActivityLoss()), compiled(ActivityLoss())

@@ -28,6 +28,7 @@ def parts(optimizer="adam"):
     return model, kfb.TrainState.from_keras(model), kfb.make_train_step(model)
 
 
+@pytest.mark.slow
 def test_it_is_fit():
     fitted = ROW.build()
     wanted = fitted.fit(**DATA, shuffle=False, epochs=3, validation_data=HELD_OUT, validation_batch_size=16)
@@ -55,6 +56,7 @@ CALLBACKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", CALLBACKS.values(), ids=CALLBACKS)
 def test_callbacks_do_what_they_do_in_fit(make):
     fitted = ROW.build()
@@ -67,6 +69,7 @@ def test_callbacks_do_what_they_do_in_fit(make):
     assert differing([state.params, state.opt_state], [reference.params, reference.opt_state]) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", ["list", "grain"])
 def test_stopped_anywhere_it_goes_on_to_the_same_bits(tmp_path, data):
     data = {"list": lambda: BATCHES, "grain": grain_rows}[data]
@@ -115,6 +118,7 @@ def test_a_step_of_ones_own_and_a_state_of_several():
         kfb.train(state, own_step, BATCHES, epochs=1, callbacks=[keras.callbacks.TerminateOnNaN()])
 
 
+@pytest.mark.slow
 def test_the_best_step_is_known_by_what_was_evaluated(tmp_path):
     model, state, train_step = parts(keras.optimizers.SGD(0.5))
     options = {"eval_step": kfb.make_eval_step(model), "eval_data": [HELD_OUT], "verbose": 0}
@@ -178,6 +182,7 @@ def train_for_ever(folder):
         kfb.train(state, saying, batches, epochs=10**9, manager=manager, verbose=0)
 
 
+@pytest.mark.slow
 def test_sigterm_ends_with_a_checkpoint(tmp_path):
     assert terminated(train_for_ever, str(tmp_path)) == 0
     with kfb.CheckpointManager(tmp_path) as manager:

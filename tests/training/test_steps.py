@@ -52,6 +52,7 @@ def test_two_states_run_side_by_side(model):
     assert equal(states[0].params, alone.params)
 
 
+@pytest.mark.slow
 def test_pure_step_runs_under_vmap_scan_and_eval_shape(model, leaks):
     step = kfb.make_train_step(model, jit=False)
     state = kfb.TrainState.from_keras(model)
@@ -172,6 +173,7 @@ def test_an_own_predict_step_is_kept():
     assert np.array_equal(labels, model.predict(X, verbose=0))
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_state_that_can_be_assigned():
     """A real SIGINT: it nearly always comes while the compiled step runs, after it took the buffers over."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job may ignore it
@@ -200,6 +202,7 @@ def test_a_model_compiled_again_asks_for_a_new_step(model):
         train_step(state, BATCH)
 
 
+@pytest.mark.slow
 def test_class_weights_are_sample_weights(model):
     row, class_weight = contracts.SEQUENTIAL, {0: 1.0, 1: 3.0, 2: 0.5}
     fitted = contracts.SEQUENTIAL.build()

@@ -10,6 +10,7 @@ from tests.tables import contracts
 DATA = [resuming.shuffled, resuming.Own]
 
 
+@pytest.mark.every(slow=2)
 @pytest.mark.slow
 @pytest.mark.parametrize("data_fn", DATA, ids=["grain", "own"])
 def test_everything_resumes_to_the_bit(data_fn):
@@ -38,6 +39,7 @@ def test_a_process_that_fails_is_said():
         kfb.verify_resume(resuming.everything, resuming.missing)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data_fn", [resuming.shuffled, resuming.Own], ids=["grain", "own"])
 def test_position_is_that_of_the_consumed_batch(tmp_path, data_fn):
     first, second = data_fn(), data_fn()

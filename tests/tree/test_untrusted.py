@@ -146,9 +146,13 @@ def test_safe_mode_is_on_whatever_the_caller_has_set(unsafe, tmp_path):
         return config
 
     bad = hostile.changed_file(tmp_path / "good.keras", tmp_path / "bad.keras", change)
-    for door in (lambda: kfb.load_model(bad), lambda: kfb.restore(bad, model)):
-        with pytest.raises(kfb.CheckpointError, match="Lambda"):
-            door()
+    with pytest.raises(kfb.CheckpointError, match="Lambda"):
+        kfb.load_model(bad)
+    wanted = [np.asarray(weight.value) for weight in model.weights]
+    model.set_weights([np.zeros_like(weight) for weight in wanted])
+    kfb.restore(bad, model)  # a model that is built reads no config
+    for weight, value in zip(model.weights, wanted, strict=True):
+        np.testing.assert_array_equal(weight.value, value)
     with keras_internals.safe_mode(), pytest.raises(ValueError, match="lambda"):
         keras.saving.deserialize_keras_object(hostile.code(mark))
     assert isinstance(kfb.load_model(tmp_path / "good.keras"), keras.Model)
@@ -172,6 +176,7 @@ def test_layers_of_other_parts_of_keras_pass():
     )
 
 
+@pytest.mark.slow
 def test_configs_that_keras_writes_pass():
     inputs = keras.Input((8, 4))
     x = keras.layers.Dense(4, activation="gelu", kernel_initializer="he_normal", kernel_regularizer="l2")(

@@ -98,6 +98,7 @@ def test_no_config_of_an_optimizer_runs_anything(row, good, tmp_path):
     assert not mark.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ["a way through optax", "a lambda in an argument", "a download"])
 def test_no_door_runs_anything(row, good, tmp_path, capsys):
     (path, state), mark = good, tmp_path / "mark"

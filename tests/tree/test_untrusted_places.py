@@ -5,6 +5,8 @@ import re
 import types
 from pathlib import Path
 
+import pytest
+
 import keras_flax_bridge as kfb
 from keras_flax_bridge.tree import untrusted
 from keras_flax_bridge.tree.untrusted import tables
@@ -45,6 +47,7 @@ def test_the_list_of_places_is_whole():
 UNPICKLING = {"Unpickler", "allow_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "torch"}
 
 
+@pytest.mark.slow
 def test_nothing_is_unpickled():
     for path, tree in TREES.items():
         names = {getattr(node, "id", None) or getattr(node, "attr", None) for node in ast.walk(tree)}

@@ -89,6 +89,7 @@ COMMANDS = [
 COMMANDS += ["inspect {bad}.missing{escape}", "convert {bad} {bad}{escape}", "inspect {bad} --step {escape}"]
 
 
+@pytest.mark.every(fast=2)
 @pytest.mark.parametrize("is_terminal", [True, False])
 @pytest.mark.parametrize("command", COMMANDS)
 def test_no_command_prints_what_acts(command, is_terminal, named_checkpoint, monkeypatch):

@@ -18,6 +18,10 @@ from keras_flax_bridge.tree.untrusted.schema import Malformed
 
 # Orbax writes the first four. Blosc is rejected: its decoder allocates the size that a chunk declares.
 _CODECS = frozenset({"zstd", "bytes", "sharding_indexed", "crc32c", "gzip", "transpose"})
+# What it does not write is unpacked whole: the storage below Orbax stops at the end of a chunk, however much
+# more is packed in one, but the chunk itself may be large. Chunks of Orbax's own are read in parts.
+_OTHERS = _CODECS - {"zstd", "bytes", "sharding_indexed", "crc32c"}
+_WHOLE = 64 * MEBI  # bytes of a chunk that is unpacked whole
 _MOST_CODECS = 16  # of one array; shards of shards unpack one another
 _WIDEST = 16  # bytes of a number
 # Chunks may be larger than their array only below this size.
@@ -51,9 +55,9 @@ def _declared(found: Any) -> int:
     field, chunk = _chunk(found)
     if len(chunk) != len(sizes):
         raise Malformed(field, f"{len(chunk)} axes", f"{len(sizes)}, as shape has")
-    _require_codecs(found)
     width = _width(found.get("dtype", found.get("data_type")))
     declared, unpacked = math.prod(sizes) * width, math.prod(chunk) * width
+    _require_codecs(found, unpacked)
     if unpacked > max(declared, _CHUNK):
         got = f"{unpacked:,} bytes each, in an array of {declared:,}"
         raise Malformed(field, got, "chunks no larger than the array")
@@ -74,8 +78,8 @@ def _chunk(found: Mapping[str, Any]) -> tuple[str, list[int]]:
     return field, _shape(chunk, field)
 
 
-def _require_codecs(found: Mapping[str, Any]) -> None:
-    """Checks that chunks are packed by codecs that unpack no more than a chunk."""
+def _require_codecs(found: Mapping[str, Any], unpacked: int) -> None:
+    """Checks that chunks of so many bytes are packed by codecs that unpack no more than that."""
     old = [found.get("compressor"), *_listed(found.get("filters"))]
     names = (step.get("id") if isinstance(step, dict) else step for step in old if step is not None)
     pending: list[tuple[Any, Any]] = [*((name, {}) for name in names), *_steps(found.get("codecs"))]
@@ -85,6 +89,9 @@ def _require_codecs(found: Mapping[str, Any]) -> None:
         name, settings = pending.pop()
         if not isinstance(name, str) or name not in _CODECS or count == _MOST_CODECS:
             raise Malformed("codecs", schema.said(name), f"a few of {', '.join(sorted(_CODECS))}")
+        if name in _OTHERS and unpacked > _WHOLE:
+            got = f"{name} in chunks of {unpacked:,} bytes"
+            raise Malformed("codecs", got, f"{name} in chunks of at most {_WHOLE:,} bytes, or zstd")
         inner = settings if isinstance(settings, dict) else {}
         pending += _steps(inner.get("codecs")) + _steps(inner.get("index_codecs"))
 

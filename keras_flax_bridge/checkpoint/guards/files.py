@@ -21,8 +21,14 @@ from keras_flax_bridge.checkpoint.slices import slices
 from keras_flax_bridge.errors import BridgeError, shortened
 from keras_flax_bridge.tree.untrusted.texts import require_regular
 
-KERAS, H5, TENSORS = ".keras", ".weights.h5", ".safetensors"
+KERAS, H5, TENSORS, NPZ = ".keras", ".weights.h5", ".safetensors", ".npz"
+INDEX, MSGPACK = ".safetensors.index.json", ".msgpack"
+_OF_FLAX = re.compile(
+    r"[A-Za-z0-9_-]*?_?[0-9]{1,18}", re.ASCII
+)  # what `flax.training.checkpoints` calls a file
+SUFFIXES = (KERAS, H5, TENSORS, NPZ, INDEX, MSGPACK)
 WEIGHTS, CONFIG, METADATA = "model.weights.h5", "config.json", "metadata.json"  # the items of a `.keras` file
+ASSETS = "assets/"  # the folder of what layers write
 VERSION = re.compile(r"[0-9][0-9A-Za-z.+-]{,30}", re.ASCII)
 
 
@@ -50,8 +56,9 @@ class Weights(NamedTuple):
 
 
 def kind(path: FilePath) -> str:
-    """The suffix of a file that is read here; ``""`` for another."""
-    return next((suffix for suffix in (KERAS, H5, TENSORS) if path.name.endswith(suffix)), "")
+    """The suffix of a file that is read here; ``""`` for another. Flax's ``checkpoint_12`` has none."""
+    found = next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), "")
+    return found or (MSGPACK if _OF_FLAX.fullmatch(path.name) else "")
 
 
 @contextlib.contextmanager
@@ -128,16 +135,49 @@ def keras_version(path: FilePath) -> str:
 def weights_alone(path: FilePath) -> Iterator[FilePath | None]:
     """The weights of a `.keras` file as a temporary `.weights.h5` file.
 
-    None where the archive holds more than weights and a config, such as vocabularies.
+    None where the archive holds more than weights, a config and assets.
     """
     with archive(path) as opened, tempfile.TemporaryDirectory() as folder:
-        if not opened.members.keys() <= {WEIGHTS, CONFIG, METADATA}:
+        if not {name for name in opened.members if not _is_asset(name)} <= {WEIGHTS, CONFIG, METADATA}:
             yield None
             return
         target = FilePath(folder) / WEIGHTS
         with opened.file(WEIGHTS) as source, target.open("wb") as file:
             shutil.copyfileobj(source, file, limits.MEBI)
         yield target
+
+
+def assets(path: FilePath) -> dict[str, bytes]:
+    """The files of layers, such as vocabularies, in a `.keras` file, by their paths below ``assets``.
+
+    Raises:
+        CheckpointError: if they are more than any model has.
+        CorruptCheckpointError: if a checksum of the archive differs.
+    """
+    with archive(path) as opened:
+        names = _assets(opened)
+        return {name.removeprefix(ASSETS): opened.text(name, limits.ASSETS) for name in names}
+
+
+def asset_sizes(path: FilePath) -> dict[str, int]:
+    """The size of each of these files; none is read."""
+    with archive(path) as opened:
+        return {name: opened.members[name].file_size for name in _assets(opened)}
+
+
+def _assets(opened: Any) -> list[str]:
+    names = [name for name in opened.members if _is_asset(name) and not name.endswith("/")]
+    size = sum(opened.members[name].file_size for name in names)
+    if size > limits.ASSETS:
+        raise refusal(opened.path, ASSETS, f"{size:,} bytes", f"at most {limits.ASSETS:,}")
+    long = [name for name in names for part in name.split("/") if len(part.encode()) > limits.FILE_NAME]
+    if long:
+        raise refusal(opened.path, long[0], "a name of a file that is too long", "what file systems take")
+    return names
+
+
+def _is_asset(name: str) -> bool:
+    return name.startswith(ASSETS)
 
 
 def require_loadable(path: FilePath) -> None:

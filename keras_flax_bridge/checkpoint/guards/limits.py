@@ -29,6 +29,8 @@ CONFIG_BOUNDS = Bounds(CONFIG, 1_000_000)
 # A zip archive of Keras's holds 3 members and the assets, such as vocabularies. The directory is read
 # whole by whoever opens the archive, and takes about ten times its size in memory.
 MEMBERS = 10_000
+ASSETS = 1 << 30  # bytes of all assets together: the vocabularies of the largest models have some 30 MB
+FILE_NAME = 255  # bytes: what file systems take
 DIRECTORY = 4 * MEBI
 
 # Groups and arrays of an HDF5 file together. Far above what models have.

@@ -16,10 +16,17 @@ from keras_flax_bridge.tree.untrusted import texts
 
 FilePath = pathlib.Path
 
-STATE, DATA = "state", "data"  # names of the checkpointables; Orbax's default name has changed before
+STATE, DATA, CALLBACKS, ASSETS = (
+    "state",
+    "data",
+    "callbacks",
+    "assets",
+)  # names of the checkpointables; Orbax's default name has changed before
+ARRAYS = "arrays"  # the one leaf of what callbacks remember, and of assets
 PACKED = "%packed"  # no path can have this name: a % in a name is written %25
 MARK = "_CHECKPOINT_METADATA"  # the file that Orbax writes last
 LEAVES = "_METADATA"  # the file in which Orbax lists the leaves of a tree
+LOGS = "metrics"  # the item in which Orbax stores the logged values of a step, and its one file
 OURS, OURS_SUM = "keras_flax_bridge", "keras_flax_bridge_crc32"  # keys of our own metadata
 
 
@@ -41,6 +48,13 @@ def stored_tree(root: FilePath, item: str | None) -> Any:
     """The tree that is stored, with the metadata of its leaves."""
     read = ocp().metadata if compat.has("load, save, metadata") else ocp().pytree_metadata
     return read(root, checkpointable_name=item).metadata
+
+
+def read_beside(root: FilePath, item: str | None) -> list[FilePath]:
+    """The other folders whose metadata `stored_tree` reads: before Orbax 0.12 those of all items."""
+    if item is None or compat.has("load, save, metadata"):
+        return []
+    return [folder for folder in sorted(root.iterdir()) if folder.is_dir() and folder.name != item]
 
 
 def context_of(
@@ -160,28 +174,6 @@ def is_checkpoint(path: FilePath) -> bool:
         return (path / MARK).is_file() or (path / LEAVES).is_file()
     except OSError:  # a folder that can't be entered
         return False
-
-
-def steps_in(root: FilePath) -> dict[int, FilePath]:
-    """The folders of the finished steps of a root folder, ascending; others may have written 0007.
-
-    Raises:
-        CheckpointError: if the folder can't be read.
-    """
-    with speaking(root, "listing the steps"):
-        folders = list(root.iterdir()) if root.is_dir() else []
-    found = ((step_of(f.name), f) for f in folders)
-    steps = {step: f for step, f in found if step is not None and is_checkpoint(f)}
-    return dict(sorted(steps.items()))
-
-
-def step_of(name: str) -> int | None:
-    """The step of the name of a folder; None for one that is not of a step.
-
-    >>> step_of("0007"), step_of("7.damaged"), step_of("\u00b2")
-    (7, None, None)
-    """
-    return int(name) if re.fullmatch("[0-9]{1,18}", name) else None
 
 
 def tensorstore() -> Any:

@@ -13,7 +13,8 @@ from keras_flax_bridge.tree.untrusted import texts
 
 MANIFEST = "manifest.ocdbt"  # the file of the database in which the arrays of a tree usually are
 _ARRAYS = (".zarray", "zarr.json")  # the files of metadata, of the two formats of arrays
-_SIDES = ("_sharding", "array_metadatas")  # what Orbax reads whole beside them
+_ARRAY_METADATA = "array_metadatas"  # a folder, with one file of each process that wrote
+_SIDES = ("_sharding", _ARRAY_METADATA)  # what Orbax reads whole beside them
 _AT_ONCE = 1000  # files of metadata
 
 
@@ -70,6 +71,18 @@ def checked_files(item: FilePath) -> Declared:
     return Declared(declared, sum(file.stat().st_size for file in _files(item)))
 
 
+def require_readable(folder: FilePath) -> None:
+    """Checks an item that nobody asked for, and whose metadata Orbax reads nevertheless.
+
+    Raises:
+        CorruptCheckpointError: naming what is not as Orbax writes it.
+    """
+    texts.require_files(folder)
+    if (folder / LEAVES).is_file():
+        require_names(folder, texts.read_json(folder / LEAVES))
+        checked_files(folder)
+
+
 def require_names(item: FilePath, leaves: Any) -> None:
     """Checks that no leaf has the name of a folder elsewhere: Orbax makes paths of names.
 
@@ -99,6 +112,33 @@ def _names(tree: Any) -> Iterator[str]:
         keys = leaf.get("key_metadata") if isinstance(leaf, dict) else None
         listed = keys if isinstance(keys, list) else []
         yield ".".join(str(key.get("key")) for key in listed if isinstance(key, dict))
+
+
+def key_kinds(item: FilePath) -> dict[str, str]:
+    """The implementations of typed keys, by the names of the arrays that hold their data.
+
+    Entries of another form are passed over: Orbax, which reads them too, says what is wrong with them.
+
+    Raises:
+        CorruptCheckpointError: naming the file that can't be read.
+    """
+    found = {}
+    for file in _files(item / _ARRAY_METADATA):
+        texts.require_modest(file)
+        whole = texts.read_json(file)
+        entries = whole.get("array_metadatas") if isinstance(whole, dict) else None
+        for listed in entries if isinstance(entries, list) else ():
+            entry = _object(listed, "array_metadata")
+            name, kind = entry.get("param_name"), _object(entry, "ext_metadata").get("random_key_impl")
+            if isinstance(name, str) and isinstance(kind, str):
+                found[name] = kind
+    return found
+
+
+def _object(found: Any, name: str) -> dict[str, Any]:
+    """An object in an object; an empty one where there is none."""
+    inner = found.get(name) if isinstance(found, dict) else None
+    return inner if isinstance(inner, dict) else {}
 
 
 def _files(folder: FilePath) -> Iterator[FilePath]:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
-from keras_flax_bridge.checkpoint.orbax_io.api import MARK, OURS, OURS_SUM, PACKED
+from keras_flax_bridge.checkpoint import assets, callback_memory
+from keras_flax_bridge.checkpoint.orbax_io.api import LOGS, MARK, OURS, OURS_SUM, PACKED, speaking
 from keras_flax_bridge.errors import CheckpointError, CorruptCheckpointError
 from keras_flax_bridge.tree.diff import dtype_name, spec_text
 from keras_flax_bridge.tree.paths import Path, split_path
@@ -52,6 +53,10 @@ class Metadata(Record):
         weight_map: the `WeightMap` of a native module; checked where it is read.
         data: the position of a data iterator, as `data_positions.position` gives it.
         grain: the checksum of the position of a Grain iterator, which Orbax stores.
+        note: what the user stored beside it; no part of this package reads it.
+        callbacks: what callbacks remember, but for their arrays, as `Memory.to_json` gives it.
+        callback_arrays: the checksum of those arrays.
+        assets: size and checksum of each file of a layer, as `Assets.to_json` gives them.
     """
 
     versions: Mapping[str, str] | None = field(table_of(schema.text), default=None)
@@ -67,6 +72,10 @@ class Metadata(Record):
     weight_map: Mapping[str, Any] | None = field(table_of(schema.anything), default=None)
     data: Mapping[str, Any] | None = field(optional(schema.position), default=None)
     grain: int | None = field(optional(schema.whole(0, 1 << 32)), default=None)
+    note: Mapping[str, Any] | None = field(optional(table_of(schema.anything)), default=None)
+    callbacks: Mapping[str, Any] | None = field(optional(callback_memory.check), default=None)
+    callback_arrays: int | None = field(optional(schema.whole(0, 1 << 32)), default=None)
+    assets: Mapping[str, Any] | None = field(optional(assets.check), default=None)
 
     @classmethod
     def require_consistent(cls, found: Mapping[str, Any]) -> None:
@@ -121,25 +130,45 @@ def read(folder: FilePath) -> Metadata | None:
     return records.from_json(Metadata, found, str(mark), fix=_FIX, error=CorruptCheckpointError)
 
 
+def read_note(folder: FilePath) -> dict[str, Any]:
+    """What the user stored beside a checkpoint, as JSON types; empty if nothing.
+
+    Raises:
+        CorruptCheckpointError: if the metadata is damaged.
+    """
+    with speaking(folder, "reading the metadata", CorruptCheckpointError):
+        texts.require_files(folder)
+        found = read(folder)
+    return dict(found.note or {}) if found else {}
+
+
 def require_marks(root: FilePath) -> None:
     """Checks the files that Orbax reads, whole, of every step in a root folder when it opens that.
 
     Raises:
-        CorruptCheckpointError: naming the one that is not a file of the step, or is too long.
+        CorruptCheckpointError: naming the one that is not a file of the step, is too long, or is not as
+            Orbax writes it.
     """
     for folder in root.iterdir() if root.is_dir() else ():
-        mark = folder / MARK
-        if mark.is_symlink():
-            texts.require_inside(mark, folder)
+        mark, logs = folder / MARK, folder / LOGS / LOGS
+        for entry in (mark, logs.parent, logs):
+            if entry.is_symlink():
+                texts.require_inside(entry, folder)
         if mark.exists():
             texts.require_modest(mark)
+        if logs.exists():
+            _require_mapping(texts.read_json(logs), logs, "the logged values")
 
 
 def _mapping(value: Any, mark: FilePath) -> dict[str, Any]:
     """A JSON object; none is an empty one."""
-    if not isinstance(value, (dict, type(None))):
-        raise _corrupt(mark, Malformed("custom_metadata", schema.said(value), "an object"))
+    _require_mapping(value, mark, "custom_metadata")
     return value or {}
+
+
+def _require_mapping(value: Any, file: FilePath, field: str) -> None:
+    if not isinstance(value, (dict, type(None))):
+        raise _corrupt(file, Malformed(field, schema.said(value), "an object"))
 
 
 def _plain(place: str) -> str:

@@ -23,6 +23,7 @@ from keras_flax_bridge.checkpoint.orbax_io.api import (
     context_of,
     load,
     ocp,
+    read_beside,
     speaking,
     stored_tree,
 )
@@ -76,17 +77,31 @@ class Stored:
         self.specs.update({**self._empty, **packing.specs(self._index)})
         self._require_complete()
         self.specs.update({p: _spec(dtype, self.specs[p].shape) for p, dtype in self._viewed.items()})
-        keys = {split_path(name): impl for name, impl in self.metadata.keys.items()}
+        keys = self._key_kinds()
         self.specs.update({p: KeyData(self.specs[p], impl) for p, impl in keys.items() if p in self.specs})
 
     def _specs(self) -> Any:
         """The stored tree, with specs for leaves. Where we wrote them, no array has to be opened for them."""
         declared.require_names(self._item_folder, texts.read_json(self._leaves))
         if self.metadata.specs is None:
-            self._files.checked()  # checked first: Orbax opens every array for its metadata
-            return stored_tree(self._root, self._item)
+            return self._described()
         specs = self.metadata.specs.items()
         return nest_paths({split_path(p): _spec(*s) if isinstance(s, list) else s for p, s in specs})
+
+    def _key_kinds(self) -> dict[Path, str]:
+        """The implementations of typed keys: in the metadata of this package, or beside the arrays."""
+        if self.ours:
+            return {split_path(name): kind for name, kind in self.metadata.keys.items()}
+        kinds = declared.key_kinds(self._item_folder)
+        names = {path: ".".join(place) for path, place in self._places.items()}
+        return {path: kinds[name] for path, name in names.items() if name in kinds}
+
+    def _described(self) -> Any:
+        """The stored tree as Orbax describes it; what it opens for that, each array, is checked first."""
+        self._files.checked()
+        for folder in read_beside(self._root, self._item):
+            declared.require_readable(folder)
+        return stored_tree(self._root, self._item)
 
     @property
     def _leaves(self) -> FilePath:
@@ -108,9 +123,8 @@ class Stored:
 
     def shardings(self) -> dict[Path, tuple[tuple[Any, ...], dict[str, int]]]:
         """How leaves lay on a mesh when they were written: spec and sizes of its axes, where it is known."""
-        self._files.checked()  # checked first
         with speaking(self.path, "reading how leaves lay on devices", CorruptCheckpointError):
-            tree = stored_tree(self._root, self._item)
+            tree = self._described()
             found: dict[Path, Any] = {
                 place: getattr(leaf, "sharding_metadata", None) for place, leaf in flatten_tree(tree).items()
             }
@@ -322,6 +336,18 @@ def _reading(path: FilePath, targets: Iterable[Any]) -> Iterator[None]:
             stack.enter_context(working(f"reading {size / 1e9:.1f} GB from {path}"))
         stack.enter_context(context_of(memory=memory))
         yield
+
+
+def trees_in(path: FilePath) -> tuple[list[str], bool]:
+    """The names of several trees in a checkpoint of others, and whether one of them is the usual one."""
+    if (path / LEAVES).is_file():
+        return [], False
+    with speaking(path, "reading the metadata", CorruptCheckpointError):
+        texts.require_files(path)
+        found = sorted(f.name for f in path.iterdir() if f.is_dir() and (f / LEAVES).is_file())
+        if len(found) < 2 or metadata.read(path) is not None:
+            return [], False
+    return found, not {STATE, *_FOREIGN}.isdisjoint(found)
 
 
 def _item(path: FilePath) -> tuple[FilePath, str | None]:

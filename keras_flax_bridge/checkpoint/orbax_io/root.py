@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
+import shutil
 import threading
+import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import count
@@ -13,13 +14,16 @@ from typing import Any
 
 import jax
 
-from keras_flax_bridge.checkpoint.orbax_io.api import FilePath, failed, ocp, speaking, steps_in
+from keras_flax_bridge.checkpoint.assets import NO_ASSETS, Assets
+from keras_flax_bridge.checkpoint.callback_memory import NO_MEMORY, Memory
+from keras_flax_bridge.checkpoint.orbax_io.api import FilePath, failed, ocp, speaking
 from keras_flax_bridge.checkpoint.orbax_io.background import OPERATIONS, Failure, Failures, Pending, folder_of
 from keras_flax_bridge.checkpoint.orbax_io.metadata import Metadata, require_marks
-from keras_flax_bridge.checkpoint.orbax_io.retention import Kept, Retention
+from keras_flax_bridge.checkpoint.orbax_io.retention import Kept, Retention, logged_number
+from keras_flax_bridge.checkpoint.orbax_io.steps import numbered_steps_in, steps_in
 from keras_flax_bridge.checkpoint.orbax_io.unfinished import Unfinished
 from keras_flax_bridge.checkpoint.orbax_io.writing import saving_context, size_on_disk, written
-from keras_flax_bridge.errors import CheckpointError
+from keras_flax_bridge.errors import CheckpointError, CheckpointNotFoundError
 from keras_flax_bridge.tree.paths import Path
 
 
@@ -69,7 +73,7 @@ class Root:
         Steps grow within a thread, and beyond those of other runs. Threads that save side by side may do so
         in any order.
         """
-        there = self.steps()
+        there = list(numbered_steps_in(self.path))  # those beside which it is written
         if step in self.owners and any(step <= other for other in there):
             return step
         thread = self._thread()
@@ -78,8 +82,19 @@ class Root:
             default=None,
         )
 
-    def save(self, step: int, flat: Mapping[Path, Any], data: Any, logs: Any, metadata: Metadata) -> None:
-        """Starts to write a step; to be called in a `turn`."""
+    def save(
+        self,
+        step: int,
+        flat: Mapping[Path, Any],
+        data: Any,
+        logs: Any,
+        metadata: Metadata,
+        memory: Memory = NO_MEMORY,
+        assets: Assets = NO_ASSETS,
+        *,
+        again: bool = False,
+    ) -> None:
+        """Starts to write a step, `again` in the place of the one that is there; to be called in a `turn`."""
         if not self.path.is_dir():  # Orbax would wait minutes for a folder that nobody makes
             raise CheckpointError(
                 str(self.path),
@@ -88,7 +103,7 @@ class Root:
                 fix="Put it back, or open a new manager.",
             )
         self._ready()
-        items, custom = written(flat, data, metadata, packed=self._packed)
+        items, custom = written(flat, data, metadata, packed=self._packed, memory=memory, assets=assets)
         needed, unfinished = size_on_disk(flat), Unfinished(self.path / str(step))
         self._retention.starting = step
         try:
@@ -96,6 +111,7 @@ class Root:
                 response = self._checkpointer.save_checkpointables_async(
                     step,
                     items,
+                    overwrite=again,
                     force=True,  # whether a save is due was decided; Orbax skips without a word
                     metrics=logs or None,
                     custom_metadata=custom,
@@ -186,14 +202,20 @@ class Root:
         """What stands for the calling thread; idents are used again, this is not."""
         return self._threads.__dict__.setdefault("token", object())
 
+    def keep(self, steps: Iterable[int]) -> None:
+        """Lets steps stay whatever the policy says."""
+        self._retention.kept.update(steps)
+
     # --- reading
 
     def reading(self) -> Any:
         """While a restore runs, no save of this process removes a step."""
         return self._folder.reading()
 
-    def take(self, step: int) -> None:
+    def take(self, step: int | None) -> None:
         """From now on the run goes on at this step: later ones, which are on disk, are another run's."""
+        if step is None:
+            return  # what others wrote has no number
         with self._folder.lock:
             self.owners = {s: owner for s, owner in self.owners.items() if s < step}
             self.owners[step] = self._thread()
@@ -211,8 +233,65 @@ class Root:
         # Orbax's own list doesn't know what other processes write and delete
         return list(steps_in(self.path))
 
+    @property
+    def is_saving(self) -> bool:
+        """Whether a save of this process runs in the folder."""
+        pending = self._folder.pending
+        return pending is not None and not pending.done.is_set()
+
+    def folder_of(self, step: int) -> FilePath:
+        """The folder of a step.
+
+        Raises:
+            CheckpointNotFoundError: if there is none.
+        """
+        there = steps_in(self.path)
+        if step not in there:
+            raise CheckpointNotFoundError(
+                str(self.path),
+                got=f"step={step}",
+                expected=f"one of the steps {list(there)}" if there else "a step; there is none yet",
+                fix="manager.all_steps() lists them; a save in the background is there after manager.wait().",
+            )
+        return there[step]
+
+    def delete(self, step: int) -> None:
+        """Removes a step, when no save and no restore of this process runs in the folder."""
+        while True:
+            with self.turn():
+                if not self._folder.readers:
+                    return self._delete(step)
+            time.sleep(0.01)
+
+    def _delete(self, step: int) -> None:
+        folder = self.folder_of(step)
+        self.owners.pop(step, None)
+        self._folder.version += 1
+        if jax.process_index() == 0:
+            with speaking(
+                folder, "deleting"
+            ):  # under another name first, so that no half of a step is listed
+                names = (f"{folder.name}.deleted{i or ''}" for i in count())
+                place = next(path for path in map(self.path.joinpath, names) if not path.exists())
+                shutil.rmtree(folder.rename(place))
+
+    def metrics(self, step: int) -> dict[str, float]:
+        """The numbers that were logged with a step; empty if there were none."""
+        self.folder_of(step)
+        found = self._logs()
+        if step not in found:  # by another process, while a save runs
+            self._folder.join()
+            found = self._logs()
+        logs = found.get(step, {})
+        return {name: value for name, value in logs.items() if isinstance(value, (int, float))}
+
     def logged(self, name: str) -> dict[int, float]:
         """A logged value by step, for the steps on disk that have one."""
+        found = {step: logged_number(logs, name) for step, logs in self._logs().items()}
+        return {step: value for step, value in found.items() if value is not None}
+
+    def _logs(self) -> dict[int, Mapping[str, Any]]:
+        """The logged values of the steps on disk."""
         there = set(self.steps())
         if not there:
             return {}
@@ -221,8 +300,8 @@ class Root:
                 self._recover()
                 self._version = -1  # other processes write too
                 self._ready()
-            found = {c.step: (c.metrics or {}).get(name) for c in self._checkpointer.checkpoints}
-        return {s: v for s, v in found.items() if s in there and v is not None and not math.isnan(v)}
+            found = {c.step: c.metrics for c in self._checkpointer.checkpoints}
+        return {step: logs for step, logs in found.items() if step in there and isinstance(logs, Mapping)}
 
 
 def _answer(response: Any, unfinished: Unfinished) -> None:

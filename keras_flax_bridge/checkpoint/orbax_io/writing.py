@@ -10,9 +10,14 @@ import jax
 import numpy as np
 
 from keras_flax_bridge.checkpoint import checksums, packing
+from keras_flax_bridge.checkpoint.assets import NO_ASSETS, Assets
+from keras_flax_bridge.checkpoint.callback_memory import NO_MEMORY, Memory
 from keras_flax_bridge.checkpoint.data_positions import checksum, is_grain
 from keras_flax_bridge.checkpoint.leaf_kinds import AS_WORDS, words
 from keras_flax_bridge.checkpoint.orbax_io.api import (
+    ARRAYS,
+    ASSETS,
+    CALLBACKS,
     DATA,
     PACKED,
     STATE,
@@ -32,9 +37,17 @@ from keras_flax_bridge.tree.diff import dtype_name
 from keras_flax_bridge.tree.paths import Flat, Path, join_path, nest_paths
 
 
-def save(path: FilePath, flat: Mapping[Path, Any], data: Any, metadata: Metadata, *, packed: bool) -> None:
+def save(
+    path: FilePath,
+    flat: Mapping[Path, Any],
+    data: Any,
+    metadata: Metadata,
+    *,
+    packed: bool,
+    assets: Assets = NO_ASSETS,
+) -> None:
     """Writes one checkpoint at `path` and returns when it is on disk."""
-    items, custom = written(flat, data, metadata, packed=packed)
+    items, custom = written(flat, data, metadata, packed=packed, assets=assets)
     unfinished, needed = Unfinished(path), size_on_disk(flat)
     try:
         with folder_of(path).turn():  # two threads that write one folder do so one after the other
@@ -85,9 +98,16 @@ def saving_context(size: int, *, folder_first: bool = True) -> Any:
 
 
 def written(
-    flat: Mapping[Path, Any], data: Any, metadata: Metadata, *, packed: bool
+    flat: Mapping[Path, Any],
+    data: Any,
+    metadata: Metadata,
+    *,
+    packed: bool,
+    memory: Memory = NO_MEMORY,
+    assets: Assets = NO_ASSETS,
 ) -> tuple[dict[str, Any], dict[str, str | int]]:
     """What Orbax stores, and our metadata with what it says of the leaves."""
+    arrays, files = memory.buffer(), assets.buffer()
     host = checksums.on_host(flat)
     stored = {path: leaf for path, leaf in flat.items() if not is_empty(leaf)}
     empty = {join_path(p): (str(leaf.dtype), leaf.shape) for p, leaf in flat.items() if p not in stored}
@@ -107,8 +127,15 @@ def written(
         specs={join_path(place): _spec(leaf) for place, leaf in tree.items()},
         checksums=checksums.checksums(host),
         grain=checksum(data.get_state()) if is_grain(data) else None,
+        callbacks=memory.to_json(),
+        callback_arrays=None if arrays is None else checksums.checksum(arrays),
+        assets=assets.to_json(),
     )
     items = {STATE: nest_paths(tree), **({DATA: data} if is_grain(data) else {})}
+    if arrays is not None:
+        items[CALLBACKS] = {ARRAYS: arrays}
+    if files is not None:
+        items[ASSETS] = {ARRAYS: files}
     return items, metadata_text(ours)
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_flax_bridge.checkpoint import foreign, model_configs, orbax_io
+from keras_flax_bridge.checkpoint import assets, foreign, model_configs, orbax_io
+from keras_flax_bridge.checkpoint.assets import Assets
 from keras_flax_bridge.checkpoint.readers.contents import Contents, as_numpy
 from keras_flax_bridge.errors import BridgeError
 from keras_flax_bridge.keras_internals import VARIABLE_TREES
@@ -47,6 +48,10 @@ class Checkpoint(Contents):
         found = self._stored.load({place: targets[name] for name, place in places.items()})
         return {name: found[place] for name, place in places.items()}
 
+    def require_stored(self) -> None:
+        """Checks what arrays declare against the bytes on disk."""
+        self._stored.require_stored()
+
     def require_whole(self, values: Flat) -> None:
         """Compares values with the stored checksums."""
         self._stored.require_whole({self._names[name]: leaf for name, leaf in values.items()})
@@ -55,16 +60,24 @@ class Checkpoint(Contents):
         """Sets a data iterator to the position that was stored."""
         self._stored.load_data(iterator)
 
+    def assets(self) -> Assets:
+        """The files of layers that are stored beside the leaves."""
+        return orbax_io.assets(self._stored)
+
+    def asset_sizes(self) -> dict[str, int]:
+        """The size of each of these files; of those of Keras's callback none is known without reading."""
+        return assets.names(self.metadata.assets or {})
+
     def some(self, paths: Iterable[Path]) -> Flat:
         """The values of some leaves, as numpy."""
-        self._stored.require_stored()
+        self.require_stored()
         found = self.load({path: orbax_io.on_host(self.specs[path]) for path in paths})
         self.require_whole(found)
         return {path: as_numpy(leaf) for path, leaf in found.items()}
 
     def parts(self, path: Path) -> Iterator[np.ndarray]:
         """One large leaf in one-dimensional parts."""
-        self._stored.require_stored()
+        self.require_stored()
         return self._stored.parts(self._names[path])
 
     def packed(self) -> Container[Path]:

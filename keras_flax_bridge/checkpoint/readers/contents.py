@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_flax_bridge.checkpoint.assets import NO_ASSETS, Assets
 from keras_flax_bridge.checkpoint.orbax_io import Metadata
 from keras_flax_bridge.checkpoint.slices import PART, flat_pieces, slices
 from keras_flax_bridge.errors import CheckpointError
@@ -36,10 +37,12 @@ class Contents:
         metadata: everything stored beside the leaves, such as the config of the model.
         lacks: kinds of leaves that are not there, or mean nothing elsewhere, and why.
         note: what else is to be said of it.
+        own_names: whether names are the writer's own, which `rename` of a restore takes as they are.
         unnamed: why the names are those in the file, and not structural keys; ``""`` where they are.
     """
 
     note = ""
+    own_names = False
     lacks: Mapping[str, str] = MappingProxyType({})
 
     def __init__(
@@ -71,6 +74,13 @@ class Contents:
         """
         raise NotImplementedError
 
+    def require_stored(self) -> None:
+        """Checks what arrays declare against the bytes on disk, for a reader without arrays of its own.
+
+        Raises:
+            CheckpointError: if they declare far more.
+        """
+
     def require_whole(self, values: Flat) -> None:
         """Compares values with checksums that were not compared while reading.
 
@@ -90,6 +100,18 @@ class Contents:
             expected="a checkpoint",
             fix="Restore without data=.",
         )
+
+    def assets(self) -> Assets:
+        """The files of layers, such as vocabularies, that are stored beside the leaves.
+
+        Raises:
+            CorruptCheckpointError: if they are damaged.
+        """
+        return NO_ASSETS
+
+    def asset_sizes(self) -> dict[str, int]:
+        """The size of each of these files by the name that reports show; nothing is read."""
+        return {}
 
     # interface for the command line
 
@@ -125,7 +147,9 @@ class Contents:
     def report(self) -> StateReport:
         """A report of the leaves, without their values."""
         named = f"the names are those in the file: {self.unnamed}" if self.unnamed else ""
-        notes = tuple(note for note in (named, self.note) if note)
+        sizes = [f"{name} ({size:,} bytes)" for name, size in self.asset_sizes().items()]
+        files = f"files of layers: {', '.join(sizes)}" if sizes else ""
+        notes = tuple(note for note in (named, self.note, files) if note)
         return StateReport(f"{self.path}: {self.kind}", rows(self.specs, self.shardings()), notes)
 
 

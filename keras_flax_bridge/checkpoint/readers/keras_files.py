@@ -26,6 +26,10 @@ from keras_flax_bridge.tree.paths import Flat, Path
 class _File(Contents):
     """A file whose arrays are read by the names that they have in it."""
 
+    def asset_sizes(self) -> dict[str, int]:
+        """The size of each file of a layer in a `.keras` file."""
+        return guards.asset_sizes(self.path) if guards.kind(self.path) == ".keras" else {}
+
     _weights: guards.Weights | None = None
     _places: Mapping[Path, str]  # the name in the file of each leaf that is read from it
 
@@ -90,8 +94,9 @@ class KerasModel(_File):
         """The values of some leaves, as numpy."""
         if self._places:
             return super().some(paths)
-        loaded = self._loaded()  # only Keras can read user-defined layers
-        return {path: as_numpy(loaded[path]) for path in paths}
+        paths, file = list(paths), self._loaded()  # only Keras can read user-defined layers
+        file.require(paths)
+        return {path: as_numpy(file.specs[path]) for path in paths}
 
     def parts(self, path: Path) -> Iterator[np.ndarray]:
         """One large leaf in one-dimensional parts."""
@@ -108,10 +113,10 @@ class KerasModel(_File):
         """The parts of a state that the file does not contain."""
         return {path: as_numpy(leaf) for path, leaf in state.items() if path not in self.specs}
 
-    def _loaded(self) -> Flat:
+    def _loaded(self) -> keras_files.KerasFile:
         file = keras_files.KerasFile(self.path, self._model)
-        self._model = file.model
-        return file.specs
+        self._model = file.model if file.is_whole else None
+        return file
 
 
 def _are_these(specs: Flat, names: Mapping[Path, str], arrays: Flat) -> bool:

@@ -52,7 +52,7 @@ class Context:
     """State shared by the graphs of one model: variables, values, constants, and problems."""
 
     def __init__(self, model: Any, fallback: str = "error"):
-        entries = [entry for collection in keras_internals.collect_layer(model) for entry in collection]
+        entries = [entry for collection in keras_internals.collect_tracked(model) for entry in collection]
         self.entries = {id(entry.variable): entry for entry in entries}
         self.problems = Problems()
         self.fallback = fallback
@@ -229,7 +229,7 @@ class GraphBuilder:
             Refusal: if the rule does not map one of the variables.
         """
         targets = rule.targets(site)
-        for collection in keras_internals.collect_layer(site.layer):
+        for collection in keras_internals.collect_tracked(site.layer):
             for entry in collection:
                 if entry.kind == SEED:
                     continue
@@ -287,7 +287,7 @@ class GraphBuilder:
         return f"«m»({', '.join(arguments)})"
 
     def _island_weights(self, layer: Any) -> Iterator[Weight]:
-        for collection in keras_internals.collect_layer(layer):
+        for collection in keras_internals.collect_tracked(layer):
             for entry in collection:
                 own = self.context.entries[id(entry.variable)]
                 self.context.mapped.add(own.path)

@@ -94,7 +94,7 @@ def _trace(layer: Any, args: Any, kwargs: dict[str, Any]) -> Any:
                 f"no rule, and its call can't be traced on symbolic tensors ({type(error).__name__}: "
                 f"{said[0][:120] if said else ''})"
             ) from error
-    held = [entry for collection in keras_internals.collect_layer(layer) for entry in collection]
+    held = [entry for collection in keras_internals.collect_tracked(layer) for entry in collection]
     assigned = [e.variable.name for e in held if scope.get_current_value(e.variable) is not None]
     if assigned:
         raise Refusal(f"no rule, and its call assigns to {', '.join(assigned)} outside of its sublayers")

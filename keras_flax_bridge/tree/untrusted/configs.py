@@ -16,6 +16,7 @@ from keras_flax_bridge.errors import CheckpointError
 from keras_flax_bridge.tree.untrusted.names import registered
 from keras_flax_bridge.tree.untrusted.tables import (
     KERAS_CLASSES,
+    KERAS_FILES,
     KERAS_FUNCTIONS,
     KERAS_PACKAGES,
     KERAS_REFUSED,
@@ -85,7 +86,12 @@ def _refused(named: Mapping[str, Any]) -> str | None:
     is_function = kind == "function"
     name = named.get("config") if is_function else kind
     # as Keras looks it up
-    if registered(name if is_function else named.get("registered_name", kind)) is not None:
+    found = registered(name if is_function else named.get("registered_name", kind))
+    package = (module or "keras") if found is None else getattr(found, "__module__", "")
+    file = _file_of(named.get("config")) if package.partition(".")[0] in KERAS_PACKAGES else None
+    if file is not None:
+        return f"a file that {kind!r} would read as {file!r}"
+    if found is not None:
         return None
     if not isinstance(name, str):
         return "a function by something else than text"
@@ -95,6 +101,12 @@ def _refused(named: Mapping[str, Any]) -> str | None:
     if _is_known(module, name, is_function):
         return None
     return f"{'the function' if is_function else 'the class'} {name!r} of {module!r}, which isn't registered"
+
+
+def _file_of(config: Any) -> str | None:
+    """The argument by which a layer of Keras or KerasHub would read a file when it is made; None for none."""
+    arguments = config if isinstance(config, Mapping) else {}
+    return next((name for name in KERAS_FILES if isinstance(arguments.get(name), str)), None)
 
 
 def _is_known(module: str, name: str, is_function: bool) -> bool:

@@ -111,6 +111,8 @@ KERAS_FUNCTIONS = frozenset({"builtins"}).union(  # Keras's word for its own by 
 )
 # of these parts, what takes a config or a name rather than tensors, and layers that load other files
 KERAS_REFUSED = frozenset(_words("TFSMLayer TorchModuleWrapper deserialize get serialize"))
+# arguments of lookups and tokenizers that are a file where they are text: Keras writes a list, or none
+KERAS_FILES = ("vocabulary", "merges")
 # packages whose classes Keras looks for by itself; it would import them
 KERAS_PACKAGES = frozenset(_words("keras keras_cv keras_hub keras_nlp"))
 # what Keras writes in the place of values that JSON has not

@@ -125,7 +125,19 @@ CHECKPOINTS = (
     Word(
         "state",
         "The number of a checkpoint is the state's own step: manager.save(state).",
-        "step epoch global_step iteration *",
+        "*",
+        "kfb.CheckpointManager.save",
+    ),
+    Word(
+        "step",
+        "It numbers what has no step of its own; a state's own step is taken without it.",
+        "epoch global_step iteration step_number",
+        "kfb.CheckpointManager.save",
+    ),
+    Word(
+        "metadata",
+        "It is a dict of JSON types, which manager.metadata(step) gives back.",
+        "custom_metadata extra extras info notes",
         "kfb.CheckpointManager.save",
     ),
     Word(
@@ -203,7 +215,7 @@ CHECKPOINTS = (
     Word(
         "include",
         "It takes a regular expression, or a list of path prefixes such as ['params'].",
-        "filter only exclude keys paths params_only weights_only transforms_default_to_original item_names",
+        "filter only exclude paths params_only weights_only transforms_default_to_original item_names",
         _RESTORE,
     ),
     Word("verify", "verify=False skips the checksums.", "checksum checksums validate check", _RESTORE),

@@ -232,7 +232,7 @@ STATE = (
     Word(
         "reset_metrics",
         "state = state.reset_metrics().",
-        "reset reset_states clear_metrics update_metrics",
+        "reset clear_metrics update_metrics",
         _STATE,
     ),
     Word(
@@ -291,7 +291,7 @@ CHECKPOINTS = (
     Word(
         "wait",
         "manager.wait() returns when the last save is on disk.",
-        "wait_until_finished wait_until_done join flush block check_for_errors is_saving_in_progress",
+        "wait_until_finished wait_until_done join flush block check_for_errors",
         _MANAGER,
     ),
     Word(
@@ -301,6 +301,16 @@ CHECKPOINTS = (
         _MANAGER,
     ),
     Word("save", "manager.save(state).", "save_checkpoint save_state write should_save", _MANAGER),
+    Word("is_saving", "It is a property.", "is_saving_in_progress saving is_running", _MANAGER),
+    Word("best_steps", "It is a property: the best step by each rule of keep_best=.", "best_all", _MANAGER),
+    Word("delete", "manager.delete(step).", "remove delete_step remove_step delete_checkpoint", _MANAGER),
+    Word("metrics", "manager.metrics(step): the numbers that were logged.", "logs metric", _MANAGER),
+    Word(
+        "metadata",
+        "manager.metadata(step): what save(..., metadata=) was given.",
+        "item_metadata custom_metadata checkpoint_metadata meta",
+        _MANAGER,
+    ),
     Word(
         "directory",
         "It is the root folder.",

@@ -72,6 +72,14 @@ def stateful_rnn() -> keras.Model:
     return model
 
 
+def stateful_rnn_in_lists() -> keras.Model:
+    """The same with the states in lists of Keras, which loses them otherwise: so `fit` carries them."""
+    model = stateful_rnn()
+    for layer in model.layers[:2]:
+        layer._non_trainable_variables.extend(keras.tree.flatten(layer.states))
+    return model
+
+
 class VectorQuantizer(layers.Layer):
     """A codebook of moving averages, assigned in `call`, with a commitment loss."""
 
