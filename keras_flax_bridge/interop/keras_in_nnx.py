@@ -133,6 +133,23 @@ class ToNNX(nnx.Module):
         refuse_optimizer(self._held)
         return super()._graph_node_flatten()  # type: ignore[no-untyped-call]
 
+    # after a transformation Flax writes what a trace gave into the module, which keeps its own layer
+
+    def _graph_node_set_key(self, key: Any, value: Any) -> None:
+        if key != "_held" or value != self._held:
+            super()._graph_node_set_key(key, value)
+
+    def _graph_node_clear(self) -> None:
+        own = self._held
+        super()._graph_node_clear()  # type: ignore[no-untyped-call]
+        vars(self)["_held"] = own
+
+    def _graph_node_init(self, attributes: Any) -> None:
+        own = vars(self).get("_held")
+        super()._graph_node_init(attributes)
+        if own == self._held:
+            vars(self)["_held"] = own
+
     def __call__(
         self, *args: Any, training: bool | None = None, return_losses: bool = False, **kwargs: Any
     ) -> Any:
@@ -163,7 +180,9 @@ class ToNNX(nnx.Module):
         outputs, after, losses = call(self._held.layer, self._held.entries, before, args, kwargs)
         for variable, old, new in zip(variables, before, after, strict=True):
             if new is not old:
-                variable.set_value(new)
+                # Flax can't differentiate what is written into a variable under `hijax=True`
+                is_hijax = getattr(variable, "hijax", False)
+                variable.set_value(jax.lax.stop_gradient(new) if is_hijax else new)
         _LOSSES[self] = _Raised(losses, variables)
         if losses and hasattr(self, "__captures__"):  # inside nnx.capture
             self.sow(nnx.Intermediate, "losses", losses)

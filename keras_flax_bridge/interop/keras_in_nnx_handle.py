@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Hashable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +13,7 @@ from keras_flax_bridge.keras_internals import Entry
 
 
 class LayerHandle:
-    """The Keras layer of a `ToNNX`; handles of the same layer compare equal, so that jit compiles once."""
+    """The Keras layer of a `ToNNX`; handles of layers that compute the same are equal: jit compiles once."""
 
     def __init__(
         self, layer: Any, entries: Sequence[Entry] = (), *, complete: bool = False, make: Maker | None = None
@@ -23,19 +24,19 @@ class LayerHandle:
         self.complete = complete  # whether all sublayers are built, so that no call makes variables
 
     @cached_property
-    def _key(self) -> tuple[Any, ...]:
-        variables = ((id(entry.variable), entry.kind) for entry in self.entries)
-        return (id(self.layer), self.complete, *variables)
-
-    @cached_property
-    def _hash(self) -> int:
-        return hash(self._key)  # jit asks for it at every call
+    def _key(self) -> _Key:
+        """The one key of all such layers: jit compares it at every call."""
+        if self.complete:
+            found: Any = keras_internals.architecture(self.layer, self.entries)
+        else:  # a call makes variables, with values of their own
+            found = (id(self.layer), *((id(entry.variable), entry.kind) for entry in self.entries))
+        return _KEYS.setdefault((self.complete, self.make is None, found), _Key())
 
     def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, LayerHandle) and self._key == other._key)
+        return self is other or (isinstance(other, LayerHandle) and self._key is other._key)
 
     def __hash__(self) -> int:
-        return self._hash
+        return hash(self._key)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LayerHandle:
         return self
@@ -55,6 +56,13 @@ class LayerHandle:
     def variables(self) -> frozenset[int]:
         """The ids of the variables that the module has."""
         return frozenset(id(entry.variable) for entry in self.entries)
+
+
+class _Key:
+    """Stands for what is compared of a layer; equal to itself alone."""
+
+
+_KEYS: weakref.WeakValueDictionary[Hashable, _Key] = weakref.WeakValueDictionary()
 
 
 def _unpickled(layer: Any, kept: Any, complete: bool, make: Maker | None) -> LayerHandle:

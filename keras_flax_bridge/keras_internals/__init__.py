@@ -5,6 +5,7 @@ public one serves, and has a row in `tests/keras_internals/test_private_names.py
 """
 
 from keras_flax_bridge.keras_internals.add_weight import add_weight as add_weight
+from keras_flax_bridge.keras_internals.architectures import architecture as architecture
 from keras_flax_bridge.keras_internals.assets import assets_of as assets_of
 from keras_flax_bridge.keras_internals.assets import has_assets as has_assets
 from keras_flax_bridge.keras_internals.assets import load_assets as load_assets

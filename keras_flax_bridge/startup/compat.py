@@ -117,6 +117,13 @@ _ENTRIES = (
         "Flax has no tree mode, in which a module is a pytree.",
     ),
     Capability(
+        "nnx.with_vars",
+        "flax",
+        "0.12.8",
+        "flax.nnx:with_vars",
+        "Flax can't take variables out of the `hijax` mode again, in which modules are therefore not tested.",
+    ),
+    Capability(
         "galore, madgrad, signum, monitor, measure_with_ema",
         "optax",
         "0.2.7",

@@ -15,7 +15,7 @@ import numpy as np
 from tests.attacks import goods, mutations
 from tests.attacks.doors import CHECKED, DOORS, outcome
 
-COUNTS = {"fast": 40, "slow": 200, "full": 5000}  # artifacts in each pass
+COUNTS = {"fast": 100, "slow": 500, "full": 5000}  # artifacts in each pass
 FIRST = {"fast": 0, "slow": 100, "full": 600}  # their seeds begin here
 _WEIGHTS = {"tree": 6, "packed": 6, "flax": 3, "keras": 3, "weights": 2, "safetensors": 2, "map": 3}
 _WEIGHTS |= {"index": 1, "npz": 2, "msgpack": 2}
