@@ -122,15 +122,15 @@ class ToNNX(nnx.Module):
         return module
 
     def _pytree__flatten(self) -> Any:
-        refuse_optimizer(self._held)
+        refuse_optimizer(vars(self).get("_held"))
         return super()._pytree__flatten()  # type: ignore[no-untyped-call]
 
     def _pytree__flatten_with_paths(self) -> Any:
-        refuse_optimizer(self._held)
+        refuse_optimizer(vars(self).get("_held"))
         return super()._pytree__flatten_with_paths()  # type: ignore[no-untyped-call]
 
     def _graph_node_flatten(self) -> Any:
-        refuse_optimizer(self._held)
+        refuse_optimizer(vars(self).get("_held"))
         return super()._graph_node_flatten()  # type: ignore[no-untyped-call]
 
     # after a transformation Flax writes what a trace gave into the module, which keeps its own layer
@@ -140,14 +140,14 @@ class ToNNX(nnx.Module):
             super()._graph_node_set_key(key, value)
 
     def _graph_node_clear(self) -> None:
-        own = self._held
+        own = vars(self).get("_held")  # of a swapped node Flax clears what another class has
         super()._graph_node_clear()  # type: ignore[no-untyped-call]
         vars(self)["_held"] = own
 
     def _graph_node_init(self, attributes: Any) -> None:
         own = vars(self).get("_held")
         super()._graph_node_init(attributes)
-        if own == self._held:
+        if own is not None and own == self._held:
             vars(self)["_held"] = own
 
     def __call__(
@@ -214,18 +214,44 @@ class ToNNX(nnx.Module):
         """The module's variables by structural path."""
         return {e.path: v for e, v in zip(self._held.entries, _variables(self), strict=True)}
 
-    def set_view(self, deterministic: bool | None = None) -> None:
+    @property
+    def use_running_average(self) -> bool:
+        """The same as ``deterministic``, for a layer with moving statistics: Keras has one flag for both.
+
+        Raises:
+            AttributeError: if the layer has no moving statistics, as in Flax's own modules.
+        """
+        if not any(entry.kind == BATCH_STAT for entry in self._held.entries):
+            raise AttributeError("a layer without moving statistics has no use_running_average")
+        return self.deterministic
+
+    @use_running_average.setter
+    def use_running_average(self, value: bool) -> None:
+        self.deterministic = value
+
+    def set_view(self, deterministic: bool | None = None, use_running_average: bool | None = None) -> None:
         """Sets the default of ``training``; `nnx.view` calls it.
 
         Args:
           deterministic: False for training, True for inference, None to leave it.
+          use_running_average: the same; Keras has one flag for dropout and statistics.
 
         Raises:
+          StructureMismatchError: if the two differ.
           TraceContextError: inside a transformation, on a module from outside of it.
         """
         # `nnx.view_info` reads the arguments above, and only if they are indented by two
-        if deterministic is not None:
-            self.deterministic = deterministic
+        given = {flag for flag in (deterministic, use_running_average) if flag is not None}
+        if len(given) == 2:
+            raise StructureMismatchError(
+                "set_view",
+                got=f"deterministic={deterministic}, use_running_average={use_running_average}",
+                expected="the same of both",
+                fix="A Keras layer has one flag for both, training. To freeze the statistics alone, set "
+                "trainable=False on the BatchNormalization layers before you wrap the model.",
+            )
+        for flag in given:
+            self.deterministic = flag
 
     def assign_to(self, layer: keras.layers.Layer) -> None:
         """Writes the module's values into a Keras layer, all or nothing.

@@ -26,7 +26,7 @@ def not_built(held: LayerHandle, got: str) -> NotBuiltError:
     )
 
 
-def refuse_optimizer(held: LayerHandle) -> None:
+def refuse_optimizer(held: LayerHandle | None) -> None:
     """Raises if this is asked while an `nnx.Optimizer` is made of a module that has no variables yet.
 
     The optimizer would have no slots for them. It asks no module whether it may: it only flattens it.
@@ -34,7 +34,7 @@ def refuse_optimizer(held: LayerHandle) -> None:
     Raises:
         NotBuiltError: naming both remedies.
     """
-    if held.complete or not _awaits_variables(held):
+    if held is None or held.complete or not _awaits_variables(held):
         return
     frame = sys._getframe(2)
     while frame is not None and frame.f_code is not _OPTIMIZER:

@@ -208,6 +208,7 @@ _KINDS: dict[Any, Callable[[_Walk, Any], Hashable]] = {
     keras.Operation: _operation,
     keras.Metric: _metric,
     keras.KerasTensor: _tensor,
+    types.SimpleNamespace: _Walk.attributes,
     types.MethodType: _method,
     functools.partial: _partial,
     np.ndarray: _array,

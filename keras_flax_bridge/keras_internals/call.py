@@ -13,6 +13,7 @@ import keras
 from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import NotBuiltError, StructureMismatchError, UnsupportedLayerError
 from keras_flax_bridge.keras_internals import SEED, Collection, Entry, seeds
+from keras_flax_bridge.keras_internals.shards import scope_of
 from keras_flax_bridge.tree.leaves import explained
 from keras_flax_bridge.tree.paths import Flat, Path, flatten_tree, join_path, nest_paths
 
@@ -26,9 +27,8 @@ def call(
     function: Callable[..., Any] | None = None,
 ) -> tuple[Any, list[Any], list[Any]]:
     """Calls a layer, or a function of it, with given values; returns outputs, updated values and losses."""
-    mapping = [(entry.variable, value) for entry, value in zip(entries, values, strict=True)]
     writable, finalized = keras_internals.writable(layer), keras_internals.finalized(layer, entries, values)
-    with writable, finalized, keras.StatelessScope(mapping, collect_losses=True) as scope:
+    with writable, finalized, scope_of(layer, entries, values) as scope:
         try:
             outputs = layer(*args, **kwargs) if function is None else function(layer, *args, **kwargs)
         except IndexError as error:

@@ -1,4 +1,4 @@
-"""Modules whose variables are `hijax` types of JAX, as in the newest Flax."""
+"""Modules whose variables are `hijax` types of JAX: they do what those of Flax do in the same versions."""
 
 import jax
 import jax.numpy as jnp
@@ -14,40 +14,62 @@ from tests.support.capabilities import needs
 X = np.arange(32, dtype="float32").reshape(8, 4) / 8
 
 
-def network():
+def wrapped():
     keras.utils.set_random_seed(0)
-    return keras.Sequential([keras.Input((4,)), layers.Dense(4), layers.BatchNormalization()])
+    return kfb.ToNNX(keras.Sequential([keras.Input((4,)), layers.Dense(4), layers.BatchNormalization()]))
+
+
+def of_flax():
+    rngs = nnx.Rngs(0)
+    return nnx.Sequential(nnx.Linear(4, 4, rngs=rngs), nnx.BatchNorm(4, rngs=rngs))
 
 
 def loss_of(module):
     return jnp.mean((module(X) - 1) ** 2)
 
 
-@needs("nnx.with_vars")
-@pytest.mark.parametrize("jit", [jax.jit, lambda function: function], ids=["jit", "eager"])
-def test_gradients_and_statistics_are_those_of_other_variables(jit):
-    usual = kfb.ToNNX(network())
-    usual.train()
-    wanted, gradients = nnx.value_and_grad(loss_of)(usual)
-    with nnx.var_defaults(hijax=True):
-        module = kfb.ToNNX(network())
+def trained(make, *, ref, jit):
+    """The loss, the gradients and the module after a step, or the class of the error that was raised."""
+    with nnx.var_defaults(hijax=True, ref=ref):
+        module = make()
         module.train()
 
-        @jit
         def step():
             graphdef, params, rest = nnx.split(module, nnx.Param, ...)
-            params = nnx.with_vars(params, hijax=False)
+            params = nnx.with_vars(params, hijax=False, ref=False)
             return jax.value_and_grad(lambda params: loss_of(nnx.merge(graphdef, params, rest)))(params)
 
-        value, found = step()
-    assert module.batch_normalization.moving_mean.hijax
-    np.testing.assert_allclose(value, wanted, rtol=1e-5)
-    both = [
-        (gradients, found),
-        *((nnx.state(usual, kind), nnx.state(module, kind)) for kind in (nnx.Param, nnx.BatchStat)),
-    ]
-    for one, two in both:
-        one, two = (jax.tree.leaves(nnx.with_vars(tree, hijax=False)) for tree in (one, two))
+        try:
+            return *(jax.jit(step) if jit else step)(), module
+        except Exception as error:
+            return type(error)
+
+
+@needs("nnx.with_vars")
+@pytest.mark.parametrize("ref", [False, True])
+@pytest.mark.parametrize("jit", [False, True])
+def test_a_step_does_what_it_does_with_modules_of_flax(ref, jit):
+    wanted, found = (trained(make, ref=ref, jit=jit) for make in (of_flax, wrapped))
+    if isinstance(wanted, type):
+        assert found is wanted  # the installed versions can't do it
+        return
+    value, gradients, module = found
+    usual = wrapped_in_training()
+    np.testing.assert_allclose(value, loss_of(usual), rtol=1e-5)
+    stats = [nnx.state(m, nnx.BatchStat) for m in (usual, module)]
+    for one, two in [(nnx.grad(loss_of)(wrapped_in_training()), gradients), stats]:
+        one, two = (jax.tree.leaves(nnx.with_vars(tree, hijax=False, ref=False)) for tree in (one, two))
         assert len(one) == len(two) > 0
         assert all(np.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(one, two, strict=True))
     assert not np.allclose(module.batch_normalization.moving_mean[...], 0)
+
+
+def wrapped_in_training():
+    module = wrapped()
+    module.train()
+    return module
+
+
+@needs("nnx.with_vars")
+def test_one_way_at_least_works_here():
+    assert not isinstance(trained(wrapped, ref=True, jit=False), type)
