@@ -15,6 +15,7 @@ from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import StructureMismatchError
 from keras_flax_bridge.interop.keras_in_nnx_building import not_built, refuse_optimizer
 from keras_flax_bridge.interop.keras_in_nnx_handle import LayerHandle
+from keras_flax_bridge.interop.keras_in_nnx_seeds import KerasSeed as KerasSeed
 from keras_flax_bridge.interop.makers import maker_of
 from keras_flax_bridge.interop.overwrites import Overwritten, warn_if_left_out
 from keras_flax_bridge.keras_internals import BATCH_STAT, FROZEN, OTHER, PARAM, SEED, UNTRACKED, Entry
@@ -24,10 +25,6 @@ from keras_flax_bridge.tree.diff import diff_trees
 from keras_flax_bridge.tree.leaves import owned, require_values
 from keras_flax_bridge.tree.paths import Path
 from keras_flax_bridge.tree.types import Shape
-
-
-class KerasSeed(nnx.RngState):
-    """The state of a Keras `SeedGenerator`, ``uint32[2]``: a seed and a counter."""
 
 
 class Frozen(nnx.Variable[Any]):
@@ -71,7 +68,8 @@ class ToNNX(nnx.Module):
             `shape`, or by the first call, from the shapes of its arrays. With `rngs` a function makes
             layers that need no config.
         rngs: None takes the layer's current values; `nnx.Rngs` initializes new ones from its
-            ``params`` stream, with the layer's own initializers.
+            ``params`` stream, with the layer's own initializers. Seeds come from its ``dropout`` stream
+            if it has one of this name.
         shape: of the input, with the batch axis, such as ``(None, 28, 28)``, or a list or dict of
             shapes; for a layer that isn't built.
 
@@ -110,10 +108,13 @@ class ToNNX(nnx.Module):
             self._held.build(keras_internals.shapes_to_specs(made, shape))
         self.deterministic = True
         key = None if rngs is None else rngs.params()
+        seeds = rngs.dropout() if rngs is not None and "dropout" in rngs else None
         if made.built:
-            _take_up(self, key, complete=keras_internals.is_complete(made))
-        elif key is not None:
-            self.initial_key = nnx.RngKey(key, tag="params")  # until the first call builds the layer
+            _take_up(self, key, seeds, complete=keras_internals.is_complete(made))
+        elif key is not None:  # until the first call builds the layer
+            self.initial_key = nnx.RngKey(key, tag="params")
+            if seeds is not None:
+                self.initial_seeds = nnx.RngKey(seeds, tag="dropout")
 
     @classmethod
     def _pytree__unflatten(cls, static: Any, node_attrs: Any) -> ToNNX:
@@ -274,14 +275,14 @@ def _is_tracing(inputs: Any) -> bool:
 # --- variables
 
 
-def _take_up(module: ToNNX, key: jax.Array | None, *, complete: bool) -> None:
-    """Adds the missing variables of its layer to a module: with current values, or initialized from a key."""
+def _take_up(module: ToNNX, key: jax.Array | None, seeds: jax.Array | None = None, *, complete: bool) -> None:
+    """Adds the missing variables of its layer to a module: with current values, or initialized from keys."""
     layer, known = module._held.layer, module._held.variables
     params, non_trainable = keras_internals.collect_layer(layer)
     make = module._held.make
     module._held = LayerHandle(layer, params + non_trainable, complete=complete, make=make)
     fresh = [entry for entry in module._held.entries if id(entry.variable) not in known]
-    drawn = None if key is None or not fresh else keras_internals.initial_values(layer, key, make)
+    drawn = None if key is None or not fresh else keras_internals.initial_values(layer, key, make, seeds)
     for entry in fresh:
         value = owned(entry.variable.value) if drawn is None else drawn[entry.path]
         node = _node(module, entry.path[:-1])
@@ -296,11 +297,14 @@ def _build(module: ToNNX, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None
             "a first call inside a transformation with graph=False, which would lose the variables",
         )
     module._held.build(*args, **kwargs)
-    key = None
-    if "initial_key" in vars(module):
-        key = module.initial_key.get_value()
-        del module.initial_key
-    _take_up(module, key, complete=True)
+    _take_up(module, _popped(module, "initial_key"), _popped(module, "initial_seeds"), complete=True)
+
+
+def _popped(module: ToNNX, name: str) -> jax.Array | None:
+    key = vars(module).get(name)
+    if key is not None:
+        delattr(module, name)
+    return None if key is None else key.get_value()
 
 
 def _metadata(entry: Entry) -> dict[str, Any]:
@@ -340,7 +344,7 @@ def _attribute(node: Any, name: str) -> str:
     return f"{name}_" if reserved else name
 
 
-_OWN = ("deterministic", "_held", "initial_key")
+_OWN = ("deterministic", "_held", "initial_key", "initial_seeds")
 
 
 def _require_filled(module: ToNNX) -> None:
