@@ -16,6 +16,7 @@ from keras_flax_bridge.errors import StructureMismatchError
 from keras_flax_bridge.interop.keras_in_nnx_building import not_built, refuse_optimizer
 from keras_flax_bridge.interop.keras_in_nnx_handle import LayerHandle
 from keras_flax_bridge.interop.keras_in_nnx_seeds import KerasSeed as KerasSeed
+from keras_flax_bridge.interop.keras_in_nnx_seeds import SeedHolder
 from keras_flax_bridge.interop.makers import maker_of
 from keras_flax_bridge.interop.overwrites import Overwritten, warn_if_left_out
 from keras_flax_bridge.keras_internals import BATCH_STAT, FROZEN, OTHER, PARAM, SEED, UNTRACKED, Entry
@@ -42,7 +43,7 @@ _TYPES = {
 }
 
 
-class _Node(nnx.Module):
+class _Node(SeedHolder):
     """One level of structural keys below a `ToNNX`; items of lists and dicts are read by ``[...]``."""
 
     def __getitem__(self, key: Any) -> Any:
@@ -53,7 +54,7 @@ class _Node(nnx.Module):
 
 
 @words.doors()
-class ToNNX(nnx.Module):
+class ToNNX(SeedHolder):
     """A Keras layer or model as an `nnx.Module`; no environment flag is needed.
 
     Its attributes mirror the structural keys (``module.dense_1.kernel``, ``module.blocks[0].kernel``):

@@ -15,9 +15,9 @@ from keras_flax_bridge.errors import StructureMismatchError
 class KerasSeed(nnx.RngState):
     """The state of a Keras `SeedGenerator`, ``uint32[2]``: a seed and a counter.
 
-    `nnx.reseed`, `nnx.split_rngs`, `nnx.fork_rngs` and `nnx.restore_rngs` take it for an `nnx.RngStream`
-    of the name ``dropout``, whose key is ``jax.random.key(seed)`` and whose count is the counter. A key
-    that they write becomes a seed of 32 bits.
+    `nnx.reseed`, `nnx.split_rngs`, `nnx.fork_rngs`, `nnx.with_rngs` and `nnx.restore_rngs` take it for an
+    `nnx.RngStream` of the name ``dropout``, whose key is ``jax.random.key(seed)`` and whose count is the
+    counter. A key that they write becomes a seed of 32 bits.
     """
 
     tag = "dropout"
@@ -32,12 +32,18 @@ class KerasSeed(nnx.RngState):
     def fork(self, *, split: int | tuple[int, ...] | None = None) -> KerasSeed:
         """A seed from a new key, or several of them."""
         key = self()
-        keys = key if split is None else jax.random.split(key, split)
-        return self.copy(_state(keys, jnp.zeros(keys.shape, jnp.uint32)))  # type: ignore[return-value]
+        return self._with(key if split is None else jax.random.split(key, split))
 
     def split(self, k: int | tuple[int, ...]) -> KerasSeed:
         """Several seeds from a new key."""
-        return self.fork(split=k)
+        return self._with(jax.random.split(self(), k))
+
+    def broadcast(self, k: int | tuple[int, ...]) -> KerasSeed:
+        """A seed from a new key, several times."""
+        return self._with(jnp.broadcast_to(self(), k))
+
+    def _with(self, key: jax.Array) -> KerasSeed:
+        return self.copy(_state(key, jnp.zeros(key.shape, jnp.uint32)))  # type: ignore[return-value]
 
     @property
     def key(self) -> _Key:
@@ -52,9 +58,10 @@ class KerasSeed(nnx.RngState):
     def key(self, key: Any) -> None:
         raise StructureMismatchError(
             "split_rngs",
-            got="graph_updates=False or graph=False, and a module with Keras seeds",
-            expected="seeds that are split in place",
-            fix="Pass graph=True, graph_updates=True, and undo it afterwards with nnx.restore_rngs.",
+            got="graph=False or graph_updates=False, and a module with Keras seeds",
+            expected="graph=True and graph_updates=True",
+            fix="For a copy with split seeds, use nnx.with_rngs(module, split=...), or in older versions of "
+            "Flax nnx.fork_rngs(module, split=...); both draw the same keys.",
         )
 
     @property
@@ -77,6 +84,16 @@ class KerasSeed(nnx.RngState):
 
 
 nnx.RngStream.register(KerasSeed)
+
+
+class SeedHolder(nnx.Module):
+    """A module whose seeds a function such as `nnx.with_rngs` replaces in a copy of it."""
+
+    def _graph_node_set_key(self, key: Any, value: Any) -> None:
+        if isinstance(value, KerasSeed):  # Flax would write it into the variable, which the copies share
+            setattr(self, key, value)
+        else:
+            super()._graph_node_set_key(key, value)
 
 
 class _Key(nnx.RngKey):
