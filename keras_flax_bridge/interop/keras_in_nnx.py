@@ -298,14 +298,14 @@ def _build(module: ToNNX, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None
             "a first call inside a transformation with graph=False, which would lose the variables",
         )
     module._held.build(*args, **kwargs)
-    _take_up(module, _popped(module, "initial_key"), _popped(module, "initial_seeds"), complete=True)
-
-
-def _popped(module: ToNNX, name: str) -> jax.Array | None:
-    key = vars(module).get(name)
-    if key is not None:
-        delattr(module, name)
-    return None if key is None else key.get_value()
+    key = seeds = None
+    if "initial_key" in vars(module):
+        key = module.initial_key.get_value()
+        del module.initial_key
+    if "initial_seeds" in vars(module):
+        seeds = module.initial_seeds.get_value()
+        del module.initial_seeds
+    _take_up(module, key, seeds, complete=True)
 
 
 def _metadata(entry: Entry) -> dict[str, Any]:

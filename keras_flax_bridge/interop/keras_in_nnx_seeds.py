@@ -23,23 +23,61 @@ class KerasSeed(nnx.RngState):
     tag = "dropout"
 
     def __call__(self, *args: Any, **kwargs: Any) -> jax.Array:
-        """A new key, as an `nnx.RngStream` draws it; the counter is raised by one."""
+        """A new key, as an `nnx.RngStream` draws it; the counter is raised by one.
+
+        Raises:
+            TraceContextError: inside a transformation, on a seed from outside of it.
+            ValueError: if the seed is split.
+        """
         self._check_can_update()  # type: ignore[no-untyped-call]
         key, count = self.key.get_value(), self.count.get_value()
         self.set_value(_state(key, count + 1))
         return jax.random.fold_in(key, count)
 
     def fork(self, *, split: int | tuple[int, ...] | None = None) -> KerasSeed:
-        """A seed from a new key, or several of them."""
+        """A seed from a new key.
+
+        Args:
+            split: how many seeds, or their shape; None for one.
+
+        Returns:
+            A variable of shape ``(*split, 2)``.
+
+        Raises:
+            TraceContextError: inside a transformation, on a seed from outside of it.
+            ValueError: if the seed is split.
+        """
         key = self()
         return self._with(key if split is None else jax.random.split(key, split))
 
     def split(self, k: int | tuple[int, ...]) -> KerasSeed:
-        """Several seeds from a new key."""
+        """Several seeds from a new key.
+
+        Args:
+            k: how many, or their shape.
+
+        Returns:
+            A variable of shape ``(*k, 2)``.
+
+        Raises:
+            TraceContextError: inside a transformation, on a seed from outside of it.
+            ValueError: if the seed is split.
+        """
         return self._with(jax.random.split(self(), k))
 
     def broadcast(self, k: int | tuple[int, ...]) -> KerasSeed:
-        """A seed from a new key, several times."""
+        """A seed from a new key, several times.
+
+        Args:
+            k: how many times, or the shape.
+
+        Returns:
+            A variable of shape ``(*k, 2)``.
+
+        Raises:
+            TraceContextError: inside a transformation, on a seed from outside of it.
+            ValueError: if the seed is split.
+        """
         return self._with(jnp.broadcast_to(self(), k))
 
     def _with(self, key: jax.Array) -> KerasSeed:
@@ -47,7 +85,11 @@ class KerasSeed(nnx.RngState):
 
     @property
     def key(self) -> _Key:
-        """The seed as a key; what is written into its value is written into the seed."""
+        """The seed as a key; what is written into its value is written into the seed.
+
+        Raises:
+            StructureMismatchError: if it is replaced, as `nnx.split_rngs` does in a copy of a module.
+        """
         words = self.get_value()[..., 0]
         data = jnp.stack([jnp.zeros_like(words), words], axis=-1)
         key = _Key(jax.random.wrap_key_data(data, impl="threefry2x32"), tag=self.tag)
@@ -66,7 +108,11 @@ class KerasSeed(nnx.RngState):
 
     @property
     def count(self) -> _Count:
-        """The counter; what is written into its value is written into the seed."""
+        """The counter; what is written into its value is written into the seed.
+
+        Raises:
+            AttributeError: if it is replaced.
+        """
         count = _Count(self.get_value()[..., 1], tag=self.tag)
         object.__setattr__(count, "_seed", self)
         return count
