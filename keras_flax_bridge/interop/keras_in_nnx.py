@@ -15,8 +15,7 @@ from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import StructureMismatchError
 from keras_flax_bridge.interop.keras_in_nnx_building import not_built, refuse_optimizer
 from keras_flax_bridge.interop.keras_in_nnx_handle import LayerHandle
-from keras_flax_bridge.interop.keras_in_nnx_seeds import KerasSeed as KerasSeed
-from keras_flax_bridge.interop.keras_in_nnx_seeds import SeedHolder
+from keras_flax_bridge.interop.keras_in_nnx_seeds import KerasSeed, Keys, SeedHolder
 from keras_flax_bridge.interop.makers import maker_of
 from keras_flax_bridge.interop.overwrites import Overwritten, warn_if_left_out
 from keras_flax_bridge.keras_internals import BATCH_STAT, FROZEN, OTHER, PARAM, SEED, UNTRACKED, Entry
@@ -108,14 +107,11 @@ class ToNNX(SeedHolder):
         if shape is not None and not keras_internals.is_complete(made):
             self._held.build(keras_internals.shapes_to_specs(made, shape))
         self.deterministic = True
-        key = None if rngs is None else rngs.params()
-        seeds = rngs.dropout() if rngs is not None and "dropout" in rngs else None
+        keys = Keys.drawn(rngs)
         if made.built:
-            _take_up(self, key, seeds, complete=keras_internals.is_complete(made))
-        elif key is not None:  # until the first call builds the layer
-            self.initial_key = nnx.RngKey(key, tag="params")
-            if seeds is not None:
-                self.initial_seeds = nnx.RngKey(seeds, tag="dropout")
+            _take_up(self, keys, complete=keras_internals.is_complete(made))
+        else:
+            keys.keep(self)
 
     @classmethod
     def _pytree__unflatten(cls, static: Any, node_attrs: Any) -> ToNNX:
@@ -276,14 +272,16 @@ def _is_tracing(inputs: Any) -> bool:
 # --- variables
 
 
-def _take_up(module: ToNNX, key: jax.Array | None, seeds: jax.Array | None = None, *, complete: bool) -> None:
+def _take_up(module: ToNNX, keys: Keys, *, complete: bool) -> None:
     """Adds the missing variables of its layer to a module: with current values, or initialized from keys."""
     layer, known = module._held.layer, module._held.variables
     params, non_trainable = keras_internals.collect_layer(layer)
     make = module._held.make
     module._held = LayerHandle(layer, params + non_trainable, complete=complete, make=make)
     fresh = [entry for entry in module._held.entries if id(entry.variable) not in known]
-    drawn = None if key is None or not fresh else keras_internals.initial_values(layer, key, make, seeds)
+    drawn = None
+    if keys.params is not None and fresh:
+        drawn = keras_internals.initial_values(layer, keys.params, make, keys.seeds)
     for entry in fresh:
         value = owned(entry.variable.value) if drawn is None else drawn[entry.path]
         node = _node(module, entry.path[:-1])
@@ -298,14 +296,7 @@ def _build(module: ToNNX, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None
             "a first call inside a transformation with graph=False, which would lose the variables",
         )
     module._held.build(*args, **kwargs)
-    key = seeds = None
-    if "initial_key" in vars(module):
-        key = module.initial_key.get_value()
-        del module.initial_key
-    if "initial_seeds" in vars(module):
-        seeds = module.initial_seeds.get_value()
-        del module.initial_seeds
-    _take_up(module, key, seeds, complete=True)
+    _take_up(module, Keys.kept(module), complete=True)
 
 
 def _metadata(entry: Entry) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""Keras seeds as random streams of Flax."""
+"""Keras seeds as random streams of Flax; the keys that a module is initialized from."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -177,3 +177,39 @@ class _Count(nnx.RngCount):
 def _state(key: jax.Array, count: jax.Array) -> jax.Array:
     data = jax.random.key_data(key)
     return jnp.stack([data[..., 0] ^ data[..., 1], count], axis=-1)  # the key of a seed gives this seed
+
+
+# --- initial values
+
+
+class Keys(NamedTuple):
+    """The keys that initial values are drawn from; None for the layer's own values."""
+
+    params: jax.Array | None = None
+    seeds: jax.Array | None = None  # None for `params`
+
+    @classmethod
+    def drawn(cls, rngs: nnx.Rngs | None) -> Keys:
+        """Keys from the streams of a module's constructor."""
+        if rngs is None:
+            return cls()
+        return cls(rngs.params(), rngs.dropout() if "dropout" in rngs else None)
+
+    def keep(self, module: Any) -> None:
+        """Keeps the keys in a module, until its first call builds the layer."""
+        if self.params is not None:
+            module.initial_key = nnx.RngKey(self.params, tag="params")
+        if self.seeds is not None:
+            module.initial_seeds = nnx.RngKey(self.seeds, tag="dropout")
+
+    @classmethod
+    def kept(cls, module: Any) -> Keys:
+        """The keys that a module has kept, which it loses."""
+        params = seeds = None
+        if "initial_key" in vars(module):
+            params = module.initial_key.get_value()
+            del module.initial_key
+        if "initial_seeds" in vars(module):
+            seeds = module.initial_seeds.get_value()
+            del module.initial_seeds
+        return cls(params, seeds)
