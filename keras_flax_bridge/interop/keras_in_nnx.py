@@ -15,6 +15,7 @@ from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import StructureMismatchError
 from keras_flax_bridge.interop.keras_in_nnx_building import not_built, refuse_optimizer
 from keras_flax_bridge.interop.keras_in_nnx_handle import LayerHandle
+from keras_flax_bridge.interop.keras_in_nnx_seeds import KerasSeed, Keys, SeedHolder
 from keras_flax_bridge.interop.makers import maker_of
 from keras_flax_bridge.interop.overwrites import Overwritten, warn_if_left_out
 from keras_flax_bridge.keras_internals import BATCH_STAT, FROZEN, OTHER, PARAM, SEED, UNTRACKED, Entry
@@ -24,10 +25,6 @@ from keras_flax_bridge.tree.diff import diff_trees
 from keras_flax_bridge.tree.leaves import owned, require_values
 from keras_flax_bridge.tree.paths import Path
 from keras_flax_bridge.tree.types import Shape
-
-
-class KerasSeed(nnx.RngState):
-    """The state of a Keras `SeedGenerator`, ``uint32[2]``: a seed and a counter."""
 
 
 class Frozen(nnx.Variable[Any]):
@@ -45,7 +42,7 @@ _TYPES = {
 }
 
 
-class _Node(nnx.Module):
+class _Node(SeedHolder):
     """One level of structural keys below a `ToNNX`; items of lists and dicts are read by ``[...]``."""
 
     def __getitem__(self, key: Any) -> Any:
@@ -56,7 +53,7 @@ class _Node(nnx.Module):
 
 
 @words.doors()
-class ToNNX(nnx.Module):
+class ToNNX(SeedHolder):
     """A Keras layer or model as an `nnx.Module`; no environment flag is needed.
 
     Its attributes mirror the structural keys (``module.dense_1.kernel``, ``module.blocks[0].kernel``):
@@ -71,7 +68,8 @@ class ToNNX(nnx.Module):
             `shape`, or by the first call, from the shapes of its arrays. With `rngs` a function makes
             layers that need no config.
         rngs: None takes the layer's current values; `nnx.Rngs` initializes new ones from its
-            ``params`` stream, with the layer's own initializers.
+            ``params`` stream, with the layer's own initializers. Seeds come from its ``dropout`` stream
+            if it has one of this name.
         shape: of the input, with the batch axis, such as ``(None, 28, 28)``, or a list or dict of
             shapes; for a layer that isn't built.
 
@@ -109,11 +107,11 @@ class ToNNX(nnx.Module):
         if shape is not None and not keras_internals.is_complete(made):
             self._held.build(keras_internals.shapes_to_specs(made, shape))
         self.deterministic = True
-        key = None if rngs is None else rngs.params()
+        keys = Keys.drawn(rngs)
         if made.built:
-            _take_up(self, key, complete=keras_internals.is_complete(made))
-        elif key is not None:
-            self.initial_key = nnx.RngKey(key, tag="params")  # until the first call builds the layer
+            _take_up(self, keys, complete=keras_internals.is_complete(made))
+        else:
+            keys.keep(self)
 
     @classmethod
     def _pytree__unflatten(cls, static: Any, node_attrs: Any) -> ToNNX:
@@ -300,14 +298,16 @@ def _is_tracing(inputs: Any) -> bool:
 # --- variables
 
 
-def _take_up(module: ToNNX, key: jax.Array | None, *, complete: bool) -> None:
-    """Adds the missing variables of its layer to a module: with current values, or initialized from a key."""
+def _take_up(module: ToNNX, keys: Keys, *, complete: bool) -> None:
+    """Adds the missing variables of its layer to a module: with current values, or initialized from keys."""
     layer, known = module._held.layer, module._held.variables
     params, non_trainable = keras_internals.collect_layer(layer)
     make = module._held.make
     module._held = LayerHandle(layer, params + non_trainable, complete=complete, make=make)
     fresh = [entry for entry in module._held.entries if id(entry.variable) not in known]
-    drawn = None if key is None or not fresh else keras_internals.initial_values(layer, key, make)
+    drawn = None
+    if keys.params is not None and fresh:
+        drawn = keras_internals.initial_values(layer, keys.params, make, keys.seeds)
     for entry in fresh:
         value = owned(entry.variable.value) if drawn is None else drawn[entry.path]
         node = _node(module, entry.path[:-1])
@@ -322,11 +322,7 @@ def _build(module: ToNNX, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None
             "a first call inside a transformation with graph=False, which would lose the variables",
         )
     module._held.build(*args, **kwargs)
-    key = None
-    if "initial_key" in vars(module):
-        key = module.initial_key.get_value()
-        del module.initial_key
-    _take_up(module, key, complete=True)
+    _take_up(module, Keys.kept(module), complete=True)
 
 
 def _metadata(entry: Entry) -> dict[str, Any]:
@@ -366,7 +362,7 @@ def _attribute(node: Any, name: str) -> str:
     return f"{name}_" if reserved else name
 
 
-_OWN = ("deterministic", "_held", "initial_key")
+_OWN = ("deterministic", "_held", "initial_key", "initial_seeds")
 
 
 def _require_filled(module: ToNNX) -> None:

@@ -24,7 +24,9 @@ from keras_flax_bridge.keras_internals.values import holds_value
 from keras_flax_bridge.tree.paths import Path, join_path
 
 
-def initial_values(layer: Any, key: jax.Array, make: Callable[[], Any] | None = None) -> dict[Path, Any]:
+def initial_values(
+    layer: Any, key: jax.Array, make: Callable[[], Any] | None = None, seeds_key: jax.Array | None = None
+) -> dict[Path, Any]:
     """Initial values of all variables of a built layer as a pure function of a JAX key.
 
     Every initializer draws from a key of its own, made of `key` and the variable's path; also one
@@ -34,16 +36,18 @@ def initial_values(layer: Any, key: jax.Array, make: Callable[[], Any] | None = 
         layer: the layer.
         key: a key of jax.
         make: makes such a layer; None builds it again from its config.
+        seeds_key: a key for the seeds; None for `key`.
 
     Raises:
         UnsupportedLayerError: if the layer can't be built again from its config, or `make` gives another.
     """
     drawers = _drawers(layer, make)
-    wanted = [entry.path for collection in collect_layer(layer) for entry in collection]
+    keys = {SEED: key if seeds_key is None else seeds_key}
+    wanted = {e.path: keys.get(e.kind, key) for collection in collect_layer(layer) for e in collection}
     missing = ", ".join(join_path(path) for path in wanted if path not in drawers)
     if missing:
         raise cannot_rebuild(layer.name, type(layer), f"its copy lacks {missing}")
-    return {path: drawers[path](seeds.fold(key, path)) for path in wanted}
+    return {path: drawers[path](seeds.fold(own, path)) for path, own in wanted.items()}
 
 
 def _drawers(layer: Any, make: Callable[[], Any] | None) -> dict[Path, Callable[[jax.Array], Any]]:

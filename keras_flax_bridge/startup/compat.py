@@ -117,6 +117,13 @@ _ENTRIES = (
         "Flax has no tree mode, in which a module is a pytree.",
     ),
     Capability(
+        "nnx.with_rngs",
+        "flax",
+        "0.12.7",
+        "flax.nnx:with_rngs",
+        "Flax has no such function; `nnx.split_rngs` and `nnx.fork_rngs` split and fork random streams.",
+    ),
+    Capability(
         "nnx.with_vars",
         "flax",
         "0.12.8",
