@@ -10,7 +10,7 @@ PYTEST = $(BIN)/python $(RUN)
 export MPLBACKEND = agg
 export TF_CPP_MIN_LOG_LEVEL = 2
 
-.PHONY: demo test test-slow test-full full-attacks full-fuzzer full-saves full-kills full-resumes full-applications full-memory full-tables full-backbones test-lowest test-middle test-cross upstream package bench docs lint clean
+.PHONY: demo test test-slow test-full full-attacks full-fuzzer full-saves full-kills full-resumes full-applications full-memory full-tables full-backbones full-peers peers test-lowest test-middle test-cross upstream package bench docs lint clean
 
 demo: $(VENV)/ready
 	$(BIN)/python examples/digits.py $(ARGS)
@@ -23,7 +23,7 @@ test-slow: $(VENV)/ready
 
 # What may take hours, in parts; each writes its section of docs/full-run.md. KerasHub brings TensorFlow: its part
 # has an environment of its own, since the other tests see that none is needed.
-test-full: full-attacks full-fuzzer full-saves full-kills full-resumes full-applications full-memory full-tables full-backbones
+test-full: full-attacks full-fuzzer full-saves full-kills full-resumes full-applications full-memory full-tables full-backbones full-peers
 
 full-attacks full-fuzzer full-saves full-kills full-resumes full-applications full-memory full-tables: $(VENV)/ready
 full-backbones: .venv-full/ready-full
@@ -42,6 +42,13 @@ FULL_backbones := tests/contracts/test_keras_hub.py tests/contracts/test_keras_h
 full-attacks full-fuzzer full-saves full-kills full-resumes full-applications full-memory full-tables full-backbones: full-%:
 	$(PYTEST) -m 'full and not tables' --junitxml=.cache/full-$*.xml $(FULL_$*) $(ARGS)
 	$(BIN)/python -m docs.generate.full_run $* .cache/full-$*.xml
+
+# The tests of Flax, with wrappers of Keras layers in the place of its own; sources are downloaded to .cache/peers.
+peers: $(VENV)/ready
+	$(BIN)/python -m tests.peers .cache/full-peers.xml
+
+full-peers: peers
+	$(BIN)/python -m docs.generate.full_run peers .cache/full-peers.xml
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

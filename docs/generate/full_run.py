@@ -26,6 +26,7 @@ PARTS = {
     "memory": "the memory that doors take",
     "tables": "the tests that the large tables leave out of the slow pass",
     "backbones": "every backbone of KerasHub through training, checkpoints and Flax",
+    "peers": "tests of Flax with wrappers of Keras layers; `tests/peers/reasons.py` lists the skipped",
 }
 NOT_RUN = "Not run yet.\n"
 PACKAGES = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -83,6 +84,10 @@ class KerasSeed(nnx.RngState):
     def _with(self, key: jax.Array) -> KerasSeed:
         return self.copy(_state(key, jnp.zeros(key.shape, jnp.uint32)))  # type: ignore[return-value]
 
+    def _read(self, part: Callable[[jax.Array], jax.Array]) -> Any:
+        value = self.get_value()
+        return jax.eval_shape(part, value) if isinstance(value, jax.ShapeDtypeStruct) else part(value)
+
     @property
     def key(self) -> _Key:
         """The seed as a key; what is written into its value is written into the seed.
@@ -90,9 +95,7 @@ class KerasSeed(nnx.RngState):
         Raises:
             StructureMismatchError: if it is replaced, as `nnx.split_rngs` does in a copy of a module.
         """
-        words = self.get_value()[..., 0]
-        data = jnp.stack([jnp.zeros_like(words), words], axis=-1)
-        key = _Key(jax.random.wrap_key_data(data, impl="threefry2x32"), tag=self.tag)
+        key = _Key(self._read(_key_of), tag=self.tag)
         object.__setattr__(key, "_seed", self)
         return key
 
@@ -113,7 +116,7 @@ class KerasSeed(nnx.RngState):
         Raises:
             AttributeError: if it is replaced.
         """
-        count = _Count(self.get_value()[..., 1], tag=self.tag)
+        count = _Count(self._read(lambda state: state[..., 1]), tag=self.tag)
         object.__setattr__(count, "_seed", self)
         return count
 
@@ -172,6 +175,12 @@ class _Count(nnx.RngCount):
         """Writes the counter."""
         super().set_value(value, **index)
         self._seed.set_value(self._seed.get_value().at[..., 1].set(self.get_value()))
+
+
+def _key_of(state: jax.Array) -> jax.Array:
+    words = state[..., 0]
+    data = jnp.stack([jnp.zeros_like(words), words], axis=-1)
+    return jax.random.wrap_key_data(data, impl="threefry2x32")
 
 
 def _state(key: jax.Array, count: jax.Array) -> jax.Array:

@@ -283,3 +283,10 @@ def test_a_copy_by_split_rngs_is_refused():
     with pytest.raises(kfb.StructureMismatchError, match="with_rngs"):
         nnx.split_rngs(module, splits=3, graph=False)
     assert seed_of(module).get_value().shape == (2,)
+
+
+def test_an_abstract_seed_has_an_abstract_key():
+    module = nnx.eval_shape(lambda: kfb.ToNNX(keras.layers.Dropout(0.5), shape=(None, 4)))
+    seed = module.seed_generator_state
+    assert seed.key.get_value() == jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
+    assert seed.count.get_value() == jax.ShapeDtypeStruct((), np.uint32)

@@ -17,14 +17,22 @@ class Dense(nn.Module):
     features: int
     use_bias: bool = True
     param_dtype: Any = jnp.float32
+    kernel_init: Any = None
 
     @nn.compact
     def __call__(self, x: Any) -> Any:
         policy = keras.DTypePolicy(jnp.dtype(self.param_dtype).name)
-        wrapped = kfb.ToLinen(keras.layers.Dense(self.features, use_bias=self.use_bias, dtype=policy))
+        dense = keras.layers.Dense(int(self.features), use_bias=self.use_bias, dtype=policy)
+        wrapped = kfb.ToLinen(dense)
         nn.share_scope(self, wrapped)
         x = jnp.asarray(x)
-        return wrapped(x) if x.ndim > 1 else wrapped(x[None])[0]
+        rows = x if x.ndim > 1 else x[None]
+        if self.kernel_init is not None and self.is_initializing():
+            wrapped(rows)
+            shape, key = self.get_variable("params", "kernel").shape, self.make_rng("params")
+            self.put_variable("params", "kernel", self.kernel_init(key, shape, self.param_dtype))
+        outputs = wrapped(rows)
+        return outputs if x.ndim > 1 else outputs[0]
 
 
 def install() -> None:

@@ -68,6 +68,32 @@ class BatchNorm(kfb.ToNNX):
         return super().__call__(x, training=None if use_running_average is None else not use_running_average)
 
 
+class Dropout(kfb.ToNNX):
+    """`keras.layers.Dropout` for `nnx.Dropout`."""
+
+    def __init__(
+        self,
+        rate: float,
+        *,
+        broadcast_dims: Any = (),
+        deterministic: bool = False,
+        rng_collection: str = "dropout",
+        rngs: nnx.Rngs | nnx.RngStream | None = None,
+    ):
+        if broadcast_dims or rng_collection != "dropout":
+            raise TypeError("no place for broadcast_dims and rng_collection")
+        keys = nnx.Rngs(params=rngs(), dropout=rngs()) if isinstance(rngs, nnx.RngStream) else rngs
+        super().__init__(keras.layers.Dropout(rate), rngs=keys, shape=(None, 1))
+        self.rate, self.deterministic = rate, deterministic
+
+    rngs = property(lambda self: self.seed_generator_state)
+
+    def __call__(self, x: Any, *, deterministic: bool | None = None, rngs: Any = None) -> Any:
+        if rngs is not None:
+            nnx.reseed(self, dropout=rngs() if isinstance(rngs, nnx.RngStream) else rngs.dropout())
+        return super().__call__(x, training=None if deterministic is None else not deterministic)
+
+
 def filled(module: Any, rngs: nnx.Rngs, variables: dict[str, Any]) -> None:
     """Gives weights the values and the metadata that Flax's arguments ask for."""
     for argument, given in variables.items():
@@ -82,7 +108,7 @@ def filled(module: Any, rngs: nnx.Rngs, variables: dict[str, Any]) -> None:
             raise TypeError(f"no place for {argument}")
 
 
-SHIMS = {"Linear": Linear, "Conv": Conv, "BatchNorm": BatchNorm}
+SHIMS = {"Linear": Linear, "Conv": Conv, "BatchNorm": BatchNorm, "Dropout": Dropout}
 
 
 def install() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 CACHE = Path(__file__).parents[2] / ".cache" / "peers"
 _NNX = ("module", "transforms", "rngs", "optimizer", "filters")
 _BRIDGE = ("module", "wrappers")
+_LINEN = ("transforms", "module", "combinators")
 # by the layers that are replaced: whose tests, and which files
 SUITES = {
     "nnx": (
@@ -18,6 +19,7 @@ SUITES = {
         [f"tests/nnx/{name}_test.py" for name in _NNX]
         + [f"tests/nnx/bridge/{name}_test.py" for name in _BRIDGE],
     ),
+    "linen": ("flax", [f"tests/linen/linen_{name}_test.py" for name in _LINEN]),
 }
 
 
