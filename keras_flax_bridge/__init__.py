@@ -32,8 +32,8 @@ from keras_flax_bridge.errors import UnknownNameError as UnknownNameError
 from keras_flax_bridge.errors import UnsupportedLayerError as UnsupportedLayerError
 from keras_flax_bridge.errors import UnsupportedOptimizerError as UnsupportedOptimizerError
 from keras_flax_bridge.interop.keras_in_linen import ToLinen as ToLinen
-from keras_flax_bridge.interop.keras_in_nnx import Frozen as Frozen
 from keras_flax_bridge.interop.keras_in_nnx import ToNNX as ToNNX
+from keras_flax_bridge.interop.keras_in_nnx_kinds import Frozen as Frozen
 from keras_flax_bridge.interop.keras_in_nnx_seeds import KerasSeed as KerasSeed
 from keras_flax_bridge.interop.linen_in_keras import LinenLayer as LinenLayer
 from keras_flax_bridge.interop.nnx_in_keras import NNXLayer as NNXLayer

@@ -15,31 +15,17 @@ from keras_flax_bridge import keras_internals
 from keras_flax_bridge.errors import StructureMismatchError
 from keras_flax_bridge.interop.keras_in_nnx_building import not_built, refuse_optimizer
 from keras_flax_bridge.interop.keras_in_nnx_handle import LayerHandle
-from keras_flax_bridge.interop.keras_in_nnx_seeds import KerasSeed, Keys, SeedHolder
+from keras_flax_bridge.interop.keras_in_nnx_kinds import wrappers
+from keras_flax_bridge.interop.keras_in_nnx_seeds import Keys, SeedHolder
 from keras_flax_bridge.interop.makers import maker_of
-from keras_flax_bridge.interop.overwrites import Overwritten, warn_if_left_out
-from keras_flax_bridge.keras_internals import BATCH_STAT, FROZEN, OTHER, PARAM, SEED, UNTRACKED, Entry
+from keras_flax_bridge.interop.overwrites import warn_if_left_out
+from keras_flax_bridge.keras_internals import BATCH_STAT
 from keras_flax_bridge.keras_internals.call import call, require_built, require_known, require_layer
 from keras_flax_bridge.tree import words
 from keras_flax_bridge.tree.diff import diff_trees
 from keras_flax_bridge.tree.leaves import owned, require_values
 from keras_flax_bridge.tree.paths import Path
 from keras_flax_bridge.tree.types import Shape
-
-
-class Frozen(nnx.Variable[Any]):
-    """A weight that Keras keeps from training."""
-
-
-_TYPES = {
-    PARAM: nnx.Param,
-    keras_internals.OVERWRITTEN: Overwritten,
-    FROZEN: Frozen,
-    BATCH_STAT: nnx.BatchStat,
-    OTHER: nnx.BatchStat,  # state that calls may change, such as counters
-    UNTRACKED: nnx.BatchStat,  # and states of RNNs
-    SEED: KerasSeed,
-}
 
 
 class _Node(SeedHolder):
@@ -57,9 +43,10 @@ class ToNNX(SeedHolder):
     """A Keras layer or model as an `nnx.Module`; no environment flag is needed.
 
     Its attributes mirror the structural keys (``module.dense_1.kernel``, ``module.blocks[0].kernel``):
-    `nnx.Param` for trainable weights, `nnx.BatchStat` for moving statistics and other state,
-    `KerasSeed` for seeds, `Frozen` for frozen weights, and `Overwritten` for the scales and histories of
-    float8 training. It holds copies: the layer's own values are neither read nor written by a call.
+    `nnx.Param` for trainable weights, `nnx.LoRAParam` for those that ``enable_lora`` added, `nnx.BatchStat`
+    for moving statistics and other state, `KerasSeed` for seeds, `Frozen` for frozen weights, and
+    `Overwritten` for the scales and histories of float8 training. It holds copies: the layer's own values
+    are neither read nor written by a call.
     ``module.train()``, ``module.eval()`` or ``nnx.view(module, deterministic=...)`` set the default of
     ``training``.
 
@@ -308,10 +295,11 @@ def _take_up(module: ToNNX, keys: Keys, *, complete: bool) -> None:
     drawn = None
     if keys.params is not None and fresh:
         drawn = keras_internals.initial_values(layer, keys.params, make, keys.seeds)
+    wrapped = wrappers(layer)
     for entry in fresh:
         value = owned(entry.variable.value) if drawn is None else drawn[entry.path]
         node = _node(module, entry.path[:-1])
-        setattr(node, _attribute(node, entry.path[-1]), _TYPES[entry.kind](value, **_metadata(entry)))
+        setattr(node, _attribute(node, entry.path[-1]), wrapped(entry, value))
 
 
 def _build(module: ToNNX, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -323,13 +311,6 @@ def _build(module: ToNNX, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None
         )
     module._held.build(*args, **kwargs)
     _take_up(module, Keys.kept(module), complete=True)
-
-
-def _metadata(entry: Entry) -> dict[str, Any]:
-    """The nnx metadata of a variable: its sharding, and whether checkpoints may lack it."""
-    sharding = keras_internals.partition(entry.variable)
-    placed = {} if sharding is None else {"out_sharding": tuple(sharding.spec), "mesh": sharding.mesh}
-    return placed if entry.tracked else {**placed, "optional": True}
 
 
 def _variables(module: ToNNX) -> list[nnx.Variable[Any]]:

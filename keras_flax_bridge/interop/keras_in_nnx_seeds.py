@@ -180,7 +180,8 @@ class _Count(nnx.RngCount):
 def _key_of(state: jax.Array) -> jax.Array:
     words = state[..., 0]
     data = jnp.stack([jnp.zeros_like(words), words], axis=-1)
-    return jax.random.wrap_key_data(data, impl="threefry2x32")
+    key: jax.Array = jax.random.wrap_key_data(data, impl="threefry2x32")
+    return key
 
 
 def _state(key: jax.Array, count: jax.Array) -> jax.Array:

@@ -73,6 +73,7 @@ from keras_flax_bridge.keras_internals.models import collect as collect
 from keras_flax_bridge.keras_internals.models import context_arguments as context_arguments
 from keras_flax_bridge.keras_internals.models import is_built as is_built
 from keras_flax_bridge.keras_internals.models import is_complete as is_complete
+from keras_flax_bridge.keras_internals.models import lora_variables as lora_variables
 from keras_flax_bridge.keras_internals.models import makes_variables as makes_variables
 from keras_flax_bridge.keras_internals.models import shapes_to_specs as shapes_to_specs
 from keras_flax_bridge.keras_internals.models import specs as specs

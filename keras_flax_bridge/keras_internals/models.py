@@ -53,6 +53,15 @@ def all_layers(layer: Any) -> list[Any]:
     return list({id(part): part for part in [layer, *layer._flatten_layers()]}.values())
 
 
+def lora_variables(layer: Any) -> frozenset[int]:
+    """The ids of the variables that `enable_lora` added, at any depth."""
+    adapted = [vars(part) for part in all_layers(layer) if getattr(part, "lora_enabled", False)]
+    found = [
+        value for attributes in adapted for name, value in attributes.items() if name.startswith("lora_")
+    ]
+    return frozenset(id(value) for value in found if isinstance(value, keras.Variable))
+
+
 def is_complete(layer: Any) -> bool:
     """Whether a layer and all of its sublayers are built."""
     return all(part.built for part in all_layers(layer))
