@@ -89,8 +89,17 @@ class _Walk:
 
     def attributes(self, value: Any, skipped: frozenset[str] = frozenset()) -> Hashable:
         """The attributes of an object, by name."""
-        names = sorted(vars(value).keys() - skipped)
-        return tuple((name, self.key(vars(value)[name])) for name in names)
+        held = vars(value)
+        names = sorted(held.keys() - skipped)
+        return tuple((n, self._initializer(value, n) or self.key(held[n])) for n in names)
+
+    def _initializer(self, holder: Any, name: str) -> Hashable | None:
+        """What is compared of the initializer of a weight: not the seed that its constructor drew."""
+        held, stem = vars(holder), name.removesuffix("_initializer").lstrip("_")
+        of_weight = name != stem and (_is_of_keras(holder) or bool({stem, f"_{stem}"} & held.keys()))
+        if not of_weight or not isinstance(held[name], keras.Initializer):
+            return None
+        return type(held[name]), self.attributes(held[name], frozenset({"seed"}))
 
 
 class _Seen:
@@ -103,6 +112,10 @@ class _Plain:
 
 def _is_plain(value: Any) -> bool:
     return hasattr(value, "__dict__") and type(value).__basicsize__ == _Plain.__basicsize__
+
+
+def _is_of_keras(value: Any) -> bool:
+    return type(value).__module__.startswith("keras.")
 
 
 _NUMBERS = {float, complex}
@@ -133,12 +146,8 @@ def _seed_generator(walk: _Walk, generator: Any) -> Hashable:
     return walk.attributes(generator, frozenset({"name", "seed", "_initial_seed"}))  # its state is an operand
 
 
-def _initializer(walk: _Walk, initializer: Any) -> Hashable:
-    return walk.attributes(initializer, frozenset({"seed"}))  # drawn by the constructor, never given
-
-
 def _layer(walk: _Walk, layer: Any) -> Hashable:
-    is_model, is_of_keras = isinstance(layer, keras.Model), type(layer).__module__.startswith("keras.")
+    is_model, is_of_keras = isinstance(layer, keras.Model), _is_of_keras(layer)
     name = None if walk.is_within and is_of_keras else _own_name(layer)
     around, walk.is_within = walk.is_within, is_of_keras and not is_model
     found = walk.attributes(layer, _unread_of_models() if is_model else _unread())
@@ -168,7 +177,8 @@ def _partial(walk: _Walk, partial: Any) -> Hashable:
 
 
 def _array(walk: _Walk, array: Any) -> Hashable:
-    if isinstance(array, jax.core.Tracer) or array.dtype.hasobject:
+    has_more = isinstance(array, np.ndarray) and type(array) is not np.ndarray  # such as a mask
+    if has_more or array.dtype.hasobject:
         return Itself(array)
     return str(array.dtype), array.shape, hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
 
@@ -203,7 +213,6 @@ def _beside(walk: _Walk, container: Any) -> Hashable:
 _KINDS: dict[Any, Callable[[_Walk, Any], Hashable]] = {
     keras.Variable: _variable,
     keras.random.SeedGenerator: _seed_generator,
-    keras.Initializer: _initializer,
     keras.layers.Layer: _layer,
     keras.Operation: _operation,
     keras.Metric: _metric,

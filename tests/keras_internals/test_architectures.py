@@ -105,7 +105,22 @@ def reduced(factor):
     return Holds(lambda x: factor * x)
 
 
+class Weighted(keras.layers.Layer):
+    """Keeps the initializer of its weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale_initializer = keras.initializers.RandomNormal()
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=shape[-1:], initializer=self.scale_initializer)
+
+    def call(self, x):
+        return x * self.scale
+
+
 SAME = {
+    "the initializer of a weight": (Weighted,) * 2,
     "a layer": (lambda: layers.Dense(4, "relu", kernel_regularizer="l2", dtype="mixed_bfloat16"),) * 2,
     "a layer that was called": (called, lambda: layers.Dense(4)),
     "an automatic name": (lambda: layers.Dense(4), lambda: layers.Dense(4, name="dense_77")),
@@ -150,6 +165,14 @@ OTHER = {
     "a number": (Holds(1), Holds(1.0)),
     "the sign of zero": (Holds(0.0), Holds(-0.0)),
     "an array": (Holds(np.arange(3)), Holds(np.arange(3)[::-1])),
+    "an initializer that a call may use": (
+        Holds(keras.initializers.RandomNormal()),
+        Holds(keras.initializers.RandomNormal()),
+    ),
+    "a mask": (
+        Holds(types.SimpleNamespace(a=np.ma.array([1, 2], mask=[0, 1]))),
+        Holds(types.SimpleNamespace(a=np.ma.array([1, 2], mask=[1, 0]))),
+    ),
     "a dtype": (Holds(np.arange(3, dtype="int32")), Holds(np.arange(3, dtype="int16"))),
     "functions of one code": (reduced(2), reduced(3)),
     "objects of other libraries": (Holds(memoryview(b"a")), Holds(memoryview(b"a"))),
