@@ -292,6 +292,13 @@ for _what, _mesh in MESHES.items():
         file.write_text(json.dumps(dict.fromkeys(found, json.dumps(named))))
 
 
+@row("a leaf's entry in _sharding, deep", *BESIDE)
+def _deep_entry(path, kit):
+    file = storage.item(path) / "_sharding"
+    name = next(iter(json.loads(file.read_text())))
+    file.write_text(f'{{"{name}": {DEEP}}}')  # C++ makes Python's objects of it, one level within the other
+
+
 FORGED = {
     "chunks of 8 GB": {"write_shape": [HUGE, 2], "chunk_shape": [HUGE, 2]},
     "chunks of no size": {"write_shape": [-1], "chunk_shape": []},

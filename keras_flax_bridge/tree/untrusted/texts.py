@@ -8,8 +8,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +30,8 @@ class Bounds(NamedTuple):
 
 JSON = Bounds(MOST_BYTES, MOST_VALUES)
 _MOST_ENTRIES = 1 << 20  # files and folders of one checkpoint
+_MOST_LEVELS = 200  # of a JSON text that C++ reads, whose stack nobody checks
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 
 def read_text(path: Path, kind: type[CheckpointError] = CorruptCheckpointError) -> str:
@@ -114,14 +118,22 @@ def require_bounded(
 
 
 def require_modest(path: Path) -> None:
-    """Checks that another library may read a JSON file completely; a short file is not read for that.
+    """Checks that another library may read a JSON file completely.
 
     Raises:
-        CorruptCheckpointError: if it is not a regular file, or becomes too large in memory.
+        CorruptCheckpointError: if it is not a regular file, is too deep, or becomes too large in memory.
     """
     require_regular(path, CorruptCheckpointError)
     if path.stat().st_size > MOST_VALUES:  # fewer characters have fewer values
-        require_bounded(read_text(path), str(path))
+        text = read_text(path)
+        require_bounded(text, str(path))
+    else:
+        text = path.read_bytes().decode(errors="replace")
+    if text.count("[") + text.count("{") > _MOST_LEVELS:
+        brackets = (1 if sign in "[{" else -1 for sign in re.findall(r"[\[\]{}]", _STRING.sub("", text)))
+        if max(accumulate(brackets), default=0) > _MOST_LEVELS:
+            got = f"more than {_MOST_LEVELS} levels of lists and objects"
+            raise _unlike(path, got, "JSON as Orbax writes it", CorruptCheckpointError)
 
 
 def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
