@@ -9,8 +9,10 @@ import pytest
 
 from tests.peers.reasons import reason_of
 
-SUITE = os.environ["PEERS"]
-importlib.import_module(f"tests.peers.{SUITE}_shims").install()
+
+def pytest_configure() -> None:
+    """Replaces the layers of a suite before its tests are imported."""
+    importlib.import_module(f"tests.peers.{os.environ['PEERS']}_shims").install()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
