@@ -7,6 +7,7 @@ uses them.
 """
 
 import ast
+import gc
 import re
 import sys
 import tempfile
@@ -93,11 +94,14 @@ def calls(run: Run) -> list[CodeType]:
             found.append(frame.f_code)
 
     before = sys.getprofile()
+    gc.collect()  # what others left ends now, not within the run, where its finalizers would be recorded
+    gc.disable()
     sys.setprofile(note)
     try:
         run()
     finally:
         sys.setprofile(before)
+        gc.enable()
     return found
 
 

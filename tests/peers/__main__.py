@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -33,10 +32,7 @@ def main(report: str) -> None:
         folder = folder_of(package)
         for file in files:
             for case in run(suite, file, folder).iter("testcase"):
-                case.set(
-                    "classname",
-                    f"{package} {version(package)}/{file.removesuffix('.py')}".replace(".", "\u2024"),
-                )
+                case.set("classname", f"{package}.{file.removesuffix('.py').replace('/', '.')}")
                 case.set("name", f"[{case.get('name')}]")
                 merged.append(case)
     ElementTree.ElementTree(merged).write(report)
