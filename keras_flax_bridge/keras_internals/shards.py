@@ -38,10 +38,15 @@ def scope_of(layer: Any, entries: Sequence[Entry], values: Sequence[Any]) -> Ite
 def _of_any_size(layer: Any) -> Iterator[None]:
     """Takes away the checks of input shapes, which know the size of the whole."""
     kept = [(part, part.input_spec) for part in all_layers(layer) if part.input_spec is not None]
+    added = []  # by models that compute theirs, and remember one that is set
     try:
         for part, _ in kept:
+            before = set(vars(part))
             part.input_spec = None
+            added += [(part, name) for name in vars(part).keys() - before]
         yield
     finally:
         for part, spec in kept:
             part.input_spec = spec
+        for part, name in added:
+            delattr(part, name)

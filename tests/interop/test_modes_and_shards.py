@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import keras
 import numpy as np
 import pytest
 from flax import nnx
@@ -67,6 +68,25 @@ def test_shards_of_weights_in_shard_map():
     assert second._held.layer.input_spec is not None  # which is checked elsewhere
     with pytest.raises(ValueError, match="incompatible"):
         second(X)
+
+
+def test_a_model_of_shards_is_left_as_it_was():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layers.Dense(8, use_bias=False)(inputs))
+    before = set(vars(model))
+    module = kfb.ToNNX(model)
+    graphdef, state = nnx.split(module)
+
+    def call(kernel):
+        shard = nnx.merge(graphdef, state)
+        shard.dense.kernel = nnx.Param(kernel)
+        return shard(X)
+
+    kernel, mesh = module.dense.kernel.get_value(), Mesh(np.array(jax.devices()[:4]), ("model",))
+    places = {"in_specs": P(None, "model"), "out_specs": P(None, "model")}
+    outputs = jax.shard_map(call, mesh=mesh, **places)(kernel)
+    np.testing.assert_allclose(outputs, model(X), rtol=1e-5, atol=1e-6)
+    assert set(vars(model)) == before
 
 
 def test_a_value_of_another_shape_is_refused_elsewhere():
