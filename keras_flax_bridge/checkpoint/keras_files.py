@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -193,16 +193,23 @@ def restore_weights(path: FilePath, model: Any) -> Any:
     """
     _require_built(path, model)
     variables = [entry.variable for found in receivers(model).values() for entry in found]
+    with all_or_nothing(model, variables):
+        read_weights(path, model)
+    return model
+
+
+@contextlib.contextmanager
+def all_or_nothing(model: Any, variables: Sequence[Any]) -> Iterator[None]:
+    """Gives these variables of a model their values back where reading into it fails."""
     before = [variable.value for variable in variables]  # arrays of jax don't change
     try:
-        read_weights(path, model)
+        yield
     except CheckpointError:
         for variable, value in zip(variables, before, strict=True):
             variable.assign(value)
         raise
     finally:
         keras_internals.refresh(model)
-    return model
 
 
 def read_weights(path: FilePath, model: Any) -> None:

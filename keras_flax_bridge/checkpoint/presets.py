@@ -15,7 +15,7 @@ from typing import Any
 import keras
 
 from keras_flax_bridge import keras_internals
-from keras_flax_bridge.checkpoint import assets, guards, model_configs
+from keras_flax_bridge.checkpoint import assets, guards, keras_files, model_configs
 from keras_flax_bridge.checkpoint.guards import limits
 from keras_flax_bridge.errors import CheckpointError, StructureMismatchError, said
 from keras_flax_bridge.keras_internals import SLACK
@@ -86,19 +86,10 @@ def restore(folder: FilePath, model: Any, *, partial: bool) -> Any:
             expected=f"those of {type(model).__name__} too",
             fix="Pass partial=True to leave the other weights as they are, or restore into model.backbone.",
         )
-    variables = model.variables
-    before = [variable.value for variable in variables]  # arrays of jax don't change
-    try:
-        with assets.kept(model, folder):
-            _load_weights(folder, model)
-            if (folder / _ASSETS).is_dir():  # else the model keeps its own, as with any checkpoint
-                _load_assets(folder, model)
-    except CheckpointError:
-        for variable, value in zip(variables, before, strict=True):
-            variable.assign(value)
-        raise
-    finally:
-        keras_internals.refresh(model)
+    with keras_files.all_or_nothing(model, model.variables), assets.kept(model, folder):
+        _load_weights(folder, model)
+        if (folder / _ASSETS).is_dir():  # else the model keeps its own, as with any checkpoint
+            _load_assets(folder, model)
     return model
 
 
